@@ -1,0 +1,147 @@
+"""An engine makes many PostgreSQLs one database.
+
+The core knows only this interface; it never asks which engine it is talking to. Everything an engine needs to know
+between two calls is in the coordinator database (schema ``pgherd`` and the engine's own catalogue), so that a
+failover of everything, or a kill -9 of the caller, loses nothing. All methods are idempotent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pgherd.model.topology import Endpoints
+
+
+@dataclass(frozen=True, order=True)
+class ShardGroupId:
+    """The shards of colocated tables with the same hash bucket: what moves as one."""
+
+    colocation: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.colocation}/{self.index}"
+
+
+@dataclass(frozen=True)
+class ShardGroup:
+    """A shard group where it is now."""
+
+    id: ShardGroupId
+    segment: int
+    bytes: int
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found wrong. ``fix`` says what to do."""
+
+    group: int
+    check: str
+    message: str
+    fix: str
+
+
+class MoveControl(Protocol):
+    """What a move tells its operation, and asks it."""
+
+    def report(self, message: str, bytes_done: int | None = None) -> None:
+        """Say in one sentence what is happening, and how many bytes of this shard group are over."""
+
+    def checkpoint(self, name: str) -> None:
+        """A step was persisted.
+
+        :raises Cancelled: the operation was cancelled or this process is asked to stop: undo the move, then let
+            the exception pass
+        """
+
+
+class Engine(ABC):
+    """Many databases as one. One instance serves one cluster; it holds no state of its own."""
+
+    name: str
+
+    def preload_libraries(self) -> Sequence[str]:
+        """What every member needs in ``shared_preload_libraries``."""
+        return ()
+
+    def parameters(self, group: int, shard_count: int) -> Mapping[str, str | int | bool]:
+        """PostgreSQL parameters that this engine needs in a group, below the user's own."""
+        return {}
+
+    @abstractmethod
+    def initialise_coordinator(self, shard_count: int) -> None:
+        """Make the coordinator's primary ready: role and database, schema ``pgherd``, the SQL interface.
+
+        Safe to call at every start: it brings the objects of an older version up to date.
+        """
+
+    @abstractmethod
+    def initialise_segment(self, group: int) -> None:
+        """Make a segment's primary ready to be admitted: role, database, what moves and checks need there."""
+
+    @abstractmethod
+    def admit(self, group: int, endpoints: Endpoints) -> None:
+        """Let a segment take part: the coordinator knows it, it has every table's definition and a complete copy
+        of every reference table. It holds no shards yet (unless it is among the first segments)."""
+
+    @abstractmethod
+    def update_endpoints(self, group: int, endpoints: Endpoints) -> None:
+        """The members of an admitted segment changed (standbys came or went)."""
+
+    @abstractmethod
+    def retire(self, group: int) -> None:
+        """The opposite of :meth:`admit`.
+
+        :raises PgherdError: the segment still holds shards
+        """
+
+    @abstractmethod
+    def segments(self) -> Sequence[int]:
+        """The admitted segments' group ids, in order."""
+
+    @abstractmethod
+    def endpoints(self) -> Mapping[int, Endpoints]:
+        """The endpoints that the catalogue holds for each admitted segment."""
+
+    @abstractmethod
+    def shard_groups(self) -> Sequence[ShardGroup]:
+        """Every shard group with its place and size (bytes with indexes and TOAST, asked in one query a segment)."""
+
+    @abstractmethod
+    def preflight(self, groups: Sequence[ShardGroupId]) -> Sequence[str]:
+        """What keeps these shard groups from being moved, one sentence each with the way out; empty: nothing."""
+
+    @abstractmethod
+    def move(
+        self, operation: int, group: ShardGroupId, target: int, control: MoveControl, *, blocking: bool = False
+    ) -> None:
+        """Bring one shard group to ``target``, online unless ``blocking``.
+
+        Returns at once if it is there already. Clean-up records are written before things are made. After it
+        returns the new placement is committed; the source's copy may still exist, with a clean-up record.
+
+        :param operation: id in ``pgherd.operations``, for the clean-up records
+        :raises Cancelled: from ``control``; the move is undone
+        :raises Unavailable: a server went away; undone as far as it could be, :meth:`clean_up` does the rest
+        """
+
+    @abstractmethod
+    def clean_up(self, operation: int | None = None) -> int:
+        """Carry out the clean-up records that are due (all, or those of one operation) and put right what a killed
+        move left behind. Must not touch what a running move of this process uses.
+
+        :return: how many records remain (a server is away, an old transaction still reads)
+        """
+
+    @abstractmethod
+    def create_restore_point(self, name: str) -> Mapping[int, str]:
+        """A point at which all groups agree. Returns each group's LSN."""
+
+    @abstractmethod
+    def check(self) -> Sequence[Finding]:
+        """Compare catalogue and world: strays, missing or extra shards, definitions, reference copies, leftovers."""
