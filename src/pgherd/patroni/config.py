@@ -1,0 +1,281 @@
+"""What we tell Patroni: one dynamic configuration per group, one file per member.
+
+Patroni keeps the *dynamic* configuration of a group (a scope) in its store and applies it to all members: what
+every member must agree on. The *member* file holds what differs from one to the next: addresses, directories,
+passwords. Both are built here from the declaration alone: pure functions, no I/O, the same on every platform.
+
+Durations in Patroni's configuration are seconds, sizes bytes, PostgreSQL parameters strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pgherd.errors import BadInput
+from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
+
+if TYPE_CHECKING:
+    from pgherd.model.spec import PostgresCluster
+
+REST_USER = "pgherd"
+"""Basic authentication of the REST calls that change something"""
+
+LOOPBACK = ("127.0.0.1/32",)
+
+RESERVED_PARAMETERS = frozenset(
+    {
+        "archive_cleanup_command",
+        "cluster_name",
+        "config_file",
+        "data_directory",
+        "external_pid_file",
+        "full_page_writes",
+        "fsync",
+        "hba_file",
+        "hot_standby",
+        "ident_file",
+        "listen_addresses",
+        "password_encryption",
+        "port",
+        "primary_conninfo",
+        "primary_slot_name",
+        "synchronous_standby_names",
+        "unix_socket_directories",
+        "wal_level",
+        "wal_log_hints",
+    }
+)
+"""Parameters that the declaration can't set: each would break addresses, replication or durability."""
+
+_MEBIBYTE = 1024 * 1024
+
+_BASE_PARAMETERS: Mapping[str, str] = {
+    "autovacuum_max_workers": "2",
+    "hot_standby": "on",
+    "log_line_prefix": "%m [%p] %q%u@%d %a ",
+    "max_connections": "200",
+    "max_locks_per_transaction": "256",
+    "max_logical_replication_workers": "16",
+    # Two-phase commit across segments needs a slot for every session in the worst case.
+    "max_prepared_transactions": "200",
+    "max_replication_slots": "32",
+    "max_slot_wal_keep_size": "4GB",
+    "max_sync_workers_per_subscription": "4",
+    "max_wal_senders": "32",
+    "max_worker_processes": "32",
+    "password_encryption": "scram-sha-256",
+    "shared_buffers": "64MB",
+    "wal_keep_size": "128MB",
+    "wal_level": "logical",
+    "wal_log_hints": "on",
+    "wal_receiver_status_interval": "1s",
+    # How long a standby or a subscription that lost its primary waits before the next try (5 s by default).
+    "wal_retrieve_retry_interval": "200ms",
+}
+
+
+def standbys(cluster: PostgresCluster, group_id: int) -> int:
+    """How many standbys the declaration asks for in this group."""
+    spec = cluster.spec
+    return int(spec.coordinator.standbys if group_id == COORDINATOR else spec.segments.standbys)
+
+
+def dynamic_config(
+    cluster: PostgresCluster,
+    group_id: int,
+    engine_parameters: Mapping[str, str],
+    preload: Sequence[str],
+    *,
+    networks: Sequence[str] = LOOPBACK,
+) -> dict[str, Any]:
+    """What all members of one group agree on; JSON-like, ready for ``PATCH /config`` or ``bootstrap.dcs``.
+
+    :param engine_parameters: PostgreSQL parameters that the engine needs; they win over the user's
+    :param preload: ``shared_preload_libraries`` of the engine; the user's come after them
+    :param networks: CIDRs from which members and clients connect (SCRAM in any case)
+    :raises BadInput: the declaration sets a parameter of :data:`RESERVED_PARAMETERS`
+    """
+    has_standbys = standbys(cluster, group_id) > 0
+    return {
+        "ttl": 20,
+        "loop_wait": 1,
+        "retry_timeout": 3,
+        # The store may be away for a moment: a primary that still reaches its whole group stays primary.
+        "failsafe_mode": True,
+        "maximum_lag_on_failover": _lag_on_failover(cluster),
+        "synchronous_mode": _synchronous_mode(cluster, has_standbys),
+        "synchronous_mode_strict": False,
+        "synchronous_node_count": 1,
+        # 0: a healthy standby takes over at once. A member alone can only come back itself: give it time.
+        "primary_start_timeout": 0 if has_standbys else 300,
+        "primary_stop_timeout": 30,
+        "ignore_slots": [
+            {"type": "logical", "plugin": "pgoutput", "database": database}
+            for database in (cluster.spec.database, SUPERUSER)
+        ],
+        "postgresql": {
+            "use_pg_rewind": True,
+            "use_slots": True,
+            "remove_data_directory_on_rewind_failure": True,
+            "remove_data_directory_on_diverged_timelines": True,
+            "parameters": _parameters(cluster, engine_parameters, preload),
+            "pg_hba": _pg_hba(cluster, networks),
+        },
+    }
+
+
+def _lag_on_failover(cluster: PostgresCluster) -> int:
+    # With a synchronous standby every acknowledged commit is on the candidate, however far the unacknowledged
+    # tail of a bulk load has run ahead: a small bound would only forbid harmless failovers.
+    return (16 if cluster.spec.durability == "asynchronous" else 1024) * _MEBIBYTE
+
+
+def _synchronous_mode(cluster: PostgresCluster, has_standbys: bool) -> bool | str:
+    if not has_standbys or cluster.spec.durability == "asynchronous":
+        return False
+    return "quorum" if cluster.spec.durability == "quorum" else True
+
+
+def _parameters(
+    cluster: PostgresCluster, engine_parameters: Mapping[str, str], preload: Sequence[str]
+) -> dict[str, str]:
+    user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}
+    if reserved := sorted(RESERVED_PARAMETERS.intersection(user)):
+        raise BadInput(
+            *(f"spec.postgres.parameters.{name}: is set by pgherd, leave it out" for name in reserved)
+        )
+    parameters = {
+        **_BASE_PARAMETERS,
+        **user,
+        **{name: _text(value) for name, value in engine_parameters.items()},
+    }
+    libraries = [*preload, *_split(parameters.pop("shared_preload_libraries", ""))]
+    if libraries:
+        parameters["shared_preload_libraries"] = ",".join(dict.fromkeys(libraries))
+    return dict(sorted(parameters.items()))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def _split(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _pg_hba(cluster: PostgresCluster, networks: Sequence[str]) -> list[str]:
+    # pgherd's own two roles come first: no line of the user's can lock Patroni or the engine out.
+    own = [
+        line
+        for network in networks
+        for line in (
+            f"host replication {REPLICATION_USER} {network} scram-sha-256",
+            f"host all {SUPERUSER} {network} scram-sha-256",
+        )
+    ]
+    user = (line.strip() for line in (cluster.spec.postgres.host_based_authentication or "").splitlines())
+    defaults = [
+        "local all all scram-sha-256",
+        *(f"host all all {network} scram-sha-256" for network in networks),
+    ]
+    return [*own, *(line for line in user if line and not line.startswith("#")), *defaults]
+
+
+def config_patch(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The smallest ``PATCH /config`` that brings ``current`` to ``wanted``; empty when nothing differs.
+
+    Keys of Patroni's own (``pause``, ``slots``) stay; PostgreSQL parameters that are no longer wanted go.
+    """
+    patch = _difference(current, wanted)
+    parameters_now = (current.get("postgresql") or {}).get("parameters") or {}
+    gone = set(parameters_now) - set(wanted["postgresql"]["parameters"])
+    if gone:
+        patch.setdefault("postgresql", {}).setdefault("parameters", {}).update(dict.fromkeys(sorted(gone)))
+    return patch
+
+
+def _difference(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    patch: dict[str, Any] = {}
+    for key, value in wanted.items():
+        now = current.get(key)
+        if isinstance(value, Mapping) and isinstance(now, Mapping):
+            if deeper := _difference(now, value):
+                patch[key] = deeper
+        elif now != value:
+            patch[key] = value
+    return patch
+
+
+def member_config(
+    cluster: PostgresCluster,
+    member: Member,
+    *,
+    postgres: Endpoint,
+    rest: Endpoint,
+    data_dir: str,
+    bin_dir: str,
+    pgpass: str,
+    credentials: Credentials,
+    store: Mapping[str, Any],
+    namespace: str,
+    dcs_config: Mapping[str, Any],
+    server_major: int,
+    parameters: Mapping[str, str] | None = None,
+    tags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One member's ``patroni.yml``; holds passwords.
+
+    :param postgres: where its PostgreSQL listens, under the address by which everyone reaches it
+    :param rest: the same for Patroni's REST API
+    :param pgpass: a file of this member's own, which Patroni overwrites at will
+    :param store: Patroni's store section, for example ``{"raft": {...}}``
+    :param namespace: the store's folder: of this cluster alone, so that what an earlier cluster of the same name
+        left in the store can't be mistaken for this one's
+    :param dcs_config: of :func:`dynamic_config`; used if this member bootstraps its group
+    :param server_major: PostgreSQL's major version, for initdb's options
+    :param parameters: PostgreSQL parameters of this member alone (socket directory and the like)
+    """
+    return {
+        "scope": member.scope,
+        "namespace": namespace,
+        "name": member.name,
+        "log": {"level": "INFO", "deduplicate_heartbeat_logs": True},
+        "restapi": {
+            "listen": _address(rest),
+            "connect_address": _address(rest),
+            "authentication": {"username": REST_USER, "password": credentials.rest},
+        },
+        **store,
+        "bootstrap": {"dcs": dict(dcs_config), "initdb": initdb_options(server_major)},
+        "postgresql": {
+            "listen": _address(postgres),
+            "connect_address": _address(postgres),
+            "data_dir": data_dir,
+            "bin_dir": bin_dir,
+            "pgpass": pgpass,
+            "authentication": {
+                "superuser": {"username": SUPERUSER, "password": credentials.superuser},
+                "replication": {"username": REPLICATION_USER, "password": credentials.replication},
+            },
+            "basebackup": [{"checkpoint": "fast"}],
+            "parameters": dict(parameters or {}),
+        },
+        "watchdog": {"mode": "off"},
+        "tags": dict(tags or {}),
+    }
+
+
+def initdb_options(server_major: int) -> list[Any]:
+    """Checksums, UTF-8 and one collation that sorts alike on every machine and in every group."""
+    common: list[Any] = ["data-checksums", {"encoding": "UTF8"}, {"auth": "scram-sha-256"}]
+    if server_major >= 17:
+        return [*common, {"locale": "C"}, {"locale-provider": "builtin"}, {"builtin-locale": "C.UTF-8"}]
+    return [*common, {"locale": "C.UTF-8"}]
+
+
+def _address(endpoint: Endpoint) -> str:
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{host}:{endpoint.port}"
