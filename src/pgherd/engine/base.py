@@ -118,7 +118,13 @@ class Engine(ABC):
 
     @abstractmethod
     def move(
-        self, operation: int, group: ShardGroupId, target: int, control: MoveControl, *, blocking: bool = False
+        self,
+        operation: int,
+        group: ShardGroupId,
+        target: int,
+        control: MoveControl,
+        *,
+        blocking: bool = False,
     ) -> None:
         """Bring one shard group to ``target``, online unless ``blocking``.
 

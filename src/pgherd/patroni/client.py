@@ -83,6 +83,8 @@ class MemberStatus:
     """a standby without which (or without a quorum of which) no commit is acknowledged"""
     pending_restart: bool
     pending_restart_parameters: Sequence[str]
+    pending_restart_reason: Mapping[str, Mapping[str, Any]]
+    """parameter name -> ``old_value`` and ``new_value``, both texts"""
     server_version: int | None
     """for example 180006"""
     system_identifier: str | None
@@ -287,6 +289,7 @@ def _member_status(answer: Mapping[str, Any], *, leader: bool) -> MemberStatus:
         sync_standby=bool(answer.get("sync_standby") or answer.get("quorum_standby")),
         pending_restart=bool(answer.get("pending_restart")),
         pending_restart_parameters=tuple(sorted(answer.get("pending_restart_reason") or ())),
+        pending_restart_reason=answer.get("pending_restart_reason") or {},
         server_version=answer.get("server_version"),
         system_identifier=answer.get("database_system_identifier"),
         downstreams=tuple(_downstream(item) for item in answer.get("replication") or ()),

@@ -91,7 +91,9 @@ class Databases:
         parameters = self.parameters(group, user=user, database=database, read_only=read_only)
         try:
             return psycopg.connect(
-                autocommit=autocommit, application_name=application_name, **parameters  # type: ignore[arg-type]
+                autocommit=autocommit,
+                application_name=application_name,
+                **parameters,  # type: ignore[arg-type]
             )
         except psycopg.OperationalError as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no answer"

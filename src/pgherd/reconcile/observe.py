@@ -1,0 +1,195 @@
+"""One look at the world: platform, Patroni, and the coordinator database.
+
+Everything is asked anew each time. What can't be asked is None in the result, never a guess.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from pgherd import __version__
+from pgherd.engine.base import Engine
+from pgherd.errors import PgherdError
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import COORDINATOR, Endpoint
+from pgherd.operations import store
+from pgherd.patroni.client import PatroniClient
+from pgherd.patroni.config import dynamic_config
+from pgherd.platform.base import Declaration, MemberView, Platform
+from pgherd.postgres.connections import Connection, Databases
+from pgherd.reconcile.state import Catalogue, GroupSize, MemberState, Observed, Operation
+
+logger = logging.getLogger(__name__)
+
+#: Mark on schema pgherd of a database that this version of the engine has prepared.
+PREPARED_BY = f"prepared by pgherd {__version__}"
+
+
+@dataclass(frozen=True)
+class World:
+    """What the loop works on: a cluster's platform, databases and engine."""
+
+    name: str
+    platform: Platform
+    databases: Databases
+    engine: Engine
+    patroni: PatroniClient
+
+
+def connect(
+    platform: Platform, name: str, make_engine: Callable[[PostgresCluster, Databases], Engine]
+) -> World:
+    """The world of one cluster.
+
+    :raises NoSuchCluster: there is none of this name
+    """
+    cluster = platform.declaration(name).cluster
+    credentials = platform.credentials(name)
+    databases = Databases(cluster.spec.database, credentials, lambda: addresses(platform, name))
+    return World(name, platform, databases, make_engine(cluster, databases), PatroniClient(credentials.rest))
+
+
+def addresses(platform: Platform, name: str) -> Mapping[int, Sequence[Endpoint]]:
+    """Every group's endpoints as the platform has them now, by ordinal."""
+    groups: dict[int, list[Endpoint]] = {}
+    for view in sorted(platform.members(name).values(), key=lambda view: view.member):
+        groups.setdefault(view.member.group, []).append(view.postgres)
+    return groups
+
+
+def observe(world: World, *, sizes: bool = False) -> Observed:
+    """Look once.
+
+    :param sizes: also ask each segment for its shards' sizes (a query per segment)
+    """
+    declaration = world.platform.declaration(world.name)
+    members = _members(world.patroni, world.platform.members(world.name))
+    bare = Observed(declaration, members, {}, _wanted_configs(world, declaration, members), None, {})
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        groups = sorted({state.member.group for state in members.values()})
+        configs = dict(zip(groups, pool.map(lambda group: _config(world, bare, group), groups), strict=True))
+        prepared = dict(
+            zip(groups, pool.map(lambda group: _prepared(world, bare, group), groups), strict=True)
+        )
+    known = {group: state for group, state in prepared.items() if state is not None}
+    seen = Observed(declaration, members, configs, bare.wanted_configs, None, known)
+    return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
+
+
+def _members(patroni: PatroniClient, views: Mapping[str, MemberView]) -> dict[str, MemberState]:
+    def ask(view: MemberView) -> MemberState:
+        return MemberState(view, patroni.member_status(view.rest) if view.running else None)
+
+    if not views:
+        return {}
+    with ThreadPoolExecutor(max_workers=min(16, len(views))) as pool:
+        return dict(zip(views, pool.map(ask, views.values()), strict=True))
+
+
+def _wanted_configs(
+    world: World, declaration: Declaration, members: Mapping[str, MemberState]
+) -> dict[int, Mapping[str, Any]]:
+    declared = set(range(declaration.cluster.spec.segments.count + 1))
+    return {
+        group: wanted_config(world.engine, declaration.cluster, group)
+        for group in sorted(declared | {state.member.group for state in members.values()})
+    }
+
+
+def wanted_config(engine: Engine, cluster: PostgresCluster, group: int) -> dict[str, Any]:
+    """Patroni's dynamic configuration as it should be in this group."""
+    parameters = {
+        name: str(value) for name, value in engine.parameters(group, cluster.spec.shard_count).items()
+    }
+    return dynamic_config(cluster, group, parameters, engine.preload_libraries())
+
+
+def _config(world: World, seen: Observed, group: int) -> Mapping[str, Any] | None:
+    for state in seen.of_group(group):
+        if state.patroni is None:
+            continue
+        try:
+            return world.patroni.get_config(state.view.rest)
+        except PgherdError:
+            continue
+    return None
+
+
+def _prepared(world: World, seen: Observed, group: int) -> bool | None:
+    """Whether the engine's objects are there; None if the primary can't be asked."""
+    if seen.primary(group) is None:
+        return None
+    try:
+        with world.databases.connect(group) as connection:
+            row = connection.execute(
+                "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = 'pgherd'"
+            ).fetchone()
+    except PgherdError as error:
+        return False if _database_is_missing(error) else None
+    except psycopg.Error:
+        return None
+    return row is not None and row[0] == PREPARED_BY
+
+
+def _database_is_missing(error: PgherdError) -> bool:
+    # libpq tells a refused start-up only by text; the server's messages are in English (lc_messages C).
+    return "database" in str(error) and "does not exist" in str(error)
+
+
+def mark_prepared(databases: Databases, group: int) -> None:
+    """Remember in the database that the engine has prepared it."""
+    with databases.connect(group) as connection:
+        connection.execute(f"COMMENT ON SCHEMA pgherd IS '{PREPARED_BY}'")
+
+
+def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
+    try:
+        with world.databases.connect(COORDINATOR) as connection:
+            catalogue = _catalogue(world.engine, connection)
+        running, last = store.statuses(world.databases)
+        return Observed(
+            seen.declaration,
+            seen.members,
+            seen.configs,
+            seen.wanted_configs,
+            catalogue,
+            seen.initialised,
+            _sizes(world.engine) if sizes else {},
+            running,
+            last,
+        )
+    except (PgherdError, psycopg.Error) as error:
+        logger.info("the coordinator can't be asked: %s", error)
+        return seen
+
+
+def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
+    rows = connection.execute(
+        "SELECT id, kind, phase, to_segments, (parameters->>'generation')::bigint, finished_at IS NOT NULL, error"
+        " FROM pgherd.operations ORDER BY finished_at IS NULL DESC, id DESC LIMIT 2"
+    ).fetchall()
+    operations = [Operation(*row) for row in rows]
+    due = connection.execute("SELECT count(*) FROM pgherd.cleanup").fetchone()
+    configuration = connection.execute("SELECT member, role, mode, status FROM pgherd.segment_configuration")
+    return Catalogue(
+        tuple(engine.segments()),
+        engine.endpoints(),
+        next((operation for operation in operations if not operation.finished), None),
+        next((operation for operation in operations if operation.finished), None),
+        due[0] if due else 0,
+        {row[0]: (row[1], row[2], row[3]) for row in configuration},
+    )
+
+
+def _sizes(engine: Engine) -> dict[int, GroupSize]:
+    sizes = {segment: GroupSize(0, 0) for segment in engine.segments()}
+    for group in engine.shard_groups():
+        before = sizes.get(group.segment, GroupSize(0, 0))
+        sizes[group.segment] = GroupSize(before.shards + 1, before.bytes + group.bytes)
+    return sizes

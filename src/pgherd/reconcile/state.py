@@ -1,0 +1,140 @@
+"""What one look at the world saw. Plain data: the planner and the status are functions of it.
+
+``None`` always means "could not be known", never "there is none": who plans must not take the one for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pgherd.model.topology import COORDINATOR, Endpoints, Member
+from pgherd.patroni.client import MemberStatus
+from pgherd.platform.base import Declaration, MemberView
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """One member: what the platform sees, and what its Patroni says (None: no answer)."""
+
+    view: MemberView
+    patroni: MemberStatus | None = None
+
+    @property
+    def member(self) -> Member:
+        """Who it is."""
+        return self.view.member
+
+    @property
+    def is_running(self) -> bool:
+        """Its PostgreSQL accepts connections, as its Patroni says."""
+        return self.patroni is not None and self.patroni.state == "running"
+
+    @property
+    def is_primary(self) -> bool:
+        """It holds its group's leader lock and takes writes, as its Patroni says."""
+        return (
+            self.is_running
+            and self.patroni is not None
+            and self.patroni.leader
+            and self.patroni.role == "primary"
+        )
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The last or present row of ``pgherd.operations``, as far as planning needs it."""
+
+    id: int
+    kind: str
+    phase: str
+    to_segments: int | None
+    generation: int | None
+    """the declaration's generation that asked for it"""
+    finished: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the coordinator database knows."""
+
+    segments: Sequence[int]
+    endpoints: Mapping[int, Endpoints]
+    operation: Operation | None = None
+    """unfinished, else None"""
+    last: Operation | None = None
+    """ended last"""
+    cleanup_due: int = 0
+    """clean-up records waiting"""
+    configuration: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """member name -> role, mode, status in ``pgherd.segment_configuration``"""
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """How much a segment holds."""
+
+    shards: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One look at one cluster."""
+
+    declaration: Declaration
+    members: Mapping[str, MemberState]
+    configs: Mapping[int, Mapping[str, Any] | None]
+    """Patroni's dynamic configuration by group, None where nobody answered"""
+    wanted_configs: Mapping[int, Mapping[str, Any]]
+    """what it should be (rendered by the engine's and the user's parameters)"""
+    catalogue: Catalogue | None
+    """None: the coordinator's primary can't be asked, or is not initialised"""
+    initialised: Mapping[int, bool]
+    """groups whose primary could be asked: has the engine prepared them (this version)?"""
+    sizes: Mapping[int, GroupSize] = field(default_factory=dict)
+    operation_status: Mapping[str, Any] | None = None
+    """``status.operation`` as the operation's store renders it"""
+    last_operation_status: Mapping[str, Any] | None = None
+
+    def of_group(self, group: int) -> list[MemberState]:
+        """The group's members, by ordinal."""
+        return sorted(
+            (state for state in self.members.values() if state.member.group == group),
+            key=lambda s: s.member.ordinal,
+        )
+
+    def primary(self, group: int) -> MemberState | None:
+        """The group's primary, if exactly one says so."""
+        leaders = [state for state in self.of_group(group) if state.is_primary]
+        return leaders[0] if len(leaders) == 1 else None
+
+    def standbys_wanted(self, group: int) -> int:
+        """How many standbys the declaration asks for in this group."""
+        spec = self.declaration.cluster.spec
+        return spec.coordinator.standbys if group == COORDINATOR else spec.segments.standbys
+
+    def wanted_groups(self) -> list[int]:
+        """Groups that must run: the declared ones, and those that may still hold data.
+
+        A group beyond ``segments.count`` goes only once the catalogue itself says that it takes no part any more.
+        """
+        groups = {COORDINATOR, *range(1, self.declaration.cluster.spec.segments.count + 1)}
+        if self.catalogue is None:
+            groups.update(state.member.group for state in self.members.values())
+        else:
+            groups.update(self.catalogue.segments)
+            if self.catalogue.operation is not None:
+                groups.update(state.member.group for state in self.members.values())
+        return sorted(groups)
+
+    def wanted_members(self) -> list[Member]:
+        """Every member that must run."""
+        name = self.declaration.cluster.metadata.name
+        return [
+            Member(name, group, ordinal)
+            for group in self.wanted_groups()
+            for ordinal in range(self.standbys_wanted(group) + 1)
+        ]

@@ -1,0 +1,216 @@
+"""What people are told: the status of DESIGN section 3 as a pure function of one look.
+
+Nothing here is remembered except when a condition last changed, which is taken from the status before. A status never
+says more than was seen: what did not answer is ``unknown``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pgherd.model.topology import COORDINATOR, Member, group_name
+from pgherd.patroni.client import lag_bytes
+from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
+from pgherd.reconcile.state import GroupSize, MemberState, Observed
+
+OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
+
+
+def build(
+    seen: Observed,
+    steps: Sequence[Step],
+    *,
+    now: str,
+    previous: Mapping[str, Any] | None = None,
+    errors: Sequence[str] = (),
+    fatal: bool = False,
+) -> dict[str, Any]:
+    """The status JSON.
+
+    :param steps: the plan for this look
+    :param now: RFC 3339 time of this look
+    :param previous: the status written last
+    :param errors: what the last steps ran into
+    :param fatal: trying again can't help, somebody must change something
+    """
+    problems = find_problems(seen)
+    phase = _phase(seen, steps, problems, previous, fatal)
+    spec = seen.declaration.cluster.spec
+    return {
+        "name": seen.declaration.cluster.metadata.name,
+        "phase": phase,
+        "engine": spec.engine,
+        "generation": seen.declaration.generation,
+        "observedAt": now,
+        "settled": is_settled(list(steps)),
+        "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
+        "groups": [_group(seen, group) for group in _groups(seen)],
+        "operation": seen.operation_status,
+        "lastOperation": seen.last_operation_status,
+        "errors": list(errors),
+    }
+
+
+def find_problems(seen: Observed) -> list[str]:
+    """What keeps the cluster from being as declared, a sentence each; most important first."""
+    if seen.declaration.stopped or seen.declaration.deleting:
+        return []
+    problems: list[str] = []
+    for group in seen.wanted_groups():
+        if seen.primary(group) is None:
+            problems.append(f"{group_name(group)} has no primary")
+    for member in seen.wanted_members():
+        state = seen.members.get(member.name)
+        if state is None or not state.is_running:
+            problems.append(f"{member.name} is {_state(state)}")
+    for group in seen.wanted_groups():
+        problems.extend(_unprotected(seen, group))
+    if seen.catalogue is None and not problems:
+        problems.append("the coordinator's catalogue can't be read")
+    return problems
+
+
+def _unprotected(seen: Observed, group: int) -> list[str]:
+    if seen.declaration.cluster.spec.durability == "asynchronous" or not seen.standbys_wanted(group):
+        return []
+    if seen.primary(group) is None or any(s.patroni and s.patroni.sync_standby for s in seen.of_group(group)):
+        return []
+    return [f"{group_name(group)} has no synchronous standby: a commit is on the primary only"]
+
+
+def _phase(
+    seen: Observed,
+    steps: Sequence[Step],
+    problems: Sequence[str],
+    previous: Mapping[str, Any] | None,
+    fatal: bool,
+) -> str:
+    if seen.declaration.deleting:
+        return "Deleting"
+    if seen.declaration.stopped:
+        running = any(state.view.running for state in seen.members.values())
+        return "Updating" if running else "Stopped"
+    if fatal:
+        return "Failed"
+    if not seen.members:
+        return "Pending"
+    if is_being_created(seen, steps, previous):
+        return "Creating"
+    if seen.catalogue is not None and seen.catalogue.operation is not None:
+        return OPERATION_PHASES.get(seen.catalogue.operation.kind, "Updating")
+    if problems:
+        return "Degraded"
+    return "Running" if is_settled(list(steps)) else "Updating"
+
+
+def is_being_created(seen: Observed, steps: Sequence[Step], previous: Mapping[str, Any] | None) -> bool:
+    """It has never been Running, and is not yet."""
+    before = (previous or {}).get("phase")
+    if before not in (None, "Pending", "Creating", "Failed"):
+        return False
+    if before is None and seen.catalogue is not None and seen.catalogue.segments:
+        return False
+    return bool(find_problems(seen)) or any(not isinstance(step, BACKGROUND) for step in steps)
+
+
+def _conditions(
+    seen: Observed,
+    steps: Sequence[Step],
+    problems: Sequence[str],
+    errors: Sequence[str],
+    phase: str,
+    now: str,
+    previous: Mapping[str, Any] | None,
+) -> list[dict[str, str]]:
+    serving = _is_serving(seen)
+    why_not = problems[0] if problems else (str(steps[0]) if steps else phase)
+    doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
+    progressing = bool(doing) or seen.operation_status is not None
+    message = "; ".join(errors) or "; ".join(doing[:3]) or (seen.operation_status or {}).get("message", "")
+    conditions = [
+        (
+            "Ready",
+            serving,
+            "AllGroupsServe" if serving else phase,
+            "every group takes writes" if serving else why_not,
+        ),
+        ("Progressing", progressing, phase, message or "nothing to do"),
+        ("Degraded", bool(problems), phase, "; ".join(problems) or "all members are as declared"),
+    ]
+    if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
+        conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
+    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    return [
+        _condition(before.get(kind), kind, holds, reason, text, now)
+        for kind, holds, reason, text in conditions
+    ]
+
+
+def _condition(
+    before: Mapping[str, str] | None, kind: str, holds: bool, reason: str, message: str, now: str
+) -> dict[str, str]:
+    status = "True" if holds else "False"
+    since = before["lastTransitionTime"] if before and before["status"] == status else now
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
+
+
+def _is_serving(seen: Observed) -> bool:
+    if (
+        seen.declaration.stopped
+        or seen.declaration.deleting
+        or seen.catalogue is None
+        or not seen.catalogue.segments
+    ):
+        return False
+    return all(seen.primary(group) is not None for group in (COORDINATOR, *seen.catalogue.segments))
+
+
+def _groups(seen: Observed) -> list[int]:
+    return sorted({state.member.group for state in seen.members.values()} | set(seen.wanted_groups()))
+
+
+def _group(seen: Observed, group: int) -> dict[str, Any]:
+    size = seen.sizes.get(group, GroupSize(0, 0))
+    names = {state.member for state in seen.of_group(group)}
+    names.update(member for member in seen.wanted_members() if member.group == group)
+    return {
+        "name": group_name(group),
+        "id": group,
+        "shards": size.shards,
+        "bytes": size.bytes,
+        "members": [_member(member, seen) for member in sorted(names)],
+    }
+
+
+def _member(member: Member, seen: Observed) -> dict[str, Any]:
+    state = seen.members.get(member.name)
+    patroni = state.patroni if state else None
+    return {
+        "name": member.name,
+        "role": patroni.role if patroni else "unknown",
+        "state": _state(state),
+        "sync": bool(patroni and patroni.sync_standby),
+        "host": state.view.postgres.host if state else None,
+        "port": state.view.postgres.port if state else None,
+        "lagBytes": _lag(seen, state),
+        "timeline": patroni.timeline if patroni else None,
+        "pendingRestart": bool(patroni and patroni.pending_restart),
+    }
+
+
+def _lag(seen: Observed, state: MemberState | None) -> int | None:
+    if state is None or state.patroni is None:
+        return None
+    if state.is_primary:
+        return 0
+    primary = seen.primary(state.member.group)
+    return lag_bytes(primary.patroni, state.patroni) if primary and primary.patroni else None
+
+
+def _state(state: MemberState | None) -> str:
+    if state is None or (not state.view.running and not state.view.has_data):
+        return "absent"
+    if not state.view.running:
+        return "stopped"
+    return state.patroni.state if state.patroni else "starting"

@@ -1,0 +1,422 @@
+"""What the commands call: wishes go into the home's files, looks are taken at the world itself.
+
+Nothing asks the daemon anything, so a status is true even while the daemon is dead. Every call that wants something
+done makes sure that a daemon runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pgherd.engine.base import Finding
+from pgherd.engine.registry import check_available, make_engine
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
+from pgherd.model import spec as declaration
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import COORDINATOR, group_id, group_name
+from pgherd.operations import store
+from pgherd.operations.rebalance import plan_rebalance
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile import observe, plan, status
+from pgherd.reconcile.state import MemberState, Observed
+from pgherd.supervisor import daemon
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
+POLL_SECONDS = 0.2
+
+
+def default_home() -> Path:
+    """``PGHERD_HOME``, else ``~/.local/state/pgherd``."""
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(os.environ.get("PGHERD_HOME") or Path(state) / "pgherd")
+
+
+class Client:
+    """One home.
+
+    :param home: default :func:`default_home`
+    :param bin_dir: where PostgreSQL's programs are, instead of the embedded ones
+    """
+
+    def __init__(self, home: Path | None = None, bin_dir: Path | None = None) -> None:
+        self._bin_dir = bin_dir
+        self._platform = LocalPlatform((home or default_home()).absolute(), bin_dir)
+
+    # wishes
+
+    def up(self, cluster: PostgresCluster) -> None:
+        """Create or change a cluster: the wish is durable and a daemon runs when this returns.
+
+        :raises BadInput: this platform can't run it, or something changed that may not
+        """
+        cluster = declaration.with_platform_defaults(cluster, "local")
+        check_available(cluster)
+        self._platform.check_supported(cluster)
+        with self._platform.locked():
+            try:
+                before = self._platform.declaration(cluster.metadata.name)
+            except NoSuchCluster:
+                pass
+            else:
+                if before.deleting:
+                    name = cluster.metadata.name
+                    raise BadInput(f"{name} is being deleted: wait until 'pgherd list' shows it no more")
+                declaration.validate_change(before.cluster, cluster)
+            self._platform.declare(cluster)
+            self._platform.set_stopped(cluster.metadata.name, False)
+        self.ensure_daemon()
+
+    def scale(self, name: str, segments: int) -> None:
+        """Declare another number of segments."""
+
+        def change(spec: dict[str, Any]) -> None:
+            spec.setdefault("segments", {})["count"] = segments
+
+        self._redeclare(name, change)
+
+    def pause(self, name: str) -> None:
+        """Start no further move."""
+        self._redeclare(name, lambda spec: spec.setdefault("expansion", {}).update(paused=True))
+
+    def resume(self, name: str) -> None:
+        """Undo :meth:`pause`."""
+        self._redeclare(name, lambda spec: spec.setdefault("expansion", {}).update(paused=False))
+
+    def cancel(self, name: str) -> None:
+        """Call the running operation off: what it was to change is declared as it was before.
+
+        :raises BadInput: no operation is running
+        """
+        world = self._world(name)
+        running = store.current(world.databases)
+        if running is None:
+            raise BadInput(f"{name}: no operation is running")
+        store.request_cancel(world.databases, running.id)
+        if running.from_segments is not None and running.to_segments is not None:
+            self.scale(name, running.from_segments)
+
+    def rebalance(self, name: str) -> None:
+        """Request a rebalance.
+
+        :raises BadInput: another operation is running
+        """
+        world = self._world(name)
+        generation = self._platform.declaration(name).generation
+        store.request(world.databases, "rebalance", parameters={"generation": generation})
+        self.ensure_daemon()
+
+    def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
+        """The moves that a rebalance would make, in order."""
+        world = self._world(name)
+        tables = {group.id: group.tables for group in world.engine.shard_groups()}
+        return [
+            {
+                "colocation": move.colocation,
+                "index": move.index,
+                "source": group_name(move.source),
+                "target": group_name(move.target),
+                "bytes": move.bytes,
+                "tables": next(
+                    (
+                        list(t)
+                        for id, t in tables.items()
+                        if (id.colocation, id.index) == (move.colocation, move.index)
+                    ),
+                    [],
+                ),
+            }
+            for move in plan_rebalance(world.engine)
+        ]
+
+    def stop(self, name: str) -> None:
+        """Ask for all processes to end; data stays."""
+        self._platform.set_stopped(name, True)
+        self.ensure_daemon()
+
+    def start(self, name: str) -> None:
+        """Undo :meth:`stop`, or come back after a reboot."""
+        self._platform.set_stopped(name, False)
+        self.ensure_daemon()
+
+    def delete(self, name: str, *, purge: bool) -> None:
+        """Ask for the cluster to go; with ``purge`` its data too."""
+        self._platform.set_deleting(name, purge=purge)
+        self.ensure_daemon()
+
+    def _redeclare(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+        with self._platform.locked():
+            current = self._platform.declaration(name).cluster
+            raw = current.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            change(raw.setdefault("spec", {}))
+            changed = declaration.from_mapping(raw, source=name)
+            if changed != current:
+                self._platform.declare(changed)
+        self.ensure_daemon()
+
+    # looks
+
+    def names(self) -> list[str]:
+        """All clusters, sorted."""
+        return list(self._platform.clusters())
+
+    def declared(self, name: str) -> PostgresCluster:
+        """The declaration in force."""
+        return self._platform.declaration(name).cluster
+
+    def generation(self, name: str) -> int:
+        """The declaration's generation."""
+        return self._platform.declaration(name).generation
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A fresh look (DESIGN section 3), with the errors the daemon ran into last."""
+        seen = observe.observe(self._world(name), sizes=True)
+        return self._render(seen)
+
+    def _render(self, seen: Observed) -> dict[str, Any]:
+        name = seen.declaration.cluster.metadata.name
+        previous = self._platform.read_status(name)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        fresh = previous is not None and previous.get("generation") == seen.declaration.generation
+        return status.build(
+            seen,
+            plan.plan(seen),
+            now=now,
+            previous=previous,
+            errors=(previous or {}).get("errors", []) if fresh else [],
+            fatal=fresh and (previous or {}).get("phase") == "Failed",
+        )
+
+    def wait(
+        self,
+        name: str,
+        *,
+        generation: int | None = None,
+        timeout: float = 600.0,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Until the cluster is as declared (or, where that was asked for, stopped).
+
+        :param generation: wait for this generation at least; default the present one
+        :raises PgherdError: it failed, or time ran out; the message says what stands in the way
+        """
+        deadline = time.monotonic() + timeout
+        wanted = self.generation(name) if generation is None else generation
+        while True:
+            self.ensure_daemon()
+            now = self._platform.read_status(name)
+            if now is not None and progress is not None:
+                progress(now)
+            if (
+                now is not None
+                and now.get("generation", -1) >= wanted
+                and self._is_fulfilled(name, now, wanted)
+            ):
+                return now
+            if time.monotonic() > deadline:
+                raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {_obstacle(now)}")
+            time.sleep(POLL_SECONDS)
+
+    def _is_fulfilled(self, name: str, now: dict[str, Any], wanted: int) -> bool:
+        if now["phase"] == "Failed":
+            raise PgherdError(f"{name}: {_obstacle(now)}")
+        last = now.get("lastOperation") or {}
+        if now["phase"] in ("Running", "Stopped") and now.get("operation") is None:
+            if last.get("generation") == wanted and last.get("phase") in ("failed", "cancelled"):
+                raise PgherdError(
+                    f"{name}: {last.get('kind')} {last['phase']}: {last.get('error') or last.get('message')}"
+                )
+            return bool(now.get("settled")) and not now.get("errors")
+        return False
+
+    def wait_gone(self, name: str, timeout: float = 120.0) -> None:
+        """Until a deletion is complete.
+
+        :raises PgherdError: time ran out
+        """
+        deadline = time.monotonic() + timeout
+        while name in self._platform.clusters() or self._home_is_emptying():
+            if time.monotonic() > deadline:
+                raise PgherdError(
+                    f"{name}: not gone after {timeout:.0f} s: {_obstacle(self._platform.read_status(name))}"
+                )
+            if name in self._platform.clusters():
+                self.ensure_daemon()
+            time.sleep(POLL_SECONDS)
+
+    def _home_is_emptying(self) -> bool:
+        return not self._platform.clusters() and self._daemon_runs()
+
+    def dsn(self, name: str, *, role: str = "rw", group: str = "coordinator") -> str:
+        """One libpq URI that names every member of the group, with the owner's password.
+
+        :raises BadInput: no such group
+        """
+        number = self._group(name, group)
+        world = self._world(name)
+        parameters = world.databases.parameters(number, user=world.databases.owner, read_only=role == "ro")
+        pairs = zip(parameters["host"].split(","), parameters["port"].split(","), strict=True)
+        hosts = ",".join(f"{host}:{port}" for host, port in pairs)
+        user, password = quote(parameters["user"], safe=""), quote(parameters["password"], safe="")
+        attributes = parameters["target_session_attrs"]
+        database = quote(parameters["dbname"], safe="")
+        return f"postgresql://{user}:{password}@{hosts}/{database}?target_session_attrs={attributes}&connect_timeout=3"
+
+    def psql_command(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Program and environment of an interactive session as the owner; the password is in the environment."""
+        world = self._world(name)
+        parameters = world.databases.parameters(COORDINATOR, user=world.databases.owner)
+        password = parameters.pop("password")
+        text = " ".join(f"{key}={value}" for key, value in parameters.items())
+        return [str(self._platform.program("psql")), text], {"PGPASSWORD": password}
+
+    def logs(self, name: str, member: str | None, follow: bool) -> Iterator[str]:
+        """Log lines of one member, or of all."""
+        self._platform.declaration(name)
+        return self._platform.logs(name, member, follow=follow)
+
+    def check(self, name: str) -> list[Finding]:
+        """Everything that the catalogue and the world disagree on."""
+        world = self._world(name)
+        seen = observe.observe(world)
+        members = [
+            Finding(-1, "members", problem, "see 'pgherd status'") for problem in status.find_problems(seen)
+        ]
+        return members if seen.catalogue is None else [*members, *world.engine.check()]
+
+    # what Patroni does
+
+    def switchover(self, name: str, group: str, to: str | None) -> str:
+        """Let another member of a group lead. Returns the new primary's name.
+
+        :raises BadInput: no such group or member
+        :raises PgherdError: nobody may take over right now
+        """
+        number = self._group(name, group)
+        world = self._world(name)
+        seen = observe.observe(world)
+        primary, names = seen.primary(number), [state.member.name for state in seen.of_group(number)]
+        if to is not None and to not in names:
+            raise BadInput(f"{to} is not a member of {group} of {name}: it has {', '.join(names)}")
+        if primary is None:
+            raise PgherdError(f"{group} of {name} has no primary right now: see 'pgherd status {name}'")
+        if to == primary.member.name:
+            return to
+        candidate = to or _heir(seen, number, primary)
+        world.patroni.switchover(primary.view.rest, primary.member.name, candidate)
+        return self._await_primary(world, number, candidate)
+
+    def _await_primary(self, world: observe.World, group: int, wanted: str, timeout: float = 30.0) -> str:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            primary = observe.observe(world).primary(group)
+            if primary is not None and primary.member.name == wanted:
+                return wanted
+            time.sleep(POLL_SECONDS)
+        raise PgherdError(
+            f"{wanted} did not become primary within {timeout:.0f} s: see 'pgherd logs {world.name}'"
+        )
+
+    def restart(
+        self, name: str, group: str | None, progress: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Restart PostgreSQL of every member, one at a time, standbys first.
+
+        :raises PgherdError: a member did not come back
+        """
+        world = self._world(name)
+        seen = observe.observe(world)
+        numbers = [self._group(name, group)] if group else seen.wanted_groups()
+        for number in reversed(numbers):
+            states = sorted(seen.of_group(number), key=lambda state: state.is_primary)
+            for state in states:
+                progress(f"restarting {state.member.name}")
+                world.patroni.restart(state.view.rest)
+                self._await_running(world, state.member.name)
+
+    def _await_running(self, world: observe.World, member: str, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if observe.observe(world).members[member].is_running:
+                return
+            time.sleep(POLL_SECONDS)
+        raise PgherdError(
+            f"{member} did not come back within {timeout:.0f} s: see 'pgherd logs {world.name} {member}'"
+        )
+
+    # the daemon
+
+    def ensure_daemon(self) -> None:
+        """Start the home's daemon unless it runs.
+
+        :raises PgherdError: it does not start
+        """
+        if self._daemon_runs():
+            return
+        home = self._platform.home
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        arguments = [sys.executable, "-m", "pgherd.supervisor", str(home)]
+        with (home / daemon.LOG).open("a") as log:
+            process = subprocess.Popen(
+                [*arguments, str(self._bin_dir)] if self._bin_dir else arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=home,
+            )
+        deadline = time.monotonic() + 15.0
+        while not self._daemon_runs():
+            if process.poll() not in (None, 0) or time.monotonic() > deadline:
+                raise PgherdError(f"the supervisor does not start: see {home / daemon.LOG}")
+            time.sleep(0.05)
+
+    def _daemon_runs(self) -> bool:
+        return daemon.probe(self._platform.home)
+
+    # helpers
+
+    def _world(self, name: str) -> observe.World:
+        return observe.connect(self._platform, name, make_engine)
+
+    def _group(self, name: str, group: str) -> int:
+        try:
+            number = group_id(group)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        known = {view.member.group for view in self._platform.members(name).values()}
+        known |= set(range(self.declared(name).spec.segments.count + 1))
+        if number not in known:
+            raise BadInput(f"{name} has no {group}: it has {', '.join(group_name(g) for g in sorted(known))}")
+        return number
+
+
+def _heir(seen: Observed, group: int, primary: MemberState) -> str:
+    others = [state for state in seen.of_group(group) if state.is_running and state.member != primary.member]
+    others.sort(key=lambda state: (not (state.patroni and state.patroni.sync_standby), state.member.ordinal))
+    if not others:
+        raise Unavailable(f"{group_name(group)} has no running standby to switch over to")
+    return others[0].member.name
+
+
+def _obstacle(now: dict[str, Any] | None) -> str:
+    """Why a cluster is not there yet, in one line."""
+    if now is None:
+        return "the supervisor has not reported yet"
+    if now.get("errors"):
+        return str(now["errors"][0])
+    ready = next(
+        (c for c in now.get("conditions", []) if c["type"] == "Degraded" and c["status"] == "True"), None
+    )
+    progressing = next((c for c in now.get("conditions", []) if c["type"] == "Progressing"), None)
+    return (ready or progressing or {}).get("message", now["phase"])

@@ -1,0 +1,138 @@
+"""The daemon of one home: a reconcile loop per cluster, until there is nothing left to look after.
+
+``HOME/supervisor.lock`` is held (flock) by the one daemon that runs; a second one sees it and leaves. The lock goes
+with the process, however it ends, so it can't be stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.supervisor.loop import ClusterLoop
+
+logger = logging.getLogger(__name__)
+
+LOCK = "supervisor.lock"
+LOG = "supervisor.log"
+SCAN_SECONDS = 0.2
+"""how often the daemon looks for new clusters"""
+JOIN_SECONDS = 20.0
+"""how long a shutdown waits for loops and operations to come to a resumable place"""
+
+
+def acquire(home: Path) -> IO[str] | None:
+    """The daemon's lock, or None if another one holds it."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = (home / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def probe(home: Path) -> bool:
+    """Whether a daemon runs in this home (its lock is held)."""
+    try:
+        file = (home / LOCK).open("r")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+class Daemon:
+    """Runs the loops of one home."""
+
+    def __init__(self, platform: LocalPlatform, lock: IO[str]) -> None:
+        self._platform = platform
+        self._lock = lock
+        self._stop = threading.Event()
+        self._loops: dict[str, ClusterLoop] = {}
+
+    def run(self) -> None:
+        """Until a signal, or until no cluster is left that should run."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        while not self._stop.wait(SCAN_SECONDS):
+            try:
+                self._ensure_loops()
+                if not self._loops and self._leave_if_idle():
+                    return
+            except (PgherdError, OSError):
+                logger.exception("a scan of the home failed")
+        for loop in self._loops.values():
+            loop.join(JOIN_SECONDS)
+            loop.join_operation(JOIN_SECONDS)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        logger.info("signal %s: shutting down, databases go on", number)
+        self._stop.set()
+
+    def _ensure_loops(self) -> None:
+        self._loops = {name: loop for name, loop in self._loops.items() if loop.is_alive()}
+        active = [name for name in self._platform.clusters() if self._needs_care(name)]
+        if active:
+            self._platform.ensure_store()
+        for name in active:
+            if name not in self._loops:
+                self._loops[name] = ClusterLoop(self._platform, name, self._stop)
+                self._loops[name].start()
+
+    def _needs_care(self, name: str) -> bool:
+        try:
+            declaration = self._platform.declaration(name)
+        except NoSuchCluster:
+            return False
+        if declaration.deleting or not declaration.stopped:
+            return True
+        if any(view.running for view in self._platform.members(name).values()):
+            return True
+        return (self._platform.read_status(name) or {}).get("phase") != "Stopped"
+
+    def _leave_if_idle(self) -> bool:
+        """Nothing runs and nothing should: release everything under the home's lock, so that no wish gets lost.
+
+        A wish is declared under the same lock: either it is seen here, or its client finds this daemon gone.
+        """
+        with self._platform.locked():
+            if any(self._needs_care(name) for name in self._platform.clusters()):
+                return False
+            logger.info("nothing left to look after")
+            self._platform.stop_store()
+            self._lock.close()
+            if not self._platform.clusters():
+                for leftover in (LOCK, LOG):
+                    (self._platform.home / leftover).unlink(missing_ok=True)
+        self._platform.close_if_empty()
+        return True
+
+
+def main(home: Path, bin_dir: Path | None) -> int:
+    """The process ``python -m pgherd.supervisor``."""
+    lock = acquire(home)
+    if lock is None:
+        return 0
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(threadName)s %(message)s"
+    )
+    logger.info("supervisor %s looks after this home", os.getpid())
+    Daemon(LocalPlatform(home, bin_dir), lock).run()
+    return 0

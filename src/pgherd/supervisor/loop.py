@@ -1,0 +1,179 @@
+"""One cluster's reconcile loop, in a thread of its own.
+
+Each round looks, plans, acts and writes the status. Steps of a round are independent and run side by side. An
+operation runs in a second thread, so that members are healed while data moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from pgherd.engine.registry import make_engine
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.operations.runner import Context, Runner
+from pgherd.platform.base import Platform
+from pgherd.reconcile import observe, plan, status
+from pgherd.reconcile.act import Actor
+from pgherd.reconcile.state import Observed
+
+logger = logging.getLogger(__name__)
+
+BUSY_SECONDS = 0.2
+"""pause between two rounds while there is something to do"""
+CALM_SECONDS = 1.0
+"""pause while the world is as declared"""
+SIZES_EVERY = 5.0
+"""seconds between two looks at the shards' sizes"""
+
+
+class ClusterLoop(threading.Thread):
+    """Keeps one cluster as declared until told to stop, or until the cluster is gone.
+
+    :param stop: set when the supervisor shuts down; databases go on
+    """
+
+    def __init__(self, platform: Platform, name: str, stop: threading.Event) -> None:
+        super().__init__(name=f"loop-{name}", daemon=True)
+        self.cluster = name
+        self._platform = platform
+        self._stop_asked = stop
+        self._operation: threading.Thread | None = None
+        self._errors: list[str] = []
+        self._fatal_generation: int | None = None
+        self._sizes_at = float("-inf")
+        self._last_sizes: dict[int, Any] = {}
+        self._generation = -1
+
+    def run(self) -> None:
+        """Rounds, until the end."""
+        while not self._stop_asked.is_set():
+            try:
+                pause = self.round()
+            except NoSuchCluster:
+                return
+            except Exception:  # the loop must outlive whatever one look ran into
+                logger.exception("%s: a round failed", self.cluster)
+                pause = CALM_SECONDS
+            self._wait(pause)
+
+    def _wait(self, seconds: float) -> None:
+        # A changed declaration ends the pause early.
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stop_asked.wait(0.1):
+            try:
+                if self._platform.declaration(self.cluster).generation != self._generation:
+                    return
+            except PgherdError:
+                return
+
+    def round(self) -> float:
+        """Look, plan, act, tell.
+
+        :return: seconds to wait before the next round
+        :raises NoSuchCluster: the cluster is gone
+        """
+        world = observe.connect(self._platform, self.cluster, make_engine)
+        seen = self._look(world)
+        self._generation = seen.declaration.generation
+        steps = plan.plan(seen)
+        self._tell(seen, steps)
+        self._act(world, seen, steps)
+        if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
+            raise NoSuchCluster(self.cluster)
+        return CALM_SECONDS if plan.is_settled(steps) and not self._errors else BUSY_SECONDS
+
+    def _look(self, world: observe.World) -> Observed:
+        due = time.monotonic() - self._sizes_at > SIZES_EVERY
+        seen = observe.observe(world, sizes=due)
+        if due and seen.sizes:
+            self._sizes_at, self._last_sizes = time.monotonic(), dict(seen.sizes)
+        elif not seen.sizes:
+            object.__setattr__(seen, "sizes", self._last_sizes)
+        return seen
+
+    def _tell(self, seen: Observed, steps: list[plan.Step]) -> None:
+        fatal = self._fatal_generation == seen.declaration.generation
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        text = status.build(
+            seen,
+            steps,
+            now=now,
+            previous=self._platform.read_status(self.cluster),
+            errors=self._errors,
+            fatal=fatal,
+        )
+        self._platform.write_status(self.cluster, text)
+
+    def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
+        actor = Actor(world, lambda operation: self._run_operation(world, operation))
+        if not steps:
+            self._errors = []
+            return
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            outcomes = list(pool.map(lambda step: self._do(actor, step, seen), steps))
+        self._errors = [outcome for outcome in outcomes if outcome]
+
+    def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
+        if not isinstance(step, plan.RunOperation):
+            logger.info("%s: %s", self.cluster, step)
+        try:
+            actor.act(step, seen)
+        except (PgherdError, psycopg.Error, OSError) as error:
+            if isinstance(error, BadInput):
+                self._fatal_generation = seen.declaration.generation
+            text = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("%s: could not %s: %s", self.cluster, step, text)
+            return f"could not {step}: {text}"
+        return None
+
+    def _run_operation(self, world: observe.World, operation: int) -> None:
+        if self._operation is not None and self._operation.is_alive():
+            return
+        runner = Runner(self._context(world))
+
+        def run() -> None:
+            try:
+                runner.run(operation)
+            except Exception:  # the row stays unfinished, the next round carries it on
+                logger.exception("%s: operation %s was interrupted", self.cluster, operation)
+
+        self._operation = threading.Thread(target=run, name=f"operation-{self.cluster}", daemon=True)
+        self._operation.start()
+
+    def _context(self, world: observe.World) -> Context:
+        platform, name = self._platform, self.cluster
+
+        def ready(group: int) -> bool:
+            seen = observe.observe(world)
+            return bool(seen.initialised.get(group)) and seen.primary(group) is not None
+
+        def free_bytes(group: int) -> int | None:
+            known = [
+                free
+                for view in platform.members(name).values()
+                if view.member.group == group and (free := platform.free_bytes(view.member)) is not None
+            ]
+            return min(known) if known else None
+
+        return Context(
+            engine=world.engine,
+            databases=world.databases,
+            spec=lambda: platform.declaration(name).cluster.spec,
+            segment_ready=ready,
+            free_bytes=free_bytes,
+            endpoints=lambda group: tuple(observe.addresses(platform, name).get(group, ())),
+            now=datetime.now,
+            stop=self._stop_asked,
+        )
+
+    def join_operation(self, timeout: float) -> None:
+        """Wait for the operation's thread to reach a resumable place after ``stop`` was set."""
+        if self._operation is not None:
+            self._operation.join(timeout)
