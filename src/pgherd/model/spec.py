@@ -1,0 +1,227 @@
+"""The declaration: one file that says what a cluster should be.
+
+The shape is in :mod:`~pgherd.model.spec_models`; here are reading and writing it, filling in what the
+platform decides, and saying which changes can't be. A file with anything wrong in it is refused as a
+whole, with every problem and its path, before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pgherd.errors import BadInput
+from pgherd.model import spec_yaml
+from pgherd.model.spec_models import (
+    API_VERSION,
+    KIND,
+    ClusterSpec,
+    ExpansionSpec,
+    GroupSpec,
+    Metadata,
+    PostgresCluster,
+    PostgresSpec,
+    Resources,
+    SegmentsSpec,
+    Storage,
+    Toleration,
+    Window,
+)
+from pgherd.model.spec_parameters import ParameterValue
+from pgherd.model.spec_problems import Found, field_names, model_at, nearest, problems_of, relations, shown
+from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_time
+from pgherd.model.spec_schema import IMMUTABLE, crd_schema
+
+__all__ = [
+    "API_VERSION",
+    "KIND",
+    "ClusterSpec",
+    "ExpansionSpec",
+    "GroupSpec",
+    "Metadata",
+    "ParameterValue",
+    "PostgresCluster",
+    "PostgresSpec",
+    "Resources",
+    "SegmentsSpec",
+    "Storage",
+    "Toleration",
+    "Window",
+    "crd_schema",
+    "dotted",
+    "dump",
+    "from_object",
+    "load",
+    "parse_bytes",
+    "parse_cpu",
+    "parse_time",
+    "to_object",
+    "validate_change",
+    "with_paused",
+    "with_platform_defaults",
+    "with_segment_count",
+]
+
+M = TypeVar("M", bound=BaseModel)
+
+_ENGINE = {"local": "fdw", "kubernetes": "citus"}
+_KUBERNETES_RESOURCES = {"cpu": "1", "memory": "2Gi"}
+
+
+def load(text: str, *, source: str, platform: str = "local") -> PostgresCluster:
+    """Read a declaration (YAML or JSON) and fill in the platform's defaults.
+
+    :param source: what to call the text in messages, for example its file name
+    :param platform: ``local`` or ``kubernetes``
+    :raises BadInput: with every problem, each with its path and line
+    """
+    document = spec_yaml.read(text, source)
+
+    def described(found: Found) -> str:
+        path, what = found
+        line = document.line(path)
+        return f"{dotted(path) or source}: {what}" + (f" ({source}:{line})" if path and line else "")
+
+    cluster, problems = _validate(document.value)
+    if cluster is None:
+        raise BadInput(*map(described, sorted(problems, key=lambda found: document.line(found[0]) or 0)))
+    return with_platform_defaults(cluster, platform)
+
+
+def from_object(value: object, *, platform: str) -> PostgresCluster:
+    """The same for an object that was parsed already, for example one from the Kubernetes API.
+
+    :raises BadInput: with every problem, each with its path
+    """
+    cluster, problems = _validate(value)
+    if cluster is None:
+        raise BadInput(*(f"{dotted(path) or 'the declaration'}: {what}" for path, what in problems))
+    return with_platform_defaults(cluster, platform)
+
+
+def _validate(value: object) -> tuple[PostgresCluster | None, list[Found]]:
+    if not isinstance(value, Mapping):
+        return None, [((), f"must be a mapping with apiVersion, kind, metadata and spec, got {shown(value)}")]
+    raw = _without_nulls(value, ())
+    # These decide what all other fields mean: with a wrong one the rest would be noise.
+    header = [
+        found
+        for key, wanted in (("apiVersion", API_VERSION), ("kind", KIND))
+        for found in _wrong(raw, key, wanted)
+    ]
+    if header:
+        return None, header
+    problems = relations(raw)
+    try:
+        cluster = PostgresCluster.model_validate(raw, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return None, problems_of(error) + problems
+    return (None if problems else cluster), problems
+
+
+def _wrong(raw: Mapping[str, Any], key: str, wanted: str) -> list[Found]:
+    if key not in raw:
+        near = nearest(key, [name for name in map(str, raw) if name not in field_names(PostgresCluster)])
+        return [
+            ((key,), f"is required and must be {wanted}" + (f"; is {near} meant to be it?" if near else ""))
+        ]
+    return [] if raw[key] == wanted else [((key,), f"must be {wanted}, got {shown(raw[key])}")]
+
+
+def _without_nulls(value: Any, path: tuple[str | int, ...]) -> Any:
+    """A field without a value is left out, as in Kubernetes; free mappings keep theirs (to be refused)."""
+    if isinstance(value, list):
+        return [_without_nulls(item, (*path, index)) for index, item in enumerate(value)]
+    if not isinstance(value, Mapping) or model_at(path) is None:
+        return value
+    return {key: _without_nulls(item, (*path, key)) for key, item in value.items() if item is not None}
+
+
+def dotted(path: tuple[str | int, ...]) -> str:
+    """``spec.coordinator.tolerations[0].key``"""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def dump(cluster: PostgresCluster) -> str:
+    """The declaration as YAML that :func:`load` reads back to an equal one.
+
+    Every field is written, not only those that were set: a later version's other default must not change
+    a cluster that exists.
+    """
+    return spec_yaml.write(to_object(cluster))
+
+
+def to_object(cluster: PostgresCluster) -> dict[str, Any]:
+    """The same as plain data, in camelCase."""
+    return cluster.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresCluster:
+    """Fill in what the platform decides and the declaration left out (idempotent).
+
+    :param platform: ``local`` or ``kubernetes``
+    """
+    spec = cluster.spec
+    update: dict[str, Any] = {"engine": spec.engine or _ENGINE[platform]}
+    if platform == "kubernetes":
+        update["coordinator"] = _with_resources(spec.coordinator)
+        update["segments"] = _with_resources(spec.segments)
+    return _changed(cluster, spec=_changed(spec, **update))
+
+
+def _with_resources(group: GroupSpec) -> GroupSpec:
+    declared = group.resources.model_dump(exclude_none=True)
+    return _changed(group, resources=Resources(**{**_KUBERNETES_RESOURCES, **declared}))
+
+
+def with_segment_count(cluster: PostgresCluster, count: int) -> PostgresCluster:
+    """The same cluster with another number of segments, as ``pgherd scale`` declares it.
+
+    :raises BadInput: out of bounds
+    """
+    raw = to_object(cluster)
+    raw["spec"]["segments"]["count"] = count
+    changed, problems = _validate(raw)
+    if changed is None:
+        raise BadInput(*(f"{dotted(path)}: {what}" for path, what in problems))
+    return changed
+
+
+def with_paused(cluster: PostgresCluster, paused: bool) -> PostgresCluster:
+    """The same cluster with its moves halted, or going on."""
+    expansion = _changed(cluster.spec.expansion, paused=paused)
+    return _changed(cluster, spec=_changed(cluster.spec, expansion=expansion))
+
+
+def _changed(model: M, **update: Any) -> M:
+    return model.model_copy(update=update)
+
+
+def validate_change(old: PostgresCluster, new: PostgresCluster) -> None:
+    """Refuse what can't be changed in a cluster that exists. Both with their platform's defaults.
+
+    :raises BadInput: with every such field, its path and both values
+    """
+    was, now = to_object(old), to_object(new)
+    problems = []
+    for path in (("metadata", "name"), *(("spec", *below) for below in IMMUTABLE)):
+        before, after = _at(was, path), _at(now, path)
+        if before is not None and before != after:
+            problems.append(f"{dotted(path)}: can't be changed: is {shown(before)}, got {shown(after)}")
+    for group in ("coordinator", "segments"):
+        before, after = (_at(value, ("spec", group, "storage", "size")) for value in (was, now))
+        if parse_bytes(after) < parse_bytes(before):
+            problems.append(f"spec.{group}.storage.size: may not shrink: is {before}, got {after}")
+    if problems:
+        raise BadInput(*problems)
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for step in path:
+        value = value.get(step) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,115 @@
+"""The declaration's models as an OpenAPI v3 schema in the form that Kubernetes demands ("structural").
+
+Nothing here knows a field: descriptions, defaults and bounds come from the models, so the resource in
+Kubernetes, the file on a laptop and ``pgherd explain`` can't drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pgherd.model.spec_models import MAX_NAME, PostgresCluster
+
+Schema = dict[str, Any]
+
+IMMUTABLE = (
+    ("engine",),
+    ("database",),
+    ("shardCount",),
+    ("postgres", "version"),
+    ("coordinator", "storage", "storageClassName"),
+    ("segments", "storage", "storageClassName"),
+)
+"""Paths below ``spec`` that may not change once set."""
+
+_KEEP = (
+    "description",
+    "type",
+    "enum",
+    "default",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "maxItems",
+    "required",
+)
+
+
+def crd_schema() -> Schema:
+    """``openAPIV3Schema`` of the resource: no ``$ref``, every field with description, default and bounds.
+
+    What may not change is refused by CEL rules; ``status`` is left open, its shape is pgherd's own.
+    """
+    schema = declaration_schema()
+    spec = schema["properties"]["spec"]
+    spec["x-kubernetes-validations"] = [_stays(path) for path in IMMUTABLE] + [
+        {
+            "rule": "self.segments.count <= self.shardCount",
+            "message": "segments.count must be <= shardCount",
+        }
+    ]
+    # Kubernetes owns metadata; a resource may only narrow its name.
+    schema["properties"]["metadata"] = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": MAX_NAME, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"}
+        },
+    }
+    for name in ("apiVersion", "kind"):
+        schema["properties"][name] = {"type": "string"}
+    schema["properties"]["status"] = {
+        "type": "object",
+        "description": "What is; written by pgherd.",
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
+    return schema
+
+
+def declaration_schema() -> Schema:
+    """The schema of a whole declaration as files hold it, with a description of ``metadata`` too."""
+    generated = PostgresCluster.model_json_schema(by_alias=True, mode="validation")
+    return _structural(generated, generated.get("$defs", {}).__getitem__)
+
+
+def _structural(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> Schema:
+    """One generated schema, with references resolved and without what Kubernetes does not take."""
+    if "$ref" in schema:
+        resolved = definition(schema["$ref"].removeprefix("#/$defs/"))
+        schema = {**resolved, **{key: value for key, value in schema.items() if key != "$ref"}}
+    if "anyOf" in schema:
+        schema = _one_of(schema, definition)
+    result: Schema = {key: schema[key] for key in _KEEP if schema.get(key) is not None}
+    if "const" in schema:
+        result["enum"] = [schema["const"]]
+    if "properties" in schema:
+        result["properties"] = {name: _structural(s, definition) for name, s in schema["properties"].items()}
+    elif isinstance(schema.get("additionalProperties"), dict):
+        result["additionalProperties"] = _structural(schema["additionalProperties"], definition)
+    if "items" in schema:
+        result["items"] = _structural(schema["items"], definition)
+    if result.get("type") == "object" and "required" not in result:
+        result.setdefault("default", {})
+    return result | {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
+
+
+def _one_of(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> Schema:
+    """A union as one schema: an optional value, a whole number or text, or anything scalar."""
+    choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
+    flat = [part for choice in choices for part in choice.get("anyOf", [choice])]
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    if len(flat) == 1:
+        return {**_structural(flat[0], definition), **rest}
+    if {part.get("type") for part in flat} == {"integer", "string"}:
+        return {**rest, "x-kubernetes-int-or-string": True}
+    return {**rest, "x-kubernetes-preserve-unknown-fields": True}
+
+
+def _stays(path: tuple[str, ...]) -> Schema:
+    """A CEL rule: once set, the field keeps its value."""
+    was, now = (".".join((root, *path)) for root in ("oldSelf", "self"))
+    return {
+        "rule": f"!has({was}) || (has({now}) && {now} == {was})",
+        "message": f"{'.'.join(path)} can't be changed",
+    }

@@ -1,0 +1,33 @@
+"""Memory parameters of one member from the memory it may use."""
+
+from __future__ import annotations
+
+from pgherd.model.spec_models import Resources
+from pgherd.model.spec_quantity import parse_bytes
+
+_MIB = 1024 * 1024
+_LOCAL_MEMORY = 512 * _MIB
+"""On one machine several members share memory, so none plans with more than this unless parameters say so."""
+_DEFAULT_MEMORY = 2048 * _MIB
+
+
+def memory_parameters(resources: Resources, *, local: bool) -> dict[str, str]:
+    """PostgreSQL parameters below the user's own: a quarter of the memory as shared buffers, and what
+    follows from it.
+
+    :param local: members share one machine; small buffers whatever was declared
+    """
+    declared = parse_bytes(resources.memory) if resources.memory else None
+    memory = min(declared or _LOCAL_MEMORY, _LOCAL_MEMORY) if local else declared or _DEFAULT_MEMORY
+    return {
+        "shared_buffers": _megabytes(memory // 4, low=32),
+        "effective_cache_size": _megabytes(memory * 3 // 4, low=96),
+        "maintenance_work_mem": _megabytes(memory // 16, low=16, high=2048),
+        # 100 connections sorting at once, each with a few nodes, stay within half of the memory.
+        "work_mem": _megabytes(memory // 400, low=4, high=256),
+    }
+
+
+def _megabytes(size: int, *, low: int, high: int | None = None) -> str:
+    value = max(size // _MIB, low)
+    return f"{value if high is None else min(value, high)}MB"
