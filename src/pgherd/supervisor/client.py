@@ -80,18 +80,15 @@ class Client:
     def scale(self, name: str, segments: int) -> None:
         """Declare another number of segments."""
 
-        def change(spec: dict[str, Any]) -> None:
-            spec.setdefault("segments", {})["count"] = segments
-
-        self._redeclare(name, change)
+        self._redeclare(name, lambda cluster: declaration.with_segment_count(cluster, segments))
 
     def pause(self, name: str) -> None:
         """Start no further move."""
-        self._redeclare(name, lambda spec: spec.setdefault("expansion", {}).update(paused=True))
+        self._redeclare(name, lambda cluster: declaration.with_paused(cluster, True))
 
     def resume(self, name: str) -> None:
         """Undo :meth:`pause`."""
-        self._redeclare(name, lambda spec: spec.setdefault("expansion", {}).update(paused=False))
+        self._redeclare(name, lambda cluster: declaration.with_paused(cluster, False))
 
     def cancel(self, name: str) -> None:
         """Call the running operation off: what it was to change is declared as it was before.
@@ -154,12 +151,10 @@ class Client:
         self._platform.set_deleting(name, purge=purge)
         self.ensure_daemon()
 
-    def _redeclare(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    def _redeclare(self, name: str, change: Callable[[PostgresCluster], PostgresCluster]) -> None:
         with self._platform.locked():
             current = self._platform.declaration(name).cluster
-            raw = current.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            change(raw.setdefault("spec", {}))
-            changed = declaration.from_mapping(raw, source=name)
+            changed = change(current)
             if changed != current:
                 self._platform.declare(changed)
         self.ensure_daemon()
