@@ -38,7 +38,9 @@ def patroni(
     pending: Mapping[str, tuple[int, int]] | None = None,
 ) -> MemberStatus:
     """What a member's Patroni says of it. ``pending``: parameter -> (old, new) that wait for a restart."""
-    reasons = {key: {"old_value": str(old), "new_value": str(new)} for key, (old, new) in (pending or {}).items()}
+    reasons = {
+        key: {"old_value": str(old), "new_value": str(new)} for key, (old, new) in (pending or {}).items()
+    }
     return MemberStatus(
         name=name,
         role="primary" if leader else "standby",
@@ -60,11 +62,19 @@ def patroni(
 
 
 def member(
-    group: int, ordinal: int, *, running: bool = True, data: bool = True, status: MemberStatus | None = None, **says: Any
+    group: int,
+    ordinal: int,
+    *,
+    running: bool = True,
+    data: bool = True,
+    status: MemberStatus | None = None,
+    **says: Any,
 ) -> MemberState:
     """A member; ``says`` goes to :func:`patroni`. Ordinal 0 leads unless told otherwise."""
     who = Member("shop", group, ordinal)
-    view = MemberView(who, running, data, endpoint(group, ordinal), Endpoint("127.0.0.1", 8000 + 10 * group + ordinal))
+    view = MemberView(
+        who, running, data, endpoint(group, ordinal), Endpoint("127.0.0.1", 8000 + 10 * group + ordinal)
+    )
     if not running:
         return MemberState(view, None)
     says.setdefault("leader", ordinal == 0)
@@ -115,7 +125,8 @@ def look(
         return seen
     segments = tuple(range(1, (admitted or 0) + 1))
     known = {
-        group: [state.view.postgres for state in seen.of_group(group)][: spec.segments.standbys + 1] for group in segments
+        group: [state.view.postgres for state in seen.of_group(group)][: spec.segments.standbys + 1]
+        for group in segments
     }
     bare = Catalogue(segments, known, operation, last, cleanup_due)
     object.__setattr__(seen, "catalogue", bare)

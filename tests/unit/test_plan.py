@@ -38,7 +38,9 @@ def test_a_dead_member_with_data_is_started_even_without_a_primary() -> None:
 
 def test_an_empty_member_is_not_started_while_the_others_data_has_no_primary() -> None:
     """A lost Patroni store must not let it found an empty group."""
-    seen = look(changes=[member(1, 0, leader=False), member(1, 1, running=False, data=False)], catalogue=False)
+    seen = look(
+        changes=[member(1, 0, leader=False), member(1, 1, running=False, data=False)], catalogue=False
+    )
     assert p.StartMember(shop(1, 1)) not in plan(seen)
 
 
@@ -56,7 +58,10 @@ def test_changed_parameters_are_patched_once_per_group() -> None:
 def test_a_removed_parameter_is_unset() -> None:
     seen = look()
     old = dict(seen.configs[1] or {})
-    old["postgresql"] = {**old["postgresql"], "parameters": {**old["postgresql"]["parameters"], "work_mem": "1MB"}}
+    old["postgresql"] = {
+        **old["postgresql"],
+        "parameters": {**old["postgresql"]["parameters"], "work_mem": "1MB"},
+    }
     steps = plan(replace(seen, configs={**seen.configs, 1: old}))
     assert steps == [p.ApplyConfig(1, {"postgresql": {"parameters": {"work_mem": None}}})]
 

@@ -1,0 +1,104 @@
+"""What people are told of a cluster in each situation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgherd.model.topology import Member
+from pgherd.reconcile.plan import plan
+from pgherd.reconcile.state import Observed, Operation
+from pgherd.reconcile.status import build
+from tests.support.looks import cluster, look, member
+
+NOW, LATER = "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:01:00.000+00:00"
+
+
+def status(seen: Observed, **options: Any) -> dict[str, Any]:
+    options.setdefault("now", NOW)
+    return build(seen, plan(seen), **options)
+
+
+def condition(told: dict[str, Any], kind: str) -> dict[str, str]:
+    return next(entry for entry in told["conditions"] if entry["type"] == kind)
+
+
+def test_a_healthy_cluster_is_running_and_ready() -> None:
+    told = status(look())
+    assert told["phase"] == "Running"
+    assert condition(told, "Ready")["status"] == "True"
+    assert condition(told, "Degraded")["status"] == "False"
+
+
+def test_every_member_is_shown_with_its_role_and_address() -> None:
+    first = status(look())["groups"][1]
+    assert first["name"] == "segment-1"
+    assert [m["role"] for m in first["members"]] == ["primary", "standby"]
+    assert first["members"][0]["port"] == 7010
+
+
+def test_a_cluster_that_never_ran_is_being_created() -> None:
+    seen = look(gone=[(1, 0), (1, 1)], catalogue=False)
+    assert status(seen)["phase"] == "Creating"
+
+
+def test_a_dead_standby_degrades_but_the_cluster_serves() -> None:
+    told = status(look(changes=[member(1, 1, running=False)]), previous={"phase": "Running"})
+    assert told["phase"] == "Degraded"
+    assert condition(told, "Ready")["status"] == "True"
+    assert "shop-segment-1-1 is stopped" in condition(told, "Degraded")["message"]
+
+
+def test_a_group_without_a_primary_is_not_ready() -> None:
+    told = status(look(changes=[member(1, 0, running=False)]), previous={"phase": "Running"})
+    assert condition(told, "Ready")["status"] == "False"
+    assert "segment-1 has no primary" in condition(told, "Ready")["message"]
+
+
+def test_commits_without_a_synchronous_standby_are_not_called_safe() -> None:
+    told = status(look(changes=[member(2, 1, sync=False)]), previous={"phase": "Running"})
+    assert told["phase"] == "Degraded"
+    assert "segment-2 has no synchronous standby" in condition(told, "Degraded")["message"]
+
+
+def test_what_does_not_answer_is_unknown_never_guessed() -> None:
+    silent = look(changes=[member(1, 1, running=False)])
+    told = status(silent)["groups"][1]["members"][1]
+    assert told["role"] == "unknown"
+    assert told["lagBytes"] is None
+
+
+def test_an_operation_names_the_phase() -> None:
+    operation = Operation(1, "shrink", "moving", 1, 1, finished=False)
+    assert status(look(operation=operation))["phase"] == "Shrinking"
+
+
+def test_a_stopped_cluster_is_stopped_only_when_nothing_runs() -> None:
+    assert status(look(stopped=True))["phase"] == "Updating"
+    down = [member(g, o, running=False) for g in range(3) for o in range(2)]
+    assert status(look(stopped=True, changes=down))["phase"] == "Stopped"
+
+
+def test_a_condition_keeps_the_time_of_its_last_change() -> None:
+    before = status(look())
+    assert condition(status(look(), now=LATER, previous=before), "Ready")["lastTransitionTime"] == NOW
+    broken = look(changes=[member(1, 0, running=False)])
+    assert condition(status(broken, now=LATER, previous=before), "Ready")["lastTransitionTime"] == LATER
+
+
+def test_a_member_that_waits_for_a_restart_says_so() -> None:
+    told = status(look(changes=[member(1, 0, pending={"max_connections": (1, 2)})]))
+    assert told["groups"][1]["members"][0]["pendingRestart"] is True
+
+
+def test_a_failed_operation_stays_visible() -> None:
+    last = Operation(1, "expand", "failed", 4, 1, finished=True, error="no space on segment-3")
+    told = status(
+        look(cluster(segments=4), members_for=4, admitted=2, last=last), previous={"phase": "Running"}
+    )
+    assert "no space on segment-3" in condition(told, "OperationFailed")["message"]
+
+
+def test_members_not_there_yet_are_absent() -> None:
+    told = status(look(gone=[(1, 1)]))
+    names = {m["name"]: m["state"] for m in told["groups"][1]["members"]}
+    assert names[Member("shop", 1, 1).name] == "absent"
