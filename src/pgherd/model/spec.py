@@ -52,12 +52,12 @@ __all__ = [
     "crd_schema",
     "dotted",
     "dump",
-    "from_object",
+    "from_mapping",
     "load",
     "parse_bytes",
     "parse_cpu",
     "parse_time",
-    "to_object",
+    "to_mapping",
     "validate_change",
     "with_paused",
     "with_platform_defaults",
@@ -90,14 +90,14 @@ def load(text: str, *, source: str, platform: str = "local") -> PostgresCluster:
     return with_platform_defaults(cluster, platform)
 
 
-def from_object(value: object, *, platform: str) -> PostgresCluster:
-    """The same for an object that was parsed already, for example one from the Kubernetes API.
+def from_mapping(value: object, *, source: str = "", platform: str = "local") -> PostgresCluster:
+    """The same for plain data, for example an object of the Kubernetes API.
 
     :raises BadInput: with every problem, each with its path
     """
     cluster, problems = _validate(value)
     if cluster is None:
-        raise BadInput(*(f"{dotted(path) or 'the declaration'}: {what}" for path, what in problems))
+        raise BadInput(*(f"{dotted(path) or source or 'the declaration'}: {what}" for path, what in problems))
     return with_platform_defaults(cluster, platform)
 
 
@@ -153,10 +153,10 @@ def dump(cluster: PostgresCluster) -> str:
     Every field is written, not only those that were set: a later version's other default must not change
     a cluster that exists.
     """
-    return spec_yaml.write(to_object(cluster))
+    return spec_yaml.write(to_mapping(cluster))
 
 
-def to_object(cluster: PostgresCluster) -> dict[str, Any]:
+def to_mapping(cluster: PostgresCluster) -> dict[str, Any]:
     """The same as plain data, in camelCase."""
     return cluster.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -184,7 +184,7 @@ def with_segment_count(cluster: PostgresCluster, count: int) -> PostgresCluster:
 
     :raises BadInput: out of bounds
     """
-    raw = to_object(cluster)
+    raw = to_mapping(cluster)
     raw["spec"]["segments"]["count"] = count
     changed, problems = _validate(raw)
     if changed is None:
@@ -207,7 +207,7 @@ def validate_change(old: PostgresCluster, new: PostgresCluster) -> None:
 
     :raises BadInput: with every such field, its path and both values
     """
-    was, now = to_object(old), to_object(new)
+    was, now = to_mapping(old), to_mapping(new)
     problems = []
     for path in (("metadata", "name"), *(("spec", *below) for below in IMMUTABLE)):
         before, after = _at(was, path), _at(now, path)

@@ -16,8 +16,8 @@ _BYTES = {
     **{f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", start=1)},
     **{letter: 1000**power for power, letter in enumerate("kMGTPE", start=1)},
 }
-_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([A-Za-z]*)")
-_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
+_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([A-Za-z]*)", re.ASCII)
+_TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 
 
 def parse_bytes(text: str) -> int:

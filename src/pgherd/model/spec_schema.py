@@ -43,6 +43,7 @@ def crd_schema() -> Schema:
     What may not change is refused by CEL rules; ``status`` is left open, its shape is pgherd's own.
     """
     schema = declaration_schema()
+    schema["required"] = ["metadata"]
     spec = schema["properties"]["spec"]
     spec["x-kubernetes-validations"] = [_stays(path) for path in IMMUTABLE] + [
         {
@@ -70,7 +71,12 @@ def crd_schema() -> Schema:
 def declaration_schema() -> Schema:
     """The schema of a whole declaration as files hold it, with a description of ``metadata`` too."""
     generated = PostgresCluster.model_json_schema(by_alias=True, mode="validation")
-    return _structural(generated, generated.get("$defs", {}).__getitem__)
+    schema = _structural(generated, generated["$defs"].__getitem__)
+    # In a file they must be there: they say what all other fields mean.
+    schema["required"] = ["apiVersion", "kind", "metadata"]
+    for name in ("apiVersion", "kind"):
+        schema["properties"][name].pop("default")
+    return schema
 
 
 def _structural(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> Schema:

@@ -1,0 +1,54 @@
+"""The resource's schema: what Kubernetes demands of it, and that it says the same as the models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pgherd.model import spec
+from pgherd.model.spec_models import MAX_SEGMENTS
+
+
+def walk(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from walk(inner, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from walk(schema[key], f"{path}[]")
+
+
+def test_the_schema_is_structural() -> None:
+    for path, schema in walk(spec.crd_schema()):
+        assert not {"$ref", "anyOf", "allOf", "oneOf", "title", "const", "$defs"} & set(schema), path
+        untyped = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"} & set(schema)
+        assert ("type" in schema) or untyped, path
+        assert not ("properties" in schema and "additionalProperties" in schema), path
+
+
+def test_every_field_of_the_spec_has_a_description_and_a_default_or_is_optional() -> None:
+    spec_schema = spec.crd_schema()["properties"]["spec"]
+    for path, schema in walk(spec_schema):
+        if not path.endswith("[]"):
+            assert schema.get("description"), path
+    assert "required" not in spec_schema
+
+
+def test_defaults_and_bounds_are_the_models() -> None:
+    fields = spec.crd_schema()["properties"]["spec"]["properties"]
+    count = fields["segments"]["properties"]["count"]
+    assert (count["default"], count["minimum"], count["maximum"]) == (2, 1, MAX_SEGMENTS)
+    assert fields["segments"]["default"] == {}
+    assert fields["engine"]["enum"] == ["citus", "fdw"]
+    assert (
+        fields["segments"]["properties"]["storage"]["properties"]["size"]["x-kubernetes-int-or-string"]
+        is True
+    )
+
+
+def test_rules_guard_what_may_not_change() -> None:
+    rules = spec.crd_schema()["properties"]["spec"]["x-kubernetes-validations"]
+    assert {"shardCount can't be changed", "postgres.version can't be changed"} <= {
+        rule["message"] for rule in rules
+    }
+    assert all("self" in rule["rule"] for rule in rules)
