@@ -119,7 +119,7 @@ def look(
         configs,
         configs,
         None,
-        {group: initialised for group in groups},
+        dict.fromkeys(groups, initialised),
     )
     if not catalogue:
         return seen
