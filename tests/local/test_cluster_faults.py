@@ -1,0 +1,131 @@
+"""Things die. Databases go on or come back, and no acknowledged row is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.support.home import Home, declaration, temporary_home, wait_for
+from tests.support.writers import audit, make_table, writers
+
+pytestmark = pytest.mark.local
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with temporary_home() as home:
+        home.up(declaration())
+        with home.connect() as connection:
+            make_table(connection)
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def _healthy(home: Home) -> None:
+    with home.connect() as connection:
+        connection.execute("TRUNCATE ledger")
+
+
+def patronis(home: Home) -> set[int]:
+    return {
+        p.pid for p in home.processes() if "patroni.yml" in " ".join(p.cmdline()) and "raft" not in p.name()
+    }
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("group", ["segment-1", "coordinator"])
+def test_a_primary_killed_under_writers_loses_nothing(home: Home, group: str) -> None:
+    before = home.member(group, "primary")["name"]
+    with writers(home.connect) as journal:
+        wait_for(lambda: len(journal.acknowledged) > 50, "writers are at work")
+        kill(home.postmaster(before))
+        wait_for(lambda: home.member(group, "primary")["name"] != before, "another one leads", 40)
+        done = len(journal.acknowledged)
+        wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 40)
+    home.wait_phase("Running")
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def test_killed_standbys_and_patronis_come_back(home: Home) -> None:
+    standby = home.member("segment-2", "standby")["name"]
+    kill(home.postmaster(standby))
+    home.wait_phase("Running")
+    before = patronis(home)
+    with writers(home.connect) as journal:
+        for pid in before:
+            kill(pid)
+        wait_for(
+            lambda: len(patronis(home)) == len(before) and not patronis(home) & before,
+            "all Patronis are new",
+            60,
+        )
+        done = len(journal.acknowledged)
+        wait_for(lambda: len(journal.acknowledged) > done + 50, "writers go on", 60)
+    home.wait_phase("Running")
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def test_the_store_killed_comes_back_and_databases_go_on(home: Home) -> None:
+    raft = [p for p in home.processes() if "patroni_raft_controller" in " ".join(p.cmdline())]
+    assert raft
+    with writers(home.connect) as journal:
+        wait_for(lambda: len(journal.acknowledged) > 20, "writers are at work")
+        for process in raft:
+            kill(process.pid)
+        done = len(journal.acknowledged)
+        wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 60)
+    home.wait_phase("Running")
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def test_the_supervisor_killed_stops_nothing_and_its_successor_adopts(home: Home) -> None:
+    members = patronis(home)
+    supervisor = home.supervisor()
+    assert supervisor is not None
+    with writers(home.connect) as journal:
+        kill(supervisor.pid)
+        wait_for(
+            lambda: not psutil.pid_exists(supervisor.pid) or home.supervisor() is None,
+            "the supervisor is gone",
+        )
+        done = len(journal.acknowledged)
+        wait_for(lambda: len(journal.acknowledged) > done + 50, "writers go on without it")
+    home.up(declaration())
+    assert home.supervisor() is not None
+    assert patronis(home) == members
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def test_after_a_power_cut_start_brings_everything_back(home: Home) -> None:
+    with writers(home.connect) as journal:
+        wait_for(lambda: len(journal.acknowledged) > 100, "writers are at work")
+        home.kill_all()
+    home.run("start", "shop")
+    home.wait_phase("Running")
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def test_a_power_cut_during_creation_is_no_harm() -> None:
+    with temporary_home() as home:
+        home.up(declaration(segments=1), "--no-wait")
+        wait_for(
+            lambda: list(home.path.glob("shop/members/*/data/PG_VERSION")),
+            "a first data directory is there",
+            30,
+        )
+        home.kill_all()
+        home.run("start", "shop")
+        home.wait_phase("Running")
+        assert home.query("SELECT 1") == [(1,)]
