@@ -9,7 +9,7 @@ file can't become a large one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +172,6 @@ class _Builder:
         )
 
 
-def write(value: Mapping[str, Any]) -> str:
+def write(value: Mapping[str, Any] | Sequence[Any]) -> str:
     """The value as YAML that :func:`read`, kubectl and YAML 1.1 parsers read alike."""
-    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

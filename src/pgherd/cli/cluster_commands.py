@@ -1,0 +1,294 @@
+"""Commands about a cluster as a whole: create it, look at it, connect to it, stop and delete it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.live import Live
+
+from pgherd.cli import render
+from pgherd.cli.context import current, emit, out, plural, say, tell
+from pgherd.cli.progress import watching
+from pgherd.errors import BadInput, PgherdError
+from pgherd.model import explain as explanation
+from pgherd.model import spec
+from pgherd.model.topology import group_name
+
+WATCH_SECONDS = 1.0
+READY_SECONDS = 600.0
+
+Name = Annotated[str, typer.Argument(help="The cluster.", metavar="NAME", show_default=False)]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; the supervisor goes on.")]
+Timeout = Annotated[
+    float, typer.Option(help="Seconds to wait at most; 0: as long as it takes.", metavar="SECONDS")
+]
+
+
+class Output(StrEnum):
+    """How an answer is written."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to write the answer.")]
+
+
+class Role(StrEnum):
+    """What a connection is for."""
+
+    rw = "rw"
+    ro = "ro"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (up, status, list_clusters, psql, dsn, logs, check, stop, start, delete, explain):
+        name = "list" if command is list_clusters else None
+        app.command(name, rich_help_panel="Clusters")(command)
+
+
+def seconds(timeout: float) -> float:
+    """0 is for ever."""
+    if timeout < 0:
+        raise BadInput(f"--timeout: must be >= 0, got {timeout:g}")
+    return timeout or float("inf")
+
+
+def await_fulfilment(name: str, timeout: float, doing: str) -> dict[str, Any]:
+    """Show progress until a cluster is as declared.
+
+    :param doing: what goes on if the person leaves
+    """
+    context = current()
+    context.going_on = f"the supervisor goes on {doing}; 'pgherd status {name} --watch' shows how far it is"
+    with watching(name) as watcher:
+        now = context.client().wait(name, timeout=seconds(timeout), progress=watcher)
+    context.going_on = ""
+    return now
+
+
+def up(
+    file: Annotated[
+        str, typer.Option("--file", "-f", help="The declaration; - reads standard input.", metavar="FILE")
+    ],
+    no_wait: NoWait = False,
+    timeout: Timeout = READY_SECONDS,
+) -> None:
+    """Create a cluster as FILE declares it, or change it to that. Doing it again changes nothing."""
+    limit = seconds(timeout)
+    context = current()
+    cluster = spec.load(read(file), source="stdin" if file == "-" else file, platform=context.platform)
+    name, begun = cluster.metadata.name, time.monotonic()
+    context.client().up(cluster)
+    if no_wait:
+        say(f"{name}: declared; 'pgherd status {name} --watch' shows how far it is")
+        return
+    await_fulfilment(name, limit, f"making {name} as declared")
+    shape = f"{plural(cluster.spec.segments.count, 'segment')}, engine {cluster.spec.engine}"
+    say(f"{name}: ready after {time.monotonic() - begun:.1f} s ({shape}); connect with 'pgherd psql {name}'")
+
+
+def read(file: str) -> str:
+    """The text of a file, or of standard input for ``-``.
+
+    :raises BadInput: it can't be read, in one line
+    """
+    name = "stdin" if file == "-" else file
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return raw.decode("utf-8-sig")
+    except IsADirectoryError:
+        raise BadInput(f"{name}: is a directory: name the file in it") from None
+    except (OSError, ValueError) as error:
+        reason = (
+            "is not UTF-8 text"
+            if isinstance(error, UnicodeDecodeError)
+            else getattr(error, "strerror", str(error))
+        )
+        raise BadInput(f"{name}: can't be read: {reason}") from None
+
+
+def status(
+    name: Name,
+    output: OutputOption = Output.table,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again whenever it changes.")] = False,
+) -> None:
+    """Show what a cluster is doing: phase, members, operation, problems."""
+    if not watch:
+        show(current().client().status(name), output)
+    elif output is Output.table and out().is_terminal:
+        watch_on_terminal(name)
+    else:
+        for now in changes(name):
+            show(now, output)
+
+
+def show(now: dict[str, Any], output: Output) -> None:
+    """One status on stdout."""
+    if output is Output.table:
+        out().print(render.status(now))
+    else:
+        emit(now, output)
+
+
+def watch_on_terminal(name: str) -> None:
+    """The status in place, until Ctrl-C."""
+    client = current().client()
+    with Live(console=out(), auto_refresh=False, screen=False) as live:
+        while True:
+            view: RenderableType = render.status(client.status(name))
+            live.update(view, refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def changes(name: str) -> Iterator[dict[str, Any]]:
+    """The status now, and again whenever anything but the time of the look is new, until Ctrl-C."""
+    client, before = current().client(), None
+    while True:
+        now = client.status(name)
+        essence = {key: value for key, value in now.items() if key != "observedAt"}
+        if essence != before:
+            yield now
+            sys.stdout.flush()
+        before = essence
+        time.sleep(WATCH_SECONDS)
+
+
+def list_clusters(output: OutputOption = Output.table) -> None:
+    """Show all clusters."""
+    client = current().client()
+    rows = [status_or_reason(client, name) for name in client.names()]
+    if output is not Output.table:
+        emit(rows, output)
+    elif rows:
+        out().print(render.clusters(rows))
+    else:
+        tell("no clusters here; 'pgherd up -f FILE' creates one, 'pgherd explain' says what FILE holds")
+
+
+def status_or_reason(client: Any, name: str) -> dict[str, Any]:
+    """A status; one cluster that can't be looked at must not hide the others."""
+    try:
+        found: dict[str, Any] = client.status(name)
+    except PgherdError as error:
+        tell(f"pgherd: {name}: {error}")
+        found = {"name": name, "phase": "Unknown", "errors": [str(error)], "groups": []}
+    return found
+
+
+def explain(
+    field: Annotated[
+        str | None,
+        typer.Argument(metavar="[FIELD]", help="A field such as segments.count.", show_default=False),
+    ] = None,
+) -> None:
+    """Explain a field of the declaration: type, default, bounds, meaning."""
+    say(explanation.explain(field))
+
+
+def psql(
+    name: Name,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGS]", help="Arguments for psql.", show_default=False)
+    ] = None,
+) -> None:
+    """Open psql on a cluster as the owner of its database; pass on what follows --."""
+    command, environment = current().client().psql_command(name)
+    sys.stdout.flush()
+    try:
+        os.execvpe(command[0], [*command, *(arguments or [])], {**os.environ, **environment})
+    except OSError as error:
+        raise PgherdError(f"{command[0]}: can't be run: {error.strerror}") from None
+
+
+def dsn(
+    name: Name,
+    role: Annotated[Role, typer.Option(help="rw: the primary. ro: a standby where there is one.")] = Role.rw,
+    group: Annotated[str, typer.Option(help="coordinator or segment-N.", metavar="GROUP")] = "coordinator",
+) -> None:
+    """Print a libpq URI with the password; it names every member, so it stays right through a failover."""
+    say(current().client().dsn(name, role=role, group=group))
+
+
+def logs(
+    name: Name,
+    member: Annotated[
+        str | None, typer.Argument(metavar="[MEMBER]", help="One member. Left out: all.", show_default=False)
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as lines are written, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Show the log lines of a cluster's members."""
+    for line in current().client().logs(name, member, follow):
+        typer.echo(line)
+
+
+def check(name: Name, output: OutputOption = Output.table) -> None:
+    """Compare the catalogue with the world: rows, shards, definitions, members. Exit code 1 if anything differs."""
+    found = [
+        {**asdict(finding), "group": group_name(finding.group) if finding.group >= 0 else "-"}
+        for finding in current().client().check(name)
+    ]
+    if output is not Output.table:
+        emit(found, output)
+    elif found:
+        out().print(render.findings(found))
+    if found:
+        raise PgherdError(f"{name}: {plural(len(found), 'thing')} found wrong")
+    if output is Output.table:
+        say(f"{name}: nothing found wrong")
+
+
+def stop(name: Name, no_wait: NoWait = False, timeout: Timeout = READY_SECONDS) -> None:
+    """End all of a cluster's processes; its data stays."""
+    current().client().stop(name)
+    if no_wait:
+        say(f"{name}: stopping")
+        return
+    await_fulfilment(name, timeout, f"stopping {name}")
+    say(f"{name}: stopped, its data is kept; 'pgherd start {name}' brings it back")
+
+
+def start(name: Name, no_wait: NoWait = False, timeout: Timeout = READY_SECONDS) -> None:
+    """Bring a stopped cluster back, or one whose machine was restarted."""
+    begun = time.monotonic()
+    current().client().start(name)
+    if no_wait:
+        say(f"{name}: starting; 'pgherd status {name} --watch' shows how far it is")
+        return
+    await_fulfilment(name, timeout, f"starting {name}")
+    say(f"{name}: ready after {time.monotonic() - begun:.1f} s")
+
+
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, delete it.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Destroy its data too.")] = False,
+    no_wait: NoWait = False,
+    timeout: Timeout = READY_SECONDS,
+) -> None:
+    """Delete a cluster. Its data is kept unless --purge is given, and taken up again by an 'up' of its name."""
+    context = current()
+    client = context.client()
+    client.declared(name)
+    fate = "its data is destroyed" if purge else "its data is kept"
+    if not yes:
+        raise BadInput(f"{name} was not deleted: add --yes to delete it ({fate})")
+    client.delete(name, purge=purge)
+    if not no_wait:
+        context.going_on = f"the supervisor goes on deleting {name}; 'pgherd list' shows whether it is gone"
+        client.wait_gone(name, timeout=seconds(timeout))
+        context.going_on = ""
+    say(f"{name}: {'being deleted' if no_wait else 'deleted'}, {fate}")

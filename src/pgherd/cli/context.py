@@ -1,0 +1,107 @@
+"""What every command shares: where to look for clusters, how to speak, what goes on if the person leaves.
+
+Results go to stdout, everything said on the way to stderr, so that stdout can be piped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from pgherd.errors import BadInput
+from pgherd.model import spec_yaml
+
+if TYPE_CHECKING:
+    from pgherd.supervisor.client import Client
+
+PLATFORMS = ("local",)
+"""platforms that this version can run clusters on"""
+
+_PLAIN_WIDTH = 400
+"""columns where no terminal says how many there are: nothing is cut or folded"""
+
+
+@dataclass
+class Context:
+    """One run of the command line."""
+
+    platform: str = "local"
+    home: Path | None = None
+    bin_dir: Path | None = None
+    going_on: str = ""
+    """what happens in the background if the person presses Ctrl-C now"""
+
+    def client(self) -> Client:
+        """The door to this platform's clusters."""
+        # Imported late: `pgherd explain` needs no database driver, and starts faster without.
+        from pgherd.supervisor.client import Client
+
+        return Client(self.home, self.bin_dir)
+
+
+def require_platform(platform: str, *, context: str | None, namespace: str | None) -> None:
+    """Refuse platforms that can't be used, and options of the other platform.
+
+    :raises BadInput: in one line
+    """
+    if platform not in PLATFORMS:
+        raise BadInput(
+            f"--platform {platform} is not available in this version: use {' or '.join(PLATFORMS)}"
+        )
+    for option, value in (("--context", context), ("--namespace", namespace)):
+        if value is not None:
+            raise BadInput(f"{option} is for --platform kubernetes; on local use --home")
+
+
+def current() -> Context:
+    """The context of the command that is running."""
+    import click
+
+    context = click.get_current_context().find_object(Context)
+    assert context is not None
+    return context
+
+
+def out() -> Console:
+    """stdout: as wide as the terminal, or as wide as need be."""
+    return _console(stderr=False)
+
+
+def err() -> Console:
+    """stderr, the same way."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=not stream.isatty())
+
+
+def say(text: str) -> None:
+    """The result of a command, for people."""
+    typer.echo(text)
+
+
+def tell(text: str) -> None:
+    """Something said on the way."""
+    typer.echo(text, err=True)
+
+
+def emit(value: Any, output: str) -> None:
+    """A result for programs, ``json`` or ``yaml``."""
+    if output == "json":
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(spec_yaml.write(value), nl=False)
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """``1 segment``, ``2 segments``"""
+    return f"{count} {one if count == 1 else many or one + 's'}"

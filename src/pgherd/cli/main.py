@@ -1,0 +1,165 @@
+"""``pgherd``: the command line.
+
+Commands do little: they hand a wish to the client and show the answer. Here their errors become exit codes: 0 done, 1
+it failed, 2 bad input, 130 interrupted. Nobody ever sees a traceback unless PGHERD_DEBUG=1 asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from pgherd import __version__
+from pgherd.cli import cluster_commands, operation_commands
+from pgherd.cli.context import Context, require_platform, tell
+from pgherd.errors import PgherdError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="pgherd",
+    help="Distributed PostgreSQL as a service: deployed, kept alive, grown and shrunk online, from one declaration.",
+    epilog="A new cluster: write down what it should be (pgherd explain), then pgherd up -f FILE.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+cluster_commands.register(app)
+operation_commands.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pgherd {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    platform: Annotated[
+        str, typer.Option(envvar="PGHERD_PLATFORM", metavar="local|kubernetes", help="Where clusters run.")
+    ] = "local",
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PGHERD_HOME",
+            help="Local: the directory of your clusters.  [default: ~/.local/state/pgherd]",
+        ),
+    ] = None,
+    bin_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PGHERD_BIN_DIR", help="Local: PostgreSQL's programs, instead of the installed wheel's."
+        ),
+    ] = None,
+    kube_context: Annotated[
+        str | None, typer.Option("--context", metavar="NAME", help="Kubernetes: the kubeconfig's context.")
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Kubernetes: the namespace.")
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        return
+    require_platform(platform, context=kube_context, namespace=namespace)
+    context.obj = Context(platform, home, bin_dir)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    debug = os.environ.get("PGHERD_DEBUG", "") not in ("", "0")
+    # What libraries and loops log is for the supervisor's log; here it would tear the progress bar.
+    logging.basicConfig(level=logging.DEBUG if debug else logging.CRITICAL)
+    context = Context()
+    try:
+        return _invoke(hoist_global_options(arguments), context)
+    except (KeyboardInterrupt, click.Abort):
+        return _interrupted(context)
+    except BrokenPipeError:
+        # The reader left (`pgherd logs | head`); Python must not try to flush to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(error)
+
+
+def _invoke(arguments: Sequence[str], context: Context) -> int:
+    command = typer.main.get_command(app)
+    result = command.main(list(arguments), prog_name="pgherd", standalone_mode=False, obj=context)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong in one line (or one for each problem), with the way out."""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "pgherd"
+        tell(f"pgherd: {one_line(error.format_message())} (see '{command} --help')")
+        return 2
+    if isinstance(error, PgherdError):
+        for line in str(error).splitlines() or ["it failed without a reason"]:
+            tell(f"pgherd: {line}")
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        tell(f"pgherd: {one_line(error.format_message())}")
+        return 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        tell(f"pgherd: {where}{error.strerror or error}")
+        return 1
+    tell(f"pgherd: unexpected {type(error).__name__}: {one_line(str(error))} (PGHERD_DEBUG=1 shows where)")
+    return 1
+
+
+def _interrupted(context: Context) -> int:
+    tell(f"\npgherd: interrupted{'; ' + context.going_on if context.going_on else ''}")
+    return INTERRUPTED
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks."""
+    return " ".join(text.split())
+
+
+_GLOBAL_OPTIONS = ("--platform", "--home", "--bin-dir", "--context", "--namespace", "-n")
+
+
+def hoist_global_options(arguments: Sequence[str]) -> list[str]:
+    """Let global options stand anywhere before ``--``, as people type them: ``pgherd status shop --home DIR``."""
+    front: list[str] = []
+    rest: list[str] = []
+    queue = list(arguments)
+    while queue and queue[0] != "--":
+        argument = queue.pop(0)
+        if argument in _GLOBAL_OPTIONS and queue:
+            front += [argument, queue.pop(0)]
+        elif argument.startswith(tuple(f"{option}=" for option in _GLOBAL_OPTIONS if option != "-n")):
+            front.append(argument)
+        else:
+            rest.append(argument)
+    return [*front, *rest, *queue]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Commands that change a running cluster: grow and shrink it, spread its data, let another member lead."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pgherd.cli import render
+from pgherd.cli.cluster_commands import Name, NoWait, Output, OutputOption, Timeout, await_fulfilment, seconds
+from pgherd.cli.context import current, emit, out, plural, say, tell
+
+FOR_EVER = 0.0
+
+Group = Annotated[str, typer.Option(help="coordinator or segment-N.", metavar="GROUP")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (scale, rebalance, pause, resume, cancel, switchover, restart):
+        app.command(rich_help_panel="Changes")(command)
+
+
+def scale(
+    name: Name,
+    segments: Annotated[int, typer.Option(help="How many segments there should be.", show_default=False)],
+    no_wait: NoWait = False,
+    timeout: Timeout = FOR_EVER,
+) -> None:
+    """Grow or shrink a cluster online: shards move to new segments, or off those that go."""
+    limit = seconds(timeout)
+    client = current().client()
+    before = client.declared(name).spec
+    client.scale(name, segments)
+    change = f"from {before.segments.count} to {plural(segments, 'segment')}"
+    if before.expansion.paused:
+        say(f"{name}: declared {change}; moves are paused until 'pgherd resume {name}'")
+    elif no_wait:
+        say(f"{name}: scaling {change}; 'pgherd status {name} --watch' shows how far it is")
+    else:
+        if segments != before.segments.count:
+            tell(f"{name}: scaling {change}")
+        now = await_fulfilment(name, limit, f"scaling {name} {change}")
+        say(f"{name}: {plural(segments, 'segment')}{moved(now) if segments != before.segments.count else ''}")
+
+
+def moved(now: dict[str, Any]) -> str:
+    """What the last operation moved."""
+    last = now.get("lastOperation") or {}
+    if not last.get("movesTotal"):
+        return ""
+    return (
+        f", {plural(last.get('movesDone') or 0, 'shard group')} moved ({render.size(last.get('bytesDone'))})"
+    )
+
+
+def rebalance(
+    name: Name,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the moves.")] = False,
+    output: OutputOption = Output.table,
+    no_wait: NoWait = False,
+    timeout: Timeout = FOR_EVER,
+) -> None:
+    """Spread the data evenly over the segments, with as few moves as possible."""
+    limit = seconds(timeout)
+    client = current().client()
+    if dry_run:
+        show_moves(name, client.plan_rebalance(name), output)
+        return
+    paused = client.declared(name).spec.expansion.paused
+    client.rebalance(name)
+    if no_wait or paused:
+        say(f"{name}: rebalancing" + (f" once 'pgherd resume {name}' allows moves" if paused else ""))
+        return
+    now = await_fulfilment(name, limit, f"rebalancing {name}")
+    say(f"{name}: balanced{moved(now)}")
+
+
+def show_moves(name: str, plan: list[dict[str, Any]], output: Output) -> None:
+    """The moves that a rebalance would make."""
+    if output is not Output.table:
+        emit(plan, output)
+    elif plan:
+        out().print(render.moves(plan))
+        say(f"\n{plural(len(plan), 'move')}, {render.size(sum(move['bytes'] for move in plan))}")
+    else:
+        say(f"{name}: balanced already, nothing would move")
+
+
+def pause(name: Name) -> None:
+    """Begin no further move; those that run are finished."""
+    client = current().client()
+    client.pause(name)
+    running = client.status(name).get("operation")
+    what = f"{running['kind']} is paused" if running else "no operation is running; the next one will wait"
+    say(f"{name}: {what}; 'pgherd resume {name}' goes on")
+
+
+def resume(name: Name) -> None:
+    """Let moves go on after a pause."""
+    client = current().client()
+    client.resume(name)
+    running = client.status(name).get("operation")
+    say(
+        f"{name}: {running['kind'] + ' goes on' if running else 'moves are allowed; no operation is running'}"
+    )
+
+
+def cancel(name: Name) -> None:
+    """Call the running operation off; what it began and did not finish is undone."""
+    current().client().cancel(name)
+    say(f"{name}: cancelling; 'pgherd status {name} --watch' shows when it is done")
+
+
+def switchover(
+    name: Name,
+    group: Group,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEMBER", help="Who shall lead. Left out: the best standby.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Let a standby of a group take over from its primary."""
+    primary = current().client().switchover(name, group, to)
+    say(f"{name}: {primary} is the primary of {group} now")
+
+
+def restart(
+    name: Name,
+    group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Only this group. Left out: all.", show_default=False)
+    ] = None,
+) -> None:
+    """Restart PostgreSQL, one member at a time, standbys first."""
+    context = current()
+    context.going_on = "the member at hand finishes its restart, the others keep running as they are"
+    context.client().restart(name, group, lambda text: tell(f"{name}: {text}"))
+    say(f"{name}: restarted {group or 'all groups'}")

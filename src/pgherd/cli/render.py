@@ -1,0 +1,182 @@
+"""The status and other answers as tables for people. Pure: from plain data to what rich prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_PHASE_STYLES = {
+    "Running": "bold green",
+    "Degraded": "bold yellow",
+    "Failed": "bold red",
+    "Stopped": "dim",
+}
+_WELL = {"running", "streaming"}
+
+
+def size(count: float | None) -> str:
+    """Bytes for people: ``117.7 MiB``; ``-`` for what is not known."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return ""
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3 min 10 s``, ``2 h 5 min``"""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def table(*headers: str) -> Table:
+    """An empty table without lines; a header that begins with ``>`` stands over numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for header in headers:
+        made.add_column(
+            header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold"
+        )
+    return made
+
+
+def phase(name: str) -> Text:
+    """A phase in its colour."""
+    return Text(name, style=_PHASE_STYLES.get(name, "bold cyan"))
+
+
+def status(now: Mapping[str, Any]) -> RenderableType:
+    """All of a cluster's status."""
+    parts: list[RenderableType] = [_headline(now), Text(), members(now)]
+    if operation := now.get("operation"):
+        parts += [Text(), Text("operation: " + operation_line(operation))]
+    if last := now.get("lastOperation"):
+        parts += [Text(), Text("last operation: " + last_operation_line(last))]
+    problems = list(_problems(now))
+    if problems:
+        parts += [Text(), Text("problems:", style="bold")]
+        parts += [Text(f"  {problem}", style="yellow") for problem in problems]
+    return Group(*parts)
+
+
+def _headline(now: Mapping[str, Any]) -> Text:
+    line = Text(f"{now['name']}  ")
+    line.append_text(phase(now["phase"]))
+    line.append(f"  engine {now.get('engine') or '-'}")
+    message = _condition(now, "Ready").get("message", "")
+    if message and now["phase"] not in ("Stopped", "Deleting"):
+        line.append(f"  {message}")
+    return line
+
+
+def _condition(now: Mapping[str, Any], kind: str) -> Mapping[str, str]:
+    return next((c for c in now.get("conditions", ()) if c.get("type") == kind), {})
+
+
+def _problems(now: Mapping[str, Any]) -> Iterator[str]:
+    degraded = _condition(now, "Degraded")
+    if degraded.get("status") == "True":
+        yield from degraded.get("message", "").split("; ")
+    yield from now.get("errors") or ()
+
+
+def members(now: Mapping[str, Any]) -> Table:
+    """One row for each member; what belongs to the group stands in its first row."""
+    made = table("GROUP", "MEMBER", "ROLE", "STATE", ">LAG", "ADDRESS", ">SHARDS", ">SIZE")
+    for group in now.get("groups", ()):
+        first = True
+        for member in group["members"]:
+            holds = group["id"] != 0 and first
+            made.add_row(
+                group["name"] if first else "",
+                member["name"],
+                _role(member),
+                _state(member),
+                size(member.get("lagBytes")) if member.get("role") != "primary" else "",
+                f"{member['host']}:{member['port']}" if member.get("port") else "-",
+                str(group.get("shards", "-")) if holds else "",
+                size(group.get("bytes")) if holds else "",
+            )
+            first = False
+    return made
+
+
+def _role(member: Mapping[str, Any]) -> Text:
+    role = str(member.get("role") or "unknown")
+    return Text("sync standby" if member.get("sync") else role, style="bold" if role == "primary" else "")
+
+
+def _state(member: Mapping[str, Any]) -> Text:
+    state = str(member.get("state") or "unknown")
+    text = Text(state, style="green" if state in _WELL else "yellow")
+    if member.get("pendingRestart"):
+        text.append(" (restart pending)", style="yellow")
+    return text
+
+
+def operation_line(operation: Mapping[str, Any]) -> str:
+    """``expand, moving: 3 of 16 moves, 12.0 MiB of 50.0 MiB, about 12 s left: moving 1/5 to segment-3``"""
+    facts = []
+    if operation.get("movesTotal"):
+        facts.append(f"{operation.get('movesDone', 0)} of {operation['movesTotal']} moves")
+    if operation.get("bytesTotal"):
+        facts.append(f"{size(operation.get('bytesDone', 0))} of {size(operation['bytesTotal'])}")
+    if operation.get("etaSeconds") is not None:
+        facts.append(f"about {duration(operation['etaSeconds'])} left")
+    text = f"{operation.get('kind')}, {operation.get('phase')}"
+    text += ": " + ", ".join(facts) if facts else ""
+    return text + (f"; {operation['message']}" if operation.get("message") else "")
+
+
+def last_operation_line(last: Mapping[str, Any]) -> str:
+    """``expand, done: 16 of 16 moves``"""
+    line = operation_line({**last, "etaSeconds": None, "message": ""})
+    reason = last.get("error") or last.get("message")
+    return f"{line}; {reason}" if reason else line
+
+
+def clusters(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each cluster."""
+    made = table("NAME", "PHASE", "ENGINE", ">SEGMENTS", "MEMBERS", ">SIZE", "OPERATION")
+    for row in rows:
+        everyone = [member for group in row.get("groups", ()) for member in group["members"]]
+        well = sum(member.get("state") in _WELL for member in everyone)
+        made.add_row(
+            row["name"],
+            phase(row["phase"]),
+            row.get("engine") or "-",
+            str(sum(group["id"] != 0 for group in row.get("groups", ()))),
+            f"{well}/{len(everyone)} running",
+            size(sum(group.get("bytes") or 0 for group in row.get("groups", ()))),
+            operation_line(row["operation"]) if row.get("operation") else "-",
+        )
+    return made
+
+
+def moves(plan: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each move, in order."""
+    made = table(">#", "SHARD GROUP", "FROM", "TO", ">SIZE", "TABLES")
+    for number, move in enumerate(plan, start=1):
+        shard_group = f"{move['colocation']}/{move['index']}"
+        tables = ", ".join(move.get("tables") or ())
+        made.add_row(
+            str(number), shard_group, str(move["source"]), str(move["target"]), size(move["bytes"]), tables
+        )
+    return made
+
+
+def findings(found: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each finding, with what to do about it."""
+    made = table("GROUP", "CHECK", "FOUND", "WHAT TO DO")
+    for finding in found:
+        made.add_row(finding["group"], finding["check"], finding["message"], finding["fix"])
+    return made
