@@ -82,7 +82,6 @@ class MemberStatus:
     sync_standby: bool
     """a standby without which (or without a quorum of which) no commit is acknowledged"""
     pending_restart: bool
-    pending_restart_parameters: Sequence[str]
     pending_restart_reason: Mapping[str, Mapping[str, Any]]
     """parameter name -> ``old_value`` and ``new_value``, both texts"""
     server_version: int | None
@@ -288,7 +287,6 @@ def _member_status(answer: Mapping[str, Any], *, leader: bool) -> MemberStatus:
         streaming=role == "standby" and answer.get("replication_state") == "streaming",
         sync_standby=bool(answer.get("sync_standby") or answer.get("quorum_standby")),
         pending_restart=bool(answer.get("pending_restart")),
-        pending_restart_parameters=tuple(sorted(answer.get("pending_restart_reason") or ())),
         pending_restart_reason=answer.get("pending_restart_reason") or {},
         server_version=answer.get("server_version"),
         system_identifier=answer.get("database_system_identifier"),

@@ -10,43 +10,16 @@ Durations in Patroni's configuration are seconds, sizes bytes, PostgreSQL parame
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pgherd.errors import BadInput
+from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
-
-if TYPE_CHECKING:
-    from pgherd.model.spec import PostgresCluster
+from pgherd.model.tuning import memory_parameters
 
 REST_USER = "pgherd"
 """Basic authentication of the REST calls that change something"""
 
 LOOPBACK = ("127.0.0.1/32",)
-
-RESERVED_PARAMETERS = frozenset(
-    {
-        "archive_cleanup_command",
-        "cluster_name",
-        "config_file",
-        "data_directory",
-        "external_pid_file",
-        "full_page_writes",
-        "fsync",
-        "hba_file",
-        "hot_standby",
-        "ident_file",
-        "listen_addresses",
-        "password_encryption",
-        "port",
-        "primary_conninfo",
-        "primary_slot_name",
-        "synchronous_standby_names",
-        "unix_socket_directories",
-        "wal_level",
-        "wal_log_hints",
-    }
-)
-"""Parameters that the declaration can't set: each would break addresses, replication or durability."""
 
 _MEBIBYTE = 1024 * 1024
 
@@ -65,7 +38,6 @@ _BASE_PARAMETERS: Mapping[str, str] = {
     "max_wal_senders": "32",
     "max_worker_processes": "32",
     "password_encryption": "scram-sha-256",
-    "shared_buffers": "64MB",
     "wal_keep_size": "128MB",
     "wal_level": "logical",
     "wal_log_hints": "on",
@@ -78,7 +50,7 @@ _BASE_PARAMETERS: Mapping[str, str] = {
 def standbys(cluster: PostgresCluster, group_id: int) -> int:
     """How many standbys the declaration asks for in this group."""
     spec = cluster.spec
-    return int(spec.coordinator.standbys if group_id == COORDINATOR else spec.segments.standbys)
+    return spec.coordinator.standbys if group_id == COORDINATOR else spec.segments.standbys
 
 
 def dynamic_config(
@@ -88,13 +60,14 @@ def dynamic_config(
     preload: Sequence[str],
     *,
     networks: Sequence[str] = LOOPBACK,
+    local: bool = True,
 ) -> dict[str, Any]:
     """What all members of one group agree on; JSON-like, ready for ``PATCH /config`` or ``bootstrap.dcs``.
 
     :param engine_parameters: PostgreSQL parameters that the engine needs; they win over the user's
     :param preload: ``shared_preload_libraries`` of the engine; the user's come after them
     :param networks: CIDRs from which members and clients connect (SCRAM in any case)
-    :raises BadInput: the declaration sets a parameter of :data:`RESERVED_PARAMETERS`
+    :param local: members share one machine: small buffers by default
     """
     has_standbys = standbys(cluster, group_id) > 0
     return {
@@ -119,7 +92,7 @@ def dynamic_config(
             "use_slots": True,
             "remove_data_directory_on_rewind_failure": True,
             "remove_data_directory_on_diverged_timelines": True,
-            "parameters": _parameters(cluster, engine_parameters, preload),
+            "parameters": _parameters(cluster, _memory(cluster, group_id, local), engine_parameters, preload),
             "pg_hba": _pg_hba(cluster, networks),
         },
     }
@@ -137,19 +110,20 @@ def _synchronous_mode(cluster: PostgresCluster, has_standbys: bool) -> bool | st
     return "quorum" if cluster.spec.durability == "quorum" else True
 
 
+def _memory(cluster: PostgresCluster, group_id: int, local: bool) -> dict[str, str]:
+    group = cluster.spec.coordinator if group_id == COORDINATOR else cluster.spec.segments
+    return memory_parameters(group.resources, local=local)
+
+
 def _parameters(
-    cluster: PostgresCluster, engine_parameters: Mapping[str, str], preload: Sequence[str]
+    cluster: PostgresCluster,
+    memory: Mapping[str, str],
+    engine_parameters: Mapping[str, str],
+    preload: Sequence[str],
 ) -> dict[str, str]:
     user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}
-    if reserved := sorted(RESERVED_PARAMETERS.intersection(user)):
-        raise BadInput(
-            *(f"spec.postgres.parameters.{name}: is set by pgherd, leave it out" for name in reserved)
-        )
-    parameters = {
-        **_BASE_PARAMETERS,
-        **user,
-        **{name: _text(value) for name, value in engine_parameters.items()},
-    }
+    engine = {name: _text(value) for name, value in engine_parameters.items()}
+    parameters = {**_BASE_PARAMETERS, **memory, **user, **engine}
     libraries = [*preload, *_split(parameters.pop("shared_preload_libraries", ""))]
     if libraries:
         parameters["shared_preload_libraries"] = ",".join(dict.fromkeys(libraries))

@@ -1,0 +1,120 @@
+"""A group's beginning, and starting over when it was cut short.
+
+Patroni notes in its store that a member has begun to found the group, and from then on all others wait for it: if all
+is killed right there, they would wait for ever. So each group gets a place in the store under a random name, written
+down in ``groups.json`` before anything starts, and as long as nobody has made a database in the group, a founding that
+lost its founder is given up: what it left is removed and the group gets a new place.
+
+Data is removed here only if *both* hold: the record says that the group was never seen with a database of a user's,
+and no data directory of the group has one now.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from pgherd.model.topology import Member, group_name
+from pgherd.platform.local import files
+from pgherd.platform.local.layout import Layout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """What is written down of one group."""
+
+    namespace: str
+    """its folder in Patroni's store"""
+    founded: bool = False
+    """a user's database was seen: from now on nothing is ever started over"""
+    started: tuple[str, ...] = ()
+    """members started since this place was given"""
+
+
+class Foundings:
+    """The groups of one home. Callers hold the home's lock.
+
+    :param is_running: whether a member's Patroni runs
+    :param wipe: end all processes of a member and remove its data
+    """
+
+    def __init__(
+        self, layout: Layout, is_running: Callable[[Member], bool], wipe: Callable[[Member], None]
+    ) -> None:
+        self._layout = layout
+        self._is_running = is_running
+        self._wipe = wipe
+
+    def admit(self, member: Member, group: Sequence[Member]) -> str:
+        """Get everything right for this member to start; returns its group's namespace in Patroni's store.
+
+        :param group: all members of the group that exist in any form, this one too
+        """
+        record = self._read(member) or GroupRecord(_new_namespace())
+        if not record.founded:
+            if any(self._layout.member(each).has_user_database for each in group):
+                record = replace(record, founded=True)
+            elif self._is_dead(record, member, group):
+                record = self._start_over(record, group)
+        if member.name not in record.started:
+            record = replace(record, started=(*record.started, member.name))
+        self._write(member, record)
+        self._remove_incomplete_clone(member)
+        return record.namespace
+
+    def forget(self, member: Member) -> None:
+        """The last member of the group is gone: its place in the store is never used again."""
+        records = self._read_all(member.cluster)
+        if records.pop(group_name(member.group), None) is not None:
+            files.write_json(self._layout.groups(member.cluster), records)
+
+    def _is_dead(self, record: GroupRecord, member: Member, group: Sequence[Member]) -> bool:
+        """Whether nobody is left who could complete the founding."""
+        running = [each for each in group if each != member and self._is_running(each)]
+        if not running:
+            return True
+        # This member took part and died; the others that run only wait, as none of them has any data.
+        return member.name in record.started and not any(
+            self._layout.member(each).has_anything for each in running
+        )
+
+    def _start_over(self, record: GroupRecord, group: Sequence[Member]) -> GroupRecord:
+        for each in group:
+            if record.started and (self._is_running(each) or self._layout.member(each).has_anything):
+                logger.info("the founding of %s was cut short: starting over", each.scope)
+                self._wipe(each)
+        return GroupRecord(_new_namespace())
+
+    def _remove_incomplete_clone(self, member: Member) -> None:
+        # A clone gets backup_label first and pg_control last; Patroni would take what is in between for damaged.
+        layout = self._layout.member(member)
+        incomplete = (layout.data / "backup_label").exists() or not (layout.data / "PG_VERSION").exists()
+        if layout.has_anything and not layout.has_data and incomplete:
+            logger.info("removing an incomplete copy in %s", layout.data)
+            self._wipe(member)
+
+    def _read_all(self, cluster: str) -> dict[str, dict[str, object]]:
+        return files.read_json(self._layout.groups(cluster)) or {}
+
+    def _read(self, member: Member) -> GroupRecord | None:
+        raw = self._read_all(member.cluster).get(group_name(member.group))
+        if raw is None:
+            return None
+        started = raw.get("started")
+        names = tuple(map(str, started)) if isinstance(started, list) else ()
+        return GroupRecord(str(raw["namespace"]), bool(raw.get("founded")), names)
+
+    def _write(self, member: Member, record: GroupRecord) -> None:
+        if self._read(member) == record:
+            return
+        records = self._read_all(member.cluster)
+        records[group_name(member.group)] = asdict(record)
+        files.write_json(self._layout.groups(member.cluster), records)
+
+
+def _new_namespace() -> str:
+    return f"/pgherd/{secrets.token_hex(8)}"

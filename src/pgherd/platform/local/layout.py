@@ -1,0 +1,156 @@
+"""Where everything of a home is.
+
+::
+
+    HOME/platform.lock                   held while anything below is changed
+    HOME/ports.json                      ports by cluster and member
+    HOME/raft/                           Patroni's store: raft.yml, data/, controller.log
+    HOME/NAME/cluster.yaml               the declaration (and what was asked for besides: stopped, deleting)
+    HOME/NAME/credentials.json           passwords
+    HOME/NAME/status.json                the status written last
+    HOME/NAME/groups.json                each group's place in Patroni's store
+    HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL
+    HOME/NAME/members/MEMBER/patroni.yml
+    HOME/NAME/members/MEMBER/data/       PostgreSQL's data directory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgherd.model.topology import Member, group_id
+
+DECLARATION = "cluster.yaml"
+
+
+def parse_member(cluster: str, name: str) -> Member | None:
+    """The inverse of ``Member.name``, or None where the name is not one of this cluster's members."""
+    rest, _, ordinal = name.removeprefix(f"{cluster}-").rpartition("-")
+    if not name.startswith(f"{cluster}-") or not ordinal.isdecimal():
+        return None
+    try:
+        member = Member(cluster, group_id(rest), int(ordinal))
+    except ValueError:
+        return None
+    return member if member.name == name else None
+
+
+@dataclass(frozen=True)
+class MemberLayout:
+    """The files of one member."""
+
+    directory: Path
+    log: Path
+
+    @property
+    def data(self) -> Path:
+        """PostgreSQL's data directory"""
+        return self.directory / "data"
+
+    @property
+    def config(self) -> Path:
+        """``patroni.yml``"""
+        return self.directory / "patroni.yml"
+
+    @property
+    def pgpass(self) -> Path:
+        """Patroni's password file"""
+        return self.directory / "pgpass"
+
+    @property
+    def has_data(self) -> bool:
+        """There is a complete data directory: ``pg_control`` is among the first files that initdb makes complete
+        and the last that a clone gets."""
+        return (self.data / "global" / "pg_control").is_file()
+
+    @property
+    def has_anything(self) -> bool:
+        """There is something in the data directory, complete or not."""
+        try:
+            return any(self.data.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    @property
+    def has_user_database(self) -> bool:
+        """Someone made a database, or a tablespace, since initdb."""
+        # OIDs below 16384 are initdb's own.
+        databases = self._entries("base")
+        return any(name.isdecimal() and int(name) >= 16384 for name in databases) or bool(
+            self._entries("pg_tblspc")
+        )
+
+    def _entries(self, directory: str) -> list[str]:
+        path = self.data / directory
+        return [entry.name for entry in path.iterdir()] if path.is_dir() else []
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one home."""
+
+    home: Path
+
+    @property
+    def lock(self) -> Path:
+        """``platform.lock``"""
+        return self.home / "platform.lock"
+
+    @property
+    def ports(self) -> Path:
+        """``ports.json``"""
+        return self.home / "ports.json"
+
+    @property
+    def raft(self) -> Path:
+        """The directory of Patroni's store"""
+        return self.home / "raft"
+
+    def cluster(self, name: str) -> Path:
+        """A cluster's directory"""
+        return self.home / name
+
+    def declaration(self, name: str) -> Path:
+        """A cluster's ``cluster.yaml``"""
+        return self.cluster(name) / DECLARATION
+
+    def credentials(self, name: str) -> Path:
+        """A cluster's ``credentials.json``"""
+        return self.cluster(name) / "credentials.json"
+
+    def status(self, name: str) -> Path:
+        """A cluster's ``status.json``"""
+        return self.cluster(name) / "status.json"
+
+    def groups(self, name: str) -> Path:
+        """A cluster's ``groups.json``"""
+        return self.cluster(name) / "groups.json"
+
+    def logs(self, name: str) -> Path:
+        """A cluster's log directory"""
+        return self.cluster(name) / "log"
+
+    def members(self, name: str) -> Path:
+        """The directory of all members' directories"""
+        return self.cluster(name) / "members"
+
+    def member(self, member: Member) -> MemberLayout:
+        """One member's files"""
+        directory = self.members(member.cluster) / member.name
+        return MemberLayout(directory, self.logs(member.cluster) / f"{member.name}.log")
+
+    def clusters(self) -> list[str]:
+        """Names of all clusters with a declaration, sorted."""
+        return sorted(path.name for path in self._directories() if (path / DECLARATION).is_file())
+
+    def keeps_data(self) -> bool:
+        """Whether any cluster's directory is left, declared or not."""
+        return any(True for _ in self._directories())
+
+    def _directories(self) -> Iterator[Path]:
+        if self.home.is_dir():
+            for path in self.home.iterdir():
+                if path.is_dir() and path != self.raft and not path.name.startswith("."):
+                    yield path

@@ -1,0 +1,368 @@
+"""The local platform: what :class:`~pgherd.platform.base.Platform` promises, by files and processes of one home."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pgherd.errors import BadInput, PgherdError
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import Credentials, Endpoint, Member
+from pgherd.patroni.config import member_config
+from pgherd.platform.base import Declaration, MemberView, Platform
+from pgherd.platform.local import binaries, files, logs, processes, runas
+from pgherd.platform.local.declarations import Declarations
+from pgherd.platform.local.founding import Foundings
+from pgherd.platform.local.layout import Layout, parse_member
+from pgherd.platform.local.ports import HOST, PortBook, Ports, is_free
+from pgherd.platform.local.raft import RaftStore
+
+logger = logging.getLogger(__name__)
+
+PATRONI_STOP_SECONDS = 60.0
+"""how long a member may take for its last checkpoint before it is made to end"""
+
+
+class LocalPlatform(Platform):
+    """The clusters of one home. Safe to share between threads; several processes may work on one home.
+
+    :param home: made when the first cluster is declared
+    :param bin_dir: where PostgreSQL's programs are; default ``PGHERD_BIN_DIR``, else the wheel's
+    """
+
+    name = "local"
+
+    def __init__(self, home: Path, bin_dir: Path | None = None) -> None:
+        self.home = home.absolute()
+        self._bin_dir = bin_dir
+        self._layout = Layout(self.home)
+        self._lock = files.Lock(self._layout.lock)
+        self._ports = PortBook(self._layout.ports)
+        self._daemons = processes.Daemons()
+        self._raft = RaftStore(self._layout, self._ports, self._daemons)
+        self._declarations = Declarations(self._layout)
+        self._foundings = Foundings(self._layout, self._is_running, self._wipe)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other thread and process from changing this home meanwhile; may be nested."""
+        with self._lock.held():
+            yield
+
+    # the machine
+
+    def check_supported(self, cluster: PostgresCluster) -> None:
+        """Refuse early what this machine can't run.
+
+        :raises BadInput: another PostgreSQL version is asked for
+        :raises PgherdError: programs are missing, or members can't run as an ordinary user
+        """
+        here = binaries.find(self._bin_dir)
+        wanted = cluster.spec.postgres.version
+        if wanted is not None and int(wanted) != here.major:
+            raise BadInput(
+                f"spec.postgres.version: {wanted} is not here, {here.directory} has {here.version}: leave the "
+                f"version out, or name the directory of a PostgreSQL {wanted} with --bin-dir"
+            )
+        runas.prefix()
+
+    def program(self, name: str) -> Path:
+        """The path of one of PostgreSQL's programs.
+
+        :raises PgherdError: it is not there
+        """
+        return binaries.find(self._bin_dir).program(name)
+
+    def ensure_store(self) -> None:
+        """Start Patroni's store unless it runs.
+
+        :raises PgherdError: it does not start
+        """
+        with self.locked():
+            self._raft.ensure_running(runas.prefix())
+
+    def stop_store(self) -> None:
+        """End Patroni's store; no-op if it is not running."""
+        if self.home.is_dir():
+            with self.locked():
+                self._raft.stop()
+
+    def close_if_empty(self) -> bool:
+        """If no cluster is declared: end the store; if no data is left either: remove the home. True if it is gone."""
+        if not self.home.is_dir():
+            return True
+        with self.locked():
+            if self._layout.clusters():
+                return False
+            self._raft.stop()
+            if self._layout.keeps_data():
+                return False
+            self._raft.remove()
+            for rest in (self._layout.ports, *self.home.glob(".removed.*"), *self.home.glob(".*.tmp")):
+                files.remove(rest)
+            self._layout.lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's file in it, or a new cluster just now
+                self.home.rmdir()
+        return not self.home.exists()
+
+    # declarations
+
+    def clusters(self) -> Sequence[str]:
+        """Names of all clusters, sorted."""
+        return self._layout.clusters()
+
+    def declaration(self, name: str) -> Declaration:
+        """What was asked for.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        return self._declarations.get(name)
+
+    def declare(self, cluster: PostgresCluster) -> None:
+        """Create a cluster or change its declaration; no-op if it is the same.
+
+        :raises PgherdError: it could not be written
+        """
+        with self.locked():
+            self._declarations.put(cluster)
+
+    def set_stopped(self, name: str, stopped: bool) -> None:
+        """Ask for the members to be gone (data kept), or back."""
+        self._change(name, lambda: self._declarations.set_stopped(name, stopped))
+
+    def set_deleting(self, name: str, *, purge: bool) -> None:
+        """Ask for the cluster to be removed; with ``purge`` its data too."""
+        self._change(name, lambda: self._declarations.set_deleting(name, purge=purge))
+
+    def _change(self, name: str, change: Any) -> None:
+        self._declarations.get(name)  # before the lock, which would make a home that is not there
+        with self.locked():
+            change()
+
+    def forget(self, name: str, *, purge: bool) -> None:
+        """Last act of a deletion: remove the declaration, with ``purge`` (or if there is no data) everything.
+
+        Without ``purge`` data, passwords, ports and the store's record stay: a new declaration of this name adopts
+        them. Killed in between, the declaration is still there and the next call goes on.
+        """
+        with self.locked():
+            views = self.members(name)
+            if purge or not any(view.has_data for view in views.values()):
+                for view in views.values():
+                    self.remove_member(view.member)
+                self._ports.release(name)
+                files.remove(self._layout.cluster(name))
+            else:
+                files.remove(self._layout.status(name))
+                files.remove(self._layout.declaration(name))
+
+    def credentials(self, name: str) -> Credentials:
+        """The cluster's passwords, made at the first call.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        path = self._layout.credentials(name)
+        known = files.read_json(path)
+        if known is None:
+            self._declarations.get(name)
+            with self.locked():
+                known = files.read_json(path)
+                if known is None:
+                    known = {field: secrets.token_urlsafe(24) for field in Credentials.__dataclass_fields__}
+                    files.write_json(path, known)
+        return Credentials(**known)
+
+    def read_status(self, name: str) -> dict[str, Any] | None:
+        """The status written last, or None."""
+        try:
+            status = files.read_json(self._layout.status(name))
+        except PgherdError:  # it was not flushed before a power failure; the next round writes it anew
+            return None
+        return status if isinstance(status, dict) else None
+
+    def write_status(self, name: str, status: Mapping[str, Any]) -> None:
+        """Publish the status; no-op once the cluster is gone."""
+        if self._layout.declaration(name).exists():
+            files.write_json(self._layout.status(name), status, durable=False)
+
+    # members
+
+    def members(self, name: str) -> Mapping[str, MemberView]:
+        """Every member that exists in any form (a process, a data directory, a reserved port), by member name."""
+        ports = self._ports.of_cluster(name)
+        directory = self._layout.members(name)
+        names = {*ports, *(path.name for path in directory.iterdir())} if directory.is_dir() else set(ports)
+        known = [member for each in sorted(names) if (member := parse_member(name, each))]
+        running = self._daemons.find_all([self._layout.member(member).config for member in known])
+        return {
+            member.name: self._view(
+                member, ports.get(member.name), self._layout.member(member).config in running
+            )
+            for member in known
+        }
+
+    def _view(self, member: Member, ports: Ports | None, running: bool) -> MemberView:
+        ports = ports or self._reserve(member)
+        has_data = self._layout.member(member).has_data
+        postgres, rest = Endpoint(HOST, ports["postgres"]), Endpoint(HOST, ports["rest"])
+        return MemberView(member, running, has_data, postgres, rest)
+
+    def _reserve(self, member: Member) -> Ports:
+        with self.locked():
+            return self._ports.reserve(member.cluster, member.name, "postgres", "rest")
+
+    def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
+        """Bring a member to life; no-op if it runs. Returns without waiting for it to be ready.
+
+        :raises PgherdError: programs are missing, a port is taken, the disk is full
+        """
+        prefix = runas.prefix()
+        with self.locked():
+            if self._is_running(member):
+                return
+            self._raft.ensure_running(prefix)
+            ports = self._reserve(member)
+            self._end_strays(member)
+            self._require_free(member, ports)
+            group = [
+                view.member
+                for view in self.members(member.cluster).values()
+                if view.member.group == member.group
+            ]
+            namespace = self._foundings.admit(member, group)
+            self._write_config(cluster, member, ports, namespace, dcs_config)
+            layout = self._layout.member(member)
+            logs.rotate(layout.log)
+            self._daemons.start(processes.PATRONI, layout.config, layout.log, prefix)
+
+    def _end_strays(self, member: Member) -> None:
+        """A Patroni that was killed may leave a server, which the next one adopts, or tools, which must not go on."""
+        layout = self._layout.member(member)
+        if processes.postmaster_of(layout.data) is None:
+            processes.end_postgres(layout.directory, layout.data)
+
+    def _require_free(self, member: Member, ports: Ports) -> None:
+        own_server = processes.postmaster_of(self._layout.member(member).data)
+        for purpose, port in ports.items():
+            if not (purpose == "postgres" and own_server) and not is_free(port):
+                who = processes.listener(port) or "it belongs to somebody else"
+                raise PgherdError(
+                    f"port {port} of {member.name} is taken by another program ({who}): end that program, "
+                    f"{member.name} starts as soon as the port is free"
+                )
+
+    def _write_config(
+        self,
+        cluster: PostgresCluster,
+        member: Member,
+        ports: Ports,
+        namespace: str,
+        dcs_config: Mapping[str, Any],
+    ) -> None:
+        layout = self._layout.member(member)
+        postgres = binaries.find(self._bin_dir)
+        config = member_config(
+            cluster,
+            member,
+            postgres=Endpoint(HOST, ports["postgres"]),
+            rest=Endpoint(HOST, ports["rest"]),
+            data_dir=str(layout.data),
+            bin_dir=str(postgres.directory),
+            pgpass=str(layout.pgpass),
+            credentials=self.credentials(member.cluster),
+            store=self._raft.member_section(),
+            namespace=namespace,
+            dcs_config=dcs_config,
+            server_major=postgres.major,
+            # Sockets' paths are limited to 107 characters, homes are not.
+            parameters={"unix_socket_directories": ""},
+        )
+        files.write(layout.config, yaml.safe_dump(config, sort_keys=False))
+
+    def _is_running(self, member: Member) -> bool:
+        return self._daemons.find(self._layout.member(member).config) is not None
+
+    def stop_member(self, member: Member) -> None:
+        """End a member's processes (PostgreSQL by a fast shutdown), bounded in time; no-op if it is not running."""
+        layout = self._layout.member(member)
+        while (patroni := self._daemons.find(layout.config)) is not None:
+            if not processes.end([patroni], signal.SIGTERM, PATRONI_STOP_SECONDS):
+                logger.warning("%s: Patroni does not end: killing it", member.name)
+                processes.end([patroni], signal.SIGKILL, 5.0)
+        processes.end_postgres(layout.directory, layout.data)
+
+    def _wipe(self, member: Member) -> None:
+        """A member that holds nothing of value: no need for a last checkpoint."""
+        layout = self._layout.member(member)
+        while (patroni := self._daemons.find(layout.config)) is not None:
+            processes.end([patroni], signal.SIGKILL, 5.0)
+        self._remove_data(member)
+
+    def _remove_data(self, member: Member) -> None:
+        layout = self._layout.member(member)
+        processes.end_postgres(layout.directory, layout.data)
+        _remove_shared_memory(layout.data)
+        files.remove(layout.data)
+
+    def remove_member(self, member: Member) -> None:
+        """Stop a member and remove its data and whatever was reserved for it."""
+        self.stop_member(member)
+        layout = self._layout.member(member)
+        with self.locked():
+            self._remove_data(member)
+            files.remove(layout.directory)
+            logs.remove(layout.log)
+            others = (view.member for view in self.members(member.cluster).values() if view.member != member)
+            if not any(other.group == member.group for other in others):
+                self._foundings.forget(member)
+            self._ports.release(member.cluster, member.name)
+
+    def free_bytes(self, member: Member) -> int | None:
+        """Free space where this member's data is (or will be)."""
+        path = self._layout.member(member).directory
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        try:
+            return shutil.disk_usage(path).free
+        except OSError:
+            return None
+
+    # logs
+
+    def logs(self, name: str, member: str | None, *, follow: bool) -> Iterator[str]:
+        """Log lines of one member or of all, each prefixed with the member's name in the latter case.
+
+        :raises BadInput: no such member
+        """
+        known = {each: self._layout.logs(name) / f"{each}.log" for each in self.members(name)}
+        if member is None:
+            return logs.lines([(f"{each} ", path) for each, path in known.items()], follow=follow)
+        if member not in known:
+            raise BadInput(f"{name} has no member {member}: it has {', '.join(known) or 'none yet'}")
+        return logs.lines([("", known[member])], follow=follow)
+
+    def rotate_logs(self, name: str) -> None:
+        """Keep the members' logs small; call it now and then."""
+        for path in self._layout.logs(name).glob("*.log"):
+            logs.rotate(path)
+
+
+def _remove_shared_memory(data: Path) -> None:
+    """A server that was killed leaves a (tiny) System V segment, which its note names, for its next start to remove."""
+    try:
+        note = (data / "postmaster.pid").read_text().splitlines()
+        key, identifier = note[6].split()
+        listed = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    except (OSError, IndexError, ValueError):
+        return
+    if any(fields[:2] == [key, identifier] and fields[6] == "0" for fields in map(str.split, listed)):
+        subprocess.run(["ipcrm", "-m", identifier], capture_output=True, check=False)

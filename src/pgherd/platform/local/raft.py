@@ -1,0 +1,120 @@
+"""Patroni's store: one ``patroni_raft_controller`` per home, the only voter; members take part without a vote.
+
+Its log is kept on disk, so it may be killed at any time; while it is away nobody is elected and, thanks to Patroni's
+failsafe mode, nobody is demoted. Its messages are encrypted with a password of this home: the protocol carries pickled
+objects, which must not be accepted from strangers on the same machine.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from pgherd.errors import PgherdError
+from pgherd.platform.local import files
+from pgherd.platform.local.layout import Layout
+from pgherd.platform.local.ports import HOST, STORE, PortBook, is_free
+from pgherd.platform.local.processes import RAFT_CONTROLLER, Daemons, end, listener
+
+START_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+
+
+class RaftStore:
+    """The store of one home. Callers hold the home's lock."""
+
+    def __init__(self, layout: Layout, ports: PortBook, daemons: Daemons) -> None:
+        self._directory = layout.raft
+        self._config = layout.raft / "raft.yml"
+        self._log = layout.raft / "controller.log"
+        self._ports = ports
+        self._daemons = daemons
+
+    def is_running(self) -> bool:
+        """Whether the controller runs."""
+        return self._daemons.find(self._config) is not None
+
+    def ensure_running(self, prefix: Sequence[str]) -> None:
+        """Start the controller unless it runs; returns once it listens.
+
+        Members that find nobody there when they start would try again only after seconds.
+
+        :param prefix: put before its command
+        :raises PgherdError: it does not start
+        """
+        if self.is_running():
+            return
+        port = self._port()
+        if not is_free(port):
+            who = listener(port)
+            raise PgherdError(
+                f"port {port} of Patroni's store is taken by another program ({who or 'unknown'}): end it"
+            )
+        self._write_config(port)
+        self._daemons.start(RAFT_CONTROLLER, self._config, self._log, prefix)
+        deadline = time.monotonic() + START_SECONDS
+        while not _listens(port):
+            if not self.is_running() or time.monotonic() > deadline:
+                raise PgherdError(f"Patroni's store does not start: {self._last_words()} (see {self._log})")
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """End the controller; no-op if it is not running."""
+        while (process := self._daemons.find(self._config)) is not None:
+            end([process], signal.SIGTERM, 5.0) or end([process], signal.SIGKILL, 5.0)
+
+    def remove(self) -> None:
+        """End the controller and remove what the store holds."""
+        self.stop()
+        files.remove(self._directory)
+        self._ports.release(STORE)
+
+    def member_section(self) -> Mapping[str, Any]:
+        """What a member's ``patroni.yml`` says about the store."""
+        return {"raft": {"partner_addrs": [f"{HOST}:{self._port()}"], "password": self._password()}}
+
+    def _port(self) -> int:
+        return self._ports.reserve(STORE, "raft", "raft")["raft"]
+
+    def _password(self) -> str:
+        return str(self._read_config()["raft"]["password"])
+
+    def _read_config(self) -> Any:
+        with files.explained(f"read {self._config}"):
+            return yaml.safe_load(self._config.read_text())
+
+    def _write_config(self, port: int) -> None:
+        with files.explained(f"make {self._directory}"):
+            (self._directory / "data").mkdir(parents=True, exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+        password = self._password() if self._config.exists() else secrets.token_urlsafe(32)
+        config = {
+            "log": {"level": "INFO"},
+            "raft": {
+                "self_addr": f"{HOST}:{port}",
+                "partner_addrs": [],
+                "data_dir": str(self._directory / "data"),
+                "password": password,
+            },
+        }
+        files.write(self._config, yaml.safe_dump(config))
+
+    def _last_words(self) -> str:
+        try:
+            lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            lines = []
+        return lines[-1].strip() if lines else "it said nothing"
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
