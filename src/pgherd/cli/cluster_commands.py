@@ -24,9 +24,9 @@ from pgherd.model import spec
 from pgherd.model.topology import group_name
 
 WATCH_SECONDS = 1.0
-READY_SECONDS = 600.0
+READY_SECONDS = 600
 
-Name = Annotated[str, typer.Argument(help="The cluster.", metavar="NAME", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The cluster.", show_default=False)]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; the supervisor goes on.")]
 Timeout = Annotated[
     float, typer.Option(help="Seconds to wait at most; 0: as long as it takes.", metavar="SECONDS")
@@ -124,7 +124,7 @@ def status(
     output: OutputOption = Output.table,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again whenever it changes.")] = False,
 ) -> None:
-    """Show what a cluster is doing: phase, members, operation, problems."""
+    """Show what a cluster is doing. Phase, members, operation, problems."""
     if not watch:
         show(current().client().status(name), output)
     elif output is Output.table and out().is_terminal:
@@ -190,20 +190,21 @@ def status_or_reason(client: Any, name: str) -> dict[str, Any]:
 def explain(
     field: Annotated[
         str | None,
-        typer.Argument(metavar="[FIELD]", help="A field such as segments.count.", show_default=False),
+        typer.Argument(metavar="FIELD", help="A field such as segments.count.", show_default=False),
     ] = None,
 ) -> None:
-    """Explain a field of the declaration: type, default, bounds, meaning."""
+    """Explain a field of the declaration. Type, default, bounds, meaning."""
     say(explanation.explain(field))
 
 
 def psql(
     name: Name,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ARGS]", help="Arguments for psql.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="Arguments for psql, after --.", show_default=False),
     ] = None,
 ) -> None:
-    """Open psql on a cluster as the owner of its database; pass on what follows --."""
+    """Open psql on a cluster. As the owner of its database; what follows -- is passed on."""
     command, environment = current().client().psql_command(name)
     sys.stdout.flush()
     try:
@@ -217,14 +218,14 @@ def dsn(
     role: Annotated[Role, typer.Option(help="rw: the primary. ro: a standby where there is one.")] = Role.rw,
     group: Annotated[str, typer.Option(help="coordinator or segment-N.", metavar="GROUP")] = "coordinator",
 ) -> None:
-    """Print a libpq URI with the password; it names every member, so it stays right through a failover."""
+    """Print a libpq URI, password included. It names every member, so it stays right through a failover."""
     say(current().client().dsn(name, role=role, group=group))
 
 
 def logs(
     name: Name,
     member: Annotated[
-        str | None, typer.Argument(metavar="[MEMBER]", help="One member. Left out: all.", show_default=False)
+        str | None, typer.Argument(metavar="MEMBER", help="One member. Left out: all.", show_default=False)
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as lines are written, until Ctrl-C.")
@@ -236,7 +237,7 @@ def logs(
 
 
 def check(name: Name, output: OutputOption = Output.table) -> None:
-    """Compare the catalogue with the world: rows, shards, definitions, members. Exit code 1 if anything differs."""
+    """Compare the catalogue with the world. Rows, shards, definitions, members; exit code 1 if anything differs."""
     found = [
         {**asdict(finding), "group": group_name(finding.group) if finding.group >= 0 else "-"}
         for finding in current().client().check(name)
@@ -262,7 +263,7 @@ def stop(name: Name, no_wait: NoWait = False, timeout: Timeout = READY_SECONDS) 
 
 
 def start(name: Name, no_wait: NoWait = False, timeout: Timeout = READY_SECONDS) -> None:
-    """Bring a stopped cluster back, or one whose machine was restarted."""
+    """Bring a stopped cluster back. Also after a restart of the machine."""
     begun = time.monotonic()
     current().client().start(name)
     if no_wait:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +60,17 @@ def require_platform(platform: str, *, context: str | None, namespace: str | Non
             raise BadInput(f"{option} is for --platform kubernetes; on local use --home")
 
 
+_current: ContextVar[Context] = ContextVar("pgherd_cli_context")
+
+
 def current() -> Context:
     """The context of the command that is running."""
-    import click
+    return _current.get()
 
-    context = click.get_current_context().find_object(Context)
-    assert context is not None
-    return context
+
+def begin(context: Context) -> None:
+    """Make this the context of the command that is about to run."""
+    _current.set(context)
 
 
 def out() -> Console:

@@ -14,16 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from pgherd import __version__
 from pgherd.cli import cluster_commands, operation_commands
-from pgherd.cli.context import Context, require_platform, tell
+from pgherd.cli.context import Context, begin, current, require_platform, tell
 from pgherd.errors import PgherdError
 
 INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 app = typer.Typer(
     name="pgherd",
@@ -31,6 +29,7 @@ app = typer.Typer(
     epilog="A new cluster: write down what it should be (pgherd explain), then pgherd up -f FILE.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 cluster_commands.register(app)
@@ -53,7 +52,7 @@ def options(
         Path | None,
         typer.Option(
             envvar="PGHERD_HOME",
-            help="Local: the directory of your clusters.  [default: ~/.local/state/pgherd]",
+            help="Local: the directory of your clusters; left out, ~/.local/state/pgherd.",
         ),
     ] = None,
     bin_dir: Annotated[
@@ -77,12 +76,19 @@ def options(
         typer.echo(context.get_help())
         return
     require_platform(platform, context=kube_context, namespace=namespace)
-    context.obj = Context(platform, home, bin_dir)
+    shared = current()
+    shared.platform, shared.home, shared.bin_dir = platform, home, bin_dir
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader left (`pgherd logs | head`); Python must not try to write to it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -91,39 +97,35 @@ def run(arguments: Sequence[str]) -> int:
     # What libraries and loops log is for the supervisor's log; here it would tear the progress bar.
     logging.basicConfig(level=logging.DEBUG if debug else logging.CRITICAL)
     context = Context()
+    begin(context)
     try:
-        return _invoke(hoist_global_options(arguments), context)
-    except (KeyboardInterrupt, click.Abort):
-        return _interrupted(context)
-    except BrokenPipeError:
-        # The reader left (`pgherd logs | head`); Python must not try to flush to it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        code = _invoke(hoist_global_options(arguments))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
         return _failed(error)
+    if code == INTERRUPTED:
+        tell(f"\npgherd: interrupted{'; ' + context.going_on if context.going_on else ''}")
+    return code
 
 
-def _invoke(arguments: Sequence[str], context: Context) -> int:
-    command = typer.main.get_command(app)
-    result = command.main(list(arguments), prog_name="pgherd", standalone_mode=False, obj=context)
+def _invoke(arguments: Sequence[str]) -> int:
+    result = typer.main.get_command(app).main(list(arguments), prog_name="pgherd", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
 
 def _failed(error: Exception) -> int:
     """Say what went wrong in one line (or one for each problem), with the way out."""
-    if isinstance(error, click.UsageError):
-        command = error.ctx.command_path if error.ctx else "pgherd"
-        tell(f"pgherd: {one_line(error.format_message())} (see '{command} --help')")
-        return 2
+    if isinstance(error, typer.TyperException):
+        message = one_line(error.format_message()).replace("Value error, ", "").rstrip(".")
+        tell(f"pgherd: {message}{_help_of(error)}")
+        return error.exit_code
     if isinstance(error, PgherdError):
         for line in str(error).splitlines() or ["it failed without a reason"]:
             tell(f"pgherd: {line}")
         return error.exit_code
-    if isinstance(error, click.ClickException):
-        tell(f"pgherd: {one_line(error.format_message())}")
-        return 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         tell(f"pgherd: {where}{error.strerror or error}")
@@ -132,9 +134,9 @@ def _failed(error: Exception) -> int:
     return 1
 
 
-def _interrupted(context: Context) -> int:
-    tell(f"\npgherd: interrupted{'; ' + context.going_on if context.going_on else ''}")
-    return INTERRUPTED
+def _help_of(error: typer.TyperException) -> str:
+    context: typer.Context | None = getattr(error, "ctx", None)
+    return f" (see '{context.command_path} --help')" if context else ""
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ from pgherd.cli import render
 from pgherd.cli.cluster_commands import Name, NoWait, Output, OutputOption, Timeout, await_fulfilment, seconds
 from pgherd.cli.context import current, emit, out, plural, say, tell
 
-FOR_EVER = 0.0
+FOR_EVER = 0
 
 Group = Annotated[str, typer.Option(help="coordinator or segment-N.", metavar="GROUP")]
 
@@ -27,7 +27,7 @@ def scale(
     no_wait: NoWait = False,
     timeout: Timeout = FOR_EVER,
 ) -> None:
-    """Grow or shrink a cluster online: shards move to new segments, or off those that go."""
+    """Grow or shrink a cluster online. Shards move to new segments, or off those that go."""
     limit = seconds(timeout)
     client = current().client()
     before = client.declared(name).spec
@@ -61,7 +61,7 @@ def rebalance(
     no_wait: NoWait = False,
     timeout: Timeout = FOR_EVER,
 ) -> None:
-    """Spread the data evenly over the segments, with as few moves as possible."""
+    """Spread the data evenly. With as few moves between segments as possible."""
     limit = seconds(timeout)
     client = current().client()
     if dry_run:
@@ -88,7 +88,7 @@ def show_moves(name: str, plan: list[dict[str, Any]], output: Output) -> None:
 
 
 def pause(name: Name) -> None:
-    """Begin no further move; those that run are finished."""
+    """Begin no further move. Those that run are finished."""
     client = current().client()
     client.pause(name)
     running = client.status(name).get("operation")
@@ -107,7 +107,7 @@ def resume(name: Name) -> None:
 
 
 def cancel(name: Name) -> None:
-    """Call the running operation off; what it began and did not finish is undone."""
+    """Call the running operation off. What it began and did not finish is undone."""
     current().client().cancel(name)
     say(f"{name}: cancelling; 'pgherd status {name} --watch' shows when it is done")
 
@@ -133,7 +133,7 @@ def restart(
         str | None, typer.Option(metavar="GROUP", help="Only this group. Left out: all.", show_default=False)
     ] = None,
 ) -> None:
-    """Restart PostgreSQL, one member at a time, standbys first."""
+    """Restart PostgreSQL. One member at a time, standbys first."""
     context = current()
     context.going_on = "the member at hand finishes its restart, the others keep running as they are"
     context.client().restart(name, group, lambda text: tell(f"{name}: {text}"))

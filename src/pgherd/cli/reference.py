@@ -1,0 +1,105 @@
+"""The reference pages, written from what the program itself says: ``python -m pgherd.cli.reference docs/reference``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from pgherd.cli.main import app
+from pgherd.model import explain
+from pgherd.model.spec_parameters import FLOORS, OWNED
+from pgherd.model.spec_schema import IMMUTABLE, Schema, declaration_schema
+
+_WIDTH = 100
+_EXAMPLE = """\
+apiVersion: pgherd.io/v1alpha1
+kind: PostgresCluster
+metadata: {name: shop}
+spec:
+  segments:
+    count: 2
+"""
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    return {"spec.md": "\n".join(_spec_page()) + "\n", "cli.md": "\n".join(_cli_page()) + "\n"}
+
+
+def _spec_page() -> Iterator[str]:
+    yield "# The declaration"
+    yield ""
+    yield "One YAML (or JSON) file says what a cluster should be. `pgherd up -f FILE` makes it so, and a changed file"
+    yield "changes the cluster. `pgherd explain FIELD` shows what stands here. The smallest useful file:"
+    yield from ("", "```yaml", _EXAMPLE.rstrip(), "```", "")
+    yield "A file with anything wrong in it is refused as a whole, with every problem, path and line; exit code 2."
+    yield ""
+    yield "## Fields"
+    yield from ("", "| Field | Type | Default | Bounds | Meaning |", "|---|---|---|---|---|")
+    yield from _rows(declaration_schema(), "")
+    yield from ("", "## What can't be changed", "")
+    yield "Fixed once a cluster exists, besides its name; storage sizes may grow, never shrink:"
+    yield ""
+    yield from (f"* `spec.{'.'.join(path)}`" for path in IMMUTABLE)
+    yield from ("", "## Parameters that belong to pgherd", "")
+    yield "`spec.postgres.parameters` takes every PostgreSQL parameter but these:"
+    yield from ("", "| Parameter | Why |", "|---|---|")
+    yield from (f"| `{name}` | {reason} |" for name, reason in sorted(OWNED.items()))
+    yield "| `wal_level` | must stay `logical`: moves of shards replicate logically |"
+    yield "| `fsync`, `full_page_writes` | must stay on: acknowledged commits would not survive a crash |"
+    yield "| `synchronous_commit` | `on` or `remote_apply`, unless `spec.durability` is `asynchronous` |"
+    yield from (
+        f"| `{name}` | at least {floor}: standbys and moves of shards use them |"
+        for name, floor in FLOORS.items()
+    )
+
+
+def _rows(schema: Schema, prefix: str) -> Iterator[str]:
+    required = explain.schema_of_fields(schema).get("required", [])
+    for name, field in explain.fields_of(schema).items():
+        path = f"{prefix}{name}"
+        default = "required" if name in required else code(explain.default_of(field))
+        cells = [
+            f"`{path}`",
+            explain.type_of(field),
+            default,
+            explain.bounds_of(field),
+            field.get("description", ""),
+        ]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield from _rows(field, f"{path}[]." if "items" in field else f"{path}.")
+
+
+def code(text: str) -> str:
+    """The text as code, if there is any."""
+    return f"`{text}`" if text else ""
+
+
+def _cli_page() -> Iterator[str]:
+    yield "# The command line"
+    yield ""
+    yield "Exit codes: 0 done; 1 it failed, one line says what and what to do next; 2 bad input; 130 interrupted, a"
+    yield "line says what goes on in the background. Results go to standard output, everything said on the way to"
+    yield "standard error. Global options may stand anywhere before `--`. `PGHERD_DEBUG=1` shows where an error came"
+    yield "from."
+    root = typer.main.get_command(app)
+    context = typer.Context(root, info_name="pgherd", terminal_width=_WIDTH, **root.context_settings)
+    yield from ("", "## pgherd", "", "```text", root.get_help(context), "```")
+    for name in root.list_commands(context):  # type: ignore[attr-defined]
+        command = root.get_command(context, name)  # type: ignore[attr-defined]
+        below = typer.Context(command, info_name=name, parent=context, terminal_width=_WIDTH)
+        yield from ("", f"## pgherd {name}", "", "```text", command.get_help(below), "```")
+
+
+def write(folder: Path) -> None:
+    """Write all pages into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/reference"))

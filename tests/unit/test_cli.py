@@ -1,0 +1,166 @@
+"""The command line's manners: exit codes, one clear line, nothing but JSON where JSON was asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgherd.cli.main import hoist_global_options, run
+from pgherd.model.explain import explain
+
+GOOD = "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own; nothing in these tests starts anything in it."""
+    for name in ("PGHERD_PLATFORM", "PGHERD_BIN_DIR", "PGHERD_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PGHERD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["status"], "Missing argument 'NAME' (see 'pgherd status --help')"),
+        (["stat"], "No such command 'stat'. Did you mean"),
+        (["status", "a", "b"], "Got unexpected extra argument"),
+        (["status", "shop", "--frob"], "No such option: --frob"),
+        (["list", "-o", "xml"], "'xml' is not one of 'table', 'json', 'yaml'"),
+        (["scale", "shop", "--segments", "many"], "Invalid value for '--segments'"),
+        (["scale", "shop"], "Missing option '--segments'"),
+        (["up"], "Missing option '--file'"),
+        (["up", "-f", "/nowhere/x.yaml"], "/nowhere/x.yaml: can't be read: No such file or directory"),
+        (["up", "-f", "/"], "/: is a directory"),
+        (["up", "-f", "x", "--timeout", "-1"], "--timeout: must be >= 0, got -1"),
+        (
+            ["--platform", "kubernetes", "list"],
+            "--platform kubernetes is not available in this version: use local",
+        ),
+        (["list", "--platform", "moon"], "--platform moon is not available in this version: use local"),
+        (["list", "-n", "prod"], "--namespace is for --platform kubernetes; on local use --home"),
+        (["--context", "prod", "list"], "--context is for --platform kubernetes"),
+        (["explain", "segmets"], "segmets: unknown field; did you mean segments?"),
+        (["status", "nope"], "nope"),
+        (["scale", "nope", "--segments", "3"], "nope"),
+        (["delete", "nope", "--yes"], "nope"),
+        (["dsn", "nope"], "nope"),
+        (["logs", "nope"], "nope"),
+        (["psql", "nope"], "nope"),
+        (["stop", "nope"], "nope"),
+        (["start", "nope"], "nope"),
+        (["restart", "nope"], "nope"),
+        (["check", "nope"], "nope"),
+        (["switchover", "nope", "--group", "coordinator"], "nope"),
+        (["status", "../etc"], "../etc"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    assert run(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert expected in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("pgherd: ")
+    assert not home.exists(), "bad input leaves nothing behind"
+
+
+def test_every_problem_of_a_file_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_text(GOOD + "spec: {segments: {count: 0}, shardcount: 1}\n")
+    assert run(["up", "-f", str(file)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"pgherd: spec.segments.count: must be >= 1, got 0 ({file}:4)",
+        f"pgherd: spec.shardcount: unknown field; did you mean shardCount? ({file}:4)",
+    ]
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_bytes(b"\xff\xfe\x00a")
+    assert run(["up", "-f", str(file)]) == 2
+    assert capsys.readouterr().err == f"pgherd: {file}: can't be read: is not UTF-8 text\n"
+
+
+def test_standard_input_is_named_in_messages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a: [")))
+    assert run(["up", "-f", "-"]) == 2
+    assert capsys.readouterr().err.startswith("pgherd: stdin:1:5: broken YAML: ")
+
+
+def test_an_interrupt_is_exit_130_and_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Keyboard(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Keyboard()))
+    assert run(["up", "-f", "-"]) == 130
+    assert capsys.readouterr().err.strip() == "pgherd: interrupted"
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def burst(field: str | None) -> str:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("pgherd.model.explain.explain", burst)
+    assert run(["explain"]) == 1
+    assert (
+        capsys.readouterr().err
+        == "pgherd: unexpected ZeroDivisionError: two lines (PGHERD_DEBUG=1 shows where)\n"
+    )
+    monkeypatch.setenv("PGHERD_DEBUG", "1")
+    assert run(["explain"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_empty_home_lists_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "-o", "json"]) == 0
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out), printed.err) == ([], "")
+    assert run(["list"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("no clusters here; ")
+
+
+def test_explain_prints_what_the_model_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "segments.count"]) == 0
+    assert capsys.readouterr().out == explain("segments.count") + "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["-h"], ["--version"], ["up", "--help"], ["list", "-h"]]
+)
+def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["status", "shop", "--home", "/x"], ["--home", "/x", "status", "shop"]),
+        (["list", "--platform=local", "-o", "json"], ["--platform=local", "list", "-o", "json"]),
+        (["psql", "shop", "--", "--home", "x", "-n"], ["psql", "shop", "--", "--home", "x", "-n"]),
+        (["status", "--home"], ["status", "--home"]),
+        ([], []),
+    ],
+)
+def test_global_options_may_stand_anywhere_before_two_dashes(typed: list[str], meant: list[str]) -> None:
+    assert hoist_global_options(typed) == meant
