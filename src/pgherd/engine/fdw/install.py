@@ -1,0 +1,97 @@
+"""Makes a server ready for the engine: roles, the database, and the objects in ``sql/``, in an order that rests.
+
+Everything is idempotent and safe to run at each start. The SQL files are templates of one thing, the owner role's name
+(``@owner@`` as an identifier, ``@owner_literal@`` as a string). They run only when they differ from what is installed:
+a digest of their text is kept in the database itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+from psycopg import sql
+
+from pgherd.model.topology import COORDINATOR
+from pgherd.postgres.connections import Connection, Databases
+
+COORDINATOR_FILES = (
+    "../../catalog.sql",
+    "catalog.sql",
+    "remote.sql",
+    "shape.sql",
+    "rules.sql",
+    "follow.sql",
+    "reference.sql",
+    "distribute.sql",
+    "admission.sql",
+    "coordinator_placement.sql",
+    "interface.sql",
+    "aggregate.sql",
+    "events.sql",
+)
+SEGMENT_FILES = ("segment.sql", "segment_shards.sql")
+
+_LOCK = 0x70676865
+"""advisory lock: one installer at a time"""
+
+
+def install(databases: Databases, group: int) -> None:
+    """Bring one group's primary up to date: owner role, database, extension, SQL objects.
+
+    :raises Unavailable: the group's primary does not answer
+    """
+    with databases.connect(group, database="postgres") as connection:
+        _owner_and_database(connection, databases)
+    with databases.connect(group, autocommit=False) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        # not propagated: these files may be upgrading the very functions that propagate
+        connection.execute(
+            "SET LOCAL session_replication_role = replica; SET LOCAL client_min_messages = warning"
+        )
+        text = script(COORDINATOR_FILES if group == COORDINATOR else SEGMENT_FILES, databases.owner)
+        if _digest_installed(connection) != _digest(text):
+            if group == COORDINATOR:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
+            connection.execute(text.encode())
+            _remember(connection, _digest(text))
+
+
+def script(files: tuple[str, ...], owner: str) -> str:
+    """The SQL files as one script, with the owner's name filled in."""
+    folder = resources.files(__package__).joinpath("sql")
+    text = "\n".join(folder.joinpath(name).read_text("utf-8") for name in files)
+    identifier, literal = sql.Identifier(owner).as_string(), sql.Literal(owner).as_string()
+    return (
+        text.replace("@owner_literal@", literal)
+        .replace("'@owner@'", f"'{identifier}'")
+        .replace("@owner@", identifier)
+    )
+
+
+def _owner_and_database(connection: Connection, databases: Databases) -> None:
+    owner, name = sql.Identifier(databases.owner), sql.Identifier(databases.database)
+    connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+    if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [databases.owner]).fetchone():
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                owner, sql.Literal(databases.credentials.owner)
+            )
+        )
+    if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [databases.database]).fetchone():
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_installed(connection: Connection) -> str | None:
+    row = connection.execute("SELECT obj_description(to_regnamespace('pgherd'), 'pg_namespace')").fetchone()
+    comment = row[0] if row else None
+    return comment.rpartition(" ")[2] if comment else None
+
+
+def _remember(connection: Connection, digest: str) -> None:
+    comment = sql.Literal(f"pgherd's own; installed from {digest}")
+    connection.execute(sql.SQL("COMMENT ON SCHEMA pgherd IS {}").format(comment))

@@ -1,0 +1,221 @@
+"""Segments come, change their addresses and go: foreign servers and what hangs on them.
+
+A segment is admitted in one transaction of the coordinator, which reaches into the segment through the foreign server
+that it creates: either all of it is there (server, definitions, copies of reference tables, the row in
+``pgherd.segment``) or nothing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pgherd.engine.base import ShardGroup, ShardGroupId
+from pgherd.errors import PgherdError, Unavailable
+from pgherd.model.topology import COORDINATOR, Endpoint, Endpoints
+from pgherd.postgres.connections import Connection, Databases
+
+SERVER_OPTIONS: Mapping[str, str] = {
+    "target_session_attrs": "read-write",
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+    "batch_size": "1000",
+    "fetch_size": "2000",
+    "async_capable": "true",
+    "parallel_commit": "true",
+    "parallel_abort": "true",
+    # a deadlock between segments is seen by none of them
+    "options": "-c lock_timeout=30s",
+}
+
+
+def server_name(group: int) -> str:
+    """The foreign server of a segment."""
+    return f"segment_{group}"
+
+
+def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
+    """Let a segment take part; see :meth:`pgherd.engine.base.Engine.admit`."""
+    with databases.connect(COORDINATOR, autocommit=False) as connection:
+        connection.execute("SELECT pgherd.change_segments()")
+        if connection.execute("SELECT FROM pgherd.segment WHERE group_id = %s", [group]).fetchone():
+            _set_addresses(connection, group, endpoints)
+            return
+        _drop_doors(connection, group)
+        _create_server(connection, databases, group, endpoints)
+        _open_doors(connection, databases, group)
+        connection.execute("SELECT pgherd.furnish_segment(%s)", [group])
+        connection.execute(
+            "INSERT INTO pgherd.segment (group_id, server_name) VALUES (%s, %s)", [group, server_name(group)]
+        )
+
+
+def update_endpoints(databases: Databases, group: int, endpoints: Endpoints) -> None:
+    """The members of an admitted segment changed: sessions use the new list from their next transaction on."""
+    with databases.connect(COORDINATOR, autocommit=False) as connection:
+        _set_addresses(connection, group, endpoints)
+
+
+def retire(databases: Databases, group: int) -> None:
+    """Forget a segment; see :meth:`pgherd.engine.base.Engine.retire`. Its server's own contents stay as they are."""
+    with databases.connect(COORDINATOR, autocommit=False) as connection:
+        connection.execute("SELECT pgherd.change_segments()")
+        held = connection.execute(
+            "SELECT count(*) FROM pgherd.shard_group WHERE group_id = %s", [group]
+        ).fetchone()
+        if held and held[0]:
+            raise PgherdError(f"segment-{group} still holds {held[0]} shard groups: move them away first")
+        connection.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [group])
+        _drop_doors(connection, group)
+
+
+def endpoints(databases: Databases) -> Mapping[int, Endpoints]:
+    """The addresses in the foreign servers' options, by group id in order."""
+    with databases.connect(COORDINATOR) as connection:
+        rows = connection.execute(
+            "SELECT s.group_id, o.option_name, o.option_value"
+            "  FROM pgherd.segment s JOIN pg_foreign_server f ON f.srvname = s.server_name,"
+            "       pg_options_to_table(f.srvoptions) o"
+            " WHERE o.option_name IN ('host', 'port') ORDER BY s.group_id"
+        ).fetchall()
+    options: dict[int, dict[str, str]] = {}
+    for group, name, value in rows:
+        options.setdefault(group, {})[name] = value
+    return {group: _endpoints(each["host"], each["port"]) for group, each in options.items()}
+
+
+def _endpoints(hosts: str, ports: str) -> list[Endpoint]:
+    return [Endpoint(host, int(port)) for host, port in zip(hosts.split(","), ports.split(","), strict=True)]
+
+
+def shard_groups(databases: Databases) -> Sequence[ShardGroup]:
+    """Where every shard group is and how big, with one question to each segment.
+
+    :raises Unavailable: a segment does not answer
+    """
+    with databases.connect(COORDINATOR) as connection:
+        rows = connection.execute(
+            "SELECT g.colocation_id, g.index, g.group_id, array_remove(array_agg(s.name::text), NULL),"
+            "       array_remove(array_agg(s.relation::regclass::text ORDER BY s.shard_id), NULL)"
+            "  FROM pgherd.shard_group g"
+            "  LEFT JOIN pgherd.distributed_table d ON d.colocation_id = g.colocation_id"
+            "  LEFT JOIN pgherd.shard s ON s.relation = d.relation AND s.index = g.index"
+            " GROUP BY 1, 2, 3 ORDER BY 1, 2"
+        ).fetchall()
+    sizes = {group: _shard_sizes(databases, group) for group in {row[2] for row in rows}}
+    return [
+        ShardGroup(ShardGroupId(colocation, index), group, _total(sizes[group], names), tuple(tables))
+        for colocation, index, group, names, tables in rows
+    ]
+
+
+def _total(sizes: Mapping[str, int], names: Iterable[str]) -> int:
+    return sum(sizes.get(name, 0) for name in names)
+
+
+def _shard_sizes(databases: Databases, group: int) -> dict[str, int]:
+    with databases.connect(group) as connection:
+        return dict(
+            connection.execute(
+                "SELECT relname::text, pg_total_relation_size(oid)"
+                "  FROM pg_class WHERE relnamespace = 'pgherd_shards'::regnamespace AND relkind = 'r'"
+            ).fetchall()
+        )
+
+
+def _address_options(endpoints: Endpoints) -> dict[str, str]:
+    return {
+        "host": ",".join(endpoint.host for endpoint in endpoints),
+        "port": ",".join(str(endpoint.port) for endpoint in endpoints),
+    }
+
+
+def _options(options: Mapping[str, str], verb: str = "") -> sql.Composable:
+    return sql.SQL(", ").join(
+        sql.SQL(verb + " {} {}").format(sql.Identifier(name), sql.Literal(value))
+        for name, value in options.items()
+    )
+
+
+def _set_addresses(connection: Connection, group: int, endpoints: Endpoints) -> None:
+    wanted = _address_options(endpoints)
+    row = connection.execute(
+        "SELECT f.srvoptions FROM pgherd.segment s JOIN pg_foreign_server f ON f.srvname = s.server_name"
+        " WHERE s.group_id = %s",
+        [group],
+    ).fetchone()
+    if row is None:
+        raise PgherdError(f"segment-{group} is not admitted")
+    if not {f"{name}={value}" for name, value in wanted.items()} <= set(row[0]):
+        connection.execute(
+            sql.SQL("ALTER SERVER {} OPTIONS ({})").format(
+                sql.Identifier(server_name(group)), _options(wanted, verb="SET")
+            )
+        )
+
+
+def _create_server(connection: Connection, databases: Databases, group: int, endpoints: Endpoints) -> None:
+    options = {**_address_options(endpoints), "dbname": databases.database, **SERVER_OPTIONS}
+    server = sql.Identifier(server_name(group))
+    connection.execute(
+        sql.SQL("CREATE SERVER {} FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({})").format(
+            server, _options(options)
+        )
+    )
+    connection.execute(
+        sql.SQL("CREATE USER MAPPING FOR PUBLIC SERVER {} OPTIONS ({})").format(
+            server,
+            _options(
+                {
+                    "user": databases.owner,
+                    "password": databases.credentials.owner,
+                    "password_required": "false",
+                }
+            ),
+        )
+    )
+    connection.execute(
+        sql.SQL("GRANT USAGE ON FOREIGN SERVER {} TO {}").format(server, sql.Identifier(databases.owner))
+    )
+
+
+def _open_doors(connection: Connection, databases: Databases, group: int) -> None:
+    """The ways into a segment: the table that executes, the schema of per-segment relations."""
+    names = {
+        "exec": sql.Identifier("pgherd", f"exec_{group}"),
+        "schema": sql.Identifier(f"pgherd_segment_{group}"),
+        "server": sql.Identifier(server_name(group)),
+        "owner": sql.Identifier(databases.owner),
+    }
+    connection.execute(
+        sql.SQL(
+            "CREATE FOREIGN TABLE {exec} (sql text, search_path text, wants text, result text) SERVER {server}"
+            " OPTIONS (schema_name 'pgherd', table_name 'exec', batch_size '1');"
+            "GRANT SELECT, INSERT ON {exec} TO {owner};"
+            "CREATE SCHEMA {schema};"
+            "GRANT USAGE, CREATE ON SCHEMA {schema} TO {owner}"
+        ).format(**names)
+    )
+
+
+def _drop_doors(connection: Connection, group: int) -> None:
+    connection.execute("SET LOCAL pgherd.propagate = off; SET LOCAL client_min_messages = warning")
+    connection.execute(
+        sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE; DROP SERVER IF EXISTS {} CASCADE").format(
+            sql.Identifier(f"pgherd_segment_{group}"), sql.Identifier(server_name(group))
+        )
+    )
+
+
+def create_restore_point(databases: Databases, name: str) -> Mapping[int, str]:
+    """A named point in every group's WAL at which no distributed transaction is half done."""
+    raise NotImplementedError
+
+
+__all__ = ["Any", "Unavailable", "psycopg"]

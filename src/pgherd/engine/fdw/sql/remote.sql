@@ -1,0 +1,71 @@
+-- Coordinator: talking to segments inside the present transaction, and the locks that order DDL and moves.
+
+GRANT SELECT ON pgherd.settings, pgherd.segment, pgherd.colocation, pgherd.shard_group, pgherd.distributed_table,
+                pgherd.shard TO PUBLIC;
+GRANT INSERT, UPDATE, DELETE ON pgherd.colocation, pgherd.shard_group, pgherd.distributed_table, pgherd.shard TO @owner@;
+GRANT USAGE ON SEQUENCE pgherd.shard_id_seq TO @owner@;
+CREATE SCHEMA IF NOT EXISTS pgherd_shards;
+GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@;
+
+-- 'segments_epoch' changes whenever a segment is admitted or retired; see pgherd.segment_ids().
+INSERT INTO pgherd.settings VALUES ('segments_epoch', '0') ON CONFLICT DO NOTHING;
+GRANT UPDATE (value) ON pgherd.settings TO @owner@;      -- FOR SHARE asks for it
+
+-- The admitted segments, for a writer that must reach all of them: a transaction whose snapshot is older than the
+-- last admission would silently leave the new segment out, so it fails with 40001 instead.
+CREATE OR REPLACE FUNCTION pgherd.segment_ids() RETURNS SETOF int LANGUAGE plpgsql
+SET search_path TO pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM 1 FROM pgherd.settings WHERE name = 'segments_epoch' FOR SHARE;
+    END IF;
+    RETURN QUERY SELECT group_id FROM pgherd.segment ORDER BY group_id;
+END $$;
+
+-- Runs SQL on one segment, as the owner role, inside this transaction.
+CREATE OR REPLACE FUNCTION pgherd.on_segment(segment int, sql text, wants text DEFAULT NULL, path text DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql SET search_path TO pg_catalog, pg_temp AS $$
+DECLARE
+    answer text;
+BEGIN
+    EXECUTE format('INSERT INTO pgherd.%I (sql, wants, search_path) VALUES ($1, $2, $3) RETURNING result',
+                   'exec_' || segment) INTO answer USING sql, wants, path;
+    RETURN answer;
+END $$;
+
+CREATE OR REPLACE FUNCTION pgherd.on_all_segments(sql text) RETURNS void LANGUAGE plpgsql
+SET search_path TO pg_catalog, pg_temp AS $$
+DECLARE
+    segment int;
+BEGIN
+    FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
+        PERFORM pgherd.on_segment(segment, sql);
+    END LOOP;
+END $$;
+
+-- First statement of everything that changes definitions: waits for the moves under way, holds off new ones.
+CREATE OR REPLACE FUNCTION pgherd.lock_ddl() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+SET search_path TO pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE pgherd.ddl_barrier IN ROW EXCLUSIVE MODE;
+END $$;
+REVOKE EXECUTE ON FUNCTION pgherd.lock_ddl() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgherd.lock_ddl() TO @owner@;
+
+-- PostgreSQL's name rule: cut the front so that the end survives, in bytes, never inside a character.
+CREATE OR REPLACE FUNCTION pgherd.name_with_suffix(front text, tail text) RETURNS name LANGUAGE plpgsql IMMUTABLE
+SET search_path TO pg_catalog, pg_temp AS $$
+BEGIN
+    WHILE octet_length(front) + octet_length(tail) > 63 LOOP
+        front := left(front, -1);
+    END LOOP;
+    RETURN (front || tail)::name;
+END $$;
+
+-- The name of a table's per-segment relations, in the schemas pgherd_segment_N.
+CREATE OR REPLACE FUNCTION pgherd.segment_relation(schema name, relation name) RETURNS name LANGUAGE sql IMMUTABLE
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN schema = 'public' THEN relation
+                WHEN octet_length(schema || '.' || relation) <= 63 THEN (schema || '.' || relation)::name
+                ELSE pgherd.name_with_suffix(schema || '.' || relation, '_' || left(md5(schema || '.' || relation), 8)) END
+$$;

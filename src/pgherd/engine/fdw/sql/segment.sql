@@ -1,0 +1,48 @@
+-- What a segment needs so that the coordinator can reach it. Run as superuser, idempotent.
+
+CREATE SCHEMA IF NOT EXISTS pgherd;
+GRANT USAGE ON SCHEMA pgherd TO PUBLIC;
+CREATE SCHEMA IF NOT EXISTS pgherd_shards;
+GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@;
+
+-- The coordinator's way to run any SQL inside postgres_fdw's own remote transaction: an INSERT into this view is
+-- the execution, so it commits and rolls back with the coordinator's transaction and sees that transaction's rows.
+CREATE OR REPLACE VIEW pgherd.exec AS
+SELECT NULL::text AS sql,
+       NULL::text AS search_path,   -- for the time of the statement; null: pg_catalog alone
+       NULL::text AS wants,         -- 'value': the first column of the first row; 'any': that or a command tag
+       NULL::text AS result
+ WHERE false;
+
+CREATE OR REPLACE FUNCTION pgherd.run_exec() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    outer_path text := pg_catalog.current_setting('search_path');
+    touched    bigint;
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', coalesce(NEW.search_path, 'pg_catalog, pg_temp'), true);
+    CASE NEW.wants
+    WHEN 'value' THEN
+        EXECUTE NEW.sql INTO NEW.result;
+    WHEN 'any' THEN
+        BEGIN
+            EXECUTE NEW.sql INTO NEW.result;
+        EXCEPTION WHEN syntax_error THEN    -- also what PL/pgSQL says of commands that return nothing
+            EXECUTE NEW.sql;
+            GET DIAGNOSTICS touched = ROW_COUNT;
+            NEW.result := pg_catalog.upper(pg_catalog.substring(NEW.sql, '^\s*(\w+)'));
+            IF NEW.result IN ('INSERT', 'UPDATE', 'DELETE', 'MERGE') THEN
+                NEW.result := NEW.result || ' ' || touched;
+            ELSE
+                NEW.result := pg_catalog.upper(pg_catalog.regexp_replace(
+                    pg_catalog.substring(NEW.sql, '^\s*(\w+(\s+\w+)?)'), '\s+', ' '));
+            END IF;
+        END;
+    ELSE
+        EXECUTE NEW.sql;
+    END CASE;
+    PERFORM pg_catalog.set_config('search_path', outer_path, true);
+    RETURN NEW;
+END $$;
+
+CREATE OR REPLACE TRIGGER run_exec INSTEAD OF INSERT ON pgherd.exec FOR EACH ROW EXECUTE FUNCTION pgherd.run_exec();
+GRANT SELECT, INSERT ON pgherd.exec TO @owner@;
