@@ -219,8 +219,8 @@ class PostgresSpec(Model):
     )
     host_based_authentication: Annotated[str, AfterValidator(_check_hba)] = Field(
         default="",
-        description="Lines of pg_hba.conf that say who may connect, from where and how; they come before "
-        "pgherd's own.",
+        description="Lines of pg_hba.conf that say who may connect, from where and how; they come before the "
+        "defaults (a SCRAM password for everyone).",
     )
 
 

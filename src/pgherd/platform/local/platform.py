@@ -19,7 +19,7 @@ from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import member_config
 from pgherd.platform.base import Declaration, MemberView, Platform
-from pgherd.platform.local import binaries, files, logs, processes, runas
+from pgherd.platform.local import binaries, files, logs, parameters, processes, runas
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Foundings
 from pgherd.platform.local.layout import Layout, parse_member
@@ -63,7 +63,7 @@ class LocalPlatform(Platform):
     def check_supported(self, cluster: PostgresCluster) -> None:
         """Refuse early what this machine can't run.
 
-        :raises BadInput: another PostgreSQL version is asked for
+        :raises BadInput: another PostgreSQL version is asked for, or a parameter that it does not take
         :raises PgherdError: programs are missing, or members can't run as an ordinary user
         """
         here = binaries.find(self._bin_dir)
@@ -73,6 +73,9 @@ class LocalPlatform(Platform):
                 f"spec.postgres.version: {wanted} is not here, {here.directory} has {here.version}: leave the "
                 f"version out, or name the directory of a PostgreSQL {wanted} with --bin-dir"
             )
+        problems = parameters.problems(here, cluster.spec.postgres.parameters)
+        if problems:
+            raise BadInput(*problems)
         runas.prefix()
 
     def program(self, name: str) -> Path:
