@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from pgherd.cli import render
-from pgherd.cli.progress import Lines, amount
+from pgherd.cli.progress import Lines, amount, watching
 
 
 def drawn(renderable: RenderableType) -> list[str]:
@@ -180,3 +180,14 @@ def test_plain_lines_say_what_is_new_once_a_second() -> None:
     assert file.getvalue().splitlines() == [
         f"shop: Expanding: expand, moving: {done} of 4 moves" for done in (1, 2, 3)
     ]
+
+
+def test_a_terminal_gets_a_bar_on_one_line() -> None:
+    file = io.StringIO()
+    with watching("shop", Console(file=file, force_terminal=True, width=100)) as watcher:
+        watcher(status(phase="Creating", operation={**OPERATION, "message": "[brackets] " * 30}))
+        watcher(status(phase="Expanding", operation=OPERATION))
+    shown = file.getvalue()
+    assert "shop Expanding" in shown
+    assert "3 of 16 moves" in shown
+    assert shown.count("\n") <= 1

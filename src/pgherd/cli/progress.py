@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from pgherd.cli import render
 from pgherd.cli.context import err
@@ -23,26 +24,30 @@ LINE_SECONDS = 1.0
 
 
 @contextmanager
-def watching(name: str) -> Iterator[Watcher]:
-    """A function to call with each new status; what it shows is gone or complete when the block ends."""
-    console = err()
+def watching(name: str, console: Console | None = None) -> Iterator[Watcher]:
+    """A function to call with each new status; a bar is gone, lines are complete when the block ends.
+
+    :param console: where to show it; default stderr
+    """
+    console = console or err()
     if console.is_terminal:
         with _bar(console) as progress:
-            task = progress.add_task(name, total=None)
+            task = progress.add_task(name, total=None, detail="")
             yield lambda now: progress.update(task, **_bar_fields(now))
     else:
         yield Lines(name, console)
 
 
 def _bar(console: Console) -> Progress:
+    one_line_only = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}", style="dim"),
+        TextColumn("{task.fields[detail]}", style="dim", markup=False, table_column=one_line_only),
     )
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, expand=True)
 
 
 def _bar_fields(now: Mapping[str, Any]) -> dict[str, Any]:
