@@ -74,6 +74,14 @@ class Engine(ABC):
         return {}
 
     @abstractmethod
+    def is_initialised(self, group: int) -> bool:
+        """Whether a group's primary has what :meth:`initialise_coordinator` or :meth:`initialise_segment` makes, as
+        this version makes it.
+
+        :raises Unavailable: the primary can't be asked
+        """
+
+    @abstractmethod
     def initialise_coordinator(self, shard_count: int) -> None:
         """Make the coordinator's primary ready: role and database, schema ``pgherd``, the SQL interface.
 

@@ -11,7 +11,7 @@ from functools import singledispatchmethod
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.operations import store
 from pgherd.reconcile import plan as steps
-from pgherd.reconcile.observe import World, mark_prepared
+from pgherd.reconcile.observe import World
 from pgherd.reconcile.state import Observed
 
 
@@ -71,7 +71,6 @@ class Actor:
             self.world.engine.initialise_coordinator(seen.declaration.cluster.spec.shard_count)
         else:
             self.world.engine.initialise_segment(step.group)
-        mark_prepared(self.world.databases, step.group)
 
     @act.register
     def _(self, step: steps.AdmitFirst, seen: Observed) -> None:

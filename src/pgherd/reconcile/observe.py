@@ -13,7 +13,6 @@ from typing import Any
 
 import psycopg
 
-from pgherd import __version__
 from pgherd.engine.base import Engine
 from pgherd.errors import PgherdError
 from pgherd.model.spec import PostgresCluster
@@ -26,9 +25,6 @@ from pgherd.postgres.connections import Connection, Databases
 from pgherd.reconcile.state import Catalogue, GroupSize, MemberState, Observed, Operation
 
 logger = logging.getLogger(__name__)
-
-#: Mark on schema pgherd of a database that this version of the engine has prepared.
-PREPARED_BY = f"prepared by pgherd {__version__}"
 
 
 @dataclass(frozen=True)
@@ -126,26 +122,9 @@ def _prepared(world: World, seen: Observed, group: int) -> bool | None:
     if seen.primary(group) is None:
         return None
     try:
-        with world.databases.connect(group) as connection:
-            row = connection.execute(
-                "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = 'pgherd'"
-            ).fetchone()
-    except PgherdError as error:
-        return False if _database_is_missing(error) else None
-    except psycopg.Error:
+        return world.engine.is_initialised(group)
+    except (PgherdError, psycopg.Error):
         return None
-    return row is not None and row[0] == PREPARED_BY
-
-
-def _database_is_missing(error: PgherdError) -> bool:
-    # libpq tells a refused start-up only by text; the server's messages are in English (lc_messages C).
-    return "database" in str(error) and "does not exist" in str(error)
-
-
-def mark_prepared(databases: Databases, group: int) -> None:
-    """Remember in the database that the engine has prepared it."""
-    with databases.connect(group) as connection:
-        connection.execute(f"COMMENT ON SCHEMA pgherd IS '{PREPARED_BY}'")
 
 
 def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:

@@ -42,6 +42,9 @@ class FdwEngine(Engine):
             "wal_receiver_status_interval": "1s",
         }
 
+    def is_initialised(self, group: int) -> bool:
+        return install.is_installed(self.databases, group)
+
     def initialise_coordinator(self, shard_count: int) -> None:
         install.install(self.databases, COORDINATOR)
         with self.databases.connect(COORDINATOR) as connection:

@@ -27,7 +27,7 @@ COORDINATOR_FILES = (
     "admission.sql",
     "coordinator_placement.sql",
     "interface.sql",
-    "aggregate.sql",
+    "helpers.sql",
     "events.sql",
 )
 SEGMENT_FILES = ("segment.sql", "segment_shards.sql")
@@ -57,6 +57,22 @@ def install(databases: Databases, group: int) -> None:
             _remember(connection, _digest(text))
 
 
+def is_installed(databases: Databases, group: int) -> bool:
+    """Whether this group has the owner, the database and this version's SQL objects.
+
+    :raises Unavailable: the group's primary does not answer
+    """
+    with databases.connect(group, database="postgres") as connection:
+        if (
+            connection.execute("SELECT FROM pg_database WHERE datname = %s", [databases.database]).fetchone()
+            is None
+        ):
+            return False
+    with databases.connect(group) as connection:
+        files = COORDINATOR_FILES if group == COORDINATOR else SEGMENT_FILES
+        return _digest_installed(connection) == _digest(script(files, databases.owner))
+
+
 def script(files: tuple[str, ...], owner: str) -> str:
     """The SQL files as one script, with the owner's name filled in."""
     folder = resources.files(__package__).joinpath("sql")
@@ -72,13 +88,17 @@ def script(files: tuple[str, ...], owner: str) -> str:
 def _owner_and_database(connection: Connection, databases: Databases) -> None:
     owner, name = sql.Identifier(databases.owner), sql.Identifier(databases.database)
     connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
-    if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [databases.owner]).fetchone():
+    # A row without columns is an empty tuple, and that is false.
+    if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [databases.owner]).fetchone() is None:
         connection.execute(
             sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
                 owner, sql.Literal(databases.credentials.owner)
             )
         )
-    if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [databases.database]).fetchone():
+    if (
+        connection.execute("SELECT FROM pg_database WHERE datname = %s", [databases.database]).fetchone()
+        is None
+    ):
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
 
 
