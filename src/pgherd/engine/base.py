@@ -121,8 +121,11 @@ class Engine(ABC):
         """Every shard group with its place and size (bytes with indexes and TOAST, asked in one query a segment)."""
 
     @abstractmethod
-    def preflight(self, groups: Sequence[ShardGroupId]) -> Sequence[str]:
-        """What keeps these shard groups from being moved, one sentence each with the way out; empty: nothing."""
+    def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
+        """What keeps these shard groups from being moved, one sentence each with the way out; empty: nothing.
+
+        :param blocking: moved with writers kept out, so whatever concerns replication does not matter
+        """
 
     @abstractmethod
     def move(

@@ -75,10 +75,10 @@ class FdwEngine(Engine):
     def shard_groups(self) -> Sequence[ShardGroup]:
         return segments.shard_groups(self.databases)
 
-    def preflight(self, groups: Sequence[ShardGroupId]) -> Sequence[str]:
+    def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
         from pgherd.engine.fdw import move
 
-        return move.preflight(self.databases, groups)
+        return move.preflight(self.databases, groups, blocking=blocking)
 
     def move(
         self,

@@ -39,6 +39,7 @@ from pgherd.engine.fdw.move_catalog import (
 )
 from pgherd.engine.fdw.move_copy import copy_leaf, leaf, throttled
 from pgherd.engine.fdw.move_cutover import Cutover
+from pgherd.engine.fdw.move_preflight import preflight, unfit_reason
 from pgherd.engine.fdw.move_session import (
     BlockedError,
     connect,
@@ -63,6 +64,8 @@ from pgherd.engine.fdw.move_stream import (
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Connection, Databases
+
+__all__ = ["move_shard_group", "preflight"]
 
 HOLD_SECONDS = 30.0
 """how long to wait for a dying session that still holds the group"""
@@ -205,6 +208,9 @@ class Move:
         self._target = self._session(parcel.target)
         self._target_owner = self._session(parcel.target, owner=True)
         self._full = without_identity(self._source, parcel.shards) if online else []
+        for shard in self._full:
+            if reason := unfit_reason(self._source, shard):
+                raise PgherdError(f"table {shard.table} {reason}")
         write_records(self._desk, self._operation, parcel, online=online, full=self._full)
         self._control.checkpoint("recorded")
 
