@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from pgherd.cli import render
-from pgherd.cli.progress import Lines, amount, watching
+from pgherd.cli.progress import Lines, amount, one_line, watching
 
 
 def drawn(renderable: RenderableType) -> list[str]:
@@ -184,10 +184,24 @@ def test_plain_lines_say_what_is_new_once_a_second() -> None:
 
 def test_a_terminal_gets_a_bar_on_one_line() -> None:
     file = io.StringIO()
-    with watching("shop", Console(file=file, force_terminal=True, width=100)) as watcher:
+    with watching("shop", console=Console(file=file, force_terminal=True, width=100)) as watcher:
         watcher(status(phase="Creating", operation={**OPERATION, "message": "[brackets] " * 30}))
         watcher(status(phase="Expanding", operation=OPERATION))
     shown = file.getvalue()
     assert "shop Expanding" in shown
     assert "3 of 16 moves" in shown
     assert shown.count("\n") <= 1
+
+
+def test_an_older_generation_is_no_news() -> None:
+    file = io.StringIO()
+    with watching("shop", 2, Console(file=file, width=100)) as watcher:
+        watcher(status(generation=1, phase="Degraded"))
+        watcher(status(generation=2))
+    assert file.getvalue() == "shop: Running\n"
+
+
+def test_a_creation_counts_members_and_names_two_things_at_most() -> None:
+    steps = {"type": "Progressing", "status": "True", "message": "start a; start b; start c; start d"}
+    now = status(phase="Creating", conditions=[steps])
+    assert one_line(now) == "3 of 4 members run; start a; start b; and 2 more"

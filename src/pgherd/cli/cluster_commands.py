@@ -72,8 +72,10 @@ def await_fulfilment(name: str, timeout: float, doing: str) -> dict[str, Any]:
     """
     context = current()
     context.going_on = f"the supervisor goes on {doing}; 'pgherd status {name} --watch' shows how far it is"
-    with watching(name) as watcher:
-        now = context.client().wait(name, timeout=seconds(timeout), progress=watcher)
+    client = context.client()
+    generation = client.generation(name)
+    with watching(name, generation) as watcher:
+        now = client.wait(name, generation=generation, timeout=seconds(timeout), progress=watcher)
     context.going_on = ""
     return now
 

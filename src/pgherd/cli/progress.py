@@ -24,18 +24,27 @@ LINE_SECONDS = 1.0
 
 
 @contextmanager
-def watching(name: str, console: Console | None = None) -> Iterator[Watcher]:
+def watching(name: str, generation: int = 0, console: Console | None = None) -> Iterator[Watcher]:
     """A function to call with each new status; a bar is gone, lines are complete when the block ends.
 
+    :param generation: statuses of an older generation of the declaration are no news
     :param console: where to show it; default stderr
     """
     console = console or err()
     if console.is_terminal:
         with _bar(console) as progress:
             task = progress.add_task(name, total=None, detail="")
-            yield lambda now: progress.update(task, **_bar_fields(now))
+            yield _since(generation, lambda now: progress.update(task, **_bar_fields(now)))
     else:
-        yield Lines(name, console)
+        yield _since(generation, Lines(name, console))
+
+
+def _since(generation: int, watcher: Watcher) -> Watcher:
+    def watch(now: dict[str, Any]) -> None:
+        if now.get("generation", generation) >= generation:
+            watcher(now)
+
+    return watch
 
 
 def _bar(console: Console) -> Progress:
@@ -67,6 +76,11 @@ def amount(now: Mapping[str, Any]) -> tuple[int, int]:
     for done, total in (("bytesDone", "bytesTotal"), ("movesDone", "movesTotal")):
         if operation.get(total):
             return operation.get(done) or 0, operation[total]
+    return members(now)
+
+
+def members(now: Mapping[str, Any]) -> tuple[int, int]:
+    """How many members run, of how many."""
     everyone = [member for group in now.get("groups", ()) for member in group["members"]]
     return sum(member.get("state") in ("running", "streaming") for member in everyone), len(everyone)
 
@@ -77,12 +91,21 @@ def one_line(now: Mapping[str, Any]) -> str:
         return str(now["errors"][0])
     if now.get("operation"):
         return render.operation_line(now["operation"])
+    well, total = members(now)
+    told = [f"{well} of {total} members run"] if now["phase"] in ("Pending", "Creating", "Updating") else []
     conditions = {condition["type"]: condition for condition in now.get("conditions", ())}
-    progressing = conditions.get("Progressing", {})
-    if progressing.get("status") == "True":
-        return str(progressing.get("message", ""))
-    degraded = conditions.get("Degraded", {})
-    return str(degraded.get("message", "")) if degraded.get("status") == "True" else ""
+    # While members come, it is no news that some are not there: only a cluster that was complete is degraded.
+    kind = "Degraded" if now["phase"] == "Degraded" else "Progressing"
+    if conditions.get(kind, {}).get("status") == "True":
+        told.append(shortened(str(conditions[kind].get("message", ""))))
+    return "; ".join(filter(None, told))
+
+
+def shortened(message: str) -> str:
+    """The first two of a list of sentences, and how many more there are."""
+    sentences = message.split("; ")
+    more = len(sentences) - 2
+    return "; ".join([*sentences[:2], f"and {more} more"]) if more > 0 else message
 
 
 class Lines:
