@@ -198,7 +198,7 @@ def member_config(
     dcs_config: Mapping[str, Any],
     server_major: int,
     parameters: Mapping[str, str] | None = None,
-    tags: Mapping[str, Any] | None = None,
+    may_found: bool = True,
 ) -> dict[str, Any]:
     """One member's ``patroni.yml``; holds passwords.
 
@@ -208,10 +208,12 @@ def member_config(
     :param store: Patroni's store section, for example ``{"raft": {...}}``
     :param namespace: the store's folder: of this cluster alone, so that what an earlier cluster of the same name
         left in the store can't be mistaken for this one's
-    :param dcs_config: of :func:`dynamic_config`; used if this member bootstraps its group
+    :param dcs_config: of :func:`dynamic_config`; used if this member founds its group
     :param server_major: PostgreSQL's major version, for initdb's options
+    :param may_found: whether it may make a new database when its group has none
     :param parameters: PostgreSQL parameters of this member alone (socket directory and the like)
     """
+    bootstrap = {"dcs": dict(dcs_config), "initdb": initdb_options(server_major)}
     return {
         "scope": member.scope,
         "namespace": namespace,
@@ -223,7 +225,7 @@ def member_config(
             "authentication": {"username": REST_USER, "password": credentials.rest},
         },
         **store,
-        "bootstrap": {"dcs": dict(dcs_config), "initdb": initdb_options(server_major)},
+        **({"bootstrap": bootstrap} if may_found else {}),
         "postgresql": {
             "listen": _address(postgres),
             "connect_address": _address(postgres),
@@ -238,7 +240,6 @@ def member_config(
             "parameters": dict(parameters or {}),
         },
         "watchdog": {"mode": "off"},
-        "tags": dict(tags or {}),
     }
 
 

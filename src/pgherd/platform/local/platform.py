@@ -245,7 +245,7 @@ class LocalPlatform(Platform):
             self._write_config(cluster, member, ports, namespace, dcs_config)
             layout = self._layout.member(member)
             logs.rotate(layout.log)
-            self._daemons.start(processes.PATRONI, layout.config, layout.log, prefix)
+            self._daemons.start_patroni(layout.config, layout.log, prefix)
 
     def _end_strays(self, member: Member) -> None:
         """A Patroni that was killed may leave a server, which the next one adopts, or tools, which must not go on."""
@@ -286,6 +286,8 @@ class LocalPlatform(Platform):
             namespace=namespace,
             dcs_config=dcs_config,
             server_major=postgres.major,
+            # So the preferred primary leads from the beginning.
+            may_found=member.ordinal == 0,
             # Sockets' paths are limited to 107 characters, homes are not.
             parameters={"unix_socket_directories": ""},
         )

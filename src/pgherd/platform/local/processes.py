@@ -20,15 +20,18 @@ from pathlib import Path
 
 import psutil
 
+from pgherd.errors import PgherdError
 from pgherd.platform.local import files
 
 logger = logging.getLogger(__name__)
 
 PATRONI = ("-m", "patroni")
-RAFT_CONTROLLER = ("-c", "from patroni.raft_controller import main; main()")
+RAFT_CONTROLLER = ("-c", "from patroni.raft_controller import main; main()  # patroni_raft_controller")
+KEEPER = ("-m", "pgherd.platform.local.keeper")
 
 _TOOLS = frozenset({"initdb", "pg_basebackup", "pg_controldata", "pg_ctl", "pg_rewind", "postgres"})
 _POLL_SECONDS = 0.02
+_START_SECONDS = 10.0
 _FOREIGN_SETTINGS = ("PATRONI_", "PG")
 """Variables that would override what we configure (``PATRONI_NAME``, ``PGPORT``)"""
 
@@ -68,19 +71,32 @@ class Daemons:
             if is_alive(process):
                 self._known.setdefault(config, process)
 
-    def start(self, program: Sequence[str], config: Path, log: Path, prefix: Sequence[str]) -> None:
-        """Start a daemon in a session of its own and return at once.
+    def start_patroni(self, config: Path, log: Path, prefix: Sequence[str]) -> None:
+        """Start a member's Patroni, below a keeper of its own; returns once it can be found.
 
-        :param program: :data:`PATRONI` or :data:`RAFT_CONTROLLER`
-        :param log: gets what it prints, appended
+        :param log: gets what it and its PostgreSQL print, appended
         :param prefix: put before its command
         :raises PgherdError: it could not be started
         """
-        with files.explained(f"start {' '.join(program[:2])} with {config}"):
+        keeper = self._start([*prefix, sys.executable, "-P", *KEEPER, str(config.parent)], config, log)
+        deadline = time.monotonic() + _START_SECONDS
+        while self.find(config) is None:
+            if keeper.poll() is not None or time.monotonic() > deadline:
+                raise PgherdError(f"Patroni does not start: see {log}")
+            time.sleep(_POLL_SECONDS)
+
+    def start_raft_controller(self, config: Path, log: Path, prefix: Sequence[str]) -> None:
+        """Start the store's controller and return at once; parameters as above."""
+        child = self._start([*prefix, sys.executable, "-P", *RAFT_CONTROLLER, str(config)], config, log)
+        with self._guard:
+            self._known[config] = psutil.Process(child.pid)
+
+    def _start(self, command: Sequence[str], config: Path, log: Path) -> subprocess.Popen[bytes]:
+        with files.explained(f"start {command[0]} with {config}"):
             log.parent.mkdir(parents=True, exist_ok=True, mode=files.PRIVATE_DIRECTORY)
             with log.open("ab") as output:
                 child = subprocess.Popen(
-                    [*prefix, sys.executable, "-P", *program, str(config)],
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -91,7 +107,7 @@ class Daemons:
                 )
         with self._guard:
             self._children.append(child)
-            self._known[config] = psutil.Process(child.pid)
+        return child
 
 
 def _environment() -> dict[str, str]:
@@ -118,6 +134,14 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def keepers_of(directory: Path) -> list[psutil.Process]:
+    """The keepers of a member: one for each of its Patronis that still runs or has left something running."""
+    wanted = (*KEEPER, str(directory))
+    return [
+        process for process, command in _commands() if tuple(command[-3:]) == wanted and is_alive(process)
+    ]
 
 
 def postgres_of(directory: Path) -> list[psutil.Process]:
@@ -197,6 +221,9 @@ def end_postgres(directory: Path, data: Path) -> None:
     tools = [process for process in rest if not process.name().startswith("postgres")]
     if not end(tools, signal.SIGTERM, 2.0) or not wait_gone(rest, 2.0):
         end(postgres_of(directory), signal.SIGKILL, 5.0)
+    # With nothing left below them they end by themselves.
+    keepers = keepers_of(directory)
+    wait_gone(keepers, 2.0) or end(keepers, signal.SIGKILL, 2.0)
 
 
 def listener(port: int) -> str | None:

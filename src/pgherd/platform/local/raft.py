@@ -20,7 +20,7 @@ from pgherd.errors import PgherdError
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.ports import HOST, STORE, PortBook, is_free
-from pgherd.platform.local.processes import RAFT_CONTROLLER, Daemons, end, listener
+from pgherd.platform.local.processes import Daemons, end, listener
 
 START_SECONDS = 10.0
 _POLL_SECONDS = 0.02
@@ -57,7 +57,7 @@ class RaftStore:
                 f"port {port} of Patroni's store is taken by another program ({who or 'unknown'}): end it"
             )
         self._write_config(port)
-        self._daemons.start(RAFT_CONTROLLER, self._config, self._log, prefix)
+        self._daemons.start_raft_controller(self._config, self._log, prefix)
         deadline = time.monotonic() + START_SECONDS
         while not _listens(port):
             if not self.is_running() or time.monotonic() > deadline:
