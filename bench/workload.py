@@ -283,7 +283,7 @@ class Workload:
               JOIN citus_shards s ON s.shardid = get_shard_id_for_distribution_column('entry', k.key)
              WHERE s.table_name = 'entry'::regclass
                AND EXISTS (SELECT FROM pgherd.segment_configuration c
-                            WHERE c.group_name = %s AND c.role = 'primary' AND c.port = s.nodeport)
+                            WHERE c.group_name = %s AND c.port = s.nodeport)
         """
         rows = connection.execute(query, (self.keys, segment)).fetchall()
         if not rows:
