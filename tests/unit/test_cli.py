@@ -45,6 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["list", "--platform", "moon"], "--platform moon is not available in this version: use local"),
         (["list", "-n", "prod"], "--namespace is for --platform kubernetes; on local use --home"),
         (["--context", "prod", "list"], "--context is for --platform kubernetes"),
+        (["--home", __file__, "list"], "test_cli.py: is not a directory"),
         (["explain", "segmets"], "segmets: unknown field; did you mean segments?"),
         (["status", "nope"], "nope"),
         (["scale", "nope", "--segments", "3"], "nope"),

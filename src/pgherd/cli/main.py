@@ -19,7 +19,7 @@ import typer
 from pgherd import __version__
 from pgherd.cli import cluster_commands, operation_commands
 from pgherd.cli.context import Context, begin, current, require_platform, tell
-from pgherd.errors import PgherdError
+from pgherd.errors import BadInput, PgherdError
 
 INTERRUPTED = 130
 
@@ -76,6 +76,8 @@ def options(
         typer.echo(context.get_help())
         return
     require_platform(platform, context=kube_context, namespace=namespace)
+    if home is not None and home.exists() and not home.is_dir():
+        raise BadInput(f"--home {home}: is not a directory")
     shared = current()
     shared.platform, shared.home, shared.bin_dir = platform, home, bin_dir
 
