@@ -126,7 +126,10 @@ class Home:
             now = self.status(name)
             return now if now["phase"] == phase and now["operation"] is None else None
 
-        return dict(wait_for(reached, f"{name} is {phase}", timeout, every=0.3))
+        try:
+            return dict(wait_for(reached, f"{name} is {phase}", timeout, every=0.3))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.run('status', name).stdout}{self.tail()}") from None
 
     # processes
 

@@ -100,7 +100,8 @@ def _phase(
     if seen.catalogue is not None and seen.catalogue.operation is not None:
         return OPERATION_PHASES.get(seen.catalogue.operation.kind, "Updating")
     if problems:
-        return "Degraded"
+        # Coming back from a stop is not a fault; the conditions say what is still missing.
+        return "Updating" if (previous or {}).get("phase") in ("Stopped", "Updating") else "Degraded"
     return "Running" if is_settled(list(steps)) else "Updating"
 
 

@@ -52,6 +52,7 @@ class Client:
     def __init__(self, home: Path | None = None, bin_dir: Path | None = None) -> None:
         self._bin_dir = bin_dir
         self._platform = LocalPlatform((home or default_home()).absolute(), bin_dir)
+        self._requested: dict[str, int] = {}
 
     # wishes
 
@@ -110,7 +111,9 @@ class Client:
         """
         world = self._world(name)
         generation = self._platform.declaration(name).generation
-        store.request(world.databases, "rebalance", parameters={"generation": generation})
+        self._requested[name] = store.request(
+            world.databases, "rebalance", parameters={"generation": generation}
+        )
         self.ensure_daemon()
 
     def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
@@ -148,7 +151,15 @@ class Client:
 
     def delete(self, name: str, *, purge: bool) -> None:
         """Ask for the cluster to go; with ``purge`` its data too."""
-        self._platform.set_deleting(name, purge=purge)
+        try:
+            self._platform.set_deleting(name, purge=purge)
+        except NoSuchCluster:
+            if not (purge and self._platform.keeps(name)):
+                raise
+            # Deleted before, with its data kept: nothing runs, so nothing has to be waited for.
+            self._platform.forget(name, purge=True)
+            self._platform.close_if_empty()
+            return
         self.ensure_daemon()
 
     def _redeclare(self, name: str, change: Callable[[PostgresCluster], PostgresCluster]) -> None:
@@ -226,6 +237,8 @@ class Client:
         if now["phase"] == "Failed":
             raise PgherdError(f"{name}: {_obstacle(now)}")
         last = now.get("lastOperation") or {}
+        if last.get("id", 0) < self._requested.get(name, 0):
+            return False
         if now["phase"] in ("Running", "Stopped") and now.get("operation") is None:
             if last.get("generation") == wanted and last.get("phase") in ("failed", "cancelled"):
                 raise PgherdError(
@@ -268,8 +281,13 @@ class Client:
         return f"postgresql://{user}:{password}@{hosts}/{database}?target_session_attrs={attributes}&connect_timeout=3"
 
     def psql_command(self, name: str) -> tuple[list[str], dict[str, str]]:
-        """Program and environment of an interactive session as the owner; the password is in the environment."""
+        """Program and environment of an interactive session as the owner; the password is in the environment.
+
+        :raises PgherdError: the cluster is stopped
+        """
         world = self._world(name)
+        if self._platform.declaration(name).stopped:
+            raise PgherdError(f"{name} is stopped: 'pgherd start {name}' brings it back")
         parameters = world.databases.parameters(COORDINATOR, user=world.databases.owner)
         password = parameters.pop("password")
         text = " ".join(f"{key}={value}" for key, value in parameters.items())
@@ -311,11 +329,14 @@ class Client:
         world.patroni.switchover(primary.view.rest, primary.member.name, candidate)
         return self._await_primary(world, number, candidate)
 
-    def _await_primary(self, world: observe.World, group: int, wanted: str, timeout: float = 30.0) -> str:
+    def _await_primary(self, world: observe.World, group: int, wanted: str, timeout: float = 60.0) -> str:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            primary = observe.observe(world).primary(group)
-            if primary is not None and primary.member.name == wanted:
+            seen = observe.observe(world)
+            primary = seen.primary(group)
+            # The old primary too must be back: until then Patroni refuses whatever is asked next.
+            settled = all(state.is_running for state in seen.of_group(group))
+            if primary is not None and primary.member.name == wanted and settled:
                 return wanted
             time.sleep(POLL_SECONDS)
         raise PgherdError(

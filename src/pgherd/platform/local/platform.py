@@ -123,6 +123,10 @@ class LocalPlatform(Platform):
         """Names of all clusters, sorted."""
         return self._layout.clusters()
 
+    def keeps(self, name: str) -> bool:
+        """Whether data of a cluster that was deleted without purging is here."""
+        return self._layout.members(name).is_dir() and not self._layout.declaration(name).exists()
+
     def declaration(self, name: str) -> Declaration:
         """What was asked for.
 
