@@ -52,7 +52,6 @@ def patroni(
         streaming=not leader,
         sync_standby=(not leader) if sync is None else sync,
         pending_restart=bool(pending),
-        pending_restart_parameters=tuple(reasons),
         pending_restart_reason=reasons,
         server_version=180006,
         system_identifier="1",
