@@ -115,13 +115,12 @@ _LIMITS = {
     "max_replication_slots": "SELECT count(*) FROM pg_replication_slots",
     "max_wal_senders": "SELECT count(*) FROM pg_stat_replication",
     "max_logical_replication_workers": "SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL",
-    "max_worker_processes": "SELECT count(*) FROM pg_stat_activity WHERE backend_type ILIKE '%worker%'"
-    " OR backend_type ILIKE '%launcher%'",
+    "max_worker_processes": "SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '^(logical|parallel)'",
     "max_active_replication_origins": "SELECT count(*) FROM pg_replication_origin",
 }
 """limits, and what of each is in use"""
 
 
 def _value(connection: Connection, query: str) -> object:
-    row = connection.execute(sql.SQL(query)).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(sql.SQL(query)).fetchone()
     return None if row is None else row[0]

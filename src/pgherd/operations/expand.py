@@ -1,0 +1,53 @@
+"""Expand: new segments come up, are admitted, and take their share of the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from pgherd.model.placement import plan
+from pgherd.operations import steps
+from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, names
+from pgherd.operations.interrupted import left_by_the_last
+from pgherd.operations.journal import NewStep, Step
+from pgherd.operations.store import OperationRow
+
+
+def _plan(work: Work, step: Step) -> Planned:
+    segments = work.engine.segments()
+    new = set(step.detail["segments"]) | left_by_the_last(work.context.databases, work.row.id)
+    moves = plan(work.items(), dict.fromkeys(segments, 1.0), new=new)
+    steps.require_space(work, moves)
+    return Planned(f"{len(moves)} shard groups move to {names(sorted(new))}", moves)
+
+
+class Expand(Course):
+    """From ``from_segments`` to ``to_segments``, which is more."""
+
+    kind = "expand"
+    doers: ClassVar[Mapping[str, Doer]] = {
+        "check": steps.check,
+        "members": steps.members,
+        "admit": steps.admit,
+        "clean-up": steps.clean_up,
+    }
+    planners: ClassVar[Mapping[str, Planner]] = {"plan": _plan}
+
+    def step_kinds(self) -> Sequence[str]:
+        return ("check", "members", "admit", "plan", "clean-up")
+
+    def head(self, context: Context, row: OperationRow) -> Sequence[NewStep]:
+        wanted = range(1, (row.to_segments or 0) + 1)
+        new = [segment for segment in wanted if segment not in context.engine.segments()]
+        return [
+            NewStep("check"),
+            NewStep("members", {"segments": new}),
+            *(NewStep("admit", {"segment": segment}) for segment in new),
+            NewStep("plan", {"segments": new}),
+        ]
+
+    def tail(self, context: Context, row: OperationRow) -> Sequence[NewStep]:
+        return [NewStep("clean-up")]
+
+    def summary(self, row: OperationRow, moves: int) -> str:
+        return f"expanded to {row.to_segments} segments: {moves} shard groups moved"
