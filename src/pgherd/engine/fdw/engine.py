@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId
-from pgherd.engine.fdw import checks, install, segments
+from pgherd.engine.fdw import checks, cleanup, install, move, restore_point, segments
 from pgherd.model.topology import COORDINATOR, Endpoints
 from pgherd.postgres.connections import Databases
 
@@ -46,7 +46,8 @@ class FdwEngine(Engine):
         return install.is_installed(self.databases, group)
 
     def initialise_coordinator(self, shard_count: int) -> None:
-        install.install(self.databases, COORDINATOR)
+        if install.install(self.databases, COORDINATOR):
+            segments.reopen(self.databases)
         with self.databases.connect(COORDINATOR) as connection:
             connection.execute(
                 "INSERT INTO pgherd.settings VALUES ('shard_count', %s)"
@@ -76,8 +77,6 @@ class FdwEngine(Engine):
         return segments.shard_groups(self.databases)
 
     def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
-        from pgherd.engine.fdw import move
-
         return move.preflight(self.databases, groups, blocking=blocking)
 
     def move(
@@ -89,17 +88,13 @@ class FdwEngine(Engine):
         *,
         blocking: bool = False,
     ) -> None:
-        from pgherd.engine.fdw import move
-
         move.move_shard_group(self.databases, operation, group, target, control, blocking=blocking)
 
     def clean_up(self, operation: int | None = None) -> int:
-        from pgherd.engine.fdw import cleanup
-
         return cleanup.clean_up(self.databases, operation)
 
     def create_restore_point(self, name: str) -> Mapping[int, str]:
-        return segments.create_restore_point(self.databases, name)
+        return restore_point.create_restore_point(self.databases, name)
 
     def check(self) -> Sequence[Finding]:
         return checks.check(self.databases)

@@ -30,15 +30,16 @@ COORDINATOR_FILES = (
     "helpers.sql",
     "events.sql",
 )
-SEGMENT_FILES = ("segment.sql", "segment_shards.sql")
+SEGMENT_FILES = ("segment.sql", "segment_shards.sql", "shape.sql", "segment_checks.sql")
 
 _LOCK = 0x70676865
 """advisory lock: one installer at a time"""
 
 
-def install(databases: Databases, group: int) -> None:
+def install(databases: Databases, group: int) -> bool:
     """Bring one group's primary up to date: owner role, database, extension, SQL objects.
 
+    :return: whether anything was out of date
     :raises Unavailable: the group's primary does not answer
     """
     with databases.connect(group, database="postgres") as connection:
@@ -50,16 +51,19 @@ def install(databases: Databases, group: int) -> None:
             "SET LOCAL session_replication_role = replica; SET LOCAL client_min_messages = warning"
         )
         text = script(COORDINATOR_FILES if group == COORDINATOR else SEGMENT_FILES, databases.owner)
-        if _digest_installed(connection) != _digest(text):
-            if group == COORDINATOR:
-                connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
-            connection.execute(text.encode())
-            _remember(connection, _digest(text))
+        if _digest_installed(connection) == _digest(text):
+            return False
+        if group == COORDINATOR:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
+        connection.execute(text.encode())
+        _remember(connection, _digest(text))
+    return True
 
 
 def is_installed(databases: Databases, group: int) -> bool:
     """Whether this group has the owner, the database and this version's SQL objects.
 
+    :return: whether anything was out of date
     :raises Unavailable: the group's primary does not answer
     """
     with databases.connect(group, database="postgres") as connection:

@@ -8,13 +8,11 @@ that it creates: either all of it is there (server, definitions, copies of refer
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import ShardGroup, ShardGroupId
-from pgherd.errors import PgherdError, Unavailable
+from pgherd.errors import PgherdError
 from pgherd.model.topology import COORDINATOR, Endpoint, Endpoints
 from pgherd.postgres.connections import Connection, Databases
 
@@ -54,6 +52,27 @@ def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
         connection.execute(
             "INSERT INTO pgherd.segment (group_id, server_name) VALUES (%s, %s)", [group, server_name(group)]
         )
+
+
+def reopen(databases: Databases) -> None:
+    """After an upgrade: give the segments that are admitted already what this version expects of the coordinator."""
+    with databases.connect(COORDINATOR, autocommit=False) as connection:
+        connection.execute("SET LOCAL pgherd.propagate = off; SET LOCAL client_min_messages = warning")
+        rows = connection.execute(
+            "SELECT s.group_id, f.srvoptions"
+            "  FROM pgherd.segment s JOIN pg_foreign_server f ON f.srvname = s.server_name"
+        ).fetchall()
+        for group, present in rows:
+            _open_doors(connection, databases, group)
+            names = {option.partition("=")[0] for option in present}
+            for name, value in SERVER_OPTIONS.items():
+                if f"{name}={value}" not in present:
+                    connection.execute(
+                        sql.SQL("ALTER SERVER {} OPTIONS ({})").format(
+                            sql.Identifier(server_name(group)),
+                            _options({name: value}, verb="SET" if name in names else "ADD"),
+                        )
+                    )
 
 
 def update_endpoints(databases: Databases, group: int, endpoints: Endpoints) -> None:
@@ -186,19 +205,27 @@ def _create_server(connection: Connection, databases: Databases, group: int, end
 
 
 def _open_doors(connection: Connection, databases: Databases, group: int) -> None:
-    """The ways into a segment: the table that executes, the schema of per-segment relations."""
+    """The ways into a segment: tables to execute, to ask for sizes and for a query's rows; the schema of per-segment
+    relations."""
     names = {
         "exec": sql.Identifier("pgherd", f"exec_{group}"),
+        "size": sql.Identifier("pgherd", f"relation_size_{group}"),
+        "query": sql.Identifier("pgherd", f"query_{group}"),
         "schema": sql.Identifier(f"pgherd_segment_{group}"),
         "server": sql.Identifier(server_name(group)),
         "owner": sql.Identifier(databases.owner),
     }
     connection.execute(
         sql.SQL(
-            "CREATE FOREIGN TABLE {exec} (sql text, search_path text, wants text, result text) SERVER {server}"
-            " OPTIONS (schema_name 'pgherd', table_name 'exec', batch_size '1');"
+            "CREATE FOREIGN TABLE IF NOT EXISTS {exec} (sql text, search_path text, wants text, result text)"
+            " SERVER {server} OPTIONS (schema_name 'pgherd', table_name 'exec', batch_size '1');"
             "GRANT SELECT, INSERT ON {exec} TO {owner};"
-            "CREATE SCHEMA {schema};"
+            "CREATE FOREIGN TABLE IF NOT EXISTS {size} (schema_name name, name name, bytes bigint) SERVER {server}"
+            " OPTIONS (schema_name 'pgherd', table_name 'relation_size');"
+            'CREATE FOREIGN TABLE IF NOT EXISTS {query} ("row" jsonb) SERVER {server}'
+            " OPTIONS (schema_name 'pgherd', table_name 'query');"
+            "GRANT SELECT ON {query} TO {owner};"
+            "CREATE SCHEMA IF NOT EXISTS {schema};"
             "GRANT USAGE, CREATE ON SCHEMA {schema} TO {owner}"
         ).format(**names)
     )
@@ -211,11 +238,3 @@ def _drop_doors(connection: Connection, group: int) -> None:
             sql.Identifier(f"pgherd_segment_{group}"), sql.Identifier(server_name(group))
         )
     )
-
-
-def create_restore_point(databases: Databases, name: str) -> Mapping[int, str]:
-    """A named point in every group's WAL at which no distributed transaction is half done."""
-    raise NotImplementedError
-
-
-__all__ = ["Any", "Unavailable", "psycopg"]

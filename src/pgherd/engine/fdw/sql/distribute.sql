@@ -73,18 +73,6 @@ BEGIN
     EXECUTE format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s', new, columns, columns, old);
 END $$;
 
--- Unique things of a plain table, as the segments' twins will have them: as in a shape.
-CREATE OR REPLACE FUNCTION pgherd.unique_things_of(relation regclass) RETURNS jsonb LANGUAGE sql STABLE
-SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT coalesce(jsonb_object_agg(x.relname, CASE WHEN k.oid IS NULL
-               THEN jsonb_build_object('name', x.relname, 'def', pgherd.index_definition(i.indexrelid), 'index', true)
-               ELSE jsonb_build_object('name', x.relname, 'def', pg_get_constraintdef(k.oid)) END), '{}')
-      FROM pg_index i
-      JOIN pg_class x ON x.oid = i.indexrelid
-      LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x') AND k.conrelid = relation
-     WHERE i.indrelid = relation AND (i.indisunique OR i.indisexclusion) AND i.indisvalid
-$$;
-
 -- The colocation that a new table joins; makes it, and its shard groups' places, if there is none.
 CREATE OR REPLACE FUNCTION pgherd.colocation_for(key_type regtype, wish text, shards int) RETURNS int LANGUAGE plpgsql
 SET search_path TO pg_catalog, pg_temp AS $$
@@ -118,13 +106,16 @@ BEGIN
         PERFORM pgherd.refuse(format('shard_count must be between 1 and 4096, got %s', shards), NULL, NULL, '22023');
     END IF;
     IF wish = 'default' THEN
-        -- one maker at a time, or two first tables would not share a colocation
-        PERFORM pg_advisory_xact_lock(hashtext('pgherd.colocation'));
-        SELECT c.id INTO id FROM pgherd.colocation c
-         WHERE c.is_default AND c.key_type = colocation_for.key_type AND c.shard_count = shards;
-        IF FOUND THEN
-            RETURN id;
-        END IF;
+        -- KEY SHARE: it may not be forgotten (pgherd.forget_table) before our table is in it. The advisory lock: one
+        -- maker at a time, or two first tables would not share a colocation.
+        FOR attempt IN 1..2 LOOP
+            SELECT c.id INTO id FROM pgherd.colocation c
+             WHERE c.is_default AND c.key_type = colocation_for.key_type AND c.shard_count = shards FOR KEY SHARE;
+            IF FOUND THEN
+                RETURN id;
+            END IF;
+            PERFORM pg_advisory_xact_lock(hashtext('pgherd.colocation'));
+        END LOOP;
     END IF;
     INSERT INTO pgherd.colocation (shard_count, key_type, is_default) VALUES (shards, key_type, wish = 'default')
     RETURNING pgherd.colocation.id INTO id;

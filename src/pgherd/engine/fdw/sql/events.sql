@@ -96,7 +96,7 @@ BEGIN
     IF FOUND AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         PERFORM pgherd.refuse(format('%I cannot be altered by itself', bad.relname), NULL, 'Alter its table.');
     END IF;
-    PERFORM pgherd.follow_all(ids);
+    PERFORM pgherd.follow_all(ids || (SELECT array_agg(inhparent) FROM pg_inherits WHERE inhrelid = ANY (ids)));
 END $$;
 
 CREATE OR REPLACE FUNCTION pgherd.after_drop() RETURNS event_trigger LANGUAGE plpgsql
@@ -111,8 +111,9 @@ BEGIN
     PERFORM pgherd.forget_dropped(ids, (SELECT array_agg(object_name) FROM pg_event_trigger_dropped_objects()
                                          WHERE schema_name = 'pgherd_shards' AND object_type = 'foreign table'));
     IF TG_TAG LIKE 'DROP %' THEN
-        PERFORM pgherd.follow_all(ids || (SELECT array_agg(tgrelid) FROM pg_trigger WHERE tgname LIKE 'pgherd\_%'
-            AND EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE object_type = 'trigger')));
+        PERFORM pgherd.follow_all(ids || (SELECT array_agg(d.relation::oid) FROM pgherd.distributed_table d
+            WHERE EXISTS (SELECT FROM pg_event_trigger_dropped_objects()
+                           WHERE object_type = 'trigger' AND object_identity LIKE 'pgherd\_%')));
     END IF;
 END $$;
 
@@ -127,13 +128,24 @@ BEGIN
     FOR t IN SELECT * FROM pgherd.distributed_table d WHERE d.relation = ANY (ids)
                 AND NOT EXISTS (SELECT FROM pg_class WHERE oid = d.relation) ORDER BY d.relation LOOP
         PERFORM pgherd.drop_twins(t);
-        DELETE FROM pgherd.distributed_table d WHERE d.relation = t.relation;
+        PERFORM pgherd.forget_table(t.relation);
     END LOOP;
     SELECT s.name, s.relation INTO bad FROM pgherd.shard s WHERE s.name = ANY (shards) LIMIT 1;
     IF FOUND THEN
         PERFORM pgherd.refuse(format('shard %I cannot be dropped by itself', bad.name), NULL,
                               format('DROP TABLE %s drops all of its shards.', pgherd.label(bad.relation)));
     END IF;
+END $$;
+
+-- Takes a table out of the catalogue, and its colocation with the last table, unless somebody is joining it.
+CREATE OR REPLACE FUNCTION pgherd.forget_table(relation regclass) RETURNS void LANGUAGE plpgsql
+SET search_path TO pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM pgherd.distributed_table d WHERE d.relation = forget_table.relation;
+    DELETE FROM pgherd.colocation c WHERE c.id IN (
+        SELECT x.id FROM pgherd.colocation x
+         WHERE NOT EXISTS (SELECT FROM pgherd.distributed_table d WHERE d.colocation_id = x.id)
+           FOR UPDATE SKIP LOCKED);
 END $$;
 
 -- The segments' tables and the per-segment relations of a table that is going or gone.
@@ -167,7 +179,7 @@ BEGIN
     DROP EVENT TRIGGER IF EXISTS pgherd_after_ddl;
     CREATE EVENT TRIGGER pgherd_after_ddl ON ddl_command_end
         WHEN TAG IN ('ALTER TABLE', 'ALTER INDEX', 'ALTER SCHEMA', 'ALTER TYPE', 'CREATE INDEX', 'ALTER FOREIGN TABLE',
-                     'ALTER TRIGGER', 'CREATE TRIGGER')
+                     'ALTER TRIGGER', 'CREATE TRIGGER', 'CREATE TABLE', 'CREATE FOREIGN TABLE')
         EXECUTE FUNCTION pgherd.after_ddl();
     DROP EVENT TRIGGER IF EXISTS pgherd_after_drop;
     CREATE EVENT TRIGGER pgherd_after_drop ON sql_drop EXECUTE FUNCTION pgherd.after_drop();

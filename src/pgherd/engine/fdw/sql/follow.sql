@@ -1,6 +1,14 @@
 -- DDL on distributed and reference tables: the difference between the shape that segments have and the shape that the
 -- coordinator's catalogue shows now, sent to all segments in the same transaction.
 
+-- The foreign table that shows a whole segment's part of a table.
+CREATE OR REPLACE FUNCTION pgherd.segment_relation_ddl(shape jsonb, segment int) RETURNS text LANGUAGE sql STABLE
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L)',
+                  'pgherd_segment_' || segment, pgherd.segment_relation((shape ->> 'schema')::name, (shape ->> 'name')::name),
+                  pgherd.columns_ddl(shape, false), 'segment_' || segment, shape ->> 'schema', shape ->> 'name')
+$$;
+
 -- An enum type that came, moved, was renamed or got or renamed labels.
 CREATE OR REPLACE FUNCTION pgherd.enum_changes(was jsonb, now jsonb) RETURNS text LANGUAGE plpgsql STABLE
 SET search_path TO pg_catalog, pg_temp AS $$
@@ -70,7 +78,7 @@ RETURNS TABLE (phase int, scope text, command text) LANGUAGE sql STABLE SET sear
     UNION ALL
     SELECT 4, 'segment', format('DROP INDEX IF EXISTS %I.%I', now ->> 'schema', o ->> 'name') FROM indexes WHERE n IS NULL
     UNION ALL
-    SELECT 5, 'both', format('DROP COLUMN %I', o ->> 'name') FROM columns WHERE n IS NULL
+    SELECT 5, 'both', format('DROP COLUMN IF EXISTS %I', o ->> 'name') FROM columns WHERE n IS NULL
     -- columns
     UNION ALL
     SELECT 6, 'both', format('RENAME COLUMN %I TO %I', o ->> 'name', n ->> 'name') FROM columns
@@ -172,6 +180,13 @@ BEGIN
     END IF;
 END $$;
 
+CREATE OR REPLACE FUNCTION pgherd.constraints_on_segments(shape jsonb) RETURNS jsonb LANGUAGE sql
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT pgherd.on_segment(min(s), format('SELECT pgherd.unique_things_of(%L)',
+                                            format('%I.%I', shape ->> 'schema', shape ->> 'name')), 'value')::jsonb
+      FROM pgherd.segment_ids() s
+$$;
+
 -- Brings the segments' tables in step with the coordinator's.
 --
 -- defaults: for each new column with a default the value that rows of now get, by column number, as text
@@ -210,6 +225,9 @@ BEGIN
     END LOOP;
     IF script <> '' THEN
         PERFORM pgherd.on_all_segments(script);
+        IF t.kind = 'distributed' THEN      -- what only segments have may have followed a column
+            now := now || jsonb_build_object('constraints', pgherd.constraints_on_segments(now));
+        END IF;
     END IF;
     UPDATE pgherd.distributed_table d
        SET shape = now,

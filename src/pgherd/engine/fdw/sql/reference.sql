@@ -11,13 +11,33 @@ SET search_path TO pg_catalog, pg_temp AS $$
            ('pgherd_truncate', 'AFTER TRUNCATE ON %s')
 $$;
 
+CREATE OR REPLACE FUNCTION pgherd.insert_copy_ddl(t pgherd.distributed_table, source text, segment int) RETURNS text
+LANGUAGE sql STABLE SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT format('INSERT INTO %I.%I (%s) SELECT %s FROM %s', 'pgherd_segment_' || segment,
+                  pgherd.segment_relation((t.shape ->> 'schema')::name, (t.shape ->> 'name')::name), columns, columns, source)
+      FROM (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) AS columns FROM pg_attribute
+             WHERE attrelid = t.relation AND attnum > 0 AND NOT attisdropped AND attgenerated = '') c
+$$;
+
+CREATE OR REPLACE FUNCTION pgherd.primary_key(relation regclass) RETURNS text[] LANGUAGE sql STABLE
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT array_agg(quote_ident(a.attname) ORDER BY k.ord)
+      FROM pg_constraint c, unnest(c.conkey) WITH ORDINALITY k(num, ord), pg_attribute a
+     WHERE c.conrelid = relation AND c.contype = 'p' AND a.attrelid = relation AND a.attnum = k.num
+$$;
+
 -- Writers take turns by a row lock and not by a stronger lock on the table, which two of them could deadlock on. A
 -- transaction whose snapshot is older than the table's last change of shape gets 40001.
+--
+-- The changed rows' keys travel as JSON, so that a segment deletes by its primary key in one statement. (The transition
+-- tables can be named in this function only, not in one that it calls.)
 CREATE OR REPLACE FUNCTION pgherd.write_through() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path TO pg_catalog, pg_temp SET datestyle TO 'ISO, YMD' SET intervalstyle TO postgres
 SET bytea_output TO hex SET extra_float_digits TO 3 AS $$
 DECLARE
-    t pgherd.distributed_table%ROWTYPE;
+    t       pgherd.distributed_table%ROWTYPE;
+    batch   record;
+    segment int;
 BEGIN
     IF TG_WHEN = 'BEFORE' THEN
         PERFORM 1 FROM pgherd.distributed_table d WHERE d.relation = TG_RELID FOR NO KEY UPDATE;
@@ -25,70 +45,47 @@ BEGIN
     END IF;
     SELECT * INTO t FROM pgherd.distributed_table d WHERE d.relation = TG_RELID;
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM pgherd.on_all_segments(format('TRUNCATE %I.%I', t.shape ->> 'schema', t.shape ->> 'name'));
-        RETURN NULL;
+        PERFORM pgherd.truncate_copies(t);
     END IF;
     IF TG_OP IN ('UPDATE', 'DELETE') THEN
-        PERFORM pgherd.delete_copies(t);
+        FOR batch IN EXECUTE format(
+            'SELECT json_agg(row_to_json(q)) AS keys, count(*) AS n FROM (SELECT %s, row_number() OVER () / 5000 AS '
+            'pgherd_batch FROM pgherd_old) q GROUP BY pgherd_batch', array_to_string(pgherd.primary_key(TG_RELID), ', '))
+        LOOP
+            PERFORM pgherd.delete_copies(t, batch.keys, batch.n);
+        END LOOP;
     END IF;
     IF TG_OP IN ('INSERT', 'UPDATE') THEN
-        PERFORM pgherd.insert_copies(t, 'pgherd_new');
+        FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
+            EXECUTE pgherd.insert_copy_ddl(t, 'pgherd_new', segment);
+        END LOOP;
     END IF;
     RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION pgherd.insert_copies(t pgherd.distributed_table, source text) RETURNS void LANGUAGE plpgsql
-SET search_path TO pg_catalog, pg_temp AS $$
-DECLARE
-    segment int;
-BEGIN
-    FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
-        PERFORM pgherd.insert_copy(t, source, segment);
-    END LOOP;
-END $$;
-
-CREATE OR REPLACE FUNCTION pgherd.insert_copy(t pgherd.distributed_table, source text, segment int) RETURNS void
+CREATE OR REPLACE FUNCTION pgherd.delete_copies(t pgherd.distributed_table, keys json, n bigint) RETURNS void
 LANGUAGE plpgsql SET search_path TO pg_catalog, pg_temp AS $$
 DECLARE
-    columns text;
-BEGIN
-    SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) INTO columns
-      FROM pg_attribute WHERE attrelid = t.relation AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
-    EXECUTE format('INSERT INTO %I.%I (%s) SELECT %s FROM %s', 'pgherd_segment_' || segment,
-        pgherd.segment_relation((t.shape ->> 'schema')::name, (t.shape ->> 'name')::name), columns, columns, source);
-END $$;
-
--- The changed rows' keys travel as JSON, so that a segment deletes by its primary key in one statement.
-CREATE OR REPLACE FUNCTION pgherd.delete_copies(t pgherd.distributed_table) RETURNS void LANGUAGE plpgsql
-SET search_path TO pg_catalog, pg_temp AS $$
-DECLARE
-    keys    text[];
-    columns text;
-    pairs   text;
-    batch   record;
     segment int;
-    gone    text;
+    gone    bigint;
+    pairs   text := (SELECT string_agg(format('r.%s = k.%s', x, x), ' AND ') FROM unnest(pgherd.primary_key(t.relation)) x);
 BEGIN
-    SELECT array_agg(quote_ident(a.attname) ORDER BY k.ord) INTO keys
-      FROM pg_constraint c, unnest(c.conkey) WITH ORDINALITY k(num, ord), pg_attribute a
-     WHERE c.conrelid = t.relation AND c.contype = 'p' AND a.attrelid = c.conrelid AND a.attnum = k.num;
-    columns := array_to_string(keys, ', ');
-    SELECT string_agg(format('r.%s = k.%s', x, x), ' AND ') INTO pairs FROM unnest(keys) x;
-    FOR batch IN EXECUTE format(
-        'SELECT json_agg(row_to_json(q)) AS rows, count(*) AS n FROM (SELECT %s, row_number() OVER () / 5000 AS pgherd_batch '
-        'FROM pgherd_old) q GROUP BY pgherd_batch', columns)
-    LOOP
-        FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
-            gone := pgherd.on_segment(segment, format(
-                'WITH d AS (DELETE FROM %1$I.%2$I r USING json_populate_recordset(NULL::%1$I.%2$I, %3$L) k WHERE %4$s RETURNING 1)'
-                ' SELECT count(*) FROM d', t.shape ->> 'schema', t.shape ->> 'name', batch.rows, pairs), 'value');
-            IF gone::bigint <> batch.n THEN
-                PERFORM pgherd.refuse(format('could not serialize access to reference table %s', pgherd.label(t.relation)),
-                    format('Segment %s saw %s of %s rows.', segment, gone, batch.n), 'Run the transaction again.', '40001');
-            END IF;
-        END LOOP;
+    FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
+        gone := pgherd.on_segment(segment, format(
+            'WITH d AS (DELETE FROM %1$I.%2$I r USING json_populate_recordset(NULL::%1$I.%2$I, %3$L) k WHERE %4$s RETURNING 1)'
+            ' SELECT count(*) FROM d', t.shape ->> 'schema', t.shape ->> 'name', keys, pairs), 'value')::bigint;
+        IF gone <> n THEN
+            PERFORM pgherd.refuse(format('could not serialize access to reference table %s', pgherd.label(t.relation)),
+                format('Segment %s saw %s of %s rows.', segment, gone, n), 'Run the transaction again.', '40001');
+        END IF;
     END LOOP;
 END $$;
+
+-- A remote TRUNCATE is not bound to a snapshot as DELETE is, so what it removes is not compared.
+CREATE OR REPLACE FUNCTION pgherd.truncate_copies(t pgherd.distributed_table) RETURNS void LANGUAGE sql
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT pgherd.on_all_segments(format('TRUNCATE %I.%I', t.shape ->> 'schema', t.shape ->> 'name'))
+$$;
 
 CREATE OR REPLACE FUNCTION pgherd.require_reference_key(relation regclass) RETURNS void LANGUAGE plpgsql STABLE
 SET search_path TO pg_catalog, pg_temp AS $$
@@ -135,5 +132,24 @@ SET search_path TO pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pgherd.on_segment(segment, pgherd.twin_ddl(t.shape, NULL));
     EXECUTE pgherd.segment_relation_ddl(t.shape, segment);
-    PERFORM pgherd.insert_copy(t, t.relation::text, segment);
+    EXECUTE pgherd.insert_copy_ddl(t, t.relation::text, segment);
+END $$;
+
+-- Makes the segments' copies anew from the coordinator's rows.
+CREATE OR REPLACE FUNCTION pgherd.refill_reference_table(table_name regclass) RETURNS void LANGUAGE plpgsql
+SET role TO @owner@ SET search_path TO pg_catalog, pg_temp SET pgherd.propagate TO off
+SET client_min_messages TO warning AS $$
+DECLARE
+    t       pgherd.distributed_table%ROWTYPE;
+    segment int;
+BEGIN
+    PERFORM pgherd.lock_ddl();
+    SELECT * INTO t FROM pgherd.distributed_table d WHERE d.relation = table_name AND d.kind = 'reference' FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM pgherd.refuse(format('%s is not a reference table', pgherd.label(table_name)), NULL, NULL, '42809');
+    END IF;
+    FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
+        PERFORM pgherd.on_segment(segment, pgherd.twin_ddl(t.shape, NULL));
+        EXECUTE pgherd.insert_copy_ddl(t, t.relation::text, segment);
+    END LOOP;
 END $$;

@@ -46,3 +46,23 @@ END $$;
 
 CREATE OR REPLACE TRIGGER run_exec INSTEAD OF INSERT ON pgherd.exec FOR EACH ROW EXECUTE FUNCTION pgherd.run_exec();
 GRANT SELECT, INSERT ON pgherd.exec TO @owner@;
+
+-- Sizes of everything of ours, for citus_shards.
+CREATE OR REPLACE VIEW pgherd.relation_size AS
+SELECT n.nspname AS schema_name, c.relname AS name, pg_catalog.pg_total_relation_size(c.oid) AS bytes
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgherd');
+GRANT SELECT ON pgherd.relation_size TO @owner@;
+
+-- The rows of the query that the coordinator left in a setting: a relation, so that all segments are read at once.
+CREATE OR REPLACE FUNCTION pgherd.run_query() RETURNS SETOF jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    outer_path text := pg_catalog.current_setting('search_path');
+BEGIN
+    PERFORM pg_catalog.set_config('search_path', pg_catalog.current_setting('pgherd.query_path'), true);
+    RETURN QUERY EXECUTE pg_catalog.format('SELECT pg_catalog.to_jsonb(q) FROM (%s) q',
+                                           pg_catalog.current_setting('pgherd.query'));
+    PERFORM pg_catalog.set_config('search_path', outer_path, true);
+END $$;
+CREATE OR REPLACE VIEW pgherd.query AS SELECT q AS "row" FROM pgherd.run_query() q;
+GRANT SELECT ON pgherd.query TO @owner@;

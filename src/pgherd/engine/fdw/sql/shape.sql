@@ -86,6 +86,18 @@ SET search_path TO pg_catalog, pg_temp AS $$
      WHERE c.oid = relation
 $$;
 
+-- Primary key, unique and exclusion constraints and unique indexes by name, as a distributed table's shape keeps them.
+CREATE OR REPLACE FUNCTION pgherd.unique_things_of(relation regclass) RETURNS jsonb LANGUAGE sql STABLE
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT coalesce(jsonb_object_agg(x.relname, CASE WHEN k.oid IS NULL
+               THEN jsonb_build_object('name', x.relname, 'def', pgherd.index_definition(i.indexrelid), 'index', true)
+               ELSE jsonb_build_object('name', x.relname, 'def', pg_get_constraintdef(k.oid)) END), '{}')
+      FROM pg_index i
+      JOIN pg_class x ON x.oid = i.indexrelid
+      LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x') AND k.conrelid = relation
+     WHERE i.indrelid = relation AND (i.indisunique OR i.indisexclusion) AND i.indisvalid
+$$;
+
 -- One column as CREATE TABLE and ADD COLUMN want it.
 CREATE OR REPLACE FUNCTION pgherd.column_ddl(col jsonb, for_segment boolean, default_value text DEFAULT NULL)
 RETURNS text LANGUAGE sql IMMUTABLE SET search_path TO pg_catalog, pg_temp AS $$
@@ -104,13 +116,17 @@ SET search_path TO pg_catalog, pg_temp AS $$
       FROM jsonb_each(shape -> 'columns') c
 $$;
 
+-- A type of this name with other labels is left over from a table that is gone: it goes, or says who still uses it.
 CREATE OR REPLACE FUNCTION pgherd.enum_ddl(type jsonb) RETURNS text LANGUAGE sql IMMUTABLE
 SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT format('CREATE SCHEMA IF NOT EXISTS %I; DO %L;', type ->> 'schema',
-           format('BEGIN IF to_regtype(%L) IS NULL THEN CREATE TYPE %I.%I AS ENUM (%s); END IF; END',
-                  format('%I.%I', type ->> 'schema', type ->> 'name'), type ->> 'schema', type ->> 'name',
-                  (SELECT string_agg(quote_literal(l), ', ' ORDER BY o)
-                     FROM jsonb_array_elements_text(type -> 'labels') WITH ORDINALITY e(l, o))))
+    SELECT format('CREATE SCHEMA IF NOT EXISTS %I; DO %L;', type ->> 'schema', format(
+               'DECLARE present text[] := (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e '
+               'WHERE e.enumtypid = pg_catalog.to_regtype(%L)); BEGIN IF present IS DISTINCT FROM %L::text[] THEN '
+               'DROP TYPE IF EXISTS %s; CREATE TYPE %s AS ENUM (%s); END IF; END',
+               t.name, t.labels, t.name, t.name, (SELECT string_agg(quote_literal(l), ', ' ORDER BY o)
+                                                     FROM unnest(t.labels) WITH ORDINALITY u(l, o))))
+      FROM (SELECT format('%I.%I', type ->> 'schema', type ->> 'name'),
+                   ARRAY(SELECT jsonb_array_elements_text(type -> 'labels'))) t(name, labels)
 $$;
 
 -- The script that makes a table's twin (or reference copy) on a segment. A table of that name that the coordinator
@@ -133,14 +149,6 @@ SET search_path TO pg_catalog, pg_temp AS $$
                                   ELSE '' END, i.value ->> 'name', q.twin, i.value ->> 'def'), E';\n' ORDER BY i.key::oid)
            FROM jsonb_each(shape -> 'indexes') i))
       FROM (SELECT format('%I.%I', shape ->> 'schema', shape ->> 'name')) q(twin)
-$$;
-
--- The foreign table that shows a whole segment's part of a table.
-CREATE OR REPLACE FUNCTION pgherd.segment_relation_ddl(shape jsonb, segment int) RETURNS text LANGUAGE sql STABLE
-SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT format('CREATE FOREIGN TABLE %I.%I (%s) SERVER %I OPTIONS (schema_name %L, table_name %L)',
-                  'pgherd_segment_' || segment, pgherd.segment_relation((shape ->> 'schema')::name, (shape ->> 'name')::name),
-                  pgherd.columns_ddl(shape, false), 'segment_' || segment, shape ->> 'schema', shape ->> 'name')
 $$;
 
 -- Entries of two shapes that are the same thing: under one key, or (recreated by PostgreSQL, as when a column's type
