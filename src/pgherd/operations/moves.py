@@ -68,9 +68,8 @@ class _Attempts:
     not_before: float = 0.0
 
     def again_in(self) -> float:
-        seconds = min(RETRY_MOST, RETRY_FIRST * 2 ** (self.lost + self.hopeless - 1)) * random.uniform(
-            0.8, 1.2
-        )
+        doublings = min(10, self.lost + self.hopeless - 1)
+        seconds: float = min(RETRY_MOST, RETRY_FIRST * 2.0**doublings) * random.uniform(0.8, 1.2)
         self.not_before = time.monotonic() + seconds
         return seconds
 
