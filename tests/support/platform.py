@@ -136,6 +136,11 @@ class Group:
         with self.connect() as connection:
             return connection.execute(sql).fetchall()
 
+    def query_nothing(self, sql: str) -> None:
+        """Run a command that gives no rows."""
+        with self.connect() as connection:
+            connection.execute(sql)
+
     def wait_query(self, sql: str, timeout: float = 30.0) -> list[tuple[Any, ...]]:
         """Ask the primary as soon as there is one."""
 

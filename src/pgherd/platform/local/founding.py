@@ -2,11 +2,11 @@
 
 Patroni notes in its store that a member has begun to found the group, and from then on all others wait for it: if all
 is killed right there, they would wait for ever. So each group gets a place in the store under a random name, written
-down in ``groups.json`` before anything starts, and as long as nobody has made a database in the group, a founding that
+down in ``groups.json`` before anything starts, and as long as nobody has made anything in the group, a founding that
 lost its founder is given up: what it left is removed and the group gets a new place.
 
-Data is removed here only if *both* hold: the record says that the group was never seen with a database of a user's,
-and no data directory of the group has one now.
+Data is removed here only if *both* hold: the record says that the group was never seen with anything but what initdb
+makes, and no data directory of the group has more now.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GroupRecord:
     namespace: str
     """its folder in Patroni's store"""
     founded: bool = False
-    """a user's database was seen: from now on nothing is ever started over"""
+    """users' data was seen: from now on nothing is ever started over"""
     started: tuple[str, ...] = ()
     """members started since this place was given"""
 
@@ -56,7 +56,7 @@ class Foundings:
         """
         record = self._read(member) or GroupRecord(_new_namespace())
         if not record.founded:
-            if any(self._layout.member(each).has_user_database for each in group):
+            if any(self._layout.member(each).has_users_data for each in group):
                 record = replace(record, founded=True)
             elif self._is_dead(record, member, group):
                 record = self._start_over(record, group)

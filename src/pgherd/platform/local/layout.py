@@ -74,17 +74,20 @@ class MemberLayout:
             return False
 
     @property
-    def has_user_database(self) -> bool:
-        """Someone made a database, or a tablespace, since initdb."""
-        # OIDs below 16384 are initdb's own.
-        databases = self._entries("base")
-        return any(name.isdecimal() and int(name) >= 16384 for name in databases) or bool(
-            self._entries("pg_tblspc")
+    def has_users_data(self) -> bool:
+        """Someone made a database, a table or a tablespace since initdb."""
+        # Numbers below 16384 are initdb's own, for databases (directories) as for what is in them (files).
+        databases = list(_entries(self.data / "base"))
+        files = (name for database in databases for name in _entries(self.data / "base" / database))
+        numbers = (name.split(".")[0].split("_")[0] for name in (*databases, *files))
+        return any(number.isdecimal() and int(number) >= 16384 for number in numbers) or any(
+            True for _ in _entries(self.data / "pg_tblspc")
         )
 
-    def _entries(self, directory: str) -> list[str]:
-        path = self.data / directory
-        return [entry.name for entry in path.iterdir()] if path.is_dir() else []
+
+def _entries(directory: Path) -> Iterator[str]:
+    if directory.is_dir():
+        yield from (entry.name for entry in directory.iterdir())
 
 
 @dataclass(frozen=True)
