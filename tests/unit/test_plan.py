@@ -60,10 +60,10 @@ def test_a_removed_parameter_is_unset() -> None:
     old = dict(seen.configs[1] or {})
     old["postgresql"] = {
         **old["postgresql"],
-        "parameters": {**old["postgresql"]["parameters"], "work_mem": "1MB"},
+        "parameters": {**old["postgresql"]["parameters"], "geqo_effort": "3"},
     }
     steps = plan(replace(seen, configs={**seen.configs, 1: old}))
-    assert steps == [p.ApplyConfig(1, {"postgresql": {"parameters": {"work_mem": None}}})]
+    assert steps == [p.ApplyConfig(1, {"postgresql": {"parameters": {"geqo_effort": None}}})]
 
 
 def test_a_standby_restarts_before_its_primary() -> None:

@@ -51,24 +51,24 @@ CREATE TABLE IF NOT EXISTS pgherd.operation_steps (
 
 CREATE OR REPLACE VIEW pgherd.operation_progress AS
 SELECT o.id AS operation_id, o.kind, o.phase, o.message,
-       count(*) FILTER (WHERE s.kind = 'move')                               AS moves_total,
-       count(*) FILTER (WHERE s.kind = 'move' AND s.state = 'done')          AS moves_done,
-       coalesce(sum(s.bytes_total) FILTER (WHERE s.kind = 'move'), 0)::bigint AS bytes_total,
-       coalesce(sum(s.bytes_done) FILTER (WHERE s.kind = 'move'), 0)::bigint  AS bytes_done,
-       r.bytes_per_second,
-       CASE WHEN o.finished_at IS NULL AND r.bytes_per_second > 0 THEN
-            (coalesce(sum(s.bytes_total - s.bytes_done) FILTER (WHERE s.kind = 'move'
-                 AND s.state IN ('pending', 'running')), 0) / r.bytes_per_second)::bigint END AS eta_seconds,
+       m.moves_total, m.moves_done, m.bytes_total, m.bytes_done, m.bytes_per_second,
+       CASE WHEN o.finished_at IS NULL AND m.bytes_per_second > 0
+            THEN m.bytes_left / m.bytes_per_second END AS eta_seconds,
        o.started_at, o.finished_at
   FROM pgherd.operations o
-  LEFT JOIN pgherd.operation_steps s ON s.operation_id = o.id
-  LEFT JOIN LATERAL (
-       SELECT (sum(m.bytes_done) / greatest(extract(epoch FROM
-                  max(coalesce(m.finished_at, clock_timestamp())) - min(m.started_at)), 0.001))::bigint
-                  AS bytes_per_second
-         FROM pgherd.operation_steps m
-        WHERE m.operation_id = o.id AND m.kind = 'move' AND m.started_at IS NOT NULL) r ON true
- GROUP BY o.id, r.bytes_per_second;
+ CROSS JOIN LATERAL (
+       -- one row, whatever the number of moves: an aggregate without GROUP BY
+       SELECT count(*) AS moves_total,
+              count(*) FILTER (WHERE s.state = 'done') AS moves_done,
+              coalesce(sum(s.bytes_total), 0)::bigint AS bytes_total,
+              coalesce(sum(s.bytes_done), 0)::bigint AS bytes_done,
+              coalesce(sum(greatest(s.bytes_total - s.bytes_done, 0))
+                       FILTER (WHERE s.state IN ('pending', 'running')), 0)::bigint AS bytes_left,
+              (sum(s.bytes_done) / greatest(extract(epoch FROM
+                   coalesce(max(s.finished_at) FILTER (WHERE o.finished_at IS NOT NULL), clock_timestamp())
+                   - min(s.started_at)), 0.001))::bigint AS bytes_per_second
+         FROM pgherd.operation_steps s
+        WHERE s.operation_id = o.id AND s.kind = 'move') m;
 
 -- Things made elsewhere (slots, publications, shard copies), written down before they are made.
 CREATE TABLE IF NOT EXISTS pgherd.cleanup (

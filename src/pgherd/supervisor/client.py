@@ -435,4 +435,4 @@ def _obstacle(now: dict[str, Any] | None) -> str:
         (c for c in now.get("conditions", []) if c["type"] == "Degraded" and c["status"] == "True"), None
     )
     progressing = next((c for c in now.get("conditions", []) if c["type"] == "Progressing"), None)
-    return (ready or progressing or {}).get("message", now["phase"])
+    return str((ready or progressing or {}).get("message", now["phase"]))
