@@ -46,6 +46,8 @@ class Write:
     begun: float
     ended: float
     attempts: int
+    connected: float
+    """when the connection that brought it to its end was made"""
 
     @property
     def milliseconds(self) -> float:
@@ -86,11 +88,14 @@ class Journal:
         """Errors that a reconnect and a retry do not explain."""
         return [refusal for refusal in list(self.refusals) if not refusal.explained]
 
-    def first_write_since(self, begun: float, keys: Collection[int], within: float) -> float:
+    def first_write_since(
+        self, begun: float, keys: Collection[int], within: float, *, reconnected: bool = False
+    ) -> float:
         """Seconds from ``begun`` to the acknowledgement of the first write to one of ``keys`` that began later.
 
         Writes that had begun before count too if they were retried: their waiting is what is being measured.
 
+        :param reconnected: it must have come over a connection that was made later, too
         :raises RunError: there was none in time
         """
         found: list[float] = []
@@ -99,7 +104,10 @@ class Journal:
             found[:] = [
                 write.ended
                 for write in self.between(begun, float("inf"))
-                if write.key in keys and write.ended > begun and (write.begun >= begun or write.attempts > 1)
+                if write.key in keys
+                and write.ended > begun
+                and (write.begun >= begun or write.attempts > 1)
+                and (write.connected >= begun or not reconnected)
             ]
             return bool(found)
 
@@ -124,12 +132,14 @@ class _Client(threading.Thread):
         self._journal = journal
         self._stopping = stopping
         self._connection: Connection | None = None
+        self._connected = 0.0
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(
                 self._dsn, autocommit=True, connect_timeout=2, application_name=self.name
             )
+            self._connected = time.monotonic()
         return self._connection
 
     def _refused(self, error: psycopg.Error, explained: bool) -> None:
@@ -185,7 +195,9 @@ class Writer(_Client):
             except psycopg.Error as error:
                 self._refused(error, is_explained(error))
             else:
-                self._journal.writes.append(Write(key, id, begun, time.monotonic(), attempts))
+                self._journal.writes.append(
+                    Write(key, id, begun, time.monotonic(), attempts, self._connected)
+                )
                 return
         self.gave_up = True
 
@@ -221,7 +233,9 @@ class Reader(_Client):
                 except psycopg.Error as error:
                     self._refused(error, is_explained(error))
                 else:
-                    self._journal.reads.append(Write(key, 0, begun, time.monotonic(), attempts))
+                    self._journal.reads.append(
+                        Write(key, 0, begun, time.monotonic(), attempts, self._connected)
+                    )
                     break
         self._leave()
 

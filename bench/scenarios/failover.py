@@ -46,7 +46,7 @@ def crash(lab: Lab, pgherd: Pgherd, workload: Workload, group: str, keys: set[in
     postmaster = pgherd.postmaster("failover", member)
     killed = time.monotonic()
     os.kill(postmaster, signal.SIGKILL)
-    seconds = workload.journal.first_write_since(killed, keys, 60)
+    seconds = workload.journal.first_write_since(killed, keys, 60, reconnected=group == "coordinator")
     pgherd.await_running("failover", 90)
     lab.say(
         f"{member}: next write after {seconds:.2f} s, whole again after {time.monotonic() - killed:.1f} s"
