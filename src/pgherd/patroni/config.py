@@ -28,10 +28,8 @@ _BASE_PARAMETERS: Mapping[str, str] = {
     "hot_standby": "on",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
     "max_connections": "200",
-    "max_locks_per_transaction": "256",
+    "max_locks_per_transaction": "128",
     "max_logical_replication_workers": "16",
-    # Two-phase commit across segments needs a slot for every session in the worst case.
-    "max_prepared_transactions": "200",
     "max_replication_slots": "32",
     "max_slot_wal_keep_size": "4GB",
     "max_sync_workers_per_subscription": "4",
@@ -64,7 +62,7 @@ def dynamic_config(
 ) -> dict[str, Any]:
     """What all members of one group agree on; JSON-like, ready for ``PATCH /config`` or ``bootstrap.dcs``.
 
-    :param engine_parameters: PostgreSQL parameters that the engine needs; they win over the user's
+    :param engine_parameters: PostgreSQL parameters that the engine needs, below the user's own
     :param preload: ``shared_preload_libraries`` of the engine; the user's come after them
     :param networks: CIDRs from which members and clients connect (SCRAM in any case)
     :param local: members share one machine: small buffers by default
@@ -123,7 +121,7 @@ def _parameters(
 ) -> dict[str, str]:
     user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}
     engine = {name: _text(value) for name, value in engine_parameters.items()}
-    parameters = {**_BASE_PARAMETERS, **memory, **user, **engine}
+    parameters = {**_BASE_PARAMETERS, **memory, **engine, **user}
     libraries = [*preload, *_split(parameters.pop("shared_preload_libraries", ""))]
     if libraries:
         parameters["shared_preload_libraries"] = ",".join(dict.fromkeys(libraries))

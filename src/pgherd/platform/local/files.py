@@ -117,33 +117,30 @@ def remove(path: Path) -> None:
         elif path.is_dir():
             path.rename(path.with_name(f"{_trash_prefix(path)}{secrets.token_hex(4)}"))
             sync_directory(path.parent)
-        for rest in trash_of(path):
-            _remove_tree(rest)
+        sweep(path.parent, path.name)
 
 
 def _trash_prefix(path: Path) -> str:
     return f".removed.{path.name}."
 
 
-def trash_of(path: Path) -> list[Path]:
-    """What earlier removals of this directory did not finish."""
-    return list(path.parent.glob(f"{_trash_prefix(path)}*")) if path.parent.is_dir() else []
+def sweep(directory: Path, name: str = "*") -> None:
+    """Finish removals in a directory that were cut short."""
+    with explained(f"clean up {directory}"):
+        for rest in directory.glob(f".removed.{name}.*") if directory.is_dir() else ():
+            _remove_tree(rest)
 
 
 def _remove_tree(path: Path) -> None:
-    # Processes that are about to end may still create a file in between: try again.
-    for _ in range(5):
+    # A process that is about to end may still make a file in between, and another one may remove the same.
+    for _ in range(100):
         try:
             shutil.rmtree(path)
-        except FileNotFoundError:
-            pass
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise
-            continue
         if not path.exists():
             return
-    shutil.rmtree(path)
 
 
 class Lock:

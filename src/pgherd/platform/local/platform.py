@@ -110,7 +110,8 @@ class LocalPlatform(Platform):
             if self._layout.keeps_data():
                 return False
             self._raft.remove()
-            for rest in (self._layout.ports, *self.home.glob(".removed.*"), *self.home.glob(".*.tmp")):
+            files.sweep(self.home)
+            for rest in (self._layout.ports, *self.home.glob(".*.tmp")):
                 files.remove(rest)
             self._layout.lock.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's file in it, or a new cluster just now
@@ -140,6 +141,7 @@ class LocalPlatform(Platform):
         :raises PgherdError: it could not be written
         """
         with self.locked():
+            files.sweep(self.home)
             self._declarations.put(cluster)
 
     def set_stopped(self, name: str, stopped: bool) -> None:
@@ -197,9 +199,11 @@ class LocalPlatform(Platform):
         return status if isinstance(status, dict) else None
 
     def write_status(self, name: str, status: Mapping[str, Any]) -> None:
-        """Publish the status; no-op once the cluster is gone."""
+        """Publish the status; no-op once the cluster is gone. As the loop's regular call it also keeps logs small."""
         if self._layout.declaration(name).exists():
             files.write_json(self._layout.status(name), status, durable=False)
+            for path in self._layout.logs(name).glob("*.log"):
+                logs.rotate(path)
 
     # members
 
@@ -358,11 +362,6 @@ class LocalPlatform(Platform):
         if member not in known:
             raise BadInput(f"{name} has no member {member}: it has {', '.join(known) or 'none yet'}")
         return logs.lines([("", known[member])], follow=follow)
-
-    def rotate_logs(self, name: str) -> None:
-        """Keep the members' logs small; call it now and then."""
-        for path in self._layout.logs(name).glob("*.log"):
-            logs.rotate(path)
 
 
 def _remove_shared_memory(data: Path) -> None:
