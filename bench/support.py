@@ -144,8 +144,7 @@ class PlainPostgres:
 
     def start(self) -> PlainPostgres:
         """Make it anew and start it; one that an earlier run left behind is stopped first."""
-        self.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.remove()
         self.directory.mkdir(parents=True)
         # the path of a socket has to be short, that of the build directory may not be
         socket = tempfile.mkdtemp(prefix="pgherd-plain-")
@@ -186,6 +185,11 @@ class PlainPostgres:
         if socket.is_symlink():
             shutil.rmtree(socket.resolve(), ignore_errors=True)
             socket.unlink()
+
+    def remove(self) -> None:
+        """End it and remove its data."""
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 # Waiting and numbers

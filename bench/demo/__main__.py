@@ -79,7 +79,7 @@ def _play(demo: Demo, report: Report) -> None:
 
 
 def _leave(pgherd: Pgherd, plain: PlainPostgres, console: Console) -> None:
-    plain.stop()
+    plain.remove()
     if os.environ.get("DEMO_KEEP") != "1":
         pgherd.remove_everything()
         return

@@ -71,7 +71,7 @@ class Lab:
         try:
             yield server.start()
         finally:
-            server.stop()
+            server.remove()
 
 
 @dataclass

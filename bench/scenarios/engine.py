@@ -7,10 +7,10 @@ server is asked with its default parallelism.
 
 from __future__ import annotations
 
-import io
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -23,6 +23,7 @@ NAME = "engine"
 ROWS = 1_000_000
 CUSTOMERS = 100_000
 CLIENTS = 8
+BLOCK = 1000
 PGBENCH_SECONDS = 5
 
 SCHEMA = """
@@ -81,8 +82,11 @@ def run(lab: Lab, runs: int) -> Result:
     ):
         cluster.execute((SCHEMA + DISTRIBUTION).encode())
         plain.execute(SCHEMA.encode())
+        _cargo()
         seconds = [timed(lambda c=connection: _load(c))[0] for connection in (cluster, plain)]  # type: ignore[misc]
         _add(result, "copy", "COPY of 1.1 M rows", *seconds)
+        for connection in (cluster, plain):
+            connection.execute("ANALYZE")
         for key, (what, query) in QUERIES.items():
             _ask(result, key, what, query, cluster, plain, runs)
             lab.say(" ".join(result.rows[-1]))
@@ -101,27 +105,29 @@ def _settings(connection: Connection) -> dict[str, str]:
     return dict(rows.fetchall())
 
 
+@cache
+def _cargo() -> Mapping[str, Sequence[str]]:
+    """Blocks of COPY data by table, made before any clock runs."""
+    lines: Mapping[str, tuple[int, Callable[[int], str]]] = {
+        "region": (50, lambda n: f"{n}\tregion {n}\n"),
+        "customer": (CUSTOMERS, lambda n: f"{n + 1}\t{n % 50}\tcustomer {n + 1}\n"),
+        "sale": (ROWS, _sale),
+    }
+    return {
+        table: ["".join(map(line, range(at, min(at + BLOCK, rows)))) for at in range(0, rows, BLOCK)]
+        for table, (rows, line) in lines.items()
+    }
+
+
+def _sale(n: int) -> str:
+    return f"{n * 7919 % CUSTOMERS + 1}\t{n}\t{n % 997}\t{n % 1000}\tnote of sale {n}\n"
+
+
 def _load(connection: Connection) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("INSERT INTO region SELECT n, 'region ' || n FROM generate_series(0, 49) n")
-        _copy(cursor, "customer", CUSTOMERS, lambda n: f"{n + 1}\t{n % 50}\tcustomer {n + 1}\n")
-        _copy(
-            cursor,
-            "sale",
-            ROWS,
-            lambda n: f"{n * 7919 % CUSTOMERS + 1}\t{n}\t{n % 997}\t{n % 1000}\tnote of sale {n}\n",
-        )
-        cursor.execute("ANALYZE")
-
-
-def _copy(
-    cursor: psycopg.Cursor[tuple[object, ...]], table: str, rows: int, line: Callable[[int], str]
-) -> None:
-    with cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
-        for begin in range(0, rows, 10_000):
-            block = io.StringIO()
-            block.writelines(map(line, range(begin, min(begin + 10_000, rows))))
-            copy.write(block.getvalue())
+    for table, blocks in _cargo().items():
+        with connection.cursor().copy(f"COPY {table} FROM STDIN".encode()) as copy:
+            for block in blocks:
+                copy.write(block)
 
 
 def _ask(
