@@ -32,6 +32,7 @@ from pgherd.engine.fdw import move_blockers as blockers
 from pgherd.engine.fdw.cleanup import clean_up_group, retract, segment_sessions
 from pgherd.engine.fdw.move_catalog import (
     Parcel,
+    Shard,
     load_parcel,
     next_move_id,
     placement,
@@ -239,6 +240,7 @@ class Move:
         self._copy()
         self._source_owner.execute("COMMIT")
         slot.close()
+        self._control.checkpoint("copied")
         self._analyze()
         create_subscription(self._databases, self._target, self._parcel)
         self._control.checkpoint("subscribed")
@@ -253,6 +255,7 @@ class Move:
                 self._desk, cutover.lock_statement(), lambda: blockers.who_locks(self._desk, self._parcel)
             )
             self._copy()
+            self._control.checkpoint("copied")
             self._analyze()
             cutover.switch(lambda: None)
         self._after_switch("switched")
@@ -260,9 +263,8 @@ class Move:
     # copy and stream
 
     def _open_stream(self) -> Slot:
-        readers = self._watch(lambda: f"waiting for readers of shard group {self._group}")
         for shard in self._full:
-            set_full_identity(self._source_owner, shard, readers)
+            self._set_full_identity(shard)
         create_publication(self._source, self._parcel)
         slot = self._stack.enter_context(
             contextlib.closing(
@@ -276,6 +278,10 @@ class Move:
         self._control.checkpoint("slot")
         return slot
 
+    def _set_full_identity(self, shard: Shard) -> None:
+        users = self._watch(lambda: blockers.who_uses(self._source, self._parcel.source, shard))
+        set_full_identity(self._source_owner, shard, users)
+
     def _copy(self) -> None:
         before = 0
         for shard in self._parcel.shards:
@@ -285,7 +291,6 @@ class Move:
                 self._source_owner, self._target_owner, shard, self._progress(message, before)
             )
         self._control.report(f"copied shard group {self._group}", before)
-        self._control.checkpoint("copied")
 
     def _progress(self, message: str, before: int) -> Callable[[int], None]:
         return throttled(

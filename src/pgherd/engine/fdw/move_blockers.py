@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pgherd.engine.fdw.move_catalog import Parcel
+from pgherd.engine.fdw.move_catalog import Parcel, Shard
+from pgherd.engine.fdw.move_copy import leaf
 from pgherd.postgres.connections import Connection
 
 LONG_SECONDS = 0.1
@@ -50,6 +51,18 @@ def who_writes(source: Connection, segment: int) -> str:
             "SELECT gid, prepared FROM pg_prepared_xacts ORDER BY prepared LIMIT 1"
         ).fetchone()
     return "waiting for " + _described(row, f"segment {segment}")
+
+
+def who_uses(source: Connection, segment: int, shard: Shard) -> str:
+    """Who has read a leaf in a transaction that is still open."""
+    row = source.execute(
+        "SELECT a.pid, a.xact_start FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
+        " WHERE l.locktype = 'relation' AND l.granted AND l.relation = to_regclass(%s) AND l.pid <> pg_backend_pid()"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " ORDER BY a.xact_start LIMIT 1",
+        [leaf(shard).as_string(source)],
+    ).fetchone()
+    return f"waiting for a moment without readers of {shard.table}: " + _described(row, f"segment {segment}")
 
 
 def who_holds_barrier(desk: Connection) -> str:

@@ -47,7 +47,7 @@ def set_full_identity(owner: Connection, shard: Shard, watch: Watch) -> None:
 
     The lock it needs excludes readers, so it is only waited for a moment at a time.
     """
-    started = time.monotonic()
+    started, pause = time.monotonic(), 0.05
     while True:
         try:
             with owner.transaction():
@@ -58,7 +58,8 @@ def set_full_identity(owner: Connection, shard: Shard, watch: Watch) -> None:
             return
         except psycopg.errors.LockNotAvailable:
             watch(time.monotonic() - started)
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(1.0, pause * 1.5)
 
 
 def create_publication(source: Connection, parcel: Parcel) -> None:
