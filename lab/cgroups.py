@@ -77,13 +77,17 @@ def kill(path: str = NAME, *, deadline: float = 30) -> None:
     :raises LabError: something is still alive after `deadline` seconds
     """
     end = time.monotonic() + deadline
+    killed: set[int] = set()
     while pids := processes(path):
+        killed |= pids
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > end:
             raise LabError(f"processes of cgroup {path} do not die: {sorted(pids)}")
-        time.sleep(0.05)
+        time.sleep(0.02)
+    while any(Path(f"/proc/{pid}").exists() for pid in killed) and time.monotonic() < end:
+        time.sleep(0.02)  # the dead hold on to their namespaces until they are buried
 
 
 def remove(path: str = NAME, *, deadline: float = 30) -> None:

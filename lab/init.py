@@ -32,6 +32,17 @@ KILL_AFTER = 10.0
 SHARED_WITH_HOST = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc")
 
 
+KUBELET_TUNABLES = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+"""What a kubelet sets for the whole host unless it is so already. The lab shows it files that say so instead."""
+
+
 class Layout(TypedDict):
     """FOLDER/machine.json."""
 
@@ -76,6 +87,7 @@ def lay_out_root(root: Path, binds: list[tuple[str, str]]) -> None:
         share(Path("/", name), root / name)
     mount("--rbind", "/dev", root / "dev")
     mount("-t", "proc", "proc", root / "proc")
+    pretend_tunables(root)
     mount("-t", "sysfs", "sysfs", root / "sys")
     mount("--rbind", "/sys/fs/cgroup", root / "sys/fs/cgroup")
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", root / "run")
@@ -94,6 +106,14 @@ def lay_out_root(root: Path, binds: list[tuple[str, str]]) -> None:
     mount("--make-rshared", "/")  # the kubelet passes mounts on to containers
 
 
+def pretend_tunables(root: Path) -> None:
+    """Keep the host's own settings out of the machine's reach."""
+    for number, (name, value) in enumerate(KUBELET_TUNABLES.items()):
+        pretended = root / f".tunable{number}"
+        pretended.write_text(f"{value}\n")
+        mount("--bind", pretended, root / "proc/sys" / name)
+
+
 def share(source: Path, target: Path) -> None:
     """Show a directory of the host, not to be written; a link (as /bin is) stays a link."""
     if source.is_symlink():
@@ -106,7 +126,7 @@ def share(source: Path, target: Path) -> None:
 
 
 def mount(*arguments: str | Path) -> None:
-    command("mount", *map(str, arguments))
+    command("mount", "--no-mtab", *map(str, arguments))  # that one would be the host's
 
 
 def command(*argv: str) -> None:

@@ -72,6 +72,7 @@ def apiserver(settings: Settings) -> Service:
             f"--proxy-client-cert-file={pki}/front-proxy.crt",
             f"--proxy-client-key-file={pki}/front-proxy.key",
             "--enable-aggregator-routing=true",  # no kube-proxy here: call webhooks at their pods
+            "--feature-gates=SizeBasedListCostEstimate=false",  # it asks more of etcd than Debian's can tell
             "--profiling=false",
         ],
     )
