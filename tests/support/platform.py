@@ -116,8 +116,9 @@ class Group:
         return next(member for member in self.members if member != leader)
 
     def endpoints(self) -> list[Endpoint]:
-        """Where the members listen, by ordinal."""
-        return [self.view(member).postgres for member in self.members]
+        """Where the members that there are listen, by ordinal."""
+        views = self.platform.members(self.name)
+        return [views[member.name].postgres for member in self.members if member.name in views]
 
     def connect(self, database: str = SUPERUSER, **parameters: Any) -> Connection:
         """A superuser's connection to the primary."""
@@ -221,6 +222,21 @@ def kill_everything(directory: Path) -> None:
     wait_for(lambda: not processes_of(directory), f"all processes of {directory} to be gone", 20)
 
 
+def end_everything(directory: Path) -> None:
+    """Nothing of value is left: quick, but servers get to release their shared memory."""
+    found = processes_of(directory)
+    servers = [process for process in found if "--config-file" in " ".join(arguments(process))]
+    for process in (each for each in found if each not in servers):
+        with contextlib.suppress(psutil.Error):
+            if not arguments(process)[0].startswith("postgres: "):
+                process.send_signal(signal.SIGKILL)
+    for server in servers:
+        with contextlib.suppress(psutil.Error):
+            server.send_signal(signal.SIGQUIT)
+    psutil.wait_procs(servers, 5)
+    kill_everything(directory)
+
+
 @contextlib.contextmanager
 def local_platform(bin_dir: Path | None = None) -> Iterator[LocalPlatform]:
     """A platform with a home of its own; whatever runs there at the end is ended and removed."""
@@ -229,7 +245,7 @@ def local_platform(bin_dir: Path | None = None) -> Iterator[LocalPlatform]:
         try:
             yield LocalPlatform(home, bin_dir)
         finally:
-            kill_everything(home)
+            end_everything(home)
 
 
 def purge(platform: LocalPlatform, *groups: Group, stop: Callable[[Group], None] = Group.stop) -> bool:
