@@ -90,7 +90,7 @@ class Report:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """The report as documented in the README of this demo; more keys may come beside these."""
+        """The report; programs rely on its keys, more may come beside them."""
         return {
             "ok": not self.problems(),
             "queries": {
@@ -112,6 +112,15 @@ class Report:
             "retries": self.retries,
             "seconds": _rounded(self.seconds),
             "problems": self.problems(),
+            "answers": [
+                {
+                    "question": comparison.question.title,
+                    "equal": not comparison.difference,
+                    "ms": round(comparison.cluster_seconds * 1000, 1),
+                    "plain_ms": round(comparison.plain_seconds * 1000, 1),
+                }
+                for comparison in self.comparisons
+            ],
         }
 
 
