@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
 
 from pgherd.postgres.connections import Connection
-from tests.support.servers import Herd, running_herd
+from tests.support.servers import Herd, problems, rows, running_herd
 
 pytestmark = pytest.mark.local
 
@@ -40,16 +39,6 @@ def app(herd: Herd) -> Iterator[Connection]:
                     )
                     == []
                 )
-
-
-def problems(herd: Herd) -> list[str]:
-    return [finding.message for finding in herd.engine.check()]
-
-
-def rows(connection: Connection, query: str, *parameters: Any) -> list[Any]:
-    """All rows; those of one column as bare values."""
-    found = connection.execute(query.encode(), parameters or None).fetchall()
-    return [row[0] if len(row) == 1 else row for row in found]
 
 
 ITEMS = """
@@ -104,6 +93,16 @@ EVERY_KIND = {
         "ALTER TABLE items ADD COLUMN twice int GENERATED ALWAYS AS (key * 2) VIRTUAL",
         "SELECT 1/(sum(twice) = 2 * sum(key))::int FROM items",
     ),
+    "change an expression": (
+        "ALTER TABLE items ADD COLUMN twice int GENERATED ALWAYS AS (key * 2) STORED;"
+        "ALTER TABLE items ALTER COLUMN twice SET EXPRESSION AS (key * 3)",
+        "SELECT 1/(sum(twice) = 3 * sum(key))::int FROM items",
+    ),
+    "drop an expression": (
+        "ALTER TABLE items ADD COLUMN twice int GENERATED ALWAYS AS (key * 2) STORED;"
+        "ALTER TABLE items ALTER COLUMN twice DROP EXPRESSION",
+        "UPDATE items SET twice = 5 WHERE key = 1",
+    ),
     "drop a column": ("ALTER TABLE items DROP COLUMN note", "INSERT INTO items (key, name) VALUES (1, 'x')"),
     "rename a column": ("ALTER TABLE items RENAME COLUMN price TO cost", "UPDATE items SET cost = 1"),
     "rename the key": ("ALTER TABLE items RENAME COLUMN key TO k", "SELECT * FROM items WHERE k = 7"),
@@ -126,7 +125,8 @@ EVERY_KIND = {
     ),
     "add a check": ("ALTER TABLE items ADD CONSTRAINT cheap CHECK (price < 1000)", "SELECT 1"),
     "add a check, not valid, then validate": (
-        "ALTER TABLE items ADD CONSTRAINT cheap CHECK (price < 1000) NOT VALID; ALTER TABLE items VALIDATE CONSTRAINT cheap",
+        "ALTER TABLE items ADD CONSTRAINT cheap CHECK (price < 1000) NOT VALID;"
+        "ALTER TABLE items VALIDATE CONSTRAINT cheap",
         "SELECT 1",
     ),
     "rename a check": ("ALTER TABLE items RENAME CONSTRAINT items_price_check TO positive", "SELECT 1"),

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -81,6 +82,7 @@ class Server:
     """One plain PostgreSQL server; stopped and started at will, on the same port and data."""
 
     directory: Path
+    settings: Mapping[str, str | int | bool] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -95,7 +97,7 @@ class Server:
     def start(self) -> None:
         """Start and wait until it answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        options = [f"-c{name}={value}" for name, value in SETTINGS.items()]
+        options = [f"-c{name}={value}" for name, value in {**SETTINGS, **self.settings}.items()]
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             if self.process is None or self.process.poll() is not None:
@@ -185,7 +187,9 @@ class Herd:
         return self
 
     def _new_server(self, group: int) -> None:
-        server = self.servers[group] = Server(self.directory / f"group-{group}")
+        server = self.servers[group] = Server(
+            self.directory / f"group-{group}", self.engine.parameters(group, self.shard_count)
+        )
         shutil.rmtree(server.directory, ignore_errors=True)
         make_data_directory(server.data, self._template())
         server.start()
@@ -247,3 +251,14 @@ def running_herd(directory: Path, segments: int = 2, shard_count: int = 8) -> It
         yield herd.up()
     finally:
         herd.down()
+
+
+def problems(herd: Herd) -> list[str]:
+    """What the engine's own check finds wrong."""
+    return [finding.message for finding in herd.engine.check()]
+
+
+def rows(connection: Connection, query: str, *parameters: Any) -> list[Any]:
+    """All rows of a query; those of one column as bare values."""
+    found = connection.execute(query.encode(), parameters or None).fetchall()
+    return [row[0] if len(row) == 1 else row for row in found]

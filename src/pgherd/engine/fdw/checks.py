@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import Finding
+from pgherd.engine.fdw.install import superuser
 from pgherd.errors import Unavailable
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Connection, Databases
@@ -64,7 +65,7 @@ def check(databases: Databases) -> Sequence[Finding]:
 
     :raises Unavailable: the coordinator does not answer (a segment that does not is a finding)
     """
-    with databases.connect(COORDINATOR) as desk:
+    with superuser(databases, COORDINATOR) as desk:
         expected = _expected(desk)
         findings = list(_foreign_tables(desk, expected))
     for group in expected.segments:
@@ -130,7 +131,7 @@ def _foreign_tables(desk: Connection, expected: Expected) -> Iterator[Finding]:
 def _segment_findings(databases: Databases, group: int, expected: Expected) -> list[Finding]:
     found: list[Finding] = []
     try:
-        with databases.connect(group) as server, databases.connect(group, user=databases.owner) as owner:
+        with superuser(databases, group) as server, databases.connect(group, user=databases.owner) as owner:
             for step in _SEGMENT_CHECKS:
                 found += step(server, group, expected)
             found += _strays(owner, group, expected)

@@ -29,8 +29,13 @@ class FdwEngine(Engine):
 
     def parameters(self, group: int, shard_count: int) -> Mapping[str, str | int | bool]:
         if group == COORDINATOR:
-            # one lock for each shard that a statement touches
-            return {"enable_partitionwise_join": True, "max_locks_per_transaction": max(256, 4 * shard_count)}
+            return {
+                "enable_partitionwise_join": True,
+                # foreign scans cost much by the planner's units, but there is nothing in them to compile
+                "jit": False,
+                # one lock for each shard that a statement touches
+                "max_locks_per_transaction": max(256, 4 * shard_count),
+            }
         return {
             "wal_level": "logical",
             "max_replication_slots": 40,

@@ -54,7 +54,8 @@ def install(databases: Databases, group: int) -> bool:
         if _digest_installed(connection) == _digest(text):
             return False
         if group == COORDINATOR:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw")
+            connection.execute("CREATE SCHEMA IF NOT EXISTS pgherd")
+            connection.execute("CREATE EXTENSION IF NOT EXISTS postgres_fdw SCHEMA pgherd")
         connection.execute(text.encode())
         _remember(connection, _digest(text))
     return True
@@ -75,6 +76,19 @@ def is_installed(databases: Databases, group: int) -> bool:
     with databases.connect(group) as connection:
         files = COORDINATOR_FILES if group == COORDINATOR else SEGMENT_FILES
         return _digest_installed(connection) == _digest(script(files, databases.owner))
+
+
+def superuser(databases: Databases, group: int, *, autocommit: bool = True) -> Connection:
+    """A superuser's connection that finds PostgreSQL's own functions and operators only, unless told a schema: in a
+    database that belongs to somebody else, that somebody may have made better-fitting ones.
+
+    :raises Unavailable: the group's primary does not answer
+    """
+    connection = databases.connect(group, autocommit=autocommit)
+    connection.execute("SET search_path TO pg_catalog, pg_temp")
+    if not autocommit:
+        connection.commit()
+    return connection
 
 
 def script(files: tuple[str, ...], owner: str) -> str:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 
+from pgherd.engine.fdw.install import superuser
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Connection, Databases
@@ -37,7 +38,7 @@ def create_restore_point(databases: Databases, name: str) -> Mapping[int, str]:
     """
     if not name or len(name.encode()) > MAX_NAME:
         raise BadInput(f"a restore point's name must have 1 to {MAX_NAME} bytes, got {name!r}")
-    with databases.connect(COORDINATOR, autocommit=False) as connection:
+    with superuser(databases, COORDINATOR, autocommit=False) as connection:
         connection.execute("LOCK TABLE pgherd.ddl_barrier IN SHARE MODE")
         connection.execute("SAVEPOINT unlocked")
         segments = [row[0] for row in connection.execute("SELECT group_id FROM pgherd.segment").fetchall()]
@@ -71,7 +72,7 @@ def _pause_writers(connection: Connection) -> None:
 
 
 def _mark(databases: Databases, group: int, name: str) -> str:
-    with databases.connect(group) as connection:
+    with superuser(databases, group) as connection:
         row = connection.execute("SELECT pg_create_restore_point(%s)::text", [name]).fetchone()
     assert row is not None
     return str(row[0])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from psycopg import sql
 
 from pgherd.engine.base import ShardGroup, ShardGroupId
+from pgherd.engine.fdw.install import superuser
 from pgherd.errors import PgherdError
 from pgherd.model.topology import COORDINATOR, Endpoint, Endpoints
 from pgherd.postgres.connections import Connection, Databases
@@ -23,8 +24,12 @@ SERVER_OPTIONS: Mapping[str, str] = {
     "keepalives_interval": "2",
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
-    "batch_size": "1000",
+    "batch_size": "500",
     "fetch_size": "2000",
+    # Nearer the truth than the defaults: a question costs a round trip, and a row that comes over costs what many rows
+    # cost that stay. With these, joins of colocated tables are left to the segments.
+    "fdw_startup_cost": "200",
+    "fdw_tuple_cost": "1",
     "async_capable": "true",
     "parallel_commit": "true",
     "parallel_abort": "true",
@@ -40,7 +45,7 @@ def server_name(group: int) -> str:
 
 def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
     """Let a segment take part; see :meth:`pgherd.engine.base.Engine.admit`."""
-    with databases.connect(COORDINATOR, autocommit=False) as connection:
+    with superuser(databases, COORDINATOR, autocommit=False) as connection:
         connection.execute("SELECT pgherd.change_segments()")
         if connection.execute("SELECT FROM pgherd.segment WHERE group_id = %s", [group]).fetchone():
             _set_addresses(connection, group, endpoints)
@@ -56,7 +61,7 @@ def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
 
 def reopen(databases: Databases) -> None:
     """After an upgrade: give the segments that are admitted already what this version expects of the coordinator."""
-    with databases.connect(COORDINATOR, autocommit=False) as connection:
+    with superuser(databases, COORDINATOR, autocommit=False) as connection:
         connection.execute("SET LOCAL pgherd.propagate = off; SET LOCAL client_min_messages = warning")
         rows = connection.execute(
             "SELECT s.group_id, f.srvoptions"
@@ -77,13 +82,13 @@ def reopen(databases: Databases) -> None:
 
 def update_endpoints(databases: Databases, group: int, endpoints: Endpoints) -> None:
     """The members of an admitted segment changed: sessions use the new list from their next transaction on."""
-    with databases.connect(COORDINATOR, autocommit=False) as connection:
+    with superuser(databases, COORDINATOR, autocommit=False) as connection:
         _set_addresses(connection, group, endpoints)
 
 
 def retire(databases: Databases, group: int) -> None:
     """Forget a segment; see :meth:`pgherd.engine.base.Engine.retire`. Its server's own contents stay as they are."""
-    with databases.connect(COORDINATOR, autocommit=False) as connection:
+    with superuser(databases, COORDINATOR, autocommit=False) as connection:
         connection.execute("SELECT pgherd.change_segments()")
         held = connection.execute(
             "SELECT count(*) FROM pgherd.shard_group WHERE group_id = %s", [group]
@@ -96,7 +101,7 @@ def retire(databases: Databases, group: int) -> None:
 
 def endpoints(databases: Databases) -> Mapping[int, Endpoints]:
     """The addresses in the foreign servers' options, by group id in order."""
-    with databases.connect(COORDINATOR) as connection:
+    with superuser(databases, COORDINATOR) as connection:
         rows = connection.execute(
             "SELECT s.group_id, o.option_name, o.option_value"
             "  FROM pgherd.segment s JOIN pg_foreign_server f ON f.srvname = s.server_name,"
@@ -118,7 +123,7 @@ def shard_groups(databases: Databases) -> Sequence[ShardGroup]:
 
     :raises Unavailable: a segment does not answer
     """
-    with databases.connect(COORDINATOR) as connection:
+    with superuser(databases, COORDINATOR) as connection:
         rows = connection.execute(
             "SELECT g.colocation_id, g.index, g.group_id, array_remove(array_agg(s.name::text), NULL),"
             "       array_remove(array_agg(s.relation::regclass::text ORDER BY s.shard_id), NULL)"
@@ -139,7 +144,7 @@ def _total(sizes: Mapping[str, int], names: Iterable[str]) -> int:
 
 
 def _shard_sizes(databases: Databases, group: int) -> dict[str, int]:
-    with databases.connect(group) as connection:
+    with superuser(databases, group) as connection:
         return dict(
             connection.execute(
                 "SELECT relname::text, pg_total_relation_size(oid)"

@@ -11,7 +11,7 @@ END $$;
 -- Every table's definition, every reference table's rows. The segment has no shards yet: whatever of ours is there is
 -- left from an earlier life and goes.
 CREATE OR REPLACE FUNCTION pgherd.furnish_segment(segment int) RETURNS void LANGUAGE plpgsql
-SET search_path TO pg_catalog, pg_temp SET pgherd.propagate TO off SET client_min_messages TO warning AS $$
+SET role TO @owner@ SET search_path TO pg_catalog, pg_temp SET pgherd.propagate TO off SET client_min_messages TO warning AS $$
 DECLARE
     t pgherd.distributed_table%ROWTYPE;
 BEGIN

@@ -231,7 +231,7 @@ END $$;
 -- A table's name is looked up with the caller's search_path, so this much happens before pgherd.distribute sets its own.
 CREATE OR REPLACE FUNCTION pgherd.colocation_wish(distribution_type text, colocate_with text) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
-BEGIN
+BEGIN     -- as the caller, who may have put anything into the search_path; it has no other rights here
     IF distribution_type NOT IN ('hash', 'append', 'range') AND colocate_with = 'default' THEN
         colocate_with := distribution_type;         -- the short form: (table, column, colocate_with)
     ELSIF distribution_type <> 'hash' THEN

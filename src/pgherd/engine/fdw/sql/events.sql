@@ -1,4 +1,5 @@
--- The event triggers that make ordinary DDL work on distributed tables. They stand aside while pgherd.propagate is
+-- The event triggers that make ordinary DDL work on distributed tables. They run as whoever gives the command, and do
+-- what concerns the owner role's tables as the owner role. They stand aside while pgherd.propagate is
 -- off, which is how this schema's own functions work on the same tables.
 
 CREATE OR REPLACE FUNCTION pgherd.propagating() RETURNS boolean LANGUAGE sql STABLE
@@ -31,7 +32,7 @@ $$;
 
 -- New columns with a default: what to ask for the value that existing rows get. Refuses what has no one value.
 CREATE OR REPLACE FUNCTION pgherd.new_defaults(relation regclass) RETURNS TABLE (num int, expression text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path TO pg_catalog, pg_temp AS $$
 DECLARE
     d record;
 BEGIN
@@ -55,10 +56,11 @@ BEGIN
     END LOOP;
 END $$;
 
--- Does the work of pgherd.follow with the rights that the catalogue and the segments ask for. Harmless to call: it
--- only ever brings segments in step with what the caller was allowed to do on the coordinator.
-CREATE OR REPLACE FUNCTION pgherd.follow_as_system(relation regclass, defaults jsonb) RETURNS void LANGUAGE sql
+-- Does the work of pgherd.follow as the owner role. Harmless to call: it only ever brings segments in step with what
+-- the caller was allowed to do on the coordinator.
+CREATE OR REPLACE FUNCTION pgherd.follow_as_owner(relation regclass, defaults jsonb) RETURNS void LANGUAGE sql
 SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$ SELECT pgherd.follow(relation, defaults) $$;
+ALTER FUNCTION pgherd.follow_as_owner(regclass, jsonb) OWNER TO @owner@;
 
 -- Runs as whoever gives the command, since it evaluates the defaults of new columns, which are that role's code.
 CREATE OR REPLACE FUNCTION pgherd.follow_all(ids oid[]) RETURNS void LANGUAGE plpgsql
@@ -76,7 +78,7 @@ BEGIN
             EXECUTE format('SELECT (%s)::text', d.expression) INTO value;
             defaults := defaults || jsonb_build_object(d.num::text, value);
         END LOOP;
-        PERFORM pgherd.follow_as_system(relation, defaults);
+        PERFORM pgherd.follow_as_owner(relation, defaults);
     END LOOP;
 END $$;
 
@@ -125,6 +127,7 @@ DECLARE
     t   pgherd.distributed_table%ROWTYPE;
     bad record;
 BEGIN
+    PERFORM pgherd.require_owner_role();
     FOR t IN SELECT * FROM pgherd.distributed_table d WHERE d.relation = ANY (ids)
                 AND NOT EXISTS (SELECT FROM pg_class WHERE oid = d.relation) ORDER BY d.relation LOOP
         PERFORM pgherd.drop_twins(t);
@@ -136,6 +139,8 @@ BEGIN
                               format('DROP TABLE %s drops all of its shards.', pgherd.label(bad.relation)));
     END IF;
 END $$;
+
+ALTER FUNCTION pgherd.forget_dropped(oid[], text[]) OWNER TO @owner@;
 
 -- Takes a table out of the catalogue, and its colocation with the last table, unless somebody is joining it.
 CREATE OR REPLACE FUNCTION pgherd.forget_table(relation regclass) RETURNS void LANGUAGE plpgsql

@@ -89,10 +89,10 @@ RETURNS TABLE (phase int, scope text, command text) LANGUAGE sql STABLE SET sear
       FROM columns WHERE o ->> 'type' <> n ->> 'type' OR o ->> 'collation' IS DISTINCT FROM n ->> 'collation' AND o IS NOT NULL
         AND n IS NOT NULL
     UNION ALL
-    SELECT 8, 'segment', format('ALTER TABLE %s ALTER COLUMN %I %s', target.name, n ->> 'name',
-                                CASE WHEN n ? 'generated' THEN format('SET EXPRESSION AS (%s)', n ->> 'expression')
-                                     ELSE 'DROP EXPRESSION' END)
-      FROM columns, target WHERE n IS NOT NULL AND o ->> 'expression_oid' IS DISTINCT FROM n ->> 'expression_oid'
+    SELECT 8, 'both', format('ALTER COLUMN %I %s', n ->> 'name',
+                             CASE WHEN n ? 'generated' THEN format('SET EXPRESSION AS (%s)', n ->> 'expression')
+                                  ELSE 'DROP EXPRESSION' END)
+      FROM columns WHERE n IS NOT NULL AND o ->> 'expression_oid' IS DISTINCT FROM n ->> 'expression_oid'
         AND o ? 'generated' AND o ->> 'type' = n ->> 'type'
     UNION ALL
     SELECT 9, 'segment', format('ALTER TABLE %s ADD COLUMN %s', target.name,
@@ -199,6 +199,7 @@ DECLARE
     segment int;
     script  text := '';
 BEGIN
+    PERFORM pgherd.require_owner_role();
     SELECT * INTO t FROM pgherd.distributed_table d WHERE d.relation = follow.relation FOR UPDATE;
     IF NOT FOUND THEN
         RETURN;

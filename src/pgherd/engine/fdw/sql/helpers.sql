@@ -88,10 +88,15 @@ GRANT SELECT ON pgherd.constraints TO PUBLIC;
 CREATE OR REPLACE FUNCTION pgherd.analyze(table_name regclass) RETURNS void LANGUAGE plpgsql
 SET role TO @owner@ SET search_path TO pg_catalog, pg_temp AS $$
 DECLARE
-    t pgherd.distributed_table%ROWTYPE := pgherd.table_or_refuse(table_name);
+    t       pgherd.distributed_table%ROWTYPE := pgherd.table_or_refuse(table_name);
+    segment int;
 BEGIN
     PERFORM pgherd.on_all_segments(format('ANALYZE %I.%I', t.shape ->> 'schema', t.shape ->> 'name'));
     EXECUTE format('ANALYZE %s', table_name);
+    FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
+        EXECUTE format('ANALYZE %I.%I', 'pgherd_segment_' || segment,
+                       pgherd.segment_relation((t.shape ->> 'schema')::name, (t.shape ->> 'name')::name));
+    END LOOP;
 END $$;
 
 -- No shard changes its place before the end of the transaction, and each is visible on exactly one segment: what

@@ -125,7 +125,8 @@ BEGIN
         PERFORM pgherd.refuse(format('%s is a reference table', pgherd.label(table_name)), NULL,
                               'It has no distribution column.', '42809');
     END IF;
-    SELECT format_type(atttypid, NULL) INTO type FROM pg_attribute WHERE attrelid = table_name AND attname = t.key_column;
+    SELECT format_type(atttypid, -1) INTO type    -- not NULL: bpchar would become char(1)
+      FROM pg_attribute WHERE attrelid = table_name AND attname = t.key_column;
     EXECUTE format('SELECT s.shard_id FROM pgherd.shard s JOIN pgherd.colocation c ON c.id = $1 WHERE s.relation = $2 AND '
                    'satisfies_hash_partition(%s::oid, c.shard_count, s.index, $3::%s)', table_name::oid, type)
        INTO id USING t.colocation_id, table_name, distribution_value;

@@ -1,5 +1,15 @@
 -- What may be distributed, and how it is refused: one function per question, each raises with SQLSTATE and hint.
 
+-- Functions that touch what the owner role may have put traps into (its tables' expressions, triggers, foreign tables)
+-- must not do so with more rights than that role has. Whatever calls them changes the role first.
+CREATE OR REPLACE FUNCTION pgherd.require_owner_role() RETURNS void LANGUAGE plpgsql
+SET search_path TO pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_user <> @owner_literal@ THEN
+        RAISE EXCEPTION 'only the owner role may do this' USING ERRCODE = '42501';
+    END IF;
+END $$;
+
 -- The relation as people write it.
 CREATE OR REPLACE FUNCTION pgherd.label(relation regclass) RETURNS text LANGUAGE sql STABLE
 SET search_path TO pg_catalog, pg_temp AS $$
@@ -80,9 +90,12 @@ BEGIN
     SELECT pg_describe_object(d.classid, d.objid, 0) AS what,
            pg_describe_object(d.refclassid, d.refobjid, 0) AS uses INTO bad
       FROM pg_depend d
-     WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_am'::regclass,
-                            'pg_opfamily'::regclass, 'pg_ts_config'::regclass, 'pg_ts_dict'::regclass)
-       AND d.refobjid >= 16384
+     WHERE d.refobjid >= 16384 AND d.refclassid <> 'pg_class'::regclass
+       AND NOT (d.refclassid = 'pg_constraint'::regclass
+                AND EXISTS (SELECT FROM pg_constraint WHERE oid = d.refobjid AND conrelid = relation))
+       AND NOT (d.refclassid = 'pg_type'::regclass AND EXISTS (
+                SELECT FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typlen = -1
+                 WHERE t.oid = d.refobjid AND (coalesce(e.typtype, t.typtype) = 'e' OR t.typrelid = relation)))
        AND ((d.classid = 'pg_constraint'::regclass
              AND d.objid IN (SELECT oid FROM pg_constraint WHERE conrelid = relation AND contype <> 'f'))
          OR (d.classid = 'pg_class'::regclass AND d.objid IN (SELECT indexrelid FROM pg_index WHERE indrelid = relation))
@@ -91,7 +104,7 @@ BEGIN
                              AND a.attnum = f.adnum WHERE f.adrelid = relation AND a.attgenerated <> '')))
      LIMIT 1;
     IF FOUND THEN
-        PERFORM pgherd.refuse(format('%s uses %s', bad.what, bad.uses), 'Segments have PostgreSQL''s own functions only.',
+        PERFORM pgherd.refuse(format('%s uses %s', bad.what, bad.uses), 'Segments have PostgreSQL''s own functions, types and operators only.',
             'Take it off the table, or compute the value in the application.');
     END IF;
 END $$;

@@ -103,7 +103,7 @@ CREATE OR REPLACE FUNCTION pgherd.column_ddl(col jsonb, for_segment boolean, def
 RETURNS text LANGUAGE sql IMMUTABLE SET search_path TO pg_catalog, pg_temp AS $$
     SELECT format('%I %s', col ->> 'name', col ->> 'type')
         || coalesce(' COLLATE ' || (col ->> 'collation'), '')
-        || CASE WHEN for_segment AND col ? 'generated' THEN format(' GENERATED ALWAYS AS (%s) %s', col ->> 'expression',
+        || CASE WHEN col ? 'generated' THEN format(' GENERATED ALWAYS AS (%s) %s', col ->> 'expression',
                      CASE col ->> 'generated' WHEN 's' THEN 'STORED' ELSE 'VIRTUAL' END)
                 WHEN default_value IS NOT NULL THEN format(' DEFAULT %L::%s', default_value, col ->> 'type')
                 ELSE '' END
