@@ -16,6 +16,7 @@ import pytest
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Member
+from pgherd.platform.local import runas
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.processes import is_alive
 from tests.support.platform import (
@@ -435,3 +436,18 @@ def test_a_home_with_a_long_name_with_spaces_works(tmp_path: Path) -> None:
         assert purge(platform, group)
     finally:
         end_everything(home)
+
+
+def test_root_has_two_ways_to_run_members_and_both_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        assert runas.prefix() == ()
+        return
+    for way in runas.ways():
+        assert runas.refusal(way) is None
+        with monkeypatch.context() as patch, local_platform() as platform:
+            patch.setattr(runas, "prefix", lambda way=way: way)
+            group = Group(platform, cluster(standbys=0)).up()
+            only = group.members[0]
+            kill(group.postmaster_pid(only))
+            assert group.wait_query("SELECT 1 WHERE NOT pg_is_in_recovery()") == [(1,)]
+            assert purge(platform, group)
