@@ -151,3 +151,9 @@ def test_what_makes_no_sense_is_refused(
 
 def test_moves_name_where_each_group_was_and_its_size() -> None:
     assert plan([Item(3, 7, 1, 42)], equally(2)) == [Move(3, 7, 1, 2, 42)]
+
+
+def test_a_shrink_does_not_fill_segments_that_were_empty_before() -> None:
+    items = even(16, [1, 2])
+    assert plan(items, equally(1, 2, 3, 4), retiring=[4]) == []
+    assert len(plan(items, equally(1, 2, 3), new=[3])) == 5

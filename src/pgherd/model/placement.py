@@ -98,13 +98,13 @@ def plan(
     :param items: every shard group and its place; a place that is not in ``segments`` counts as retiring
     :param segments: the wanted segments and their weights (any positive unit)
     :param retiring: segments to be emptied; they are not wanted, even if ``segments`` names them
-    :param new: the wanted segments that only receive; left out: those that hold nothing
+    :param new: the wanted segments that only receive; left out: those that hold nothing, or none if any retire
     :param rebalance: also even out between segments that are neither new nor retiring
     :raises ValueError: no segment would be left, a weight is not positive, or a shard group is listed twice
     """
     weights = _wanted(segments, retiring)
     _refuse_duplicates(items)
-    added = _added(items, weights, new)
+    added = _added(items, weights, retiring, new)
     drained = _better(items, lambda style: _drain(_Map(items, weights), style), math.inf)
     placed = apply(items, drained)
     bound = optimum(placed, weights, new=added, rebalance=rebalance).bytes
@@ -132,7 +132,7 @@ def optimum(
     to its fair share.
     """
     weights = _wanted(segments, retiring)
-    added = _added(items, weights, new)
+    added = _added(items, weights, retiring, new)
     given = [item for item in items if item.segment not in weights]
 
     def least(size: Callable[[Item], int]) -> float:
@@ -187,11 +187,15 @@ def _refuse_duplicates(items: Sequence[Item]) -> None:
 
 
 def _added(
-    items: Sequence[Item], weights: Mapping[int, float], new: Collection[int] | None
+    items: Sequence[Item],
+    weights: Mapping[int, float],
+    retiring: Collection[int],
+    new: Collection[int] | None,
 ) -> frozenset[int]:
     if new is not None:
         return frozenset(new) & frozenset(weights)
-    return frozenset(weights) - {item.segment for item in items}
+    occupied = {item.segment for item in items}
+    return frozenset() if retiring or not occupied <= weights.keys() else frozenset(weights) - occupied
 
 
 # The present map, changed move by move
@@ -353,8 +357,8 @@ def _choosers(style: Style) -> Sequence[Chooser]:
     """What to do until it no longer helps, in this order."""
     return {
         Style.COUNTS: (_needs, _extras),
-        Style.BYTES: (_best_fitting, _empty_ones),
-        Style.GIANTS: (_largest_fitting, _empty_ones),
+        Style.BYTES: (_best_fitting, _gentle_needs),
+        Style.GIANTS: (_largest_fitting, _gentle_needs),
     }[style]
 
 
@@ -456,9 +460,12 @@ def _by_size(now: _Map, source: int, target: int, ideal: float) -> Iterable[Choi
     return [(k, 1, most, ideal) for k in sorted(now.colocations, key=lambda k: (distance(k), k))]
 
 
-def _empty_ones(now: _Map, source: int, target: int) -> Iterable[Choice]:
-    """What the counts ask for, as far as groups without bytes can give it."""
-    return [(k, 0, 0, 0) for k, *_ in _needs(now, source, target)]
+def _gentle_needs(now: _Map, source: int, target: int) -> Iterable[Choice]:
+    """What the counts ask for, as far as the target stays below its fair share of bytes and below what the source
+    had. A group without bytes may always go."""
+    behind = now.usage(source) * now.weights[target] - now.bytes[target]
+    most = max(0.0, min(now.lacking(target), behind * (1 - _EPSILON)))
+    return [(k, 0, most, ideal) for k, _, _, ideal in _needs(now, source, target)]
 
 
 def _room_between(now: _Map, source: int, target: int) -> float:
