@@ -49,7 +49,8 @@ def up(settings: Settings) -> None:
     debian.install()
     components.build(settings)
     down(settings)  # what an `up` that was cut short has left
-    (settings.state / "machines").mkdir(parents=True)
+    for folder in (settings.state / "machines", settings.volumes):
+        folder.mkdir(parents=True)
     cgroups.create(CONTROL_PLANE)
     pki.create(settings)
     _start_control_plane(settings)

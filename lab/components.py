@@ -36,8 +36,16 @@ COMPONENTS = (
     Component("coredns", (".",), ("coredns",)),
     Component(
         "kubernetes",
-        ("tool",),
-        ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"),
+        ("tool", "./volumes"),
+        (
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+            "volumes",
+        ),
     ),
 )
 
@@ -68,7 +76,7 @@ def is_built(settings: Settings, component: Component) -> bool:
 def fingerprint(component: Component) -> str:
     """Changes with anything that changes what is built."""
     told = hashlib.sha256()
-    for path in sorted((SOURCES / component.module).iterdir()):
+    for path in sorted(path for path in (SOURCES / component.module).rglob("*") if path.is_file()):
         told.update(path.name.encode() + path.read_bytes())
     return told.hexdigest()
 

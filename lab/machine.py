@@ -22,8 +22,6 @@ from lab.shell import run, wait_until
 
 BOOT_DEADLINE = 20.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-HOSTPATH_PROVISIONER = "/tmp/hostpath_pv"
-"""Where the controller manager's host-path provisioner puts volumes, unchangeably."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ def switch_on(settings: Settings, machine: Machine, listener: int | None = None)
 
 
 def _binds(settings: Settings) -> list[tuple[str, str]]:
-    (settings.volumes).mkdir(exist_ok=True)
-    own = [(str(path), str(path)) for path in (settings.state, settings.cache)]
-    return [*own, (str(settings.volumes), HOSTPATH_PROVISIONER)]
+    return [(str(path), str(path)) for path in (settings.state, settings.cache)]
 
 
 def _spawn(home: Path, machine: Machine, listener: int | None) -> None:

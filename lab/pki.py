@@ -44,6 +44,7 @@ def identities(settings: Settings) -> list[Identity]:
         Identity("apiserver-client", "kube-apiserver-kubelet-client", "system:masters"),
         Identity("controller-manager", "system:kube-controller-manager"),
         Identity("scheduler", "system:kube-scheduler"),
+        Identity("volumes", "lab:volumes"),
         Identity("proxy", "system:kube-proxy"),
         Identity("front-proxy", "front-proxy-client"),
         *kubelets,

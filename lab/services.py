@@ -19,6 +19,7 @@ def control_plane(settings: Settings) -> list[Service]:
         forwarder(settings),
         controller_manager(settings),
         scheduler(settings),
+        volumes(settings),
     ]
 
 
@@ -98,7 +99,6 @@ def controller_manager(settings: Settings) -> Service:
             f"--cluster-signing-key-file={pki}/ca.key",
             f"--cluster-cidr={POD_CIDR}",
             "--allocate-node-cidrs=false",  # the wires are laid by number: see lab.network
-            "--enable-hostpath-provisioner=true",
             f"--node-monitor-grace-period={NODE_GRACE}",
             "--node-monitor-period=2s",
             "--leader-elect=false",
@@ -112,6 +112,13 @@ def scheduler(settings: Settings) -> Service:
         "kube-scheduler",
         [str(settings.bin / "kube-scheduler"), f"--kubeconfig={kubeconfig}", "--leader-elect=false"],
     )
+
+
+def volumes(settings: Settings) -> Service:
+    """Gives claims their volumes: the one component of our own."""
+    kubeconfig = settings.pki / "volumes.kubeconfig"
+    argv = [str(settings.bin / "volumes"), f"--kubeconfig={kubeconfig}", f"--root={settings.volumes}"]
+    return Service("volumes", argv)
 
 
 def containerd(settings: Settings, node: Machine) -> Service:

@@ -1,0 +1,1 @@
+"""The lab proves itself: `make lab-test`."""
