@@ -16,7 +16,7 @@ import pytest
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Member
-from pgherd.platform.local import runas
+from pgherd.platform.local import raft, runas
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.processes import is_alive
 from tests.support.platform import (
@@ -451,3 +451,39 @@ def test_root_has_two_ways_to_run_members_and_both_work(monkeypatch: pytest.Monk
             kill(group.postmaster_pid(only))
             assert group.wait_query("SELECT 1 WHERE NOT pg_is_in_recovery()") == [(1,)]
             assert purge(platform, group)
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied"])
+def test_a_store_that_lost_everything_is_filled_again_by_its_members(damage: str) -> None:
+    with local_platform() as platform:
+        group = Group(platform, cluster()).up()
+        make_table(group, "storeless")
+        identifier = system_identifier(group)
+        kill_everything(platform.home)
+        for log in (platform.home / "raft" / "data").iterdir():
+            if damage == "emptied":
+                log.write_bytes(b"")
+            else:
+                log.unlink()
+        group.start()
+        assert group.wait_query("SELECT count(*) FROM storeless") == [(100,)]
+        group.wait_ready()
+        assert system_identifier(group) == identifier
+
+
+def test_a_damaged_store_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raft, "READY_SECONDS", 2.0)
+    with local_platform() as platform:
+        platform.ensure_store()
+        platform.stop_store()
+        for log in (platform.home / "raft" / "data").glob("*.journal"):
+            log.write_bytes(os.urandom(4096))
+
+        def complaint() -> str | None:
+            try:
+                platform.ensure_store()
+            except PgherdError as error:
+                return str(error)
+            return None
+
+        assert "damaged" in wait_for(complaint, "a complaint about the store", 20)

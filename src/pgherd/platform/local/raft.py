@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from pysyncobj.utility import TcpUtility, UtilityException  # type: ignore[import-untyped]
 
 from pgherd.errors import PgherdError
 from pgherd.platform.local import files
@@ -23,6 +24,8 @@ from pgherd.platform.local.ports import HOST, STORE, PortBook, is_free
 from pgherd.platform.local.processes import Daemons, end, listener
 
 START_SECONDS = 10.0
+READY_SECONDS = 20.0
+"""a lone voter elects itself within two seconds, also on a busy machine"""
 _POLL_SECONDS = 0.02
 
 
@@ -35,6 +38,7 @@ class RaftStore:
         self._log = layout.raft / "controller.log"
         self._ports = ports
         self._daemons = daemons
+        self._doubted_since: float | None = time.monotonic()
 
     def is_running(self) -> bool:
         """Whether the controller runs."""
@@ -46,10 +50,12 @@ class RaftStore:
         Members that find nobody there when they start would try again only after seconds.
 
         :param prefix: put before its command
-        :raises PgherdError: it does not start
+        :raises PgherdError: it does not start, or does not get ready
         """
         if self.is_running():
+            self._check_ready()
             return
+        self._doubted_since = time.monotonic()
         port = self._port()
         if not is_free(port):
             who = listener(port)
@@ -57,12 +63,39 @@ class RaftStore:
                 f"port {port} of Patroni's store is taken by another program ({who or 'unknown'}): end it"
             )
         self._write_config(port)
+        self._drop_unborn_log()
         self._daemons.start_raft_controller(self._config, self._log, prefix)
         deadline = time.monotonic() + START_SECONDS
         while not _listens(port):
             if not self.is_running() or time.monotonic() > deadline:
                 raise PgherdError(f"Patroni's store does not start: {self._last_words()} (see {self._log})")
             time.sleep(_POLL_SECONDS)
+
+    def _check_ready(self) -> None:
+        """A controller whose log was damaged runs but never leads: members would wait for it without a word."""
+        if self._doubted_since is None:
+            return
+        if self._leads():
+            self._doubted_since = None
+        elif time.monotonic() - self._doubted_since > READY_SECONDS:
+            raise PgherdError(
+                f"Patroni's store does not get ready, its log seems to be damaged: stop all clusters of this home and"
+                f" remove {self._directory / 'data'}; databases keep their data, but start all members together then"
+            )
+
+    def _leads(self) -> bool:
+        try:
+            utility = TcpUtility(self._password(), timeout=1.0)
+            status = utility.executeCommand(f"{HOST}:{self._port()}", ["status"])
+        except UtilityException:
+            return False
+        return bool(status and status.get("leader"))
+
+    def _drop_unborn_log(self) -> None:
+        # Killed between making the file and giving it its size: nothing was ever in it, but it can't be opened.
+        for log in (self._directory / "data").glob("*.journal"):
+            if log.stat().st_size == 0:
+                log.unlink()
 
     def stop(self) -> None:
         """End the controller; no-op if it is not running."""
