@@ -151,16 +151,16 @@ class TestPorts:
         book.release("shop")
         assert book.of_cluster("shop") == {}
 
-    def test_a_port_that_somebody_listens_on_is_not_free_and_has_a_name(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+    def test_a_port_that_somebody_listens_on_is_not_free_and_has_a_name(self, book: PortBook) -> None:
+        port = book.reserve("shop", "m", "postgres")["postgres"]
+        with socket.create_server(("127.0.0.1", port)):
             assert not ports.is_free(port)
             assert f"process {os.getpid()}" in str(processes.listener(port))
         assert ports.is_free(port)
 
-    def test_connections_that_only_wait_to_be_forgotten_do_not_take_a_port(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+    def test_connections_that_only_wait_to_be_forgotten_do_not_take_a_port(self, book: PortBook) -> None:
+        port = book.reserve("shop", "m", "postgres")["postgres"]
+        with socket.create_server(("127.0.0.1", port)) as server:
             client = socket.create_connection(("127.0.0.1", port))
             accepted, _ = server.accept()
             accepted.close()
