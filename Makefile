@@ -38,3 +38,14 @@ bench: install
 
 clean:
 	rm -rf $(VENV) build
+
+.PHONY: lab-up lab-down lab-test
+
+lab-up: install ## a real Kubernetes of three nodes on this machine, as root: see lab/README.md
+	@$(BIN)/python -m lab up
+
+lab-down: install
+	@$(BIN)/python -m lab down
+
+lab-test: install ## the lab proves itself
+	$(BIN)/pytest lab/tests -p no:cacheprovider -s
