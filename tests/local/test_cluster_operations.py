@@ -1,0 +1,243 @@
+"""Growing and shrinking a whole cluster while everything that can die does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgherd.operations.runner import crash_points
+from tests.support.home import Home, declaration, temporary_home, wait_for
+from tests.support.writers import audit, make_table, writers
+
+pytestmark = pytest.mark.local
+
+ROWS = 3000
+
+
+def fill(home: Home) -> None:
+    with home.connect() as connection:
+        make_table(connection)
+        connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
+        connection.execute("SELECT create_distributed_table('item', 'id')")
+        connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+        connection.execute("CREATE TABLE keyless (id int, note text)")
+        connection.execute("SELECT create_distributed_table('keyless', 'id')")
+        connection.execute(f"INSERT INTO keyless SELECT g % 100, 'n' || g FROM generate_series(1, {ROWS}) g")
+
+
+def contents(home: Home) -> list[Any]:
+    """What must stay the same through every operation."""
+    return [
+        home.query("SELECT count(*), sum(id)::bigint, md5(string_agg(note, ',' ORDER BY id)) FROM item"),
+        home.query("SELECT count(*), sum(id)::bigint, md5(string_agg(note, ',' ORDER BY note)) FROM keyless"),
+    ]
+
+
+LEFTOVERS = {
+    "slots": "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical'",
+    "publications": "SELECT pubname FROM pg_publication",
+    "subscriptions": "SELECT subname FROM pg_subscription",
+    "origins": "SELECT roname FROM pg_replication_origin",
+    "identities": "SELECT relname FROM pg_class WHERE relreplident = 'f' AND relkind = 'r'",
+}
+
+
+def leftovers(home: Home) -> dict[str, list[Any]]:
+    """What moves made and did not take away, on any segment; empty if nothing."""
+    found: dict[str, list[Any]] = {}
+    for group in home.status()["groups"][1:]:
+        with home.connect("shop", "--group", group["name"]) as connection:
+            for what, query in LEFTOVERS.items():
+                if rows := connection.execute(query).fetchall():
+                    found.setdefault(what, []).extend((group["name"], row[0]) for row in rows)
+    return found
+
+
+def nothing_is_left_over(home: Home) -> None:
+    wait_for(lambda: not leftovers(home), "nothing is left over from the moves", 60)
+    assert home.run("check", "shop", check=False).stdout.strip().endswith("nothing found wrong")
+
+
+@contextmanager
+def crashing(path: Path, kind: str) -> Iterator[tuple[Home, Path]]:
+    """A home whose supervisor dies by SIGKILL after each persisted step of an operation, once at each."""
+    log = path / "crashes"
+    with temporary_home(
+        {"PGHERD_CRASH_AT": ",".join(crash_points(kind)), "PGHERD_CRASH_LOG": str(log)}
+    ) as home:
+        yield home, log
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), [("expand", 2, 3), ("shrink", 3, 2)])
+def test_the_supervisor_killed_after_every_step_loses_nothing(
+    tmp_path: Path, kind: str, before: int, after: int
+) -> None:
+    with crashing(tmp_path, kind) as (home, log):
+        home.up(declaration(segments=before, standbys=0, shards=8))
+        fill(home)
+        expected = contents(home)
+        with writers(home.connect, 2) as journal:
+            home.run("scale", "shop", "--segments", str(after), timeout=400)
+        home.wait_phase("Running")
+        assert set(log.read_text().split()) == set(crash_points(kind)), (
+            "every point was reached, and died at, once"
+        )
+        assert contents(home) == expected
+        with home.connect() as connection:
+            audit(connection, journal)
+        nothing_is_left_over(home)
+
+
+@pytest.fixture(scope="module")
+def herd() -> Iterator[Home]:
+    with temporary_home() as home:
+        home.up(declaration(shards=8))
+        fill(home)
+        yield home
+
+
+def moving(home: Home) -> dict[str, Any]:
+    """Wait for a move under way; its source and target."""
+
+    def look() -> Any:
+        rows = home.query(
+            "SELECT detail FROM pgherd.operation_steps s JOIN pgherd.operations o ON o.id = s.operation_id"
+            " WHERE o.finished_at IS NULL AND s.kind = 'move' AND s.state = 'running'"
+        )
+        return rows[0][0] if rows else None
+
+    return dict(wait_for(look, "a move is under way", 90, every=0.02))
+
+
+def kill_primary(home: Home, group: str) -> None:
+    os.kill(home.postmaster(home.member(group, "primary")["name"]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", ["source", "target", "coordinator"])
+def test_a_primary_killed_in_the_middle_of_a_move_loses_nothing(herd: Home, victim: str) -> None:
+    """Three segments and back, with one kill on the way there."""
+    expected = contents(herd)
+    with herd.connect() as connection:
+        connection.execute("TRUNCATE ledger")
+    with writers(herd.connect, 2) as journal:
+        herd.run("scale", "shop", "--segments", "3", "--no-wait")
+        move = moving(herd)
+        kill_primary(herd, "coordinator" if victim == "coordinator" else f"segment-{move[victim]}")
+        herd.wait_phase("Running", timeout=180)
+        herd.run("scale", "shop", "--segments", "2")
+    herd.wait_phase("Running")
+    assert contents(herd) == expected
+    with herd.connect() as connection:
+        audit(connection, journal)
+    nothing_is_left_over(herd)
+
+
+def test_pause_resume_cancel_and_a_changed_mind(herd: Home) -> None:
+    expected = contents(herd)
+    herd.run("pause", "shop")
+    herd.run("scale", "shop", "--segments", "3", "--no-wait")
+
+    def paused() -> bool:
+        operation = herd.status()["operation"]
+        return operation is not None and operation["phase"] == "paused"
+
+    wait_for(paused, "the operation says that it is paused", 90)
+    assert herd.status()["operation"]["movesDone"] == 0
+    herd.run("resume", "shop")
+    herd.wait_phase("Running", timeout=120)
+    assert len(herd.status()["groups"]) == 4
+    # A new wish while the operation for the old one still runs.
+    herd.run("scale", "shop", "--segments", "2", "--no-wait")
+    moving(herd)
+    herd.run("scale", "shop", "--segments", "3")
+    assert len(herd.wait_phase("Running")["groups"]) == 4
+    # Cancelled, the cluster is as it was before.
+    herd.run("scale", "shop", "--segments", "2", "--no-wait")
+    moving(herd)
+    herd.run("cancel", "shop")
+    assert len(herd.wait_phase("Running", timeout=120)["groups"]) == 4
+    herd.run("scale", "shop", "--segments", "2")
+    assert contents(herd) == expected
+    nothing_is_left_over(herd)
+
+
+def test_ddl_during_an_operation_waits_and_then_succeeds(herd: Home) -> None:
+    herd.run("scale", "shop", "--segments", "3", "--no-wait")
+    moving(herd)
+    with herd.connect() as connection:
+        connection.execute("ALTER TABLE item ADD COLUMN extra int DEFAULT 7")
+        connection.execute("CREATE INDEX item_note ON item (note)")
+        connection.execute("CREATE TABLE later (id bigint PRIMARY KEY)")
+        connection.execute("SELECT create_distributed_table('later', 'id')")
+        connection.execute("INSERT INTO later SELECT generate_series(1, 100)")
+    herd.wait_phase("Running", timeout=120)
+    assert herd.query("SELECT count(*), sum(extra) FROM item") == [(ROWS, 7 * ROWS)]
+    assert herd.query("SELECT count(*) FROM later") == [(100,)]
+    herd.run("scale", "shop", "--segments", "2")
+    nothing_is_left_over(herd)
+
+
+def test_readers_never_wait_for_a_move(herd: Home) -> None:
+    """A long query over the whole table neither waits nor is waited for."""
+    stop, worst = threading.Event(), [0.0]
+
+    def read() -> None:
+        with herd.connect() as connection:
+            while not stop.is_set():
+                began = time.monotonic()
+                row = connection.execute("SELECT count(*) FROM item").fetchone()
+                worst[0] = max(worst[0], time.monotonic() - began)
+                assert row == (ROWS,)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with herd.connect(autocommit=False) as slow:
+        slow.execute(
+            "SELECT count(*) FROM item"
+        )  # and stays open: its locks last until the end of the transaction
+        herd.run("scale", "shop", "--segments", "3", "--no-wait")
+        wait_for(
+            lambda: _moves_done(herd) >= 1, "a move has switched although a reader's transaction is open", 90
+        )
+    stop.set()
+    reader.join(30)
+    herd.wait_phase("Running", timeout=120)
+    herd.run("scale", "shop", "--segments", "2")
+    assert worst[0] < 5.0, "a reader was blocked"
+
+
+def _moves_done(home: Home) -> int:
+    operation = home.status()["operation"]
+    return int(operation["movesDone"]) if operation else 0
+
+
+def test_rebalance_says_what_it_would_do(herd: Home) -> None:
+    assert json.loads(herd.run("rebalance", "shop", "--dry-run", "-o", "json").stdout) is not None
+    herd.run("rebalance", "shop")
+    assert herd.status()["lastOperation"]["kind"] == "rebalance"
+
+
+def test_a_window_that_is_closed_holds_moves_back(herd: Home) -> None:
+    hour = time.localtime().tm_hour
+    window = f'{{start: "{(hour + 2) % 24:02d}:00", end: "{(hour + 3) % 24:02d}:00"}}'
+    herd.up(declaration(segments=3, shards=8, extra=f"  expansion: {{window: {window}}}\n"), "--no-wait")
+
+    def waits() -> bool:
+        operation = herd.status()["operation"]
+        return operation is not None and operation["phase"] == "paused" and operation["movesDone"] == 0
+
+    wait_for(waits, "the operation waits for its window", 90)
+    herd.up(declaration(segments=3, shards=8))
+    assert len(herd.wait_phase("Running")["groups"]) == 4
+    herd.up(declaration(segments=2, shards=8, extra="  expansion: {mode: blocking}\n"))
+    assert len(herd.wait_phase("Running")["groups"]) == 3
+    nothing_is_left_over(herd)
