@@ -75,7 +75,7 @@ def test_killed_standbys_and_patronis_come_back(home: Home) -> None:
 
 
 def test_the_store_killed_comes_back_and_databases_go_on(home: Home) -> None:
-    raft = [p for p in home.processes() if "patroni_raft_controller" in " ".join(p.cmdline())]
+    raft = home.running("raft.yml")
     assert raft
     with writers(home.connect) as journal:
         wait_for(lambda: len(journal.acknowledged) > 20, "writers are at work")

@@ -146,9 +146,13 @@ class Home:
                 continue
         return found
 
+    def running(self, mark: str) -> list[psutil.Process]:
+        """The home's processes with this text in their command line."""
+        return [process for process in self.processes() if mark in " ".join(_cmdline(process))]
+
     def supervisor(self) -> psutil.Process | None:
         """The home's daemon."""
-        return next((p for p in self.processes() if "pgherd.supervisor" in " ".join(_cmdline(p))), None)
+        return next(iter(self.running("pgherd.supervisor")), None)
 
     def postmaster(self, member: str, name: str = "shop") -> int:
         """PID of a member's postmaster."""
