@@ -27,6 +27,8 @@ CONTAINERD_DEADLINE = 60.0
 @contextlib.contextmanager
 def alone(settings: Settings) -> Iterator[None]:
     """Only one `lab` changes the lab at a time; the kernel forgets the lock of one that was killed."""
+    if os.geteuid() != 0:
+        raise BadRequestError("the lab makes namespaces and cgroups: run it as root")
     settings.cache.mkdir(parents=True, exist_ok=True)
     with (settings.cache / "lock").open("w") as lock:
         try:
@@ -41,8 +43,6 @@ def up(settings: Settings) -> None:
 
     :raises LabError: it did not come up; what there is of it stays to be looked at, until `lab down`
     """
-    if os.geteuid() != 0:
-        raise BadRequestError("the lab makes namespaces and cgroups: run it as root")
     if settings.ready_mark.exists() and machines.init_pid(CONTROL_PLANE):
         print("the lab is up already")
         return
@@ -109,6 +109,7 @@ def boot(settings: Settings, node: Machine) -> None:
     for archive in sorted(settings.images.glob("*.tar")):
         images.load(node, archive)
     machines.set_service(settings, node, services.kubelet(settings, node))
+    (home / "equipped").touch()
 
 
 def kubectl(settings: Settings, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
@@ -216,6 +217,11 @@ def _demand_lab(settings: Settings) -> None:
         raise LabError("there is no lab here; `lab up` makes one")
 
 
+def _demand_power(node: Machine) -> None:
+    if machines.init_pid(node) is None:
+        raise BadRequestError(f"{node.name} is off; `lab mend {node.number}` switches it on")
+
+
 def kill_node(settings: Settings, node: Machine) -> None:
     """Power failure of a node."""
     _demand_lab(settings)
@@ -225,30 +231,41 @@ def kill_node(settings: Settings, node: Machine) -> None:
 def cut(settings: Settings, node: Machine) -> None:
     """Pull a node's cable; it and its pods go on alone."""
     _demand_lab(settings)
-    if machines.init_pid(node) is None:
-        raise BadRequestError(f"{node.name} is off: there is no link to cut")
+    _demand_power(node)
     network.cut(node)
 
 
 def mend(settings: Settings, node: Machine) -> None:
     """Whatever was done to a node: switch it on again, plug its cable in, start its kubelet."""
     _demand_lab(settings)
-    if machines.init_pid(node) is None:
-        boot(settings, node)
+    if _is_booted(settings, node):
+        network.mend(node)
+        start_kubelet(settings, node)
         return
-    network.mend(node)
-    start_kubelet(settings, node)
+    machines.switch_off(node)  # what a `mend` that was cut short has left
+    boot(settings, node)
+
+
+def _is_booted(settings: Settings, node: Machine) -> bool:
+    """Whether a node is on and got everything it needs, stopped or cut as it may be."""
+    return (
+        machines.init_pid(node) is not None
+        and node.link in network.links()
+        and (settings.home(node) / "equipped").exists()
+    )
 
 
 def stop_kubelet(settings: Settings, node: Machine) -> None:
     """The node's pods go on, but nobody reports on them or obeys the control plane."""
     _demand_lab(settings)
+    _demand_power(node)
     machines.unset_service(settings, node, "kubelet")
 
 
 def start_kubelet(settings: Settings, node: Machine) -> None:
     """The end of `stop_kubelet`."""
     _demand_lab(settings)
+    _demand_power(node)
     machines.set_service(settings, node, services.kubelet(settings, node))
 
 

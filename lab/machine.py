@@ -55,7 +55,7 @@ def switch_on(settings: Settings, machine: Machine, listener: int | None = None)
     home = settings.home(machine)
     for name in ("root", "log", "services"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    for leftover in (*home.glob("services/*.json"), home / "booted"):
+    for leftover in (*home.glob("services/*"), home / "booted", home / "equipped"):
         leftover.unlink(missing_ok=True)
     layout = Layout(name=machine.name, binds=_binds(settings), listener=listener)
     (home / "machine.json").write_text(json.dumps(layout))
