@@ -31,9 +31,7 @@ def _healthy(home: Home) -> None:
 
 
 def patronis(home: Home) -> set[int]:
-    return {
-        p.pid for p in home.processes() if "patroni.yml" in " ".join(p.cmdline()) and "raft" not in p.name()
-    }
+    return {process.pid for process in home.running("patroni.yml")}
 
 
 def kill(pid: int) -> None:
