@@ -10,12 +10,13 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from pysyncobj.utility import TcpUtility, UtilityException  # type: ignore[import-untyped]
 
 from pgherd.errors import PgherdError
 from pgherd.platform.local import files
@@ -24,9 +25,16 @@ from pgherd.platform.local.ports import HOST, STORE, PortBook, is_free
 from pgherd.platform.local.processes import Daemons, end, listener
 
 START_SECONDS = 10.0
-READY_SECONDS = 20.0
-"""a lone voter elects itself within two seconds, also on a busy machine"""
+READY_SECONDS = 10.0
+"""a lone voter elects itself within two seconds; it is asked whether it did only after this time"""
 _POLL_SECONDS = 0.02
+_ASK_FOR_LEADER = """
+import sys, yaml
+from pysyncobj.utility import TcpUtility
+raft = yaml.safe_load(open(sys.argv[1]))["raft"]
+status = TcpUtility(raft["password"], timeout=5.0).executeCommand(raft["self_addr"], ["status"])
+sys.exit(0 if status and status.get("leader") else 1)
+"""
 
 
 class RaftStore:
@@ -73,23 +81,21 @@ class RaftStore:
 
     def _check_ready(self) -> None:
         """A controller whose log was damaged runs but never leads: members would wait for it without a word."""
-        if self._doubted_since is None:
+        doubted = 0.0 if self._doubted_since is None else time.monotonic() - self._doubted_since
+        if doubted < READY_SECONDS:
             return
         if self._leads():
             self._doubted_since = None
-        elif time.monotonic() - self._doubted_since > READY_SECONDS:
+        elif doubted > 3 * READY_SECONDS:  # not merely slow
             raise PgherdError(
                 f"Patroni's store does not get ready, its log seems to be damaged: stop all clusters of this home and"
                 f" remove {self._directory / 'data'}; databases keep their data, but start all members together then"
             )
 
     def _leads(self) -> bool:
-        try:
-            utility = TcpUtility(self._password(), timeout=1.0)
-            status = utility.executeCommand(f"{HOST}:{self._port()}", ["status"])
-        except UtilityException:
-            return False
-        return bool(status and status.get("leader"))
+        # In a process of its own: the library replaces functions of the module socket when it is imported.
+        command = [sys.executable, "-P", "-c", _ASK_FOR_LEADER, str(self._config)]
+        return subprocess.run(command, capture_output=True, timeout=30.0, check=False).returncode == 0
 
     def _drop_unborn_log(self) -> None:
         # Killed between making the file and giving it its size: nothing was ever in it, but it can't be opened.
