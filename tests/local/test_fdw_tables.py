@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pgherd.postgres.connections import Connection
 from tests.support.servers import Herd, problems, rows, running_herd
@@ -251,6 +252,11 @@ def test_what_cannot_be_distributed_is_refused(app: Connection, kind: str) -> No
     assert rows(app, "SELECT table_name FROM citus_tables") == []
 
 
+def as_reader(herd: Herd) -> Connection:
+    parameters = {**herd.databases.parameters(0), "user": "reader", "password": "owner-secret"}
+    return psycopg.connect(make_conninfo("", **parameters), autocommit=True)
+
+
 def test_only_the_owner_role_may_distribute(herd: Herd, app: Connection) -> None:
     app.execute(SETUP)
     app.execute("GRANT ALL ON SCHEMA shop TO reader, stranger; GRANT ALL ON t TO reader")
@@ -294,9 +300,7 @@ def test_others_use_a_table_as_they_were_granted(herd: Herd, app: Connection) ->
     )
     app.execute("SELECT create_reference_table('r'); GRANT USAGE ON SCHEMA shop TO reader")
     app.execute("GRANT SELECT (k), INSERT ON t TO reader; GRANT SELECT, INSERT, UPDATE ON r TO reader")
-    with psycopg.connect(
-        **{**herd.databases.parameters(0), "user": "reader", "password": "owner-secret"}, autocommit=True
-    ) as reader:
+    with as_reader(herd) as reader:
         reader.execute(
             "INSERT INTO shop.t VALUES (1, 2); INSERT INTO shop.r VALUES (1, 1); UPDATE shop.r SET n = 5"
         )

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -231,15 +232,17 @@ class Herd:
 
 
 _templates: list[tempfile.TemporaryDirectory[str]] = []
+_template_lock = threading.Lock()
 
 
 def _template_directory() -> Path:
-    if not _templates:
-        _templates.append(tempfile.TemporaryDirectory(prefix="pgherd-template-"))
-        directory = Path(_templates[0].name)
-        make_data_directory(directory / "first", directory / "data")
-        shutil.rmtree(directory / "first")
-    return Path(_templates[0].name)
+    with _template_lock:
+        if not _templates:
+            _templates.append(tempfile.TemporaryDirectory(prefix="pgherd-template-"))
+            directory = Path(_templates[0].name)
+            make_data_directory(directory / "first", directory / "data")
+            shutil.rmtree(directory / "first")
+        return Path(_templates[0].name)
 
 
 @contextmanager
@@ -247,7 +250,6 @@ def running_herd(directory: Path, segments: int = 2, shard_count: int = 8) -> It
     """A herd for the length of a ``with`` block; module-scoped fixtures wrap it."""
     herd = Herd(directory, segments, shard_count)
     try:
-        _template_directory()
         yield herd.up()
     finally:
         herd.down()

@@ -1,7 +1,7 @@
 """Makes a server ready for the engine: roles, the database, and the objects in ``sql/``, in an order that rests.
 
-Everything is idempotent and safe to run at each start. The SQL files are templates of one thing, the owner role's name
-(``@owner@`` as an identifier, ``@owner_literal@`` as a string). They run only when they differ from what is installed:
+Everything is idempotent and safe to run at each start. The SQL files are templates of two role names, the owner's and
+the agent's (``@owner@`` as an identifier, ``@owner_literal@`` as a string; likewise ``@agent@``). They run only when they differ from what is installed:
 a digest of their text is kept in the database itself.
 """
 
@@ -32,6 +32,10 @@ COORDINATOR_FILES = (
 )
 SEGMENT_FILES = ("segment.sql", "segment_shards.sql", "shape.sql", "segment_checks.sql")
 
+AGENT = "pgherd_agent"
+"""the role that owns the functions which act for others: it may do what the owner may, cannot log in, and the owner
+cannot change what belongs to it"""
+
 _LOCK = 0x70676865
 """advisory lock: one installer at a time"""
 
@@ -46,9 +50,11 @@ def install(databases: Databases, group: int) -> bool:
         _owner_and_database(connection, databases)
     with databases.connect(group, autocommit=False) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-        # not propagated: these files may be upgrading the very functions that propagate
+        # No event triggers: these files may be upgrading the very functions behind them. And nothing by chance from a
+        # schema that others can write to.
         connection.execute(
-            "SET LOCAL session_replication_role = replica; SET LOCAL client_min_messages = warning"
+            "SET LOCAL session_replication_role = replica; SET LOCAL client_min_messages = warning;"
+            "SET LOCAL search_path TO pg_catalog, pg_temp"
         )
         text = script(COORDINATOR_FILES if group == COORDINATOR else SEGMENT_FILES, databases.owner)
         if _digest_installed(connection) == _digest(text):
@@ -64,12 +70,13 @@ def install(databases: Databases, group: int) -> bool:
 def is_installed(databases: Databases, group: int) -> bool:
     """Whether this group has the owner, the database and this version's SQL objects.
 
-    :return: whether anything was out of date
     :raises Unavailable: the group's primary does not answer
     """
     with databases.connect(group, database="postgres") as connection:
         if (
-            connection.execute("SELECT FROM pg_database WHERE datname = %s", [databases.database]).fetchone()
+            connection.execute(
+                "SELECT 1 FROM pg_database WHERE datname = %s", [databases.database]
+            ).fetchone()
             is None
         ):
             return False
@@ -96,25 +103,28 @@ def script(files: tuple[str, ...], owner: str) -> str:
     folder = resources.files(__package__).joinpath("sql")
     text = "\n".join(folder.joinpath(name).read_text("utf-8") for name in files)
     identifier, literal = sql.Identifier(owner).as_string(), sql.Literal(owner).as_string()
+    quoted = sql.Literal(identifier).as_string()
+    agent = sql.Identifier(AGENT).as_string()
+    text = text.replace("@agent_literal@", sql.Literal(AGENT).as_string()).replace("@agent@", agent)
     return (
-        text.replace("@owner_literal@", literal)
-        .replace("'@owner@'", f"'{identifier}'")
-        .replace("@owner@", identifier)
+        text.replace("@owner_literal@", literal).replace("'@owner@'", quoted).replace("@owner@", identifier)
     )
 
 
 def _owner_and_database(connection: Connection, databases: Databases) -> None:
     owner, name = sql.Identifier(databases.owner), sql.Identifier(databases.database)
     connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
-    # A row without columns is an empty tuple, and that is false.
-    if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [databases.owner]).fetchone() is None:
+    if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [databases.owner]).fetchone() is None:
         connection.execute(
             sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
                 owner, sql.Literal(databases.credentials.owner)
             )
         )
+    if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [AGENT]).fetchone() is None:
+        connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(AGENT)))
+    connection.execute(sql.SQL("GRANT {} TO {}").format(owner, sql.Identifier(AGENT)))
     if (
-        connection.execute("SELECT FROM pg_database WHERE datname = %s", [databases.database]).fetchone()
+        connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [databases.database]).fetchone()
         is None
     ):
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))

@@ -47,12 +47,12 @@ def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
     """Let a segment take part; see :meth:`pgherd.engine.base.Engine.admit`."""
     with superuser(databases, COORDINATOR, autocommit=False) as connection:
         connection.execute("SELECT pgherd.change_segments()")
-        if connection.execute("SELECT FROM pgherd.segment WHERE group_id = %s", [group]).fetchone():
+        if connection.execute("SELECT 1 FROM pgherd.segment WHERE group_id = %s", [group]).fetchone():
             _set_addresses(connection, group, endpoints)
             return
         _drop_doors(connection, group)
         _create_server(connection, databases, group, endpoints)
-        _open_doors(connection, databases, group)
+        _open_doors(connection, group)
         connection.execute("SELECT pgherd.furnish_segment(%s)", [group])
         connection.execute(
             "INSERT INTO pgherd.segment (group_id, server_name) VALUES (%s, %s)", [group, server_name(group)]
@@ -68,7 +68,7 @@ def reopen(databases: Databases) -> None:
             "  FROM pgherd.segment s JOIN pg_foreign_server f ON f.srvname = s.server_name"
         ).fetchall()
         for group, present in rows:
-            _open_doors(connection, databases, group)
+            _open_doors(connection, group)
             names = {option.partition("=")[0] for option in present}
             for name, value in SERVER_OPTIONS.items():
                 if f"{name}={value}" not in present:
@@ -204,12 +204,9 @@ def _create_server(connection: Connection, databases: Databases, group: int, end
             ),
         )
     )
-    connection.execute(
-        sql.SQL("GRANT USAGE ON FOREIGN SERVER {} TO {}").format(server, sql.Identifier(databases.owner))
-    )
 
 
-def _open_doors(connection: Connection, databases: Databases, group: int) -> None:
+def _open_doors(connection: Connection, group: int) -> None:
     """The ways into a segment: tables to execute, to ask for sizes and for a query's rows; the schema of per-segment
     relations."""
     names = {
@@ -218,20 +215,17 @@ def _open_doors(connection: Connection, databases: Databases, group: int) -> Non
         "query": sql.Identifier("pgherd", f"query_{group}"),
         "schema": sql.Identifier(f"pgherd_segment_{group}"),
         "server": sql.Identifier(server_name(group)),
-        "owner": sql.Identifier(databases.owner),
     }
     connection.execute(
         sql.SQL(
             "CREATE FOREIGN TABLE IF NOT EXISTS {exec} (sql text, search_path text, wants text, result text)"
             " SERVER {server} OPTIONS (schema_name 'pgherd', table_name 'exec', batch_size '1');"
-            "GRANT SELECT, INSERT ON {exec} TO {owner};"
             "CREATE FOREIGN TABLE IF NOT EXISTS {size} (schema_name name, name name, bytes bigint) SERVER {server}"
             " OPTIONS (schema_name 'pgherd', table_name 'relation_size');"
             'CREATE FOREIGN TABLE IF NOT EXISTS {query} ("row" jsonb) SERVER {server}'
             " OPTIONS (schema_name 'pgherd', table_name 'query');"
-            "GRANT SELECT ON {query} TO {owner};"
             "CREATE SCHEMA IF NOT EXISTS {schema};"
-            "GRANT USAGE, CREATE ON SCHEMA {schema} TO {owner}"
+            "SELECT pgherd.grant_rights()"
         ).format(**names)
     )
 

@@ -187,7 +187,7 @@ BEGIN
     INSERT INTO pgherd.shard (shard_id, relation, index, name)
     SELECT n.id, new, g.index, pgherd.name_with_suffix(base, '_' || n.id)
       FROM (SELECT index FROM pgherd.shard_group WHERE colocation_id = colocation ORDER BY index) g,
-           LATERAL (SELECT nextval('pgherd.shard_id_seq') AS id WHERE g.index >= 0) n;
+           LATERAL (SELECT pgherd.next_shard_id() AS id WHERE g.index >= 0) n;
     PERFORM pgherd.make_twins(new);
     PERFORM pgherd.make_partitions(new);
     RETURN new;

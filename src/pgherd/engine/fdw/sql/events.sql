@@ -60,7 +60,7 @@ END $$;
 -- the caller was allowed to do on the coordinator.
 CREATE OR REPLACE FUNCTION pgherd.follow_as_owner(relation regclass, defaults jsonb) RETURNS void LANGUAGE sql
 SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$ SELECT pgherd.follow(relation, defaults) $$;
-ALTER FUNCTION pgherd.follow_as_owner(regclass, jsonb) OWNER TO @owner@;
+ALTER FUNCTION pgherd.follow_as_owner(regclass, jsonb) OWNER TO @agent@;
 
 -- Runs as whoever gives the command, since it evaluates the defaults of new columns, which are that role's code.
 CREATE OR REPLACE FUNCTION pgherd.follow_all(ids oid[]) RETURNS void LANGUAGE plpgsql
@@ -109,6 +109,9 @@ BEGIN
     IF NOT pgherd.propagating() THEN
         RETURN;
     END IF;
+    IF TG_TAG = 'DROP OWNED' THEN
+        PERFORM pgherd.grant_rights();
+    END IF;
     SELECT array_agg(objid) INTO ids FROM pg_event_trigger_dropped_objects();
     PERFORM pgherd.forget_dropped(ids, (SELECT array_agg(object_name) FROM pg_event_trigger_dropped_objects()
                                          WHERE schema_name = 'pgherd_shards' AND object_type = 'foreign table'));
@@ -140,7 +143,7 @@ BEGIN
     END IF;
 END $$;
 
-ALTER FUNCTION pgherd.forget_dropped(oid[], text[]) OWNER TO @owner@;
+ALTER FUNCTION pgherd.forget_dropped(oid[], text[]) OWNER TO @agent@;
 
 -- Takes a table out of the catalogue, and its colocation with the last table, unless somebody is joining it.
 CREATE OR REPLACE FUNCTION pgherd.forget_table(relation regclass) RETURNS void LANGUAGE plpgsql
@@ -189,3 +192,4 @@ BEGIN
     DROP EVENT TRIGGER IF EXISTS pgherd_after_drop;
     CREATE EVENT TRIGGER pgherd_after_drop ON sql_drop EXECUTE FUNCTION pgherd.after_drop();
 END $$;
+SELECT pgherd.grant_rights();

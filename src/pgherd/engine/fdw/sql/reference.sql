@@ -63,8 +63,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- The owner role's, as the tables are: whoever writes, the copies are written with that role's rights, no more.
-ALTER FUNCTION pgherd.write_through() OWNER TO @owner@;
+-- Whoever writes, the copies are written with the rights of the tables' owner, no more.
+ALTER FUNCTION pgherd.write_through() OWNER TO @agent@;
 
 CREATE OR REPLACE FUNCTION pgherd.delete_copies(t pgherd.distributed_table, keys json, n bigint) RETURNS void
 LANGUAGE plpgsql SET search_path TO pg_catalog, pg_temp AS $$

@@ -2,18 +2,42 @@
 
 GRANT SELECT ON pgherd.settings, pgherd.segment, pgherd.colocation, pgherd.shard_group, pgherd.distributed_table,
                 pgherd.shard TO PUBLIC;
-GRANT INSERT, UPDATE, DELETE ON pgherd.colocation, pgherd.shard_group, pgherd.distributed_table, pgherd.shard TO @owner@;
-GRANT USAGE ON SEQUENCE pgherd.shard_id_seq TO @owner@;
 CREATE SCHEMA IF NOT EXISTS pgherd_shards;
-GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@;
 
 -- 'segments_epoch' changes whenever a segment is admitted or retired; see pgherd.segment_ids().
 INSERT INTO pgherd.settings VALUES ('segments_epoch', '0') ON CONFLICT DO NOTHING;
-GRANT UPDATE (value) ON pgherd.settings TO @owner@;      -- FOR SHARE asks for it
+
+-- Gives the owner role, and the agent that acts for it, all that this schema's functions ask for. Again whenever a
+-- segment was admitted, and after a DROP OWNED, which takes it away.
+CREATE OR REPLACE FUNCTION pgherd.grant_rights() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+SET search_path TO pg_catalog, pg_temp SET client_min_messages TO error AS $$
+DECLARE
+    command text;
+BEGIN
+    GRANT INSERT, UPDATE, DELETE ON pgherd.colocation, pgherd.shard_group, pgherd.distributed_table, pgherd.shard
+       TO @owner@, @agent@;
+    GRANT UPDATE (value) ON pgherd.settings TO @agent@;      -- FOR SHARE asks for it
+    GRANT USAGE ON SEQUENCE pgherd.shard_id_seq TO @agent@;
+    GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@, @agent@;
+    GRANT EXECUTE ON FUNCTION pgherd.lock_ddl(), pgherd.next_shard_id() TO @owner@, @agent@;
+    FOR command IN
+        SELECT format('GRANT USAGE ON FOREIGN SERVER %I', srvname) FROM pg_foreign_server WHERE srvname ~ '^segment_[0-9]+$'
+        UNION ALL
+        SELECT format('GRANT SELECT, INSERT ON pgherd.%I', relname) FROM pg_class
+         WHERE relnamespace = 'pgherd'::regnamespace AND relname ~ '^exec_[0-9]+$'
+        UNION ALL
+        SELECT format('GRANT SELECT ON pgherd.%I', relname) FROM pg_class
+         WHERE relnamespace = 'pgherd'::regnamespace AND relname ~ '^query_[0-9]+$'
+        UNION ALL
+        SELECT format('GRANT USAGE, CREATE ON SCHEMA %I', nspname) FROM pg_namespace WHERE nspname ~ '^pgherd_segment_[0-9]+$'
+    LOOP
+        EXECUTE command || $g$ TO @owner@, @agent@$g$;
+    END LOOP;
+END $$;
 
 -- The admitted segments, for a writer that must reach all of them: a transaction whose snapshot is older than the
 -- last admission would silently leave the new segment out, so it fails with 40001 instead.
-CREATE OR REPLACE FUNCTION pgherd.segment_ids() RETURNS SETOF int LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION pgherd.segment_ids() RETURNS SETOF int LANGUAGE plpgsql SECURITY DEFINER
 SET search_path TO pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -21,6 +45,13 @@ BEGIN
     END IF;
     RETURN QUERY SELECT group_id FROM pgherd.segment ORDER BY group_id;
 END $$;
+
+ALTER FUNCTION pgherd.segment_ids() OWNER TO @agent@;
+
+CREATE OR REPLACE FUNCTION pgherd.next_shard_id() RETURNS bigint LANGUAGE sql SECURITY DEFINER
+SET search_path TO pg_catalog, pg_temp AS $$ SELECT nextval('pgherd.shard_id_seq') $$;
+ALTER FUNCTION pgherd.next_shard_id() OWNER TO @agent@;
+REVOKE EXECUTE ON FUNCTION pgherd.next_shard_id() FROM PUBLIC;
 
 -- Runs SQL on one segment, as the owner role, inside this transaction.
 CREATE OR REPLACE FUNCTION pgherd.on_segment(segment int, sql text, wants text DEFAULT NULL, path text DEFAULT NULL)
@@ -50,7 +81,6 @@ BEGIN
     LOCK TABLE pgherd.ddl_barrier IN ROW EXCLUSIVE MODE;
 END $$;
 REVOKE EXECUTE ON FUNCTION pgherd.lock_ddl() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION pgherd.lock_ddl() TO @owner@;
 
 -- PostgreSQL's name rule: cut the front so that the end survives, in bytes, never inside a character.
 CREATE OR REPLACE FUNCTION pgherd.name_with_suffix(front text, tail text) RETURNS name LANGUAGE plpgsql IMMUTABLE

@@ -5,7 +5,7 @@
 CREATE OR REPLACE FUNCTION pgherd.require_owner_role() RETURNS void LANGUAGE plpgsql
 SET search_path TO pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_user <> @owner_literal@ THEN
+    IF current_user NOT IN (@owner_literal@, @agent_literal@) THEN
         RAISE EXCEPTION 'only the owner role may do this' USING ERRCODE = '42501';
     END IF;
 END $$;

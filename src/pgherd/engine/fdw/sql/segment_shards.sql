@@ -31,8 +31,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Makes the leaf of one hash bucket. Its CHECK keeps strays out while it is not attached, and spares ATTACH the scan.
-CREATE OR REPLACE FUNCTION pgherd.create_shard(
-    twin regclass, shard name, modulus int, remainder int, attach boolean)
+CREATE OR REPLACE FUNCTION pgherd.create_leaf(twin regclass, shard name, modulus int, remainder int, indexes boolean)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
     leaf  text := format('pgherd_shards.%I', shard);
@@ -45,15 +44,51 @@ BEGIN
       JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
      WHERE p.partrelid = twin;
     -- A partition takes over its parent's identity when it is attached, and may not have one of its own before.
-    EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY, CONSTRAINT pgherd_placement '
+    EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY %s, CONSTRAINT pgherd_placement '
                    'CHECK (satisfies_hash_partition(%s::oid, %s, %s, %I)))',
-                   leaf, twin, twin::oid, modulus, remainder, key);
+                   leaf, twin, CASE WHEN indexes THEN '' ELSE 'EXCLUDING INDEXES' END,
+                   twin::oid, modulus, remainder, key);
     IF owner <> current_user::regrole THEN
         EXECUTE format('ALTER TABLE %s OWNER TO %s', leaf, owner);
     END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION pgherd.create_shard(
+    twin regclass, shard name, modulus int, remainder int, attach boolean)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+BEGIN
+    PERFORM pgherd.create_leaf(twin, shard, modulus, remainder, true);
     IF attach THEN
         PERFORM pgherd.attach_shard(twin, shard, modulus, remainder);
     END IF;
+END
+$$;
+
+-- Gives a leaf that was made without indexes, and has its rows by now, all that its twin has: twice as fast as filling
+-- them row by row. ATTACH finds them and has nothing to build.
+CREATE OR REPLACE FUNCTION pgherd.index_shard(twin regclass, shard name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+DECLARE
+    i      record;
+    prefix text;
+BEGIN
+    FOR i IN SELECT x.indexrelid, x.indisunique, c.relname, k.oid AS con
+               FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid
+               LEFT JOIN pg_constraint k ON k.conindid = x.indexrelid AND k.conrelid = x.indrelid
+                                        AND k.contype IN ('p', 'u', 'x')
+              WHERE x.indrelid = twin ORDER BY x.indexrelid
+    LOOP
+        IF i.con IS NOT NULL THEN
+            EXECUTE format('ALTER TABLE pgherd_shards.%I ADD %s', shard, pg_get_constraintdef(i.con));
+        ELSE
+            prefix := format('CREATE %sINDEX %I ON ONLY %s ', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
+                             i.relname, twin);
+            ASSERT starts_with(pg_get_indexdef(i.indexrelid), prefix);
+            EXECUTE format('CREATE %sINDEX ON pgherd_shards.%I %s', CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END,
+                           shard, substr(pg_get_indexdef(i.indexrelid), length(prefix) + 1));
+        END IF;
+    END LOOP;
 END
 $$;
 
