@@ -100,9 +100,7 @@ def _wanted_configs(
 
 def wanted_config(engine: Engine, cluster: PostgresCluster, group: int) -> dict[str, Any]:
     """Patroni's dynamic configuration as it should be in this group."""
-    parameters = {
-        name: str(value) for name, value in engine.parameters(group, cluster.spec.shard_count).items()
-    }
+    parameters = engine.parameters(group, cluster.spec.shard_count)
     return dynamic_config(cluster, group, parameters, engine.preload_libraries())
 
 
