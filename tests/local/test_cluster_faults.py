@@ -127,3 +127,15 @@ def test_a_power_cut_during_creation_is_no_harm() -> None:
         home.run("start", "shop")
         home.wait_phase("Running")
         assert home.query("SELECT 1") == [(1,)]
+
+
+def test_a_supervisor_of_another_version_is_replaced(home: Home) -> None:
+    """After an upgrade of pgherd the next command starts its own supervisor; databases don't notice."""
+    before, members = home.supervisor(), patronis(home)
+    assert before is not None
+    (home.path / "supervisor.lock").write_text(f"{before.pid} 0.0.1")
+    home.up(declaration())
+    after = home.supervisor()
+    assert after is not None
+    assert after.pid != before.pid
+    assert patronis(home) == members

@@ -54,7 +54,7 @@ def standbys(cluster: PostgresCluster, group_id: int) -> int:
 def dynamic_config(
     cluster: PostgresCluster,
     group_id: int,
-    engine_parameters: Mapping[str, str],
+    engine_parameters: Mapping[str, str | int | bool],
     preload: Sequence[str],
     *,
     networks: Sequence[str] = LOOPBACK,
@@ -116,7 +116,7 @@ def _memory(cluster: PostgresCluster, group_id: int, local: bool) -> dict[str, s
 def _parameters(
     cluster: PostgresCluster,
     memory: Mapping[str, str],
-    engine_parameters: Mapping[str, str],
+    engine_parameters: Mapping[str, str | int | bool],
     preload: Sequence[str],
 ) -> dict[str, str]:
     user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}

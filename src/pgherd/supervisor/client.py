@@ -6,8 +6,10 @@ done makes sure that a daemon runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pgherd import __version__
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
@@ -377,9 +380,11 @@ class Client:
 
         :raises PgherdError: it does not start
         """
-        if self._daemon_runs():
-            return
         home = self._platform.home
+        if (running := daemon.probe(home)) is not None:
+            if running.pid == 0 or running.version == __version__:
+                return
+            self._retire_daemon(running)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         arguments = [sys.executable, "-m", "pgherd.supervisor", str(home)]
         with (home / daemon.LOG).open("a") as log:
@@ -397,8 +402,19 @@ class Client:
                 raise PgherdError(f"the supervisor does not start: see {home / daemon.LOG}")
             time.sleep(0.05)
 
+    def _retire_daemon(self, running: daemon.Running) -> None:
+        """After an upgrade: a daemon of another version would carry on with the old program."""
+        logger.info("supervisor %s is of version %s: replacing it", running.pid, running.version)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 60.0
+        while (now := daemon.probe(self._platform.home)) is not None and now.pid == running.pid:
+            if time.monotonic() > deadline:
+                raise PgherdError(f"supervisor {running.pid} does not end: end it, then try again")
+            time.sleep(0.05)
+
     def _daemon_runs(self) -> bool:
-        return daemon.probe(self._platform.home)
+        return daemon.probe(self._platform.home) is not None
 
     # helpers
 

@@ -12,9 +12,11 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pgherd import __version__
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.supervisor.loop import ClusterLoop
@@ -39,23 +41,32 @@ def acquire(home: Path) -> IO[str] | None:
         file.close()
         return None
     file.truncate(0)
-    file.write(str(os.getpid()))
+    file.write(f"{os.getpid()} {__version__}")
     file.flush()
     return file
 
 
-def probe(home: Path) -> bool:
-    """Whether a daemon runs in this home (its lock is held)."""
+@dataclass(frozen=True)
+class Running:
+    """The daemon that holds the lock."""
+
+    pid: int
+    version: str
+
+
+def probe(home: Path) -> Running | None:
+    """The daemon that runs in this home (its lock is held), or None."""
     try:
         file = (home / LOCK).open("r")
     except FileNotFoundError:
-        return False
+        return None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
-        return False
+            pid, _, version = file.read().partition(" ")
+            return Running(int(pid or 0), version)  # 0: it has only just taken the lock
+        return None
 
 
 class Daemon:
