@@ -101,6 +101,16 @@ class Pgherd:
         """
         await_true(lambda: self.status(name)["phase"] == "Running", within, f"{name} to be Running again")
 
+    def save_evidence(self, directory: Path) -> None:
+        """Copy what tells why something went wrong: the status, and the logs of the supervisor and all members."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        with suppress(RunError):
+            (directory / "status.json").write_text(self("list", "-o", "json", timeout=30))
+        for log in [*self.home.glob("*.log"), *self.home.glob("*/*.log"), *self.home.glob("*/log/*.log")]:
+            with suppress(OSError):
+                shutil.copy(log, directory / log.name)
+
     def remove_everything(self) -> None:
         """Delete every cluster of this home with its data, then the home."""
         if not self.home.exists():

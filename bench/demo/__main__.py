@@ -54,6 +54,9 @@ def _perform(console: Console) -> int:
     demo = Demo(pgherd, plain, report, say)
     try:
         _play(demo, report)
+        if report.problems():
+            pgherd.save_evidence(DIRECTORY / "evidence")
+            say("evidence", f"the status and all logs are in {DIRECTORY / 'evidence'}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _leave(pgherd, plain, console)

@@ -76,7 +76,9 @@ class Demo:
         return psycopg.connect(self._dsn, autocommit=True)
 
     def _up(self) -> None:
-        self._report.ready_s, _ = timed(lambda: self._pgherd("up", "-f", str(DECLARATION)))
+        self._report.ready_s, _ = timed(
+            lambda: self._pgherd("up", "-f", str(DECLARATION), "--timeout", "120")
+        )
         self._dsn = self._pgherd.dsn(NAME)
         self._say(
             "up", f"a coordinator and 2 segments, each with a standby, ready in {self._report.ready_s:.1f} s"
