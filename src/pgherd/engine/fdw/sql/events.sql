@@ -40,7 +40,7 @@ BEGIN
                FROM pgherd.distributed_table t
                JOIN pg_attribute a ON a.attrelid = t.relation
                JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
-              WHERE t.relation = new_defaults.relation AND a.attgenerated = '' AND NOT a.attisdropped
+              WHERE t.relation = new_defaults.relation AND t.kind = 'distributed' AND a.attgenerated = '' AND NOT a.attisdropped
                 AND NOT t.shape -> 'columns' ? a.attnum::text
     LOOP
         IF d.adbin::text ~ 'NEXTVALUEEXPR' OR EXISTS (

@@ -187,6 +187,31 @@ SET search_path TO pg_catalog, pg_temp AS $$
       FROM pgherd.segment_ids() s
 $$;
 
+-- Whether a command gave a plain table's rows values that only it knows (USING, a volatile default, an identity), so
+-- that the copies of a reference table cannot follow by the same command and are made anew.
+CREATE OR REPLACE FUNCTION pgherd.rows_rewritten(was jsonb, now jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE
+SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT FROM pgherd.paired(was -> 'columns', now -> 'columns') c
+         WHERE n IS NOT NULL AND (o IS NULL OR (o ->> 'type', o ->> 'collation', o ->> 'expression_oid')
+                                  IS DISTINCT FROM (n ->> 'type', n ->> 'collation', n ->> 'expression_oid')))
+$$;
+
+CREATE OR REPLACE FUNCTION pgherd.refill_copy(relation regclass, shape jsonb, segment int) RETURNS void LANGUAGE plpgsql
+SET search_path TO pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pgherd.on_segment(segment, pgherd.twin_ddl(shape, NULL));
+    EXECUTE pgherd.insert_copy_ddl(relation, shape, relation::text, segment);
+END $$;
+
+CREATE OR REPLACE FUNCTION pgherd.insert_copy_ddl(relation regclass, shape jsonb, source text, segment int) RETURNS text
+LANGUAGE sql STABLE SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT format('INSERT INTO %I.%I (%s) SELECT %s FROM %s', 'pgherd_segment_' || segment,
+                  pgherd.segment_relation((shape ->> 'schema')::name, (shape ->> 'name')::name), columns, columns, source)
+      FROM (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) AS columns FROM pg_attribute
+             WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped AND attgenerated = '') c
+$$;
+
 -- Brings the segments' tables in step with the coordinator's.
 --
 -- defaults: for each new column with a default the value that rows of now get, by column number, as text
@@ -198,6 +223,7 @@ DECLARE
     change  record;
     segment int;
     script  text := '';
+    rewrite boolean;
 BEGIN
     PERFORM pgherd.require_owner_role();
     SELECT * INTO t FROM pgherd.distributed_table d WHERE d.relation = follow.relation FOR UPDATE;
@@ -224,7 +250,12 @@ BEGIN
             END LOOP;
         END IF;
     END LOOP;
-    IF script <> '' THEN
+    rewrite := t.kind = 'reference' AND pgherd.rows_rewritten(t.shape, now);
+    IF rewrite THEN
+        FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
+            PERFORM pgherd.refill_copy(relation, now, segment);
+        END LOOP;
+    ELSIF script <> '' THEN
         PERFORM pgherd.on_all_segments(script);
         IF t.kind = 'distributed' THEN      -- what only segments have may have followed a column
             now := now || jsonb_build_object('constraints', pgherd.constraints_on_segments(now));

@@ -11,14 +11,6 @@ SET search_path TO pg_catalog, pg_temp AS $$
            ('pgherd_truncate', 'AFTER TRUNCATE ON %s')
 $$;
 
-CREATE OR REPLACE FUNCTION pgherd.insert_copy_ddl(t pgherd.distributed_table, source text, segment int) RETURNS text
-LANGUAGE sql STABLE SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT format('INSERT INTO %I.%I (%s) SELECT %s FROM %s', 'pgherd_segment_' || segment,
-                  pgherd.segment_relation((t.shape ->> 'schema')::name, (t.shape ->> 'name')::name), columns, columns, source)
-      FROM (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) AS columns FROM pg_attribute
-             WHERE attrelid = t.relation AND attnum > 0 AND NOT attisdropped AND attgenerated = '') c
-$$;
-
 CREATE OR REPLACE FUNCTION pgherd.primary_key(relation regclass) RETURNS text[] LANGUAGE sql STABLE
 SET search_path TO pg_catalog, pg_temp AS $$
     SELECT array_agg(quote_ident(a.attname) ORDER BY k.ord)
@@ -57,7 +49,7 @@ BEGIN
     END IF;
     IF TG_OP IN ('INSERT', 'UPDATE') THEN
         FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
-            EXECUTE pgherd.insert_copy_ddl(t, 'pgherd_new', segment);
+            EXECUTE pgherd.insert_copy_ddl(TG_RELID, t.shape, 'pgherd_new', segment);
         END LOOP;
     END IF;
     RETURN NULL;
@@ -133,9 +125,8 @@ END $$;
 CREATE OR REPLACE FUNCTION pgherd.make_copy(t pgherd.distributed_table, segment int) RETURNS void LANGUAGE plpgsql
 SET search_path TO pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pgherd.on_segment(segment, pgherd.twin_ddl(t.shape, NULL));
     EXECUTE pgherd.segment_relation_ddl(t.shape, segment);
-    EXECUTE pgherd.insert_copy_ddl(t, t.relation::text, segment);
+    PERFORM pgherd.refill_copy(t.relation, t.shape, segment);
 END $$;
 
 -- Makes the segments' copies anew from the coordinator's rows.
@@ -152,7 +143,6 @@ BEGIN
         PERFORM pgherd.refuse(format('%s is not a reference table', pgherd.label(table_name)), NULL, NULL, '42809');
     END IF;
     FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
-        PERFORM pgherd.on_segment(segment, pgherd.twin_ddl(t.shape, NULL));
-        EXECUTE pgherd.insert_copy_ddl(t, t.relation::text, segment);
+        PERFORM pgherd.refill_copy(t.relation, t.shape, segment);
     END LOOP;
 END $$;
