@@ -199,6 +199,49 @@ def test_every_kind_of_column_survives(herd: Herd) -> None:
         connection.execute("DROP TABLE wide")
 
 
+def test_every_kind_of_index_arrives_ready_made(herd: Herd) -> None:
+    with herd.connect() as connection:
+        connection.execute(
+            "CREATE TABLE sought (id bigint, a int, b text, c tsvector, UNIQUE (id, a) INCLUDE (b) DEFERRABLE,"
+            " PRIMARY KEY (id))"
+        )
+        connection.execute("SELECT create_distributed_table('sought', 'id', colocate_with => 'kept')")
+        for index in (
+            'INDEX "we ird USING" ON sought USING gin (c)',
+            'INDEX ON sought (lower(b) COLLATE "C" text_pattern_ops DESC NULLS LAST) WHERE a > 3',
+            "UNIQUE INDEX ON sought (id, b) NULLS NOT DISTINCT WITH (fillfactor = 70)",
+            "INDEX ON sought USING hash (a)",
+            "INDEX ON sought USING brin (a)",
+        ):
+            connection.execute(f"CREATE {index}".encode())
+        connection.execute(
+            "INSERT INTO sought SELECT g, g, g, to_tsvector(g::text) FROM generate_series(1, 99) g"
+        )
+    definitions = indexes_on(herd, place_of(herd), "sought")
+    assert len(definitions) == 7
+    move(herd)
+    assert indexes_on(herd, place_of(herd), "sought") == definitions
+    with herd.connect() as connection:
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            connection.execute("INSERT INTO sought SELECT * FROM sought")
+        connection.execute("DROP TABLE sought")
+
+
+def indexes_on(herd: Herd, segment: int, table: str) -> list[tuple[str, str | None, bool]]:
+    """What follows the name of each index of the table's first leaf, its constraint, whether its twin has it too."""
+    with herd.connect(segment) as connection:
+        return connection.execute(
+            "SELECT regexp_replace(pg_get_indexdef(i.indexrelid), '^.* ON [^ ]* (?=USING)', ''),"
+            " pg_get_constraintdef(k.oid), h.inhparent IS NOT NULL"
+            " FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
+            " LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid"
+            " LEFT JOIN pg_inherits h ON h.inhrelid = i.indexrelid"
+            " WHERE c.relname LIKE %s AND c.relkind = 'r' AND c.relname ="
+            " (SELECT min(relname::text) FROM pg_class WHERE relname LIKE %s AND relkind = 'r') ORDER BY 1, 2",
+            [f"{table}\\_%"] * 2,
+        ).fetchall()
+
+
 def test_definitions_wait_for_the_move_and_then_change(herd: Herd) -> None:
     done = threading.Event()
     waited: list[bool] = []

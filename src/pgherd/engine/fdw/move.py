@@ -220,7 +220,7 @@ class Move:
         with self._target_owner.transaction():
             for shard in self._parcel.shards:
                 self._target_owner.execute(
-                    "SELECT pgherd.create_shard(%s::regclass, %s, %s, %s, false)",
+                    "SELECT pgherd.create_leaf(%s::regclass, %s, %s, %s, false)",
                     [shard.table, shard.name, self._parcel.modulus, self._group.index],
                 )
                 self._target_owner.execute(
@@ -241,7 +241,7 @@ class Move:
         self._source_owner.execute("COMMIT")
         slot.close()
         self._control.checkpoint("copied")
-        self._analyze()
+        self._index()
         create_subscription(self._databases, self._target, self._parcel)
         self._control.checkpoint("subscribed")
         self._cut_over()
@@ -256,7 +256,7 @@ class Move:
             )
             self._copy()
             self._control.checkpoint("copied")
-            self._analyze()
+            self._index()
             cutover.switch(lambda: None)
         self._after_switch("switched")
 
@@ -298,10 +298,15 @@ class Move:
             lambda: self._control.checkpoint("copying"),
         )
 
-    def _analyze(self) -> None:
-        """So that the first queries there are planned well."""
+    def _index(self) -> None:
+        """Build the indexes, now that the rows are there, and look at the rows, so that queries are planned well."""
+        watch = polite_watch(self._control, lambda: f"building the indexes of shard group {self._group}")
+        self._target_owner.execute("SET synchronous_commit = off")
         for shard in self._parcel.shards:
-            self._target_owner.execute(sql.SQL("ANALYZE {}").format(leaf(shard)))
+            build = sql.SQL("SELECT pgherd.index_shard({}::regclass, {})").format(shard.table, shard.name)
+            patiently(self._target_owner, build, watch)
+            patiently(self._target_owner, sql.SQL("ANALYZE {}").format(leaf(shard)), watch)
+        self._target_owner.execute("RESET synchronous_commit")
 
     # catching up and switching
 

@@ -7,8 +7,10 @@ commit is the decision. Every wait in between is bounded; when one is not kept, 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -30,6 +32,20 @@ COMMIT_SECONDS = 0.5
 """how long the target's commit may take (with its standby)"""
 
 
+_turn = threading.Lock()
+"""One switch at a time in this process: while one waits for a lock behind another, writers wait behind both."""
+
+
+@contextmanager
+def _own_turn() -> Iterator[None]:
+    if not _turn.acquire(timeout=1):
+        raise BlockedError("another move is switching")
+    try:
+        yield
+    finally:
+        _turn.release()
+
+
 @dataclass(frozen=True)
 class Cutover:
     """How one move switches."""
@@ -49,7 +65,7 @@ class Cutover:
 
         :raises BlockedError: others were in the way; worth another try
         """
-        with self.desk.transaction():
+        with _own_turn(), self.desk.transaction():
             self._lock_tables_briefly()
             locked = time.monotonic()
             markers.send()
