@@ -48,7 +48,7 @@ BEGIN
                    'CHECK (satisfies_hash_partition(%s::oid, %s, %s, %I)))',
                    leaf, twin, CASE WHEN indexes THEN '' ELSE 'EXCLUDING INDEXES' END,
                    twin::oid, modulus, remainder, key);
-    IF owner <> current_user::regrole THEN
+    IF owner <> quote_ident(current_user)::regrole THEN
         EXECUTE format('ALTER TABLE %s OWNER TO %s', leaf, owner);
     END IF;
 END
