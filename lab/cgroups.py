@@ -91,12 +91,13 @@ def kill(path: str = NAME, *, deadline: float = 30) -> None:
 
 
 def remove(path: str = NAME, *, deadline: float = 30) -> None:
-    """Remove an empty cgroup with all below it.
+    """End everything in a cgroup and remove it with all below it; what comes in meanwhile is ended as well.
 
     :raises LabError: the kernel still refuses after `deadline` seconds
     """
     end = time.monotonic() + deadline
     while folders := list(_tree(path)):
+        kill(path)
         for folder in reversed(folders):
             with contextlib.suppress(OSError):  # the dead leave a cgroup a moment after they are gone
                 folder.rmdir()

@@ -67,7 +67,6 @@ def down(settings: Settings) -> None:
 
     What runs is listed by the cgroups, what the kernel keeps for it ends with it, and the rest is one directory.
     """
-    cgroups.kill()
     cgroups.remove()
     machines.erase(settings)
 
@@ -141,8 +140,22 @@ def _wait_until_ready(settings: Settings) -> None:
         pause=0.3,
         hint="see `lab status`",
     )
-    rollout = ["rollout", "status", "deployment/coredns", "--namespace=kube-system"]
-    kubectl(settings, *rollout, f"--timeout={READY_DEADLINE:.0f}s", timeout=READY_DEADLINE + 10)
+    wait_until(
+        lambda: _is_dns_ready(settings),
+        "the cluster's DNS",
+        deadline=READY_DEADLINE,
+        pause=0.3,
+        hint="see its pods' logs",
+    )
+
+
+def _is_dns_ready(settings: Settings) -> bool:
+    ask = ["get", "deployment", "coredns", "--namespace=kube-system", "--output=json", "--request-timeout=5s"]
+    try:
+        found = json.loads(kubectl(settings, *ask))
+    except LabError:
+        return False
+    return bool(found["status"].get("availableReplicas", 0) == found["spec"]["replicas"])
 
 
 def is_ready(settings: Settings, node: Machine) -> bool:

@@ -102,7 +102,6 @@ def switch_off(machine: Machine) -> None:
     pid = init_pid(machine)
     if pid is not None:
         os.kill(pid, 9)  # the kernel takes the rest of the machine with it
-    cgroups.kill(machine.cgroup)
     cgroups.remove(machine.cgroup)
 
 

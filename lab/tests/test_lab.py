@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lab import cgroups, cluster
+from lab import cgroups, cluster, components, debian
 from lab.errors import LabError
 from lab.settings import Settings
 from lab.shell import run, wait_until
@@ -47,8 +47,6 @@ def settings() -> Settings:
 @pytest.fixture(scope="module")
 def before(settings: Settings) -> dict[str, set[str]]:
     """What the machine has without a lab; taken when all components are built and all packages installed."""
-    from lab import components, debian
-
     debian.install()
     components.build(settings)
     return footprint(settings)
@@ -289,7 +287,10 @@ def test_going_down_leaves_nothing(settings: Settings, before: dict[str, set[str
     assert leftovers(before, footprint(settings)) == {}
 
 
-@pytest.mark.parametrize("moment", ["pki/ca.crt", "machines/control-plane/booted", "machines/node2/booted"])
+@pytest.mark.parametrize(
+    "moment",
+    ["pki/ca.crt", "machines/control-plane/booted", "machines/node2/booted", "machines/node3/equipped"],
+)
 def test_going_down_after_a_killed_up_leaves_nothing(
     settings: Settings, before: dict[str, set[str]], moment: str
 ) -> None:
