@@ -104,7 +104,8 @@ def _load_image(settings: Settings, arguments: argparse.Namespace) -> None:
     print(cluster.load_image(settings, arguments.file))
 
 
-def _run(_: Settings, arguments: argparse.Namespace) -> None:
+def _run(settings: Settings, arguments: argparse.Namespace) -> None:
     """Become the command; does not return."""
+    cluster.demand_lab(settings)
     command = [*machines.entering_network(CONTROL_PLANE), *arguments.command]
     os.execvp(command[0], command)

@@ -199,7 +199,7 @@ def status(settings: Settings) -> list[MachineStatus]:
 
     :raises LabError: there is no lab
     """
-    _demand_lab(settings)
+    demand_lab(settings)
     links = network.links() if machines.init_pid(CONTROL_PLANE) else {}
     readiness = _readiness(settings)
     return [_status_of(settings, machine, links, readiness) for machine in settings.machines]
@@ -225,7 +225,8 @@ def _services_of(settings: Settings, machine: Machine) -> list[str]:
     return ["containerd", "kubelet", "kube-proxy"]
 
 
-def _demand_lab(settings: Settings) -> None:
+def demand_lab(settings: Settings) -> None:
+    """:raises LabError: there is no lab"""
     if not settings.state.exists():
         raise LabError("there is no lab here; `lab up` makes one")
 
@@ -237,20 +238,20 @@ def _demand_power(node: Machine) -> None:
 
 def kill_node(settings: Settings, node: Machine) -> None:
     """Power failure of a node."""
-    _demand_lab(settings)
+    demand_lab(settings)
     machines.switch_off(node)
 
 
 def cut(settings: Settings, node: Machine) -> None:
     """Pull a node's cable; it and its pods go on alone."""
-    _demand_lab(settings)
+    demand_lab(settings)
     _demand_power(node)
     network.cut(node)
 
 
 def mend(settings: Settings, node: Machine) -> None:
     """Whatever was done to a node: switch it on again, plug its cable in, start its kubelet."""
-    _demand_lab(settings)
+    demand_lab(settings)
     if _is_booted(settings, node):
         network.mend(node)
         start_kubelet(settings, node)
@@ -270,27 +271,27 @@ def _is_booted(settings: Settings, node: Machine) -> bool:
 
 def stop_kubelet(settings: Settings, node: Machine) -> None:
     """The node's pods go on, but nobody reports on them or obeys the control plane."""
-    _demand_lab(settings)
+    demand_lab(settings)
     _demand_power(node)
     machines.unset_service(settings, node, "kubelet")
 
 
 def start_kubelet(settings: Settings, node: Machine) -> None:
     """The end of `stop_kubelet`."""
-    _demand_lab(settings)
+    demand_lab(settings)
     _demand_power(node)
     machines.set_service(settings, node, services.kubelet(settings, node))
 
 
 def stop_api(settings: Settings) -> None:
     """Take the API server away from everyone."""
-    _demand_lab(settings)
+    demand_lab(settings)
     machines.unset_service(settings, CONTROL_PLANE, "kube-apiserver")
 
 
 def start_api(settings: Settings) -> None:
     """The end of `stop_api`; returns when it answers."""
-    _demand_lab(settings)
+    demand_lab(settings)
     machines.set_service(settings, CONTROL_PLANE, services.apiserver(settings))
     _wait_for_api(settings)
 
@@ -300,7 +301,7 @@ def load_image(settings: Settings, archive: Path) -> str:
 
     :return: the names of the images, one a line
     """
-    _demand_lab(settings)
+    demand_lab(settings)
     on = [node for node in settings.nodes if machines.init_pid(node) is not None]
     if not on:
         raise LabError("no node is on")

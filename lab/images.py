@@ -12,7 +12,7 @@ from typing import Any
 
 from lab import machine as machines
 from lab.configs import CONTAINERD_SOCKET
-from lab.errors import BadRequestError
+from lab.errors import BadRequestError, CommandError, LabError
 from lab.settings import Machine
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -83,7 +83,7 @@ def load(node: Machine, archive: Path) -> str:
 
     :return: the names of its images, one a line
     :raises BadRequestError: there is no such file
-    :raises CommandError: it is no image archive
+    :raises LabError: it is no image archive, or the node can't take it
     """
     if not archive.is_file():
         raise BadRequestError(f"{archive}: no such file")
@@ -97,6 +97,11 @@ def load(node: Machine, archive: Path) -> str:
         "import",
         "--all-platforms",
     ]
-    with archive.open("rb") as content:
-        said = machines.inside(node, *ctr, "-", stdin=content, timeout=600)
+    try:
+        with archive.open("rb") as content:
+            said = machines.inside(node, *ctr, "-", stdin=content, timeout=600)
+    except CommandError as error:
+        raise LabError(
+            f"{archive} can't be brought into {node.name}: is it an image archive? {error}"
+        ) from error
     return "\n".join(line.split()[1] for line in said.splitlines() if line.startswith("unpacking"))

@@ -207,6 +207,11 @@ def test_an_image_archive_is_brought_into_all_nodes(settings: Settings, up: floa
     assert "localhost/lab-tool:1" in lab("load-image", str(settings.images / "tool.tar"))
 
 
+def test_a_file_that_is_no_image_is_refused_by_name(up: float) -> None:
+    with pytest.raises(LabError, match="can't be brought into node"):
+        lab("load-image", str(ROOT / "lab" / "README.md"))
+
+
 def test_a_cut_node_lives_on_alone_and_comes_back_when_mended(settings: Settings, up: float) -> None:
     node = settings.node(2)
     cut, other = pod_on(settings, 2), pod_on(settings, 1)
