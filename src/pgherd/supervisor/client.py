@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
-from pgherd.engine.base import Finding
+from pgherd.engine.base import Finding, ShardGroupId
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model import spec as declaration
@@ -130,14 +130,7 @@ class Client:
                 "source": group_name(move.source),
                 "target": group_name(move.target),
                 "bytes": move.bytes,
-                "tables": next(
-                    (
-                        list(t)
-                        for id, t in tables.items()
-                        if (id.colocation, id.index) == (move.colocation, move.index)
-                    ),
-                    [],
-                ),
+                "tables": list(tables.get(ShardGroupId(move.colocation, move.index), ())),
             }
             for move in plan_rebalance(world.engine)
         ]
