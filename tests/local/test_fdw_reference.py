@@ -43,9 +43,10 @@ def test_values_of_every_type_arrive_unchanged(herd: Herd, app: Connection) -> N
         INSERT INTO r (a, b, c, d, e, m, f, g, h, i, j, k, l, n, o, p, q, v) VALUES
             (E'it''s "x" \\\\ %s \\n', timestamptz '2024-02-28 12:00:00.123456+00', decode('00ff5c27', 'hex'),
              1e-30, 1.0 / 3, 'it''s fine', interval '1 year -3 days 04:05:06.789', '{"a": [null, 1e400]}', '{1,NULL}',
-             'infinity', gen_random_uuid(), NULL, 1.0 / 3, '\\200', '[2024-01-01,)', '::1/64', '24:00', '{"NULL",NULL,""}'),
-            ('', '-infinity', '', 'NaN', 'NaN', 'sad', NULL, 'null', '{}', '0044-03-15 BC', NULL, true, '-Infinity', NULL,
-             'empty', NULL, NULL, NULL);
+             'infinity', gen_random_uuid(), NULL, 1.0 / 3, '\\200', '[2024-01-01,)', '::1/64', '24:00',
+             '{"NULL",NULL,""}'),
+            ('', '-infinity', '', 'NaN', 'NaN', 'sad', NULL, 'null', '{}', '0044-03-15 BC', NULL, true, '-Infinity',
+             NULL, 'empty', NULL, NULL, NULL);
     """)  # fmt: skip
     assert problems(herd) == []
     app.execute("UPDATE r SET i = NULL, d = d + 1, c = c || c")
@@ -136,7 +137,8 @@ def test_a_write_without_a_segment_fails_as_a_whole(herd: Herd, app: Connection)
 
 def test_a_copy_that_was_changed_behind_our_back_is_found_and_made_anew(herd: Herd, app: Connection) -> None:
     app.execute(
-        "CREATE TABLE r (k int PRIMARY KEY, n int); SELECT create_reference_table('r'); INSERT INTO r VALUES (1, 1), (2, 2)"
+        "CREATE TABLE r (k int PRIMARY KEY, n int); SELECT create_reference_table('r'); INSERT INTO r"
+        " VALUES (1, 1), (2, 2)"
     )
     with herd.connect(2) as segment:
         segment.execute("UPDATE shop.r SET n = 7 WHERE k = 1")

@@ -100,18 +100,26 @@ def test_everything_a_table_has_goes_over_and_comes_back(herd: Herd, app: Connec
     queries = {
         "rows": "SELECT id, k, s, d, g, v, j, a FROM t ORDER BY s",
         "columns": "SELECT attname, format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated,"
-        " pg_get_expr(adbin, adrelid), attcollation, col_description(attrelid, attnum), attacl::text FROM pg_attribute"
+        " pg_get_expr(adbin, adrelid), attcollation, col_description(attrelid, attnum), attacl::text FROM"
+        " pg_attribute"
         " LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum WHERE attrelid = 't'::regclass AND attnum > 0"
         " AND NOT attisdropped ORDER BY attnum",
         "rights": "SELECT a::text FROM pg_class, unnest(relacl) a WHERE oid = 't'::regclass ORDER BY 1",
-        "checks": "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 't'::regclass AND contype"
+        "checks": "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid ="
+        " 't'::regclass AND contype"
         " IN ('c', 'n') ORDER BY 1",
         "comment": "SELECT obj_description('t'::regclass)",
         "sequences": "SELECT pg_get_serial_sequence('t', 'id'), pg_get_serial_sequence('t', 's')",
         "owner": "SELECT tableowner FROM pg_tables WHERE tablename = 't'",
     }
-    unique = "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 't'::regclass AND contype IN ('p', 'u')"
-    indexes = "SELECT indexname, regexp_replace(indexdef, 'ONLY ', '') FROM pg_indexes WHERE tablename = 't' ORDER BY 1"
+    unique = (
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conrelid = 't'::regclass AND contype IN ('p', 'u')"
+    )
+    indexes = (
+        "SELECT indexname, regexp_replace(indexdef, 'ONLY ', '') FROM pg_indexes"
+        " WHERE tablename = 't' ORDER BY 1"
+    )
     before = {name: rows(app, query) for name, query in queries.items()}
     unique_before, indexes_before = rows(app, unique), rows(app, indexes)
 
@@ -170,10 +178,13 @@ REFUSED = {
         " FROM pgherd.shard; END $$",
         "42809",
     ),
-    "key not in the primary key": ("CREATE TABLE u (k int, n int PRIMARY KEY); SELECT create_distributed_table('u', 'k')", "42P16"),
-    "key not in a unique constraint": ("CREATE TABLE u (k int, n int UNIQUE); SELECT create_distributed_table('u', 'k')", "42P16"),
+    "key not in the primary key": ("CREATE TABLE u (k int, n int PRIMARY KEY); SELECT"
+                                   " create_distributed_table('u', 'k')", "42P16"),
+    "key not in a unique constraint": ("CREATE TABLE u (k int, n int UNIQUE); SELECT"
+                                       " create_distributed_table('u', 'k')", "42P16"),
     "key not in a unique index": (
-        "CREATE TABLE u (k int, n int); CREATE UNIQUE INDEX ON u (n) INCLUDE (k); SELECT create_distributed_table('u', 'k')",
+        "CREATE TABLE u (k int, n int); CREATE UNIQUE INDEX ON u (n) INCLUDE (k); SELECT"
+        " create_distributed_table('u', 'k')",
         "42P16",
     ),
     "deferred": (
@@ -182,9 +193,11 @@ REFUSED = {
     ),
     "temporary": ("CREATE TEMP TABLE u (k int); SELECT create_distributed_table('u', 'k')", "0A000"),
     "unlogged": ("CREATE UNLOGGED TABLE u (k int); SELECT create_distributed_table('u', 'k')", "0A000"),
-    "partitioned": ("CREATE TABLE u (k int) PARTITION BY HASH (k); SELECT create_distributed_table('u', 'k')", "0A000"),
+    "partitioned": ("CREATE TABLE u (k int) PARTITION BY HASH (k); SELECT create_distributed_table('u',"
+                    " 'k')", "0A000"),
     "a partition": (
-        "CREATE TABLE u (k int) PARTITION BY LIST (k); CREATE TABLE u1 PARTITION OF u DEFAULT; SELECT create_distributed_table('u1', 'k')",
+        "CREATE TABLE u (k int) PARTITION BY LIST (k); CREATE TABLE u1 PARTITION OF u DEFAULT; SELECT"
+        " create_distributed_table('u1', 'k')",
         "0A000",
     ),
     "inherited": ("CREATE TABLE u () INHERITS (t); SELECT create_distributed_table('t', 'k')", "0A000"),
@@ -192,14 +205,17 @@ REFUSED = {
     "json key": ("CREATE TABLE u (k json); SELECT create_distributed_table('u', 'k')", "42704"),
     "point key": ("CREATE TABLE u (k point); SELECT create_distributed_table('u', 'k')", "42704"),
     "array key": ("CREATE TABLE u (k int[]); SELECT create_distributed_table('u', 'k')", "0A000"),
-    "enum key": ("CREATE TYPE e AS ENUM ('a'); CREATE TABLE u (k e); SELECT create_distributed_table('u', 'k')", "0A000"),
+    "enum key": ("CREATE TYPE e AS ENUM ('a'); CREATE TABLE u (k e); SELECT create_distributed_table('u',"
+                 " 'k')", "0A000"),
     "regclass key": ("CREATE TABLE u (k regclass); SELECT create_distributed_table('u', 'k')", "0A000"),
-    "domain key": ("CREATE DOMAIN d AS int; CREATE TABLE u (k d); SELECT create_distributed_table('u', 'k')", "0A000"),
+    "domain key": ("CREATE DOMAIN d AS int; CREATE TABLE u (k d); SELECT create_distributed_table('u',"
+                   " 'k')", "0A000"),
     "generated key": (
         "CREATE TABLE u (n int, k int GENERATED ALWAYS AS (n) STORED); SELECT create_distributed_table('u', 'k')",
         "0A000",
     ),
-    "composite column": ("CREATE TYPE c AS (x int); CREATE TABLE u (k int, c c); SELECT create_distributed_table('u', 'k')", "0A000"),
+    "composite column": ("CREATE TYPE c AS (x int); CREATE TABLE u (k int, c c); SELECT"
+                         " create_distributed_table('u', 'k')", "0A000"),
     "foreign key from it": (
         "CREATE TABLE u (k int, n int, FOREIGN KEY (k, n) REFERENCES t); SELECT create_distributed_table('u', 'k')",
         "0A000",
@@ -210,14 +226,17 @@ REFUSED = {
     ),
     "a trigger": (
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
-        "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f(); SELECT create_distributed_table('t', 'k')",
+        "CREATE TRIGGER x BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f(); SELECT"
+        " create_distributed_table('t', 'k')",
         "0A000",
     ),
-    "a rule": ("CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING; SELECT create_distributed_table('t', 'k')", "0A000"),
+    "a rule": ("CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING; SELECT create_distributed_table('t',"
+               " 'k')", "0A000"),
     "a policy": ("ALTER TABLE t ENABLE ROW LEVEL SECURITY; SELECT create_distributed_table('t', 'k')", "0A000"),
     "a view on it": ("CREATE VIEW v AS SELECT * FROM t; SELECT create_distributed_table('t', 'k')", "0A000"),
     "a function on it": (
-        "CREATE FUNCTION f() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM t; END; SELECT create_distributed_table('t', 'k')",
+        "CREATE FUNCTION f() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM t; END; SELECT"
+        " create_distributed_table('t', 'k')",
         "0A000",
     ),
     "a column of its row type": ("CREATE TABLE u (x t); SELECT create_distributed_table('t', 'k')", "0A000"),
@@ -229,9 +248,11 @@ REFUSED = {
     ),
     "no primary key for a reference table": ("CREATE TABLE u (k int); SELECT create_reference_table('u')", "0A000"),
     "colocation with nothing": ("SELECT create_distributed_table('t', 'k', colocate_with => 'nope')", "42P01"),
-    "colocation with a plain table": ("CREATE TABLE u (k int); SELECT create_distributed_table('t', 'k', colocate_with => 'u')", "42809"),
+    "colocation with a plain table": ("CREATE TABLE u (k int); SELECT create_distributed_table('t', 'k',"
+                                      " colocate_with => 'u')", "42809"),
     "colocation of other types": (
-        "CREATE TABLE u (k text); SELECT create_distributed_table('u', 'k'); SELECT create_distributed_table('t', 'k', colocate_with => 'u')",
+        "CREATE TABLE u (k text); SELECT create_distributed_table('u', 'k'); SELECT"
+        " create_distributed_table('t', 'k', colocate_with => 'u')",
         "42804",
     ),
     "no shards": ("SELECT create_distributed_table('t', 'k', shard_count => 0)", "22023"),
@@ -253,8 +274,8 @@ def test_what_cannot_be_distributed_is_refused(app: Connection, kind: str) -> No
 
 
 def as_reader(herd: Herd) -> Connection:
-    parameters = {**herd.databases.parameters(0), "user": "reader", "password": "owner-secret"}
-    return psycopg.connect(make_conninfo("", **parameters), autocommit=True)
+    conninfo = make_conninfo(herd.databases.conninfo(0), user="reader", password="owner-secret")
+    return psycopg.connect(conninfo, autocommit=True)
 
 
 def test_only_the_owner_role_may_distribute(herd: Herd, app: Connection) -> None:
@@ -348,6 +369,45 @@ def test_rows_that_break_nothing_here_but_there_fail_as_a_whole(app: Connection)
     assert rows(app, "SELECT count(*) FROM t") == [100]
 
 
+def test_storage_parameters_are_not_kept(herd: Herd, app: Connection) -> None:
+    app.execute("CREATE TABLE t (k int) WITH (fillfactor = 50); SELECT create_distributed_table('t', 'k')")
+    with herd.superuser(1) as segment:
+        assert set(
+            rows(
+                segment, "SELECT reloptions FROM pg_class WHERE relnamespace = 'pgherd_shards'::regnamespace"
+            )
+        ) == {None}
+
+
+def test_maintenance_goes_to_the_shards(app: Connection) -> None:
+    app.execute(f"{SETUP}; CREATE INDEX i ON t (n); SELECT create_distributed_table('t', 'k')")
+    app.execute("INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i")
+    app.execute("VACUUM ANALYZE t")
+    app.execute("REINDEX TABLE t")
+    assert rows(app, "SELECT reltuples FROM pg_class WHERE oid = 't'::regclass") == [1000]
+    files = (
+        "SELECT result FROM run_command_on_shards('t', 'SELECT pg_relation_filenode(indexrelid) FROM pg_index"
+    )
+    files += " WHERE indrelid = ''%s''::regclass ORDER BY 1 LIMIT 1') ORDER BY shardid"
+    before = rows(app, files)
+    assert rows(
+        app, "SELECT DISTINCT success, result FROM run_command_on_shards('t', 'REINDEX TABLE %s')"
+    ) == [(True, "REINDEX TABLE")]
+    assert not set(before) & set(rows(app, files))
+    app.execute("SELECT pgherd.analyze('t')")
+
+
+def test_the_interface_needs_a_caller_of_its_own(app: Connection) -> None:
+    app.execute(f"""{SETUP};
+        CREATE FUNCTION definer() RETURNS void LANGUAGE sql SECURITY DEFINER
+            AS $$SELECT create_distributed_table('shop.t', 'k')$$;
+        CREATE FUNCTION invoker() RETURNS void LANGUAGE sql AS $$SELECT create_distributed_table('shop.t', 'k')$$;
+    """)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="role"):
+        app.execute("SELECT definer()")
+    app.execute("SELECT invoker()")
+
+
 def test_colocated_tables_share_their_places(app: Connection) -> None:
     for name, options in {
         "a": "",
@@ -383,7 +443,8 @@ def test_the_views_show_what_citus_shows(herd: Herd, app: Connection) -> None:
     ) == [("r", "reference", "<none>", 1, "app", "heap"), ("t", "distributed", "k", 8, "app", "heap")]  # fmt: skip
     shards = app.execute("SELECT * FROM citus_shards ORDER BY shardid")
     assert [column.name for column in shards.description or ()] == [
-        "table_name", "shardid", "shard_name", "citus_table_type", "colocation_id", "nodename", "nodeport", "shard_size",
+        "table_name", "shardid", "shard_name", "citus_table_type", "colocation_id", "nodename", "nodeport",
+        "shard_size",
     ]  # fmt: skip
     found = shards.fetchall()
     assert {row[6] for row in found} == {herd.servers[1].port, herd.servers[2].port}

@@ -1,8 +1,8 @@
 """Makes a server ready for the engine: roles, the database, and the objects in ``sql/``, in an order that rests.
 
 Everything is idempotent and safe to run at each start. The SQL files are templates of two role names, the owner's and
-the agent's (``@owner@`` as an identifier, ``@owner_literal@`` as a string; likewise ``@agent@``). They run only when they differ from what is installed:
-a digest of their text is kept in the database itself.
+the agent's (``@owner@`` as an identifier, ``@owner_literal@`` as a string; likewise ``@agent@``). They run only when
+they differ from what is installed: a digest of their text is kept in the database itself.
 """
 
 from __future__ import annotations

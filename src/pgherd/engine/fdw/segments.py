@@ -31,6 +31,8 @@ SERVER_OPTIONS: Mapping[str, str] = {
     "fdw_startup_cost": "200",
     "fdw_tuple_cost": "1",
     "async_capable": "true",
+    # whose work it is, for whoever looks at a segment: the coordinator session's process id
+    "application_name": "pgherd/%p",
     "parallel_commit": "true",
     "parallel_abort": "true",
     # a deadlock between segments is seen by none of them

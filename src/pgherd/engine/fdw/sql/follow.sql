@@ -138,14 +138,15 @@ CREATE OR REPLACE FUNCTION pgherd.require_possible(t pgherd.distributed_table, n
 LANGUAGE plpgsql STABLE SET search_path TO pg_catalog, pg_temp AS $$
 DECLARE
     label text := pgherd.label(t.relation);
+    c     pg_class%ROWTYPE;
     bad   record;
 BEGIN
     PERFORM pgherd.require_portable(t.relation);
-    SELECT * INTO bad FROM pg_class WHERE oid = t.relation;
-    IF bad.relowner <> '@owner@'::regrole THEN
+    SELECT * INTO c FROM pg_class WHERE oid = t.relation;
+    IF c.relowner <> '@owner@'::regrole THEN
         PERFORM pgherd.refuse(format('the owner of %s cannot change', label), NULL,
             'A distributed table belongs to the database''s owner role; use GRANT.');
-    ELSIF bad.relpersistence <> 'p' THEN
+    ELSIF c.relpersistence <> 'p' THEN
         PERFORM pgherd.refuse(format('%s cannot become unlogged', label));
     ELSIF t.kind = 'reference' AND EXISTS (SELECT FROM pg_inherits WHERE t.relation IN (inhparent, inhrelid)) THEN
         PERFORM pgherd.refuse(format('reference table %s cannot use inheritance', label));
@@ -167,7 +168,10 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    IF (SELECT count(*) FROM pg_inherits WHERE inhparent = t.relation)
+    IF c.relrowsecurity THEN
+        PERFORM pgherd.refuse(format('distributed table %s cannot have row level security', label), 'PostgreSQL does not '
+            'check policies for rows that go to foreign partitions.', 'Use views WITH CHECK OPTION.');
+    ELSIF (SELECT count(*) FROM pg_inherits WHERE inhparent = t.relation)
        <> (SELECT count(*) FROM pgherd.shard s WHERE s.relation = t.relation) THEN
         PERFORM pgherd.refuse(format('the shards of %s cannot be attached or detached', label), NULL,
             'undistribute_table() makes it a plain table.');

@@ -133,7 +133,7 @@ BEGIN
     END IF;
     IF c.relrowsecurity OR c.relforcerowsecurity OR EXISTS (SELECT FROM pg_policy WHERE polrelid = relation) THEN
         PERFORM pgherd.refuse(format('table %s has row level security', label), NULL,
-            'Drop the policies first and create them again afterwards; they work on the coordinator.');
+            'PostgreSQL does not check policies for rows that go to foreign partitions. Use views WITH CHECK OPTION.');
     ELSIF EXISTS (SELECT FROM pg_rewrite WHERE ev_class = relation) THEN
         PERFORM pgherd.refuse(format('table %s has rules', label), NULL, 'Drop them first.');
     ELSIF EXISTS (SELECT FROM pg_publication_rel WHERE prrelid = relation) THEN
