@@ -150,6 +150,23 @@ def test_a_new_wish_supersedes_and_the_next_operation_ends_evenly(herd: Herd, wo
     assert is_even(herd)
 
 
+def test_a_shrink_that_is_not_wanted_any_more_is_evened_out(herd: Herd, world: World) -> None:
+    world.scale(3)
+    world.segments = 2
+    world.expansion = {"parallel_moves": 1}
+    operation = world.request("shrink")
+    thread, phases = background(world, operation)
+    wait_until(lambda: any(step.state == "done" for step in steps(herd, operation, "move")))
+    world.segments = 3
+    thread.join(20)
+    assert phases == ["superseded"]
+    following = store.current(herd.databases)
+    assert following is not None
+    assert following.kind == "rebalance"
+    assert world.run(following.id) == "done"
+    assert is_even(herd)
+
+
 def test_a_shutdown_leaves_the_operation_to_the_next_process(herd: Herd, world: World) -> None:
     world.segments = 4
     world.expansion = {"parallel_moves": 1}

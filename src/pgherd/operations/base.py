@@ -139,7 +139,7 @@ class Course(ABC):
 
     def summary(self, row: OperationRow, moves: int) -> str:
         """What the operation did, once it is done."""
-        return f"{self.kind} done: {moves} shard groups moved"
+        return f"{self.kind} done: {counted(moves)} moved"
 
     def crash_points(self) -> list[str]:
         """Names for ``PGHERD_CRASH_AT``: every moment of this kind of operation at which something is persisted.
@@ -171,6 +171,11 @@ def as_steps(moves: Sequence[Move]) -> list[NewStep]:
         )
         for move in moves
     ]
+
+
+def counted(moves: int) -> str:
+    """``1 shard group``, ``4 shard groups``"""
+    return f"{moves} shard group{'' if moves == 1 else 's'}"
 
 
 def names(groups: Sequence[int]) -> str:

@@ -7,18 +7,18 @@ from typing import ClassVar
 
 from pgherd.model.placement import plan
 from pgherd.operations import steps
-from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, names
-from pgherd.operations.interrupted import left_by_the_last
+from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, counted, names
+from pgherd.operations.interrupted import left_unfinished
 from pgherd.operations.journal import NewStep, Step
 from pgherd.operations.store import OperationRow
 
 
 def _plan(work: Work, step: Step) -> Planned:
     segments = work.engine.segments()
-    new = set(step.detail["segments"]) | left_by_the_last(work.context.databases, work.row.id)
+    new = set(step.detail["segments"]) | left_unfinished(work.context.databases, work.row.id)
     moves = plan(work.items(), dict.fromkeys(segments, 1.0), new=new)
     steps.require_space(work, moves)
-    return Planned(f"{len(moves)} shard groups move to {names(sorted(new))}", moves)
+    return Planned(f"{counted(len(moves))} to move to {names(sorted(new))}", moves)
 
 
 class Expand(Course):
@@ -50,4 +50,4 @@ class Expand(Course):
         return [NewStep("clean-up")]
 
     def summary(self, row: OperationRow, moves: int) -> str:
-        return f"expanded to {row.to_segments} segments: {moves} shard groups moved"
+        return f"expanded to {row.to_segments} segments: {counted(moves)} moved"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from pgherd.engine.base import Engine
 from pgherd.model.placement import Item, Move, plan
 from pgherd.operations import steps
-from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work
+from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, counted
 from pgherd.operations.journal import NewStep, Step
 from pgherd.operations.store import OperationRow
 
@@ -25,7 +25,7 @@ def plan_rebalance(engine: Engine) -> list[Move]:
 def _plan(work: Work, step: Step) -> Planned:
     moves = plan_rebalance(work.engine)
     steps.require_space(work, moves)
-    return Planned(f"{len(moves)} shard groups move", moves)
+    return Planned(f"{counted(len(moves))} to move", moves)
 
 
 class Rebalance(Course):

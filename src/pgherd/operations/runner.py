@@ -7,6 +7,7 @@ again after a pause; only a refusal that does not heal ends the operation as fai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -139,7 +140,16 @@ class Runner:
             return work.row.phase
         self._undo(work)
         work.journal.end(ending.phase, str(ending))
+        if ending.phase == "superseded":
+            self._even_out(work)
         return ending.phase
+
+    def _even_out(self, work: Work) -> None:
+        """The wish is back to the segments that are there: nobody will ask for an operation, but some shards moved."""
+        moved = any(step.state == "done" for step in work.journal.steps("move"))
+        if moved and len(work.engine.segments()) == self._context.spec().segments.count:
+            with contextlib.suppress(BadInput):
+                store.request(self._context.databases, "rebalance", parameters=work.row.parameters)
 
     def _undo(self, work: Work) -> None:
         """What moves of a killed predecessor left is removed before the operation counts as ended, if possible."""

@@ -9,8 +9,8 @@ from pgherd.errors import PgherdError
 from pgherd.model.placement import Move, plan
 from pgherd.model.topology import group_name
 from pgherd.operations import steps
-from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, names
-from pgherd.operations.interrupted import left_by_the_last
+from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, counted, names
+from pgherd.operations.interrupted import left_unfinished
 from pgherd.operations.journal import NewStep, Step
 from pgherd.operations.store import OperationRow
 
@@ -19,7 +19,7 @@ def _moves(work: Work, retiring: Sequence[int]) -> Sequence[Move]:
     staying = {segment: 1.0 for segment in work.engine.segments() if segment not in retiring}
     if not staying:
         raise PgherdError("no segment would be left to hold the data")
-    new = left_by_the_last(work.context.databases, work.row.id) & set(staying)
+    new = left_unfinished(work.context.databases, work.row.id) & set(staying)
     moves = plan(work.items(), staying, retiring=retiring, new=new)
     steps.require_space(work, moves)
     return moves
@@ -28,7 +28,7 @@ def _moves(work: Work, retiring: Sequence[int]) -> Sequence[Move]:
 def _plan(work: Work, step: Step) -> Planned:
     retiring = step.detail["segments"]
     moves = _moves(work, retiring)
-    return Planned(f"{len(moves)} shard groups leave {names(retiring)}", moves)
+    return Planned(f"{counted(len(moves))} to leave {names(retiring)}", moves)
 
 
 def _verify(work: Work, step: Step) -> Planned:
@@ -36,7 +36,7 @@ def _verify(work: Work, step: Step) -> Planned:
     retiring = step.detail["segments"]
     late = [move for move in _moves(work, retiring) if move.source in retiring]
     if late:
-        return Planned(f"{len(late)} more shard groups leave {names(retiring)}", late, again=("verify",))
+        return Planned(f"{counted(len(late))} more to leave {names(retiring)}", late, again=("verify",))
     return Planned(f"no shards are left on {names(retiring)}")
 
 
@@ -45,7 +45,7 @@ def _retire(work: Work, step: Step) -> Planned:
     segment = int(step.detail["segment"])
     late = [move for move in _moves(work, step.detail["segments"]) if move.source == segment]
     if late:
-        return Planned(f"{len(late)} more shard groups leave {group_name(segment)}", late, again=("retire",))
+        return Planned(f"{counted(len(late))} more to leave {group_name(segment)}", late, again=("retire",))
     work.engine.retire(segment)
     return Planned(f"{group_name(segment)} takes no part any more")
 
@@ -78,4 +78,4 @@ class Shrink(Course):
         return [segment for segment in context.engine.segments() if segment > (row.to_segments or 0)]
 
     def summary(self, row: OperationRow, moves: int) -> str:
-        return f"shrunk to {row.to_segments} segments: {moves} shard groups moved"
+        return f"shrunk to {row.to_segments} segments: {counted(moves)} moved"

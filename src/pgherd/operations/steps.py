@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pgherd.errors import PgherdError
 from pgherd.model.placement import Move
 from pgherd.model.topology import group_name
-from pgherd.operations.base import NotNowError, Work, names
+from pgherd.operations.base import NotNowError, Work, counted, names
 from pgherd.operations.journal import Step
 
 SPACE_FACTOR = 1.2
@@ -29,7 +29,7 @@ def check(work: Work, step: Step) -> str:
     problems = work.engine.preflight(groups, blocking=blocking)
     if problems:
         raise PgherdError("; ".join(problems))
-    return f"{len(groups)} shard groups can be moved"
+    return f"{counted(len(groups))} can be moved"
 
 
 def members(work: Work, step: Step) -> str:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import psycopg
 from psycopg import sql
@@ -20,13 +22,16 @@ from psycopg import sql
 from pgherd.engine.base import ShardGroupId
 from pgherd.engine.fdw import move_catalog as catalog
 from pgherd.engine.fdw.move_catalog import Record
-from pgherd.engine.fdw.move_session import connect, held_here, try_lock, unlock
+from pgherd.engine.fdw.move_session import connect, held_here, try_lock, unavailable_if_lost, unlock
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Connection, Databases
 
 SHORT_LOCK = "20ms"
 """how long readers of a shard may be kept waiting by a lock that excludes them"""
+
+WRITERS_LOCK = "2s"
+"""how long to wait for a lock that readers don't feel; long enough for autovacuum to make way (it does after 1 s)"""
 
 DROP_SLOT_WITHIN = 5.0
 """seconds until a slot's walsender has to be gone"""
@@ -50,6 +55,20 @@ class Segments:
     def owner(self, group: int) -> Connection:
         """:raises Unavailable: the segment can't be reached"""
         return self._get(group, owner=True)
+
+    def members(self, group: int) -> Iterator[Connection | None]:
+        """A session on each member of the segment, standbys too; None for one that does not answer."""
+        for endpoint in self._databases.addresses().get(group, ()):
+            only = replace(
+                self._databases,
+                addresses=partial(dict, [(group, [endpoint])]),
+                options={**self._databases.options, "target_session_attrs": "any"},
+            )
+            try:
+                with connect(only, group) as connection:
+                    yield connection
+            except Unavailable:
+                yield None
 
     def _get(self, group: int, *, owner: bool) -> Connection:
         found = self._open.get((group, owner))
@@ -86,7 +105,11 @@ def clean_up(databases: Databases, operation: int | None = None) -> int:
     :return: how many records remain
     :raises Unavailable: the coordinator can't be reached
     """
-    with connect(databases, COORDINATOR) as desk, segment_sessions(databases) as segments:
+    with (
+        unavailable_if_lost("cleaning up"),
+        connect(databases, COORDINATOR) as desk,
+        segment_sessions(databases) as segments,
+    ):
         pending = {record.shard_group for record in catalog.read_records(desk, operation)}
         for group in sorted(pending):
             with _holding(databases, desk, group) as free:
@@ -113,18 +136,35 @@ def clean_up_group(desk: Connection, segments: Segments, group: ShardGroupId) ->
 
     :return: how many remain
     """
-    failed: set[tuple[int, str]] = set()
-    for record in catalog.read_records(desk, group=group):
-        if record.kind == catalog.REPLICA_IDENTITY and (record.move_id, catalog.PUBLICATION) in failed:
-            continue  # published without an identity, the table would refuse updates
+    return len(carry_out(desk, segments, catalog.read_records(desk, group=group)))
+
+
+def carry_out(desk: Connection, segments: Segments, records: Sequence[Record]) -> list[Record]:
+    """Carry out records of shard groups that the caller holds; returns those that remain."""
+    left: list[Record] = []
+    for record in records:
+        published = (catalog.PUBLICATION, record.move_id) in {(each.kind, each.move_id) for each in left}
+        if record.kind == catalog.REPLICA_IDENTITY and published:
+            left.append(record)  # published without an identity, the table would refuse updates
+            continue
         try:
             _HANDLERS[record.kind](desk, segments, record)
-            catalog.forget(desk, record)
-        except (StillNeededError, Unavailable, psycopg.Error):
+        except Unavailable:
+            if _takes_part(desk, record.group_id):
+                left.append(record)
+                continue
+        except (StillNeededError, psycopg.Error):
             if desk.broken:
                 raise
-            failed.add((record.move_id, record.kind))
-    return len(failed)
+            left.append(record)
+            continue
+        catalog.forget(desk, record)
+    return left
+
+
+def _takes_part(desk: Connection, group: int) -> bool:
+    """Whether a segment is admitted. One that was retired and does not answer is gone, with all that was on it."""
+    return desk.execute("SELECT 1 FROM pgherd.segment WHERE group_id = %s", [group]).fetchone() is not None
 
 
 # One function for each kind of record
@@ -147,24 +187,38 @@ def _drop_subscription(desk: Connection, segments: Segments, record: Record) -> 
 
 
 def _drop_slot(desk: Connection, segments: Segments, record: Record) -> None:
-    source = segments.superuser(record.group_id)
+    """A slot is on one server only. After a failover that may be a standby, where it would hold back the log."""
+    if _drop_slot_on(segments.superuser(record.group_id), record.name):
+        return
+    silent = 0
+    for member in segments.members(record.group_id):
+        if member is None:
+            silent += 1
+        elif _drop_slot_on(member, record.name):
+            return
+    if silent:
+        raise StillNeededError(f"slot {record.name} may be on a member that does not answer")
+
+
+def _drop_slot_on(server: Connection, name: str) -> bool:
+    """Drop a slot if it is on this server; whether it was."""
     deadline = time.monotonic() + DROP_SLOT_WITHIN
     while True:
-        row = source.execute(
-            "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", [record.name]
+        row = server.execute(
+            "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", [name]
         ).fetchone()
         if row is None:
-            return
+            return False
         if row[0] is not None:
-            source.execute("SELECT pg_terminate_backend(%s)", [row[0]])
+            server.execute("SELECT pg_terminate_backend(%s)", [row[0]])
         try:
-            source.execute("SELECT pg_drop_replication_slot(%s)", [record.name])
-        except psycopg.errors.UndefinedObject:
-            return
+            server.execute("SELECT pg_drop_replication_slot(%s)", [name])
         except psycopg.errors.ObjectInUse:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
+        else:
+            return True
 
 
 def _drop_publication(desk: Connection, segments: Segments, record: Record) -> None:
@@ -270,25 +324,26 @@ def _briefly(owner: Connection, *statements: sql.Composed, attempts: int = 10) -
 
 
 def retract(owner: Connection, shard: str) -> None:
-    """Take a leaf out of its twin and let nobody write to it, without keeping any reader waiting.
+    """Let nobody write to a leaf, and take it out of its twin, without keeping any reader waiting.
 
     :raises psycopg.errors.LockNotAvailable: readers of the twin are still at it; already invisible to new ones
     """
+    with owner.transaction():
+        owner.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(WRITERS_LOCK)))
+        owner.execute("SELECT pgherd.fence_shard(%s)", [shard])
     row = owner.execute(
         "SELECT parent::text, detach_pending FROM pgherd.shard_parent(%s)", [shard]
     ).fetchone()
-    leaf = sql.Identifier("pgherd_shards", shard)
-    if row is not None and row[0] is not None:
-        alter = f"ALTER TABLE {row[0]} DETACH PARTITION {leaf.as_string(owner)} "
-        owner.execute("SET lock_timeout = '1s'")
-        try:
-            owner.execute((alter + ("FINALIZE" if row[1] else "CONCURRENTLY")).encode())
-        finally:
-            if not owner.broken:
-                owner.execute("RESET lock_timeout")
-    with owner.transaction():
-        owner.execute("SET LOCAL lock_timeout = '1s'")
-        owner.execute("SELECT pgherd.fence_shard(%s)", [shard])
+    if row is None or row[0] is None:
+        return
+    leaf = sql.Identifier("pgherd_shards", shard).as_string(owner)
+    owner.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(SHORT_LOCK)))
+    try:
+        how = "FINALIZE" if row[1] else "CONCURRENTLY"
+        owner.execute(f"ALTER TABLE {row[0]} DETACH PARTITION {leaf} {how}".encode())
+    finally:
+        if not owner.broken:
+            owner.execute("RESET lock_timeout")
 
 
 # Membership: a leaf is attached to its twin exactly where the placement says that its shard lives

@@ -29,13 +29,16 @@ from psycopg import sql
 
 from pgherd.engine.base import MoveControl, ShardGroupId
 from pgherd.engine.fdw import move_blockers as blockers
-from pgherd.engine.fdw.cleanup import clean_up_group, retract, segment_sessions
+from pgherd.engine.fdw.cleanup import carry_out, clean_up_group, retract, segment_sessions
 from pgherd.engine.fdw.move_catalog import (
+    MARKER,
+    SLOT,
     Parcel,
     Shard,
     load_parcel,
     next_move_id,
     placement,
+    read_records,
     write_records,
 )
 from pgherd.engine.fdw.move_copy import copy_leaf, leaf, throttled
@@ -186,12 +189,15 @@ class Move:
     # before anything is made
 
     def _tidy_former_attempts(self) -> None:
-        """Nothing of this group may be left where we are going to build."""
-        with segment_sessions(self._databases) as segments:
-            while clean_up_group(self._desk, segments, self._group):
-                self._control.checkpoint("waiting")
-                self._control.report(f"waiting until what a former move of {self._group} left can be removed")
-                time.sleep(0.2)
+        """Nothing of this group may be left that would be in our way. (A slot on a lost member is not.)"""
+        while True:
+            with segment_sessions(self._databases) as segments:
+                left = carry_out(self._desk, segments, read_records(self._desk, group=self._group))
+            if all(record.kind in (SLOT, MARKER) for record in left):
+                return
+            self._control.checkpoint("waiting")
+            self._control.report(f"waiting until what a former move of {self._group} left can be removed")
+            time.sleep(0.2)
 
     def _hold_barrier(self) -> None:
         barrier = self._barrier = self._session(COORDINATOR)
@@ -237,9 +243,9 @@ class Move:
         self._create_leaves()
         slot = self._open_stream()
         read_snapshot(self._source_owner, slot)
+        slot.close()
         self._copy()
         self._source_owner.execute("COMMIT")
-        slot.close()
         self._control.checkpoint("copied")
         self._index()
         create_subscription(self._databases, self._target, self._parcel)

@@ -76,7 +76,7 @@ def create_publication(source: Connection, parcel: Parcel) -> None:
 class Slot:
     """The replication slot, and the snapshot from which on it has every change.
 
-    The snapshot lasts until :meth:`close`.
+    The snapshot can be taken over until :meth:`close`.
     """
 
     def __init__(self, databases: Databases, parcel: Parcel, watch: Watch) -> None:
