@@ -54,6 +54,19 @@ def test_a_group_without_a_primary_is_not_ready() -> None:
     assert "segment-1 has no primary" in condition(told, "Ready")["message"]
 
 
+def test_a_primary_whose_database_does_not_answer_is_a_problem_of_its_group_alone() -> None:
+    seen = look()
+    object.__setattr__(seen, "initialised", {0: True, 1: True})
+    told = status(seen, previous={"phase": "Running"})
+    assert condition(told, "Ready")["status"] == "False"
+    assert condition(told, "Degraded")["message"] == "the database of segment-2 does not answer"
+
+
+def test_a_size_that_could_not_be_asked_is_not_zero() -> None:
+    assert [group["bytes"] for group in status(look())["groups"]] == [0, None, None]
+    assert [group["shards"] for group in status(look(catalogue=False))["groups"]] == [0, 0, 0]
+
+
 def test_commits_without_a_synchronous_standby_are_not_called_safe() -> None:
     told = status(look(changes=[member(2, 1, sync=False)]), previous={"phase": "Running"})
     assert told["phase"] == "Degraded"

@@ -103,7 +103,7 @@ def members(now: Mapping[str, Any]) -> Table:
                 _state(member),
                 size(member.get("lagBytes")) if member.get("role") != "primary" else "",
                 f"{member['host']}:{member['port']}" if member.get("port") else "-",
-                str(group.get("shards", "-")) if holds else "",
+                str("-" if group.get("shards") is None else group["shards"]) if holds else "",
                 size(group.get("bytes")) if holds else "",
             )
             first = False

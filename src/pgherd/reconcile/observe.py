@@ -137,7 +137,7 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
             seen.wanted_configs,
             catalogue,
             seen.initialised,
-            _sizes(world.engine) if sizes else {},
+            _sizes(world.engine, catalogue.segments) if sizes else {},
             running,
             last,
         )
@@ -164,9 +164,15 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
     )
 
 
-def _sizes(engine: Engine) -> dict[int, GroupSize]:
-    sizes = {segment: GroupSize(0, 0) for segment in engine.segments()}
-    for group in engine.shard_groups():
+def _sizes(engine: Engine, segments: Sequence[int]) -> dict[int, GroupSize]:
+    sizes = {segment: GroupSize(0, 0) for segment in segments}
+    try:
+        groups = engine.shard_groups()
+    except (PgherdError, psycopg.Error) as error:
+        # A segment that does not answer must not hide what the coordinator says.
+        logger.info("sizes can't be asked: %s", error)
+        return {}
+    for group in groups:
         before = sizes.get(group.segment, GroupSize(0, 0))
         sizes[group.segment] = GroupSize(before.shards + 1, before.bytes + group.bytes)
     return sizes

@@ -93,7 +93,7 @@ class Observed:
     catalogue: Catalogue | None
     """None: the coordinator's primary can't be asked, or is not initialised"""
     initialised: Mapping[int, bool]
-    """groups whose primary could be asked: has the engine prepared them (this version)?"""
+    """groups whose primary could be asked: has the engine prepared them (this version)? Others are not in it."""
     sizes: Mapping[int, GroupSize] = field(default_factory=dict)
     operation_status: Mapping[str, Any] | None = None
     """``status.operation`` as the operation's store renders it"""

@@ -60,6 +60,8 @@ def find_problems(seen: Observed) -> list[str]:
     for group in seen.wanted_groups():
         if seen.primary(group) is None:
             problems.append(f"{group_name(group)} has no primary")
+        elif group not in seen.initialised:
+            problems.append(f"the database of {group_name(group)} does not answer")
     for member in seen.wanted_members():
         state = seen.members.get(member.name)
         if state is None or not state.is_running:
@@ -164,7 +166,8 @@ def _is_serving(seen: Observed) -> bool:
         or not seen.catalogue.segments
     ):
         return False
-    return all(seen.primary(group) is not None for group in (COORDINATOR, *seen.catalogue.segments))
+    serving = (COORDINATOR, *seen.catalogue.segments)
+    return all(seen.primary(group) is not None and group in seen.initialised for group in serving)
 
 
 def _groups(seen: Observed) -> list[int]:
@@ -172,14 +175,16 @@ def _groups(seen: Observed) -> list[int]:
 
 
 def _group(seen: Observed, group: int) -> dict[str, Any]:
-    size = seen.sizes.get(group, GroupSize(0, 0))
+    admitted = seen.catalogue.segments if seen.catalogue is not None else ()
+    # What an admitted segment holds may not be known; another holds nothing.
+    size = seen.sizes.get(group, None if group in admitted else GroupSize(0, 0))
     names = {state.member for state in seen.of_group(group)}
     names.update(member for member in seen.wanted_members() if member.group == group)
     return {
         "name": group_name(group),
         "id": group,
-        "shards": size.shards,
-        "bytes": size.bytes,
+        "shards": size.shards if size else None,
+        "bytes": size.bytes if size else None,
         "members": [_member(member, seen) for member in sorted(names)],
     }
 

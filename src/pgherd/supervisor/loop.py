@@ -92,9 +92,11 @@ class ClusterLoop(threading.Thread):
     def _look(self, world: observe.World) -> Observed:
         due = time.monotonic() - self._sizes_at > SIZES_EVERY
         seen = observe.observe(world, sizes=due)
-        if due and seen.sizes:
-            self._sizes_at, self._last_sizes = time.monotonic(), dict(seen.sizes)
-        elif not seen.sizes:
+        if due:
+            self._sizes_at = time.monotonic()
+        if seen.sizes:
+            self._last_sizes = dict(seen.sizes)
+        else:
             object.__setattr__(seen, "sizes", self._last_sizes)
         return seen
 
