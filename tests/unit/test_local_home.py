@@ -97,6 +97,10 @@ class TestDeclarations:
             platform.check_supported(cluster(postgres={"version": 16}))
         platform.check_supported(cluster(postgres={"version": binaries.find().major}))
 
+    def test_the_name_of_the_stores_folder_is_refused(self, platform: LocalPlatform) -> None:
+        with pytest.raises(BadInput, match=r"metadata\.name: raft is taken"):
+            platform.check_supported(cluster("raft"))
+
     def test_a_status_that_was_cut_short_is_no_status(self, platform: LocalPlatform) -> None:
         platform.declare(cluster())
         assert platform.read_status("shop") is None

@@ -63,9 +63,15 @@ class LocalPlatform(Platform):
     def check_supported(self, cluster: PostgresCluster) -> None:
         """Refuse early what this machine can't run.
 
-        :raises BadInput: another PostgreSQL version is asked for, or a parameter that it does not take
+        :raises BadInput: the name is the home's own, another PostgreSQL version is asked for, or a parameter that it
+            does not take
         :raises PgherdError: programs are missing, or members can't run as an ordinary user
         """
+        if self._layout.cluster(cluster.metadata.name) == self._layout.raft:
+            raise BadInput(
+                f"metadata.name: {cluster.metadata.name} is taken on this platform, its folder holds Patroni's store: "
+                "choose another name"
+            )
         here = binaries.find(self._bin_dir)
         wanted = cluster.spec.postgres.version
         if wanted is not None and int(wanted) != here.major:
