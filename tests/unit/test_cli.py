@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["up", "-f", "/nowhere/x.yaml"], "/nowhere/x.yaml: can't be read: No such file or directory"),
         (["up", "-f", "/"], "/: is a directory"),
         (["up", "-f", "x", "--timeout", "-1"], "--timeout: must be >= 0, got -1"),
+        (["up", "-f", "x", "--timeout", "nan"], "--timeout: must be >= 0, got nan"),
         (
             ["--platform", "kubernetes", "list"],
             "--platform kubernetes is not available in this version: use local",
@@ -126,6 +128,15 @@ def test_an_unexpected_error_is_one_line_unless_debugging(
     monkeypatch.setenv("PGHERD_DEBUG", "1")
     assert run(["explain"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_does_no_harm(closed: int) -> None:
+    command = f"exec {sys.executable} -m pgherd.cli.main list {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "pgherd: " not in done.stderr
 
 
 def test_an_empty_home_lists_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
 
 def seconds(timeout: float) -> float:
     """0 is for ever."""
-    if timeout < 0:
+    if not timeout >= 0:  # NaN too
         raise BadInput(f"--timeout: must be >= 0, got {timeout:g}")
     return timeout or float("inf")
 
