@@ -226,7 +226,9 @@ class Client:
             ):
                 return now
             if time.monotonic() > deadline:
-                raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {_obstacle(now)}")
+                # An older generation's status says nothing about this wish.
+                seen = now if now is not None and now.get("generation", -1) >= wanted else None
+                raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {_obstacle(seen)}")
             time.sleep(POLL_SECONDS)
 
     def _is_fulfilled(self, name: str, now: dict[str, Any], wanted: int) -> bool:
