@@ -8,93 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgherd.operations.runner import crash_points
+from tests.support.contents import ROWS, contents, fill, nothing_is_left_over
 from tests.support.home import Home, declaration, temporary_home, wait_for
-from tests.support.writers import audit, make_table, writers
+from tests.support.writers import audit, writers
 
 pytestmark = pytest.mark.local
-
-ROWS = 3000
-
-
-def fill(home: Home) -> None:
-    with home.connect() as connection:
-        make_table(connection)
-        connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-        connection.execute("SELECT create_distributed_table('item', 'id')")
-        connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
-        connection.execute("CREATE TABLE keyless (id int, note text)")
-        connection.execute("SELECT create_distributed_table('keyless', 'id')")
-        connection.execute(f"INSERT INTO keyless SELECT g % 100, 'n' || g FROM generate_series(1, {ROWS}) g")
-
-
-def contents(home: Home) -> list[Any]:
-    """What must stay the same through every operation."""
-    return [
-        home.query("SELECT count(*), sum(id)::bigint, md5(string_agg(note, ',' ORDER BY id)) FROM item"),
-        home.query("SELECT count(*), sum(id)::bigint, md5(string_agg(note, ',' ORDER BY note)) FROM keyless"),
-    ]
-
-
-LEFTOVERS = {
-    "slots": "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical'",
-    "publications": "SELECT pubname FROM pg_publication",
-    "subscriptions": "SELECT subname FROM pg_subscription",
-    "origins": "SELECT roname FROM pg_replication_origin",
-    "identities": "SELECT relname FROM pg_class WHERE relreplident = 'f' AND relkind = 'r'",
-}
-
-
-def leftovers(home: Home) -> dict[str, list[Any]]:
-    """What moves made and did not take away, on any segment; empty if nothing."""
-    found: dict[str, list[Any]] = {}
-    for group in home.status()["groups"][1:]:
-        with home.connect("shop", "--group", group["name"]) as connection:
-            for what, query in LEFTOVERS.items():
-                if rows := connection.execute(query).fetchall():
-                    found.setdefault(what, []).extend((group["name"], row[0]) for row in rows)
-    return found
-
-
-def nothing_is_left_over(home: Home) -> None:
-    wait_for(lambda: not leftovers(home), "nothing is left over from the moves", 60)
-    assert home.run("check", "shop", check=False).stdout.strip().endswith("nothing found wrong")
-
-
-@contextmanager
-def crashing(path: Path, kind: str) -> Iterator[tuple[Home, Path]]:
-    """A home whose supervisor dies by SIGKILL after each persisted step of an operation, once at each."""
-    log = path / "crashes"
-    with temporary_home(
-        {"PGHERD_CRASH_AT": ",".join(crash_points(kind)), "PGHERD_CRASH_LOG": str(log)}
-    ) as home:
-        yield home, log
-
-
-@pytest.mark.parametrize(("kind", "before", "after"), [("expand", 2, 3), ("shrink", 3, 2)])
-def test_the_supervisor_killed_after_every_step_loses_nothing(
-    tmp_path: Path, kind: str, before: int, after: int
-) -> None:
-    with crashing(tmp_path, kind) as (home, log):
-        home.up(declaration(segments=before, standbys=0, shards=8))
-        fill(home)
-        expected = contents(home)
-        with writers(home.connect, 2) as journal:
-            home.run("scale", "shop", "--segments", str(after), timeout=400)
-        home.wait_phase("Running")
-        assert set(log.read_text().split()) == set(crash_points(kind)), (
-            "every point was reached, and died at, once"
-        )
-        assert contents(home) == expected
-        with home.connect() as connection:
-            audit(connection, journal)
-        nothing_is_left_over(home)
 
 
 @pytest.fixture(scope="module")
