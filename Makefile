@@ -24,8 +24,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install
-	$(BIN)/pytest
+test: install ## everything, files side by side (most of the time is waiting)
+	$(BIN)/pytest -n 3 --dist loadfile
 
 test-unit: install
 	$(BIN)/pytest tests/unit
