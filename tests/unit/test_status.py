@@ -64,7 +64,8 @@ def test_a_primary_whose_database_does_not_answer_is_a_problem_of_its_group_alon
 
 def test_a_size_that_could_not_be_asked_is_not_zero() -> None:
     assert [group["bytes"] for group in status(look())["groups"]] == [0, None, None]
-    assert [group["shards"] for group in status(look(catalogue=False))["groups"]] == [0, 0, 0]
+    assert [group["shards"] for group in status(look(catalogue=False))["groups"]] == [0, None, None]
+    assert [group["shards"] for group in status(look(admitted=1))["groups"]] == [0, None, 0]
 
 
 def test_commits_without_a_synchronous_standby_are_not_called_safe() -> None:

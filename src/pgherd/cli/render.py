@@ -156,10 +156,15 @@ def clusters(rows: Sequence[Mapping[str, Any]]) -> Table:
             row.get("engine") or "-",
             str(sum(group["id"] != 0 for group in row.get("groups", ()))),
             f"{well}/{len(everyone)} running",
-            size(sum(group.get("bytes") or 0 for group in row.get("groups", ()))),
+            _total_size(row.get("groups", ())),
             operation_line(row["operation"]) if row.get("operation") else "-",
         )
     return made
+
+
+def _total_size(groups: Sequence[Mapping[str, Any]]) -> str:
+    sizes = [group.get("bytes") for group in groups]
+    return size(None if None in sizes else sum(filter(None, sizes)))
 
 
 def moves(plan: Sequence[Mapping[str, Any]]) -> Table:

@@ -175,9 +175,9 @@ def _groups(seen: Observed) -> list[int]:
 
 
 def _group(seen: Observed, group: int) -> dict[str, Any]:
-    admitted = seen.catalogue.segments if seen.catalogue is not None else ()
-    # What an admitted segment holds may not be known; another holds nothing.
-    size = seen.sizes.get(group, None if group in admitted else GroupSize(0, 0))
+    # Without the catalogue, or without an answer of the segment, nobody knows what it holds.
+    known = group == COORDINATOR or (seen.catalogue is not None and group not in seen.catalogue.segments)
+    size = seen.sizes.get(group, GroupSize(0, 0) if known else None)
     names = {state.member for state in seen.of_group(group)}
     names.update(member for member in seen.wanted_members() if member.group == group)
     return {
