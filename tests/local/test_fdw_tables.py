@@ -290,9 +290,7 @@ def test_only_the_owner_role_may_distribute(herd: Herd, app: Connection) -> None
                 superuser.execute(f"SELECT create_distributed_table('shop.{name}', 'k')".encode())
         superuser.execute("SELECT create_distributed_table('shop.t', 'k')")
         superuser.execute("DROP TABLE shop.s, shop.p")
-    with psycopg.connect(
-        **{**herd.databases.parameters(0), "user": "reader", "password": "owner-secret"}
-    ) as reader:
+    with as_reader(herd) as reader:
         for call in (
             "SELECT create_reference_table('shop.t')",
             "SELECT undistribute_table('shop.t')",
