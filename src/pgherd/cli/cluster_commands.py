@@ -92,12 +92,15 @@ def up(
     context = current()
     cluster = spec.load(read(file), source="stdin" if file == "-" else file, platform=context.platform)
     name, begun = cluster.metadata.name, time.monotonic()
-    context.client().up(cluster)
+    client = context.client()
+    client.up(cluster)
     if no_wait:
         say(f"{name}: declared; 'pgherd status {name} --watch' shows how far it is")
         return
     await_fulfilment(name, limit, f"making {name} as declared")
-    shape = f"{plural(cluster.spec.segments.count, 'segment')}, engine {cluster.spec.engine}"
+    # Not what this file says, if somebody else declared something meanwhile.
+    there = client.declared(name).spec
+    shape = f"{plural(there.segments.count, 'segment')}, engine {there.engine}"
     say(f"{name}: ready after {time.monotonic() - begun:.1f} s ({shape}); connect with 'pgherd psql {name}'")
 
 

@@ -67,18 +67,12 @@ class Client:
         cluster = declaration.with_platform_defaults(cluster, "local")
         check_available(cluster)
         self._platform.check_supported(cluster)
+        name = cluster.metadata.name
         with self._platform.locked():
-            try:
-                before = self._platform.declaration(cluster.metadata.name)
-            except NoSuchCluster:
-                pass
-            else:
-                if before.deleting:
-                    name = cluster.metadata.name
-                    raise BadInput(f"{name} is being deleted: wait until 'pgherd list' shows it no more")
-                declaration.validate_change(before.cluster, cluster)
+            with contextlib.suppress(NoSuchCluster):
+                declaration.validate_change(self._staying(name), cluster)
             self._platform.declare(cluster)
-            self._platform.set_stopped(cluster.metadata.name, False)
+            self._platform.set_stopped(name, False)
         self.ensure_daemon()
 
     def scale(self, name: str, segments: int) -> None:
@@ -112,6 +106,7 @@ class Client:
 
         :raises BadInput: another operation is running
         """
+        self._staying(name)
         world = self._world(name)
         generation = self._platform.declaration(name).generation
         self._requested[name] = store.request(
@@ -137,13 +132,11 @@ class Client:
 
     def stop(self, name: str) -> None:
         """Ask for all processes to end; data stays."""
-        self._platform.set_stopped(name, True)
-        self.ensure_daemon()
+        self._set_stopped(name, True)
 
     def start(self, name: str) -> None:
         """Undo :meth:`stop`, or come back after a reboot."""
-        self._platform.set_stopped(name, False)
-        self.ensure_daemon()
+        self._set_stopped(name, False)
 
     def delete(self, name: str, *, purge: bool) -> None:
         """Ask for the cluster to go; with ``purge`` its data too."""
@@ -158,9 +151,26 @@ class Client:
             return
         self.ensure_daemon()
 
+    def _staying(self, name: str) -> PostgresCluster:
+        """The declaration of a cluster that is not about to go.
+
+        :raises BadInput: it is being deleted
+        """
+        found = self._platform.declaration(name)
+        if found.deleting:
+            self.ensure_daemon()  # nobody should wait for a deletion that was cut short
+            raise BadInput(f"{name} is being deleted: wait until 'pgherd list' shows it no more")
+        return found.cluster
+
+    def _set_stopped(self, name: str, stopped: bool) -> None:
+        self._staying(name)
+        self._platform.set_stopped(name, stopped)
+        self.ensure_daemon()
+
     def _redeclare(self, name: str, change: Callable[[PostgresCluster], PostgresCluster]) -> None:
+        self._staying(name)  # before the lock, which would make a home that is not there
         with self._platform.locked():
-            current = self._platform.declaration(name).cluster
+            current = self._staying(name)
             changed = change(current)
             if changed != current:
                 self._platform.declare(changed)
