@@ -109,6 +109,29 @@ class TestDeclarations:
         (platform.home / "shop" / "status.json").write_text("{")
         assert platform.read_status("shop") is None
 
+    @pytest.mark.parametrize(
+        "text", ["[]", "{}", '{"phase": 3}', '{"phase": "", "generation": 1, "conditions": [{}]}']
+    )
+    def test_a_status_without_sense_is_no_status(self, platform: LocalPlatform, text: str) -> None:
+        platform.declare(cluster())
+        (platform.home / "shop" / "status.json").write_text(text)
+        assert platform.read_status("shop") is None
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"owner": "x"}', "[" * 100_000])
+    def test_damaged_passwords_are_one_clear_line(self, platform: LocalPlatform, text: str) -> None:
+        platform.declare(cluster())
+        (platform.home / "shop" / "credentials.json").write_text(text)
+        with pytest.raises(PgherdError, match=r"credentials\.json is damaged"):
+            platform.credentials("shop")
+
+    def test_a_full_disk_is_named_before_anything_starts(
+        self, platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(platform, "free_bytes", lambda member: 5 << 20)
+        platform.declare(cluster())
+        with pytest.raises(PgherdError, match=r"only 5 MiB are free .* make room"):
+            platform._require_room(FIRST)
+
     def test_a_home_without_rights_is_one_clear_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(PgherdError, match="could not"):

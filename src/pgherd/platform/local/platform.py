@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 PATRONI_STOP_SECONDS = 60.0
 """how long a member may take for its last checkpoint before it is made to end"""
+ROOM_TO_BE_MADE, ROOM_TO_START = 128 << 20, 1 << 20
+"""free bytes below which a member without data, and one with data, can't even start"""
+_CONDITION = {"type", "status", "lastTransitionTime"}
 
 
 class LocalPlatform(Platform):
@@ -184,6 +187,7 @@ class LocalPlatform(Platform):
         """The cluster's passwords, made at the first call.
 
         :raises NoSuchCluster: there is none of this name
+        :raises PgherdError: the file is damaged
         """
         path = self._layout.credentials(name)
         known = files.read_json(path)
@@ -194,15 +198,18 @@ class LocalPlatform(Platform):
                 if known is None:
                     known = {field: secrets.token_urlsafe(24) for field in Credentials.__dataclass_fields__}
                     files.write_json(path, known)
-        return Credentials(**known)
+        try:
+            return Credentials(**known)
+        except TypeError:
+            raise PgherdError(f"{path} is damaged (not the passwords): restore it from a copy") from None
 
     def read_status(self, name: str) -> dict[str, Any] | None:
-        """The status written last, or None."""
+        """The status written last, or None if there is none that makes sense."""
         try:
             status = files.read_json(self._layout.status(name))
         except PgherdError:  # it was not flushed before a power failure; the next round writes it anew
             return None
-        return status if isinstance(status, dict) else None
+        return status if _is_status(status) else None
 
     def write_status(self, name: str, status: Mapping[str, Any]) -> None:
         """Publish the status; no-op once the cluster is gone. As the loop's regular call it also keeps logs small."""
@@ -250,6 +257,7 @@ class LocalPlatform(Platform):
             ports = self._reserve(member)
             self._end_strays(member)
             self._require_free(member, ports)
+            self._require_room(member)
             group = [
                 view.member
                 for view in self.members(member.cluster).values()
@@ -276,6 +284,16 @@ class LocalPlatform(Platform):
                     f"port {port} of {member.name} is taken by another program ({who}): end that program, "
                     f"{member.name} starts as soon as the port is free"
                 )
+
+    def _require_room(self, member: Member) -> None:
+        # PostgreSQL and Patroni would fail again and again, and say why in their log only.
+        layout, free = self._layout.member(member), self.free_bytes(member)
+        needed = ROOM_TO_START if layout.has_data else ROOM_TO_BE_MADE
+        if free is not None and free < needed:
+            raise PgherdError(
+                f"only {free >> 20} MiB are free at {layout.directory}, {member.name} needs {needed >> 20} MiB: "
+                "make room, it starts by itself then"
+            )
 
     def _write_config(
         self,
@@ -368,6 +386,17 @@ class LocalPlatform(Platform):
         if member not in known:
             raise BadInput(f"{name} has no member {member}: it has {', '.join(known) or 'none yet'}")
         return logs.lines([("", known[member])], follow=follow)
+
+
+def _is_status(value: Any) -> bool:
+    """Whether it has at least what readers take for granted: nobody must stumble over what a file once said."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("phase"), str)
+        and isinstance(value.get("generation", 0), int)
+        and isinstance(conditions := value.get("conditions", []), list)
+        and all(isinstance(each, dict) and each.keys() >= _CONDITION for each in conditions)
+    )
 
 
 def _remove_shared_memory(data: Path) -> None:
