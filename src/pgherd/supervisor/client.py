@@ -238,12 +238,13 @@ class Client:
             if time.monotonic() > deadline:
                 # An older generation's status says nothing about this wish.
                 seen = now if now is not None and now.get("generation", -1) >= wanted else None
-                raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {_obstacle(seen)}")
+                obstacle = _obstacle(seen, self._platform.home)
+                raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {obstacle}")
             time.sleep(POLL_SECONDS)
 
     def _is_fulfilled(self, name: str, now: dict[str, Any], wanted: int) -> bool:
         if now["phase"] == "Failed":
-            raise PgherdError(f"{name}: {_obstacle(now)}")
+            raise PgherdError(f"{name}: {_obstacle(now, self._platform.home)}")
         last = now.get("lastOperation") or {}
         if last.get("id", 0) < self._requested.get(name, 0):
             return False
@@ -263,9 +264,8 @@ class Client:
         deadline = time.monotonic() + timeout
         while name in self._platform.clusters() or self._home_is_emptying():
             if time.monotonic() > deadline:
-                raise PgherdError(
-                    f"{name}: not gone after {timeout:.0f} s: {_obstacle(self._platform.read_status(name))}"
-                )
+                obstacle = _obstacle(self._platform.read_status(name), self._platform.home)
+                raise PgherdError(f"{name}: not gone after {timeout:.0f} s: {obstacle}")
             if name in self._platform.clusters():
                 self.ensure_daemon()
             time.sleep(POLL_SECONDS)
@@ -446,10 +446,10 @@ def _heir(seen: Observed, group: int, primary: MemberState) -> str:
     return others[0].member.name
 
 
-def _obstacle(now: dict[str, Any] | None) -> str:
+def _obstacle(now: dict[str, Any] | None, home: Path) -> str:
     """Why a cluster is not there yet, in one line."""
     if now is None:
-        return "the supervisor has not reported yet"
+        return f"the supervisor has not reported yet, its log is {home / daemon.LOG}"
     if now.get("errors"):
         return str(now["errors"][0])
     ready = next(

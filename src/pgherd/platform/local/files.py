@@ -79,19 +79,20 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document of a file, or None if there is no such file.
+    """The JSON object of a file, or None if there is no such file.
 
-    :raises PgherdError: it can't be read or is no JSON
+    :raises PgherdError: it can't be read or is no JSON object
     """
     with explained(f"read {path}"):
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
             return None
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise PgherdError(f"{path} is damaged (no JSON): restore it from a copy or remove it") from error
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    raise PgherdError(f"{path} is damaged (no JSON object): restore it from a copy")
 
 
 def sync_directory(path: Path) -> None:
