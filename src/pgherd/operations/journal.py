@@ -3,6 +3,9 @@
 Essential writes (a step begins, ends, is planned) fail loudly: the runner waits and goes on from the rows. Progress
 is only told, at most a few times a second, and never stops anything. One session, opened again when it is lost, so
 that a failover of the coordinator costs one retry.
+
+Plans and ends are durable when their call returns. That a step began or ended need not be: a failover may forget it,
+and then the step finds its work done.
 """
 
 from __future__ import annotations
@@ -91,11 +94,18 @@ class Journal:
                 self.close()
                 raise Unavailable(f"the coordinator went away: {str(error).strip()}") from error
 
+    @contextmanager
+    def durable(self) -> Iterator[Connection]:
+        """A transaction that is on the standby too when the block has ended."""
+        with self.session() as session, session.transaction():
+            session.execute("SET LOCAL synchronous_commit TO DEFAULT")
+            yield session
+
     # the operation's own row
 
     def begin(self, head: Sequence[NewStep], tail: Sequence[NewStep]) -> None:
         """Write down the first steps, unless that has been done."""
-        with self.session() as session, session.transaction():
+        with self.durable() as session:
             session.execute("SELECT FROM pgherd.operations WHERE id = %s FOR UPDATE", [self.operation])
             if not self._exists(session):
                 self._insert(session, 1, head)
@@ -126,7 +136,7 @@ class Journal:
 
     def end(self, phase: str, message: str, error: str | None = None) -> None:
         """The operation is over. Steps that were not done any more are marked so."""
-        with self.session() as session, session.transaction():
+        with self.durable() as session:
             session.execute(
                 "UPDATE pgherd.operation_steps SET state = CASE state WHEN 'running' THEN 'undone' ELSE 'skipped' END,"
                 " finished_at = clock_timestamp() WHERE operation_id = %s AND state = ANY(%s)",
@@ -209,7 +219,7 @@ class Journal:
 
         :param again: kinds of steps that have to be done (again) after them
         """
-        with self.session() as session, session.transaction():
+        with self.durable() as session:
             row = session.execute(
                 "SELECT coalesce(max(step) + 1, %s) FROM pgherd.operation_steps"
                 " WHERE operation_id = %s AND kind = 'move'",

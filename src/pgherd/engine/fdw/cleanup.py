@@ -48,6 +48,11 @@ class Segments:
         self._databases = databases
         self._open: dict[tuple[int, bool], Connection | Unavailable] = {}
 
+    def adopt(self, group: int, connection: Connection, *, owner: bool) -> None:
+        """Use a session that is open already, from now on as its only user."""
+        _prepare(connection)
+        self._open[group, owner] = connection
+
     def superuser(self, group: int) -> Connection:
         """:raises Unavailable: the segment can't be reached"""
         return self._get(group, owner=False)
@@ -75,7 +80,7 @@ class Segments:
         if found is None:
             try:
                 found = connect(self._databases, group, owner=owner)
-                found.execute("SET statement_timeout = '20s'")
+                _prepare(found)
             except Unavailable as error:
                 found = error
             self._open[group, owner] = found
@@ -87,6 +92,11 @@ class Segments:
         for connection in self._open.values():
             if not isinstance(connection, Unavailable):
                 connection.close()
+
+
+def _prepare(connection: Connection) -> None:
+    # What is gone must be gone on the standby too before its record is deleted.
+    connection.execute("SET statement_timeout = '20s'; RESET synchronous_commit")
 
 
 @contextmanager

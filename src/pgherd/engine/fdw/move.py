@@ -186,6 +186,13 @@ class Move:
     def _session(self, group: int, *, owner: bool = False) -> Connection:
         return self._stack.enter_context(contextlib.closing(connect(self._databases, group, owner=owner)))
 
+    def _worker(self, group: int, *, owner: bool = False) -> Connection:
+        """A session whose work may be lost with its server, because then the move is over anyway. What the decision
+        rests on is made durable by the commit of the cutover on the target, which comes after all of it."""
+        session = self._session(group, owner=owner)
+        session.execute("SET synchronous_commit = off")
+        return session
+
     # before anything is made
 
     def _tidy_former_attempts(self) -> None:
@@ -210,10 +217,10 @@ class Move:
 
     def _record(self, *, online: bool) -> None:
         parcel = self._parcel = _numbered(self._parcel, next_move_id(self._desk))
-        self._source = self._session(parcel.source)
-        self._source_owner = self._session(parcel.source, owner=True)
-        self._target = self._session(parcel.target)
-        self._target_owner = self._session(parcel.target, owner=True)
+        self._source = self._worker(parcel.source)
+        self._source_owner = self._worker(parcel.source, owner=True)
+        self._target = self._worker(parcel.target)
+        self._target_owner = self._worker(parcel.target, owner=True)
         self._full = without_identity(self._source, parcel.shards) if online else []
         for shard in self._full:
             if reason := unfit_reason(self._source, shard):
@@ -307,12 +314,10 @@ class Move:
     def _index(self) -> None:
         """Build the indexes, now that the rows are there, and look at the rows, so that queries are planned well."""
         watch = polite_watch(self._control, lambda: f"building the indexes of shard group {self._group}")
-        self._target_owner.execute("SET synchronous_commit = off")
         for shard in self._parcel.shards:
             build = sql.SQL("SELECT pgherd.index_shard({}::regclass, {})").format(shard.table, shard.name)
             patiently(self._target_owner, build, watch)
             patiently(self._target_owner, sql.SQL("ANALYZE {}").format(leaf(shard)), watch)
-        self._target_owner.execute("RESET synchronous_commit")
 
     # catching up and switching
 
@@ -383,6 +388,10 @@ class Move:
                 retract(self._source_owner, shard.name)
             self._after_switch("detached")
             with segment_sessions(self._databases) as segments:
+                segments.adopt(self._parcel.source, self._source, owner=False)
+                segments.adopt(self._parcel.source, self._source_owner, owner=True)
+                segments.adopt(self._parcel.target, self._target, owner=False)
+                segments.adopt(self._parcel.target, self._target_owner, owner=True)
                 clean_up_group(self._desk, segments, self._group)
             self._after_switch("cleaned")
 

@@ -76,8 +76,6 @@ def copy_leaf(source: Connection, target: Connection, shard: Shard, progress: Pr
             more=sql.SQL(more),
         )
 
-    # A copy that a crash takes away is made again; durable is what the commit of the cutover makes so.
-    target.execute("SET synchronous_commit = off")
     done = 0
     with target.transaction(), target.cursor() as cursor:
         target.execute(sql.SQL("TRUNCATE {}").format(leaf(shard)))
@@ -87,7 +85,6 @@ def copy_leaf(source: Connection, target: Connection, shard: Shard, progress: Pr
                     sink.write(block)
                     done += len(block)
                 progress(done)
-    target.execute("RESET synchronous_commit")
     return done
 
 

@@ -113,7 +113,9 @@ class Cutover:
 
     def _attach(self) -> None:
         """Make the copies visible on the target; its commit makes all that was applied before durable."""
-        self.target.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_MS)))
+        self.target.execute(
+            sql.SQL("SET LOCAL lock_timeout = {}; SET LOCAL synchronous_commit TO DEFAULT").format(LOCK_MS)
+        )
         try:
             for shard in self.parcel.shards:
                 self.target.execute(
@@ -129,7 +131,6 @@ class Cutover:
         if self.target.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             self.target.execute("ROLLBACK")
         with self.target.transaction():
-            self.target.execute("SET LOCAL synchronous_commit = local")
             self.target.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_MS)))
             for shard in self.parcel.shards:
                 self.target.execute(

@@ -183,7 +183,11 @@ def probe_commit(target: Connection, parcel: Parcel, seconds: float) -> None:
     :raises BlockedError: it takes longer
     """
     started = time.monotonic()
-    target.execute("INSERT INTO pgherd.move_marker VALUES (%s, 0) ON CONFLICT DO NOTHING", [parcel.move_id])
-    target.execute("DELETE FROM pgherd.move_marker WHERE move_id = %s AND n = 0", [parcel.move_id])
+    with target.transaction():
+        target.execute("SET LOCAL synchronous_commit TO DEFAULT")
+        target.execute(
+            "INSERT INTO pgherd.move_marker VALUES (%s, 0) ON CONFLICT (move_id, n) DO UPDATE SET n = 0",
+            [parcel.move_id],
+        )
     if time.monotonic() - started > seconds:
         raise BlockedError(f"commits on segment {parcel.target} are slow")
