@@ -434,3 +434,47 @@ def test_the_scripts_name_every_file(herd: Herd) -> None:
     folder = Path(install.__file__).parent / "sql"
     named = {Path(name).name for name in install.COORDINATOR_FILES + install.SEGMENT_FILES}
     assert {file.name for file in folder.glob("*.sql")} <= named
+
+
+class Quiet:
+    """A move's control that lets everything pass."""
+
+    def report(self, message: str, bytes_done: int | None = None) -> None:
+        pass
+
+    def checkpoint(self, name: str) -> None:
+        pass
+
+
+def test_per_segment_queries_see_every_row_once_while_shards_move(herd: Herd, app: Connection) -> None:
+    stop = threading.Event()
+    counts: list[int] = []
+    retried: list[str] = []
+
+    def count() -> None:
+        with herd.connect() as connection:
+            while not stop.is_set():
+                try:
+                    counts.append(
+                        rows(
+                            connection,
+                            "SELECT * FROM pgherd.aggregate('d', ARRAY['count(*)']) AS a(n bigint)",
+                        )[0]
+                    )
+                except psycopg.errors.SerializationFailure as error:
+                    retried.append(str(error))
+
+    reader = threading.Thread(target=count)
+    reader.start()
+    try:
+        for target in (2, 1, 2, 1):
+            for group in herd.engine.shard_groups():
+                if group.id.index < 2:
+                    herd.engine.move(1, group.id, target, Quiet())
+    finally:
+        stop.set()
+        reader.join()
+    assert set(counts) == {400}
+    assert len(counts) > len(retried)
+    while herd.engine.clean_up():
+        stop.wait(0.1)

@@ -99,22 +99,26 @@ BEGIN
     END LOOP;
 END $$;
 
--- No shard changes its place before the end of the transaction, and each is visible on exactly one segment: what
--- queries of the per-segment relations must begin with. The cutover of a move locks every table of its colocation, so
--- one lock for each colocation is enough; a shard that has just left may still be seen where it was for some
--- milliseconds.
+-- When a shard left its segment last. Its old copy is hidden from queries some milliseconds later.
+CREATE OR REPLACE FUNCTION pgherd.last_departure() RETURNS timestamptz LANGUAGE sql SECURITY DEFINER
+SET search_path TO pg_catalog, pg_temp AS $$ SELECT max(created_at) FROM pgherd.cleanup WHERE kind = 'shard' $$;
+
+-- No shard changes its place before the end of the transaction, and each is seen on exactly one segment: what queries
+-- of the per-segment relations must begin with. The cutover of a move locks every table of its colocation, so one lock
+-- for each colocation is enough. A transaction that has looked at a segment while a shard was leaving it would go on
+-- seeing that shard, so it waits before it looks, and gets 40001 if that was not long enough.
 CREATE OR REPLACE FUNCTION pgherd.hold_placement() RETURNS void LANGUAGE plpgsql
 SET search_path TO pg_catalog, pg_temp AS $$
 DECLARE
     relation regclass;
     segment  int;
     question text;
-    deadline timestamptz := clock_timestamp() + interval '2 seconds';
 BEGIN
     FOR relation IN SELECT min(d.relation::oid) FROM pgherd.distributed_table d WHERE d.kind = 'distributed'
                      GROUP BY d.colocation_id ORDER BY 1 LOOP
         EXECUTE format('LOCK TABLE ONLY %s IN ROW SHARE MODE', relation);
     END LOOP;
+    PERFORM pg_sleep(extract(epoch FROM pgherd.last_departure() + interval '0.15 seconds' - clock_timestamp()));
     FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
         SELECT format('SELECT pgherd.shows_shards(%L, %L)',
                       (SELECT coalesce(array_agg(format('%I.%I', d.shape ->> 'schema', d.shape ->> 'name')), '{}')
@@ -123,13 +127,10 @@ BEGIN
                          JOIN pgherd.distributed_table d ON d.relation = s.relation
                          JOIN pgherd.shard_group g ON g.colocation_id = d.colocation_id AND g.index = s.index
                         WHERE g.group_id = segment)) INTO question;
-        WHILE pgherd.on_segment(segment, question, 'value') <> 'true' LOOP
-            IF clock_timestamp() > deadline THEN
-                PERFORM pgherd.refuse(format('a shard is just leaving segment %s', segment), NULL,
-                                      'Run the transaction again.', '40001');
-            END IF;
-            PERFORM pg_sleep(0.01);
-        END LOOP;
+        IF pgherd.on_segment(segment, question, 'value') <> 'true' THEN
+            PERFORM pgherd.refuse(format('a shard is just leaving segment %s', segment), NULL,
+                                  'Run the transaction again.', '40001');
+        END IF;
     END LOOP;
 END $$;
 

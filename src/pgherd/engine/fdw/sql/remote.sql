@@ -16,8 +16,6 @@ DECLARE
 BEGIN
     GRANT INSERT, UPDATE, DELETE ON pgherd.colocation, pgherd.shard_group, pgherd.distributed_table, pgherd.shard
        TO @owner@, @agent@;
-    GRANT UPDATE (value) ON pgherd.settings TO @agent@;      -- FOR SHARE asks for it
-    GRANT USAGE ON SEQUENCE pgherd.shard_id_seq TO @agent@;
     GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@, @agent@;
     GRANT EXECUTE ON FUNCTION pgherd.lock_ddl(), pgherd.next_shard_id() TO @owner@, @agent@;
     FOR command IN
@@ -46,11 +44,8 @@ BEGIN
     RETURN QUERY SELECT group_id FROM pgherd.segment ORDER BY group_id;
 END $$;
 
-ALTER FUNCTION pgherd.segment_ids() OWNER TO @agent@;
-
 CREATE OR REPLACE FUNCTION pgherd.next_shard_id() RETURNS bigint LANGUAGE sql SECURITY DEFINER
 SET search_path TO pg_catalog, pg_temp AS $$ SELECT nextval('pgherd.shard_id_seq') $$;
-ALTER FUNCTION pgherd.next_shard_id() OWNER TO @agent@;
 REVOKE EXECUTE ON FUNCTION pgherd.next_shard_id() FROM PUBLIC;
 
 -- Runs SQL on one segment, as the owner role, inside this transaction.

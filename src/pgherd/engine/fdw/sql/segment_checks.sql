@@ -1,17 +1,13 @@
 -- What checks and per-segment queries ask a segment. Run as superuser, idempotent.
 
--- Whether exactly these shards can be seen through their twins. Asks for the catalogue as it is now, whatever snapshot
--- the transaction has.
+-- Whether queries of this transaction see exactly these shards through their twins. (Not by level: a shard whose
+-- detaching is not finished has level 0, and may still be seen.)
 CREATE OR REPLACE FUNCTION pgherd.shows_shards(twins text[], shards text[]) RETURNS boolean LANGUAGE sql VOLATILE
 SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT NOT EXISTS (
-        (SELECT unnest(shards)
-         EXCEPT
-         SELECT (parse_ident(p.relid::text))[2] FROM unnest(twins) t, pg_partition_tree(t::regclass) p WHERE p.level = 1)
-        UNION ALL
-        (SELECT (parse_ident(p.relid::text))[2] FROM unnest(twins) t, pg_partition_tree(t::regclass) p WHERE p.level = 1
-         EXCEPT
-         SELECT unnest(shards)))
+    SELECT NOT EXISTS (SELECT FROM (SELECT unnest(shards) AS name) wanted FULL JOIN (
+                           SELECT (parse_ident(p.relid::text))[2] AS name
+                             FROM unnest(twins) t, pg_partition_tree(t::regclass) p WHERE p.relid <> t::regclass) seen
+                                      USING (name) WHERE wanted.name IS NULL OR seen.name IS NULL)
 $$;
 
 -- Every leaf: its twin (null: not attached), whether its CHECK is in force.
