@@ -31,3 +31,13 @@ def test_a_deletion_that_was_cut_short_is_finished_by_whatever_is_asked_next(hom
     supervisor.wait(10)
     assert home.up(ONE, check=False).returncode == 2
     wait_for(lambda: not home.path.exists() and not home.processes(), "nothing is left", 30)
+
+
+def test_a_supervisor_whose_lock_file_was_removed_leaves_to_the_next_one(home: Home) -> None:
+    home.up(ONE)
+    first = home.supervisor()
+    assert first is not None
+    (home.path / "supervisor.lock").unlink()
+    home.run("start", "shop")
+    first.wait(30)
+    wait_for(lambda: len(home.running("pgherd.supervisor")) == 1, "one supervisor is there", 10)

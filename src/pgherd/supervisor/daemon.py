@@ -65,7 +65,8 @@ def probe(home: Path) -> Running | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             pid, _, version = file.read().partition(" ")
-            return Running(int(pid or 0), version)  # 0: it has only just taken the lock
+            # 0: it has only just taken the lock, or somebody wrote into the file
+            return Running(int(pid) if pid.isdecimal() else 0, version)
         return None
 
 
@@ -83,6 +84,10 @@ class Daemon:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         while not self._stop.wait(SCAN_SECONDS):
+            if not self._is_ours():
+                logger.warning("the lock file was removed or replaced: leaving, databases go on")
+                self._stop.set()
+                break
             try:
                 self._ensure_loops()
                 if not self._loops and self._leave_if_idle():
@@ -92,6 +97,13 @@ class Daemon:
         for loop in self._loops.values():
             loop.join(JOIN_SECONDS)
             loop.join_operation(JOIN_SECONDS)
+
+    def _is_ours(self) -> bool:
+        """Whether the lock still guards the home: without its file, the next command starts another daemon."""
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._platform.home / LOCK))
+        except OSError:
+            return False
 
     def _on_signal(self, number: int, frame: object) -> None:
         logger.info("signal %s: shutting down, databases go on", number)
