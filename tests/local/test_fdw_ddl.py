@@ -29,17 +29,16 @@ def app(herd: Herd) -> Iterator[Connection]:
         connection.execute(
             "DROP SCHEMA IF EXISTS shop, other CASCADE; DROP TABLE IF EXISTS items, renamed, codes CASCADE"
         )
+        assert herd.engine.clean_up() == 0
         for group in (1, 2):
             with herd.superuser(group) as segment:
-                assert (
-                    rows(
-                        segment,
-                        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace IN"
-                        " (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'pgherd_shards', 'shop', 'other'))",
-                    )
-                    == []
-                )
+                assert rows(segment, LEFT_BEHIND) == []
 
+
+LEFT_BEHIND = """
+SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND n.nspname ~ '^(public|pgherd_shards|shop|other|pgherd_gone.*)$'
+"""
 
 ITEMS = """
 CREATE TABLE items (

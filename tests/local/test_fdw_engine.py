@@ -40,6 +40,7 @@ def app(herd: Herd) -> Iterator[Connection]:
         yield connection
         connection.rollback()
         connection.execute("DROP TABLE IF EXISTS d, r")
+        assert herd.engine.clean_up() == 0
         assert problems(herd) == []
 
 
@@ -195,6 +196,18 @@ DAMAGE = {
     "a constraint gone": (2, "ALTER TABLE d DROP CONSTRAINT d_n_check", [(2, "definitions")]),
     "a primary key gone": (2, "ALTER TABLE d DROP CONSTRAINT d_pkey", [(2, "definitions")]),
     "an index gone": (2, "DROP INDEX d_n", [(2, "definitions")]),
+    "a check changed": (
+        2,
+        "ALTER TABLE d DROP CONSTRAINT d_n_check; ALTER TABLE d ADD CONSTRAINT d_n_check CHECK (n > -5)",
+        [(2, "definitions")],
+    ),
+    "an index changed": (2, "DROP INDEX d_n; CREATE INDEX d_n ON d (n DESC)", [(2, "definitions")]),
+    "a column renamed": (2, "ALTER TABLE d RENAME n TO x", [(2, "definitions")] * 5),
+    "a drop that was never committed": (
+        1,
+        "CREATE SCHEMA pgherd_gone_{oid} AUTHORIZATION app; ALTER TABLE d SET SCHEMA pgherd_gone_{oid}",
+        [(1, "definitions")],
+    ),
     "a type changed": (2, "ALTER TABLE d ALTER COLUMN n TYPE bigint", [(2, "definitions")]),
     "a table gone": (1, "DROP TABLE d CASCADE", [(1, "definitions"), (1, "shards"), (1, "shards")]),
     "a copy changed": (2, "INSERT INTO r VALUES (3)", [(2, "copies")]),
@@ -228,11 +241,16 @@ DAMAGE = {
 def test_check_finds_what_is_wrong(herd: Herd, app: Connection, kind: str) -> None:
     group, command, expected = DAMAGE[kind]
     leaf = a_leaf(herd, 1)
+    oid = rows(app, "SELECT 'd'::regclass::oid")[0]
     with herd.superuser(group) as server:
-        server.execute(command.format(leaf=leaf).encode())
+        server.execute(command.format(leaf=leaf, oid=oid).encode())
     findings = herd.engine.check()
     assert [(finding.group, finding.check) for finding in findings] == expected
     assert all(isinstance(finding, Finding) and finding.message and finding.fix for finding in findings)
+    for fix in {finding.fix for finding in findings if finding.fix.startswith("SELECT")}:
+        if kind != "a table gone":
+            app.execute(fix.encode())
+            assert problems(herd) == []
     with herd.superuser(group) as server:
         for undo in (
             "DROP TABLE IF EXISTS pgherd_shards.x",
@@ -243,6 +261,27 @@ def test_check_finds_what_is_wrong(herd: Herd, app: Connection, kind: str) -> No
         ):
             if group:
                 server.execute(undo.encode())
+
+
+def test_dropped_tables_keep_their_rows_on_segments_until_the_drop_is_committed(
+    herd: Herd, app: Connection
+) -> None:
+    for command in ("DROP TABLE d", "SELECT undistribute_table('d')"):
+        with app.transaction(force_rollback=True):
+            app.execute(command.encode())
+        assert rows(app, "SELECT count(*) FROM d") == [400]
+    app.execute("SELECT undistribute_table('d')")
+    with herd.superuser(1) as segment:
+        gone = rows(segment, "SELECT oid::regclass::text FROM pg_class WHERE relname = 'd'")
+        assert len(gone) == 1
+        assert rows(segment, f"SELECT count(*) > 100 FROM {gone[0]}") == [True]
+        assert problems(herd) == []
+        herd.kill9(2)
+        assert herd.engine.clean_up() == 1
+        herd.start(2)
+        assert herd.engine.clean_up() == 0
+        assert rows(segment, "SELECT * FROM pgherd.leaves") == []
+    assert rows(app, "SELECT count(*) FROM d") == [400]
 
 
 def test_a_segment_that_is_away_is_a_finding(herd: Herd, app: Connection) -> None:
@@ -383,7 +422,7 @@ USES = (
     "ALTER TABLE r ADD COLUMN y int DEFAULT 1",
     "ALTER TABLE d ADD COLUMN y int DEFAULT 1",
     "CREATE TABLE e (k int PRIMARY KEY); SELECT create_reference_table('e'); DROP TABLE e",
-    "SELECT pgherd.refill_reference_table('r')",
+    "SELECT pgherd.repair_table('r'), pgherd.repair_table('d')",
     "SELECT * FROM citus_tables",
     "ANALYZE",
 )

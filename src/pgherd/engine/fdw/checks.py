@@ -34,6 +34,11 @@ class Table:
     kind: str
     shape: Shape
 
+    @property
+    def literal(self) -> str:
+        """The name as an SQL string."""
+        return sql.Literal(self.name).as_string()
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -148,7 +153,7 @@ def _definitions(server: Connection, group: int, expected: Expected) -> Iterator
                 group,
                 "definitions",
                 f"table {table.name} is missing",
-                f"move its shards away, retire segment-{group} and admit it again",
+                f"SELECT pgherd.repair_table({table.literal})",
             )
             continue
         for difference in differences(table.shape, row[0]):
@@ -156,7 +161,7 @@ def _definitions(server: Connection, group: int, expected: Expected) -> Iterator
                 group,
                 "definitions",
                 f"table {table.name}: {difference}",
-                "change the segment's table by run_command_on_workers until it agrees with the coordinator's",
+                f"SELECT pgherd.repair_table({table.literal})",
             )
 
 
@@ -224,8 +229,10 @@ def _leaves(server: Connection, group: int, expected: Expected) -> Iterator[Find
                 f"shard {name} of {leaf.table.name} has lost its CHECK pgherd_placement",
                 "move the shard group to another segment: the copy has it",
             )
-    for name in present.keys() - mine.keys():
-        if (group, "shard", name) not in expected.cleanup:
+    gone = {name for where, kind, name in expected.cleanup if (where, kind) == (group, "table")}
+    for name in sorted(present.keys() - mine.keys()):
+        twin = present[name][0] or ""
+        if (group, "shard", name) not in expected.cleanup and twin.partition(".")[0] not in gone:
             yield Finding(
                 group,
                 "shards",
@@ -319,5 +326,5 @@ def _copy_differs(
             group,
             "copies",
             f"the copy of reference table {table.name} differs from the coordinator's rows",
-            f"SELECT pgherd.refill_reference_table('{table.name}')",
+            f"SELECT pgherd.repair_table({table.literal})",
         )

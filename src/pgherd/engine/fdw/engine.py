@@ -96,7 +96,8 @@ class FdwEngine(Engine):
         move.move_shard_group(self.databases, operation, group, target, control, blocking=blocking)
 
     def clean_up(self, operation: int | None = None) -> int:
-        return cleanup.clean_up(self.databases, operation)
+        remaining = cleanup.clean_up(self.databases, operation)
+        return remaining + (segments.drop_gone_tables(self.databases) if operation is None else 0)
 
     def create_restore_point(self, name: str) -> Mapping[int, str]:
         return restore_point.create_restore_point(self.databases, name)

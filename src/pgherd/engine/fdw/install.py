@@ -28,6 +28,7 @@ COORDINATOR_FILES = (
     "coordinator_placement.sql",
     "interface.sql",
     "helpers.sql",
+    "repair.sql",
     "events.sql",
 )
 SEGMENT_FILES = ("segment.sql", "segment_shards.sql", "shape.sql", "segment_checks.sql")

@@ -8,12 +8,15 @@ that it creates: either all of it is there (server, definitions, copies of refer
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
 
+import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import ShardGroup, ShardGroupId
 from pgherd.engine.fdw.install import superuser
-from pgherd.errors import PgherdError
+from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, Endpoint, Endpoints
 from pgherd.postgres.connections import Connection, Databases
 
@@ -98,7 +101,41 @@ def retire(databases: Databases, group: int) -> None:
         if held and held[0]:
             raise PgherdError(f"segment-{group} still holds {held[0]} shard groups: move them away first")
         connection.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [group])
+        connection.execute("DELETE FROM pgherd.cleanup WHERE group_id = %s AND kind = 'table'", [group])
         _drop_doors(connection, group)
+
+
+def drop_gone_tables(databases: Databases) -> int:
+    """Drop what dropped tables had on the segments: the coordinator has committed that they are gone.
+
+    :return: how many of their clean-up records remain, because a segment is away or busy
+    """
+    with superuser(databases, COORDINATOR) as desk:
+        records = desk.execute(
+            "SELECT id, group_id, name FROM pgherd.cleanup WHERE kind = 'table' ORDER BY group_id, id"
+        ).fetchall()
+        remaining = 0
+        for group, due in groupby(records, key=lambda record: int(record[1])):
+            names = {int(record[0]): str(record[2]) for record in due}
+            done = _drop_schemas(databases, group, names)
+            desk.execute("DELETE FROM pgherd.cleanup WHERE id = ANY(%s)", [done])
+            remaining += len(names) - len(done)
+        return remaining
+
+
+def _drop_schemas(databases: Databases, group: int, names: Mapping[int, str]) -> list[int]:
+    """Drop schemas on a segment as the owner; returns the keys of those that are gone."""
+    done: list[int] = []
+    with (
+        suppress(Unavailable, psycopg.OperationalError),
+        databases.connect(group, user=databases.owner) as owner,
+    ):
+        owner.execute("SET lock_timeout = '2s'; SET client_min_messages = warning")
+        for record, name in names.items():
+            with suppress(psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege):
+                owner.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
+                done.append(record)
+    return done
 
 
 def endpoints(databases: Databases) -> Mapping[int, Endpoints]:

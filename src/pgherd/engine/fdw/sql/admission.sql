@@ -28,7 +28,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Drops all shards and their twins.
+-- Drops all shards and their twins, and what dropped tables left.
 CREATE OR REPLACE FUNCTION pgherd.sweep_ddl() RETURNS text LANGUAGE sql IMMUTABLE
 SET search_path TO pg_catalog, pg_temp AS $$
     SELECT $do$DO $sweep$
@@ -42,6 +42,9 @@ BEGIN
     FOR t IN SELECT c.oid::regclass AS name FROM pg_class c
               WHERE c.relnamespace = 'pgherd_shards'::regnamespace AND c.relkind = 'r' LOOP
         EXECUTE format('DROP TABLE %s CASCADE', t.name);
+    END LOOP;
+    FOR t IN SELECT n.nspname AS name FROM pg_namespace n WHERE n.nspname ~ '^pgherd_gone_[0-9]+$' LOOP
+        EXECUTE format('DROP SCHEMA %I CASCADE', t.name);
     END LOOP;
 END $sweep$ $do$
 $$;

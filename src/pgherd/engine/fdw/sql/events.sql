@@ -156,17 +156,24 @@ BEGIN
            FOR UPDATE SKIP LOCKED);
 END $$;
 
--- The segments' tables and the per-segment relations of a table that is going or gone.
+-- Takes the segments' tables and the per-segment relations of a table that is going or gone out of the way.
+--
+-- Nothing is dropped on a segment yet: its part of the transaction is committed first, and if the coordinator were lost
+-- before its own commit, the table would still be there without its rows. So the tables go into a schema of their own,
+-- named after the table's oid, and a clean-up record has them dropped after the commit.
 CREATE OR REPLACE FUNCTION pgherd.drop_twins(t pgherd.distributed_table) RETURNS void LANGUAGE plpgsql
 SET search_path TO pg_catalog, pg_temp SET pgherd.propagate TO off SET client_min_messages TO warning AS $$
 DECLARE
     segment int;
+    twin    text := format('%I.%I', t.shape ->> 'schema', t.shape ->> 'name');
 BEGIN
     FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
         EXECUTE format('DROP FOREIGN TABLE IF EXISTS %I.%I', 'pgherd_segment_' || segment,
                        pgherd.segment_relation((t.shape ->> 'schema')::name, (t.shape ->> 'name')::name));
+        PERFORM pgherd.on_segment(segment, format('CREATE SCHEMA IF NOT EXISTS %s; ALTER TABLE IF EXISTS %s SET SCHEMA %s',
+                                                  'pgherd_gone_' || t.relation::oid, twin, 'pgherd_gone_' || t.relation::oid));
+        PERFORM pgherd.schedule_drop(segment, t.relation);
     END LOOP;
-    PERFORM pgherd.on_all_segments(format('DROP TABLE IF EXISTS %I.%I CASCADE', t.shape ->> 'schema', t.shape ->> 'name'));
 END $$;
 
 CREATE OR REPLACE FUNCTION pgherd.refuse_key_update() RETURNS trigger LANGUAGE plpgsql

@@ -51,7 +51,7 @@ END $$;
 CREATE OR REPLACE FUNCTION pgherd.shape_changes(was jsonb, now jsonb, defaults jsonb)
 RETURNS TABLE (phase int, scope text, command text) LANGUAGE sql STABLE SET search_path TO pg_catalog, pg_temp AS $$
     WITH target AS (SELECT format('%I.%I', now ->> 'schema', now ->> 'name') AS name),
-    columns AS (SELECT key::int AS num, o, n FROM pgherd.paired(was -> 'columns', now -> 'columns')),
+    columns AS (SELECT key AS num, o, n FROM pgherd.paired(was -> 'columns', now -> 'columns')),
     checks AS (SELECT * FROM pgherd.paired(was -> 'checks', now -> 'checks')),
     indexes AS (SELECT * FROM pgherd.paired(was -> 'indexes', now -> 'indexes')),
     constraints AS (SELECT * FROM pgherd.paired(was -> 'constraints', now -> 'constraints'))
@@ -96,8 +96,8 @@ RETURNS TABLE (phase int, scope text, command text) LANGUAGE sql STABLE SET sear
         AND o ? 'generated' AND o ->> 'type' = n ->> 'type'
     UNION ALL
     SELECT 9, 'segment', format('ALTER TABLE %s ADD COLUMN %s', target.name,
-                                pgherd.column_ddl(n, true, defaults ->> num::text))
-           || CASE WHEN defaults ? num::text THEN format('; ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', target.name,
+                                pgherd.column_ddl(n, true, defaults ->> num))
+           || CASE WHEN defaults ? num THEN format('; ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', target.name,
                                                          n ->> 'name') ELSE '' END
       FROM columns, target WHERE o IS NULL
     UNION ALL

@@ -128,21 +128,3 @@ BEGIN
     EXECUTE pgherd.segment_relation_ddl(t.shape, segment);
     PERFORM pgherd.refill_copy(t.relation, t.shape, segment);
 END $$;
-
--- Makes the segments' copies anew from the coordinator's rows.
-CREATE OR REPLACE FUNCTION pgherd.refill_reference_table(table_name regclass) RETURNS void LANGUAGE plpgsql
-SET role TO @owner@ SET search_path TO pg_catalog, pg_temp SET pgherd.propagate TO off
-SET client_min_messages TO warning AS $$
-DECLARE
-    t       pgherd.distributed_table%ROWTYPE;
-    segment int;
-BEGIN
-    PERFORM pgherd.lock_ddl();
-    SELECT * INTO t FROM pgherd.distributed_table d WHERE d.relation = table_name AND d.kind = 'reference' FOR UPDATE;
-    IF NOT FOUND THEN
-        PERFORM pgherd.refuse(format('%s is not a reference table', pgherd.label(table_name)), NULL, NULL, '42809');
-    END IF;
-    FOR segment IN SELECT * FROM pgherd.segment_ids() LOOP
-        PERFORM pgherd.refill_copy(t.relation, t.shape, segment);
-    END LOOP;
-END $$;

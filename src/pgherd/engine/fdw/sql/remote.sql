@@ -17,7 +17,7 @@ BEGIN
     GRANT INSERT, UPDATE, DELETE ON pgherd.colocation, pgherd.shard_group, pgherd.distributed_table, pgherd.shard
        TO @owner@, @agent@;
     GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@, @agent@;
-    GRANT EXECUTE ON FUNCTION pgherd.lock_ddl(), pgherd.next_shard_id() TO @owner@, @agent@;
+    GRANT EXECUTE ON FUNCTION pgherd.lock_ddl(), pgherd.next_shard_id(), pgherd.schedule_drop(int, oid) TO @owner@, @agent@;
     FOR command IN
         SELECT format('GRANT USAGE ON FOREIGN SERVER %I', srvname) FROM pg_foreign_server WHERE srvname ~ '^segment_[0-9]+$'
         UNION ALL
@@ -47,6 +47,13 @@ END $$;
 CREATE OR REPLACE FUNCTION pgherd.next_shard_id() RETURNS bigint LANGUAGE sql SECURITY DEFINER
 SET search_path TO pg_catalog, pg_temp AS $$ SELECT nextval('pgherd.shard_id_seq') $$;
 REVOKE EXECUTE ON FUNCTION pgherd.next_shard_id() FROM PUBLIC;
+
+-- What a dropped table had on a segment goes after the commit: see pgherd.drop_twins().
+CREATE OR REPLACE FUNCTION pgherd.schedule_drop(segment int, relation oid) RETURNS void LANGUAGE sql SECURITY DEFINER
+SET search_path TO pg_catalog, pg_temp AS $$
+    INSERT INTO pgherd.cleanup (group_id, kind, name) VALUES (segment, 'table', 'pgherd_gone_' || relation)
+$$;
+REVOKE EXECUTE ON FUNCTION pgherd.schedule_drop(int, oid) FROM PUBLIC;
 
 -- Runs SQL on one segment, as the owner role, inside this transaction.
 CREATE OR REPLACE FUNCTION pgherd.on_segment(segment int, sql text, wants text DEFAULT NULL, path text DEFAULT NULL)

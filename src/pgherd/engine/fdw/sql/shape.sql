@@ -116,13 +116,16 @@ SET search_path TO pg_catalog, pg_temp AS $$
       FROM jsonb_each(shape -> 'columns') c
 $$;
 
--- A type of this name with other labels is left over from a table that is gone: it goes, or says who still uses it.
+-- A type of this name with other labels is left over from a table that is gone, or going: it goes, or makes room.
 CREATE OR REPLACE FUNCTION pgherd.enum_ddl(type jsonb) RETURNS text LANGUAGE sql IMMUTABLE
 SET search_path TO pg_catalog, pg_temp AS $$
     SELECT format('CREATE SCHEMA IF NOT EXISTS %I; DO %L;', type ->> 'schema', format(
-               'DECLARE present text[] := (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e '
-               'WHERE e.enumtypid = pg_catalog.to_regtype(%L)); BEGIN IF present IS DISTINCT FROM %L::text[] THEN '
-               'DROP TYPE IF EXISTS %s; CREATE TYPE %s AS ENUM (%s); END IF; END',
+               'DECLARE there regtype := pg_catalog.to_regtype(%L); BEGIN '
+               'IF there IS NOT NULL AND %L::text[] = (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) '
+               'FROM pg_catalog.pg_enum e WHERE e.enumtypid = there) THEN RETURN; END IF; '
+               'BEGIN DROP TYPE IF EXISTS %s; EXCEPTION WHEN dependent_objects_still_exist THEN '
+               'EXECUTE pg_catalog.format(''ALTER TYPE %%s RENAME TO pgherd_old_%%s'', there, there::oid); END; '
+               'CREATE TYPE %s AS ENUM (%s); END',
                t.name, t.labels, t.name, t.name, (SELECT string_agg(quote_literal(l), ', ' ORDER BY o)
                                                      FROM unnest(t.labels) WITH ORDINALITY u(l, o))))
       FROM (SELECT format('%I.%I', type ->> 'schema', type ->> 'name'),
