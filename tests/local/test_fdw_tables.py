@@ -355,7 +355,8 @@ def test_a_rolled_back_distribution_leaves_the_table_as_it_was(herd: Herd, app: 
     for group in (1, 2):
         with herd.superuser(group) as segment:
             assert (
-                rows(segment, "SELECT relname FROM pg_class WHERE relname LIKE 't%%' AND relkind = 'p'") == []
+                rows(segment, "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace('shop')")
+                == []
             )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import psycopg
 
 from pgherd.engine.base import ShardGroupId
-from pgherd.engine.fdw.cleanup import clean_up
 from pgherd.engine.fdw.move import move_shard_group
 from pgherd.errors import Cancelled
 from pgherd.postgres.connections import Connection
@@ -114,7 +113,7 @@ def move(
 def settle(herd: Herd, seconds: float = 30) -> None:
     """Clean up until nothing remains."""
     deadline = time.monotonic() + seconds
-    while left := clean_up(herd.databases):
+    while left := herd.engine.clean_up():
         assert time.monotonic() < deadline, f"{left} records remain after {seconds} s: {leftovers(herd)}"
         time.sleep(0.05)
 
