@@ -65,17 +65,20 @@ def seconds(timeout: float) -> float:
     return timeout or float("inf")
 
 
-def await_fulfilment(name: str, timeout: float, doing: str) -> dict[str, Any]:
+def await_fulfilment(name: str, timeout: float, doing: str, operation: int = 0) -> dict[str, Any]:
     """Show progress until a cluster is as declared.
 
     :param doing: what goes on if the person leaves
+    :param operation: one that has to have ended, too
     """
     context = current()
     context.going_on = f"the supervisor goes on {doing}; 'pgherd status {name} --watch' shows how far it is"
     client = context.client()
     generation = client.generation(name)
     with watching(name, generation) as watcher:
-        now = client.wait(name, generation=generation, timeout=seconds(timeout), progress=watcher)
+        now = client.wait(
+            name, generation=generation, operation=operation, timeout=seconds(timeout), progress=watcher
+        )
     context.going_on = ""
     return now
 

@@ -68,11 +68,11 @@ def rebalance(
         show_moves(name, client.plan_rebalance(name), output)
         return
     paused = client.declared(name).spec.expansion.paused
-    client.rebalance(name)
+    operation = client.rebalance(name)
     if no_wait or paused:
         say(f"{name}: rebalancing" + (f" once 'pgherd resume {name}' allows moves" if paused else ""))
         return
-    now = await_fulfilment(name, limit, f"rebalancing {name}")
+    now = await_fulfilment(name, limit, f"rebalancing {name}", operation)
     say(f"{name}: balanced{moved(now)}")
 
 

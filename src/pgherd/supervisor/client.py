@@ -55,7 +55,6 @@ class Client:
     def __init__(self, home: Path | None = None, bin_dir: Path | None = None) -> None:
         self._bin_dir = bin_dir
         self._platform = LocalPlatform((home or default_home()).absolute(), bin_dir)
-        self._requested: dict[str, int] = {}
 
     # wishes
 
@@ -101,18 +100,17 @@ class Client:
         if running.from_segments is not None and running.to_segments is not None:
             self.scale(name, running.from_segments)
 
-    def rebalance(self, name: str) -> None:
-        """Request a rebalance.
+    def rebalance(self, name: str) -> int:
+        """Request a rebalance; returns the operation's id, to :meth:`wait` for.
 
         :raises BadInput: another operation is running
         """
         self._staying(name)
         world = self._world(name)
         generation = self._platform.declaration(name).generation
-        self._requested[name] = store.request(
-            world.databases, "rebalance", parameters={"generation": generation}
-        )
+        operation = store.request(world.databases, "rebalance", parameters={"generation": generation})
         self.ensure_daemon()
+        return operation
 
     def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
         """The moves that a rebalance would make, in order."""
@@ -214,12 +212,14 @@ class Client:
         name: str,
         *,
         generation: int | None = None,
+        operation: int = 0,
         timeout: float = 600.0,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Until the cluster is as declared (or, where that was asked for, stopped).
 
         :param generation: wait for this generation at least; default the present one
+        :param operation: wait for this operation, or a later one, to have ended
         :raises PgherdError: it failed, or time ran out; the message says what stands in the way
         """
         deadline = time.monotonic() + timeout
@@ -232,7 +232,7 @@ class Client:
             if (
                 now is not None
                 and now.get("generation", -1) >= wanted
-                and self._is_fulfilled(name, now, wanted)
+                and self._is_fulfilled(name, now, wanted, operation)
             ):
                 return now
             if time.monotonic() > deadline:
@@ -242,11 +242,11 @@ class Client:
                 raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {obstacle}")
             time.sleep(POLL_SECONDS)
 
-    def _is_fulfilled(self, name: str, now: dict[str, Any], wanted: int) -> bool:
+    def _is_fulfilled(self, name: str, now: dict[str, Any], wanted: int, operation: int) -> bool:
         if now["phase"] == "Failed":
             raise PgherdError(f"{name}: {_obstacle(now, self._platform.home)}")
         last = now.get("lastOperation") or {}
-        if last.get("id", 0) < self._requested.get(name, 0):
+        if last.get("id", 0) < operation:
             return False
         if now["phase"] in ("Running", "Stopped") and now.get("operation") is None:
             if last.get("generation") == wanted and last.get("phase") in ("failed", "cancelled"):

@@ -50,9 +50,10 @@ class ClusterLoop(threading.Thread):
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
         self._generation = -1
+        self._rests = False
 
     def run(self) -> None:
-        """Rounds, until the end."""
+        """Rounds, until the end; a stopped cluster needs none, the daemon starts a new loop when it is to run."""
         while not self._stop_asked.is_set():
             try:
                 pause = self.round()
@@ -61,6 +62,8 @@ class ClusterLoop(threading.Thread):
             except Exception:  # the loop must outlive whatever one look ran into
                 logger.exception("%s: a round failed", self.cluster)
                 pause = CALM_SECONDS
+            if self._rests:
+                return
             self._wait(pause)
 
     def _wait(self, seconds: float) -> None:
@@ -87,6 +90,7 @@ class ClusterLoop(threading.Thread):
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
+        self._rests = seen.declaration.stopped and not steps
         return CALM_SECONDS if plan.is_settled(steps) and not self._errors else BUSY_SECONDS
 
     def _look(self, world: observe.World) -> Observed:
