@@ -323,6 +323,7 @@ class Client:
         :raises BadInput: no such group or member
         :raises PgherdError: nobody may take over right now
         """
+        self._staying(name)
         number = self._group(name, group)
         world = self._world(name)
         seen = observe.observe(world)
@@ -358,6 +359,7 @@ class Client:
 
         :raises PgherdError: a member did not come back
         """
+        self._staying(name)
         world = self._world(name)
         seen = observe.observe(world)
         numbers = [self._group(name, group)] if group else seen.wanted_groups()
