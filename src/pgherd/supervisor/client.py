@@ -222,7 +222,7 @@ class Client:
         :param operation: wait for this operation, or a later one, to have ended
         :raises PgherdError: it failed, or time ran out; the message says what stands in the way
         """
-        deadline = time.monotonic() + timeout
+        deadline, begun = time.monotonic() + timeout, datetime.now(UTC)
         wanted = self.generation(name) if generation is None else generation
         while True:
             self.ensure_daemon()
@@ -233,6 +233,11 @@ class Client:
                 now is not None
                 and now.get("generation", -1) >= wanted
                 and self._is_fulfilled(name, now, wanted, operation)
+                # What was written before may be from before a power cut: only what is there now counts.
+                and (
+                    _is_since(now, begun)
+                    or self._is_fulfilled(name, now := self.status(name), wanted, operation)
+                )
             ):
                 return now
             if time.monotonic() > deadline:
@@ -446,6 +451,13 @@ def _heir(seen: Observed, group: int, primary: MemberState) -> str:
     if not others:
         raise Unavailable(f"{group_name(group)} has no running standby to switch over to")
     return others[0].member.name
+
+
+def _is_since(now: dict[str, Any], begun: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(now["observedAt"]) >= begun
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def _obstacle(now: dict[str, Any] | None, home: Path) -> str:

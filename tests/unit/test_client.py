@@ -1,0 +1,50 @@
+"""What commands wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgherd.errors import PgherdError
+from pgherd.supervisor.client import Client
+from tests.support.platform import cluster
+
+DONE: Mapping[str, Any] = {
+    "phase": "Running",
+    "generation": 1,
+    "settled": True,
+    "conditions": [],
+    "errors": [],
+}
+LONG_AGO = "2020-01-01T00:00:00.000+00:00"
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Of a home with a declared cluster, in which nothing is ever started."""
+    made = Client(tmp_path / "home")
+    made._platform.declare(cluster())
+    monkeypatch.setattr(made, "ensure_daemon", lambda: None)
+    return made
+
+
+def test_a_status_from_before_a_power_cut_is_not_believed(client: Client) -> None:
+    client._platform.write_status("shop", {**DONE, "observedAt": LONG_AGO})
+    with pytest.raises(PgherdError, match="not ready after"):
+        client.wait("shop", timeout=0.3)
+
+
+def test_an_old_status_that_is_still_true_is_enough(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client._platform.write_status("shop", {**DONE, "observedAt": LONG_AGO})
+    monkeypatch.setattr(client, "status", lambda name: dict(DONE))
+    assert client.wait("shop", timeout=0.3)["phase"] == "Running"
+
+
+def test_a_status_of_now_is_believed(client: Client) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    client._platform.write_status("shop", {**DONE, "observedAt": later.isoformat()})
+    assert client.wait("shop", timeout=0.3)["phase"] == "Running"
