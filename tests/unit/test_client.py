@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pgherd.cli.main import run
 from pgherd.errors import PgherdError
 from pgherd.supervisor.client import Client
 from tests.support.platform import cluster
@@ -48,3 +49,19 @@ def test_a_status_of_now_is_believed(client: Client) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     client._platform.write_status("shop", {**DONE, "observedAt": later.isoformat()})
     assert client.wait("shop", timeout=0.3)["phase"] == "Running"
+
+
+def test_data_that_a_deletion_kept_can_be_purged_later(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = client._platform.home
+    data = home / "shop" / "members" / "shop-segment-1-0" / "data" / "global"
+    data.mkdir(parents=True)
+    (data / "pg_control").touch()
+    client._platform.forget("shop", purge=False)
+    assert run(["--home", str(home), "delete", "shop", "--purge"]) == 2
+    assert "add --yes" in capsys.readouterr().err
+    assert run(["--home", str(home), "delete", "shop", "--yes"]) == 2
+    assert "no cluster 'shop'" in capsys.readouterr().err
+    assert run(["--home", str(home), "delete", "shop", "--purge", "--yes"]) == 0
+    assert not home.exists()

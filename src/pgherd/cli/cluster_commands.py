@@ -291,7 +291,7 @@ def delete(
     """Delete a cluster. Its data is kept unless --purge is given, and taken up again by an 'up' of its name."""
     context = current()
     client = context.client()
-    client.declared(name)
+    client.require_known(name)
     fate = "its data is destroyed" if purge else "its data is kept"
     if not yes:
         raise BadInput(f"{name} was not deleted: add --yes to delete it ({fate})")

@@ -149,6 +149,14 @@ class Client:
             return
         self.ensure_daemon()
 
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted.
+
+        :raises NoSuchCluster: nothing of this name is here, not even data that a deletion kept
+        """
+        if not self._platform.keeps(name):
+            self._platform.declaration(name)
+
     def _staying(self, name: str) -> PostgresCluster:
         """The declaration of a cluster that is not about to go.
 
