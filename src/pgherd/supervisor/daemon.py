@@ -83,6 +83,7 @@ class Daemon:
         self._stop = threading.Event()
         self._loops: dict[str, ClusterLoop] = {}
         self._complaints: dict[str, str] = {}
+        self._store_error = ""
 
     def run(self) -> None:
         """Until a signal, or until no cluster is left that should run."""
@@ -128,11 +129,22 @@ class Daemon:
         self._loops = {name: loop for name, loop in self._loops.items() if loop.is_alive()}
         active = [name for name in self._platform.clusters() if self._needs_loop(name)]
         if active:
-            self._platform.ensure_store()
+            self._ensure_store()
         for name in active:
             if name not in self._loops:
                 self._loops[name] = ClusterLoop(self._platform, name, self._stop)
                 self._loops[name].start()
+
+    def _ensure_store(self) -> None:
+        # Without it loops still look and tell: each runs into the same error, and its status says so.
+        try:
+            self._platform.ensure_store()
+        except (PgherdError, OSError) as error:
+            if str(error) != self._store_error:
+                logger.error("%s", error)
+            self._store_error = str(error)
+        else:
+            self._store_error = ""
 
     def _needs_loop(self, name: str) -> bool:
         # What one cluster should be may be unreadable; the others must not suffer from it.
