@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pgherd.cli.main import run
-from pgherd.errors import PgherdError
+from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.supervisor.client import Client
 from tests.support.platform import cluster
 
@@ -65,3 +65,22 @@ def test_data_that_a_deletion_kept_can_be_purged_later(
     assert "no cluster 'shop'" in capsys.readouterr().err
     assert run(["--home", str(home), "delete", "shop", "--purge", "--yes"]) == 0
     assert not home.exists()
+
+
+def test_what_a_supervisor_killed_at_its_very_end_left_is_removed(client: Client) -> None:
+    platform = client._platform
+    platform.forget("shop", purge=True)
+    for rest in ("supervisor.log", "supervisor.lock"):
+        (platform.home / rest).touch()
+    (platform.home / ".removed.shop.1234" / "members").mkdir(parents=True)
+    client.wait_gone("shop", timeout=5)
+    assert not platform.home.exists()
+
+
+def test_nothing_is_tidied_beside_another_cluster(client: Client) -> None:
+    platform = client._platform
+    (platform.home / "supervisor.log").touch()
+    with pytest.raises(NoSuchCluster):
+        client.require_known("shed")
+    assert (platform.home / "supervisor.log").exists()
+    assert platform.clusters() == ["shop"]

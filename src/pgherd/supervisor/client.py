@@ -154,6 +154,8 @@ class Client:
 
         :raises NoSuchCluster: nothing of this name is here, not even data that a deletion kept
         """
+        if name not in self._platform.clusters() and not self._platform.keeps(name):
+            self._tidy()
         if not self._platform.keeps(name):
             self._platform.declaration(name)
 
@@ -282,6 +284,21 @@ class Client:
             if name in self._platform.clusters():
                 self.ensure_daemon()
             time.sleep(POLL_SECONDS)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Finish what a supervisor does last of all, in case it was killed just there: nobody would start another."""
+        home = self._platform.home
+        if self._platform.clusters() or not home.is_dir():
+            return
+        # The home's lock first: whoever declares a cluster must not take us for its supervisor.
+        with self._platform.locked():
+            if self._platform.clusters() or (lock := daemon.acquire(home)) is None:
+                return
+            with lock:
+                for leftover in () if self._platform.keeps_data() else (daemon.LOCK, daemon.LOG):
+                    (home / leftover).unlink(missing_ok=True)
+            self._platform.close_if_empty()
 
     def _home_is_emptying(self) -> bool:
         return not self._platform.clusters() and self._daemon_runs()
