@@ -42,6 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["up"], "Missing option '--file'"),
         (["up", "-f", "/nowhere/x.yaml"], "/nowhere/x.yaml: can't be read: No such file or directory"),
         (["up", "-f", "/"], "/: is a directory"),
+        (["up", "-f", "/dev/zero"], "/dev/zero: too long: a declaration has at most 1000000 characters"),
         (["up", "-f", "x", "--timeout", "-1"], "--timeout: must be >= 0, got -1"),
         (["up", "-f", "x", "--timeout", "nan"], "--timeout: must be >= 0, got nan"),
         (
