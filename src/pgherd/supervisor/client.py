@@ -149,6 +149,16 @@ class Client:
             return
         self.ensure_daemon()
 
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted.
+
+        :raises NoSuchCluster: nothing of this name is here, not even data that a deletion kept
+        """
+        if name not in self._platform.clusters() and not self._platform.keeps(name):
+            self._tidy()
+        if not self._platform.keeps(name):
+            self._platform.declaration(name)
+
     def _staying(self, name: str) -> PostgresCluster:
         """The declaration of a cluster that is not about to go.
 
@@ -222,7 +232,7 @@ class Client:
         :param operation: wait for this operation, or a later one, to have ended
         :raises PgherdError: it failed, or time ran out; the message says what stands in the way
         """
-        deadline = time.monotonic() + timeout
+        deadline, begun = time.monotonic() + timeout, datetime.now(UTC)
         wanted = self.generation(name) if generation is None else generation
         while True:
             self.ensure_daemon()
@@ -233,6 +243,11 @@ class Client:
                 now is not None
                 and now.get("generation", -1) >= wanted
                 and self._is_fulfilled(name, now, wanted, operation)
+                # What was written before may be from before a power cut: only what is there now counts.
+                and (
+                    _is_since(now, begun)
+                    or self._is_fulfilled(name, now := self.status(name), wanted, operation)
+                )
             ):
                 return now
             if time.monotonic() > deadline:
@@ -269,6 +284,21 @@ class Client:
             if name in self._platform.clusters():
                 self.ensure_daemon()
             time.sleep(POLL_SECONDS)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Finish what a supervisor does last of all, in case it was killed just there: nobody would start another."""
+        home = self._platform.home
+        if self._platform.clusters() or not home.is_dir():
+            return
+        # The home's lock first: whoever declares a cluster must not take us for its supervisor.
+        with self._platform.locked():
+            if self._platform.clusters() or (lock := daemon.acquire(home)) is None:
+                return
+            with lock:
+                for leftover in () if self._platform.keeps_data() else (daemon.LOCK, daemon.LOG):
+                    (home / leftover).unlink(missing_ok=True)
+            self._platform.close_if_empty()
 
     def _home_is_emptying(self) -> bool:
         return not self._platform.clusters() and self._daemon_runs()
@@ -446,6 +476,13 @@ def _heir(seen: Observed, group: int, primary: MemberState) -> str:
     if not others:
         raise Unavailable(f"{group_name(group)} has no running standby to switch over to")
     return others[0].member.name
+
+
+def _is_since(now: dict[str, Any], begun: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(now["observedAt"]) >= begun
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def _obstacle(now: dict[str, Any] | None, home: Path) -> str:

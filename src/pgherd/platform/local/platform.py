@@ -144,6 +144,10 @@ class LocalPlatform(Platform):
         """Names of all clusters, sorted."""
         return self._layout.clusters()
 
+    def keeps_data(self) -> bool:
+        """Whether anything of any cluster is here, declared or not."""
+        return self._layout.keeps_data()
+
     def keeps(self, name: str) -> bool:
         """Whether data of a cluster that was deleted without purging is here."""
         return self._layout.members(name).is_dir() and not self._layout.declaration(name).exists()
