@@ -84,12 +84,21 @@ class Home:
             )
         return done
 
-    def tail(self) -> str:
+    def tail(self, lines: int = 30) -> str:
         """The end of the supervisor's log, for a failure's message."""
         log = self.path / "supervisor.log"
-        return (
-            "\n--- supervisor.log\n" + "\n".join(log.read_text().splitlines()[-30:]) if log.exists() else ""
-        )
+        if not log.exists():
+            return ""
+        return "\n--- supervisor.log\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+    def describe(self) -> str:
+        """What a failed test's reader wants to see: the load, the status, the end of the supervisor's log."""
+        try:
+            status = self.run("status", "shop", check=False, timeout=30).stdout
+        except (AssertionError, OSError, subprocess.SubprocessError) as error:
+            status = f"no status: {error}"
+        load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+        return f"load {load}\n{status}{self.tail(120)}"
 
     def up(self, text: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """``pgherd up`` of a declaration given as text."""
