@@ -169,9 +169,14 @@ class Home:
 
     def kill_all(self) -> None:
         """A power cut: SIGKILL for every process of the home at once."""
-        for process in self.processes():
-            _kill(process)
-        wait_for(lambda: not self.processes(), "all processes are gone", 20)
+
+        def gone() -> bool:
+            # Again and again: what was killed may just have started another.
+            for process in (found := self.processes()):
+                _kill(process)
+            return not found
+
+        wait_for(gone, "all processes are gone", 20)
 
     def destroy(self) -> None:
         """Leave nothing behind."""
