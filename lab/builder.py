@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import debian
-from lab.errors import BadRequestError
+from lab.errors import BadRequestError, CommandError, LabError
 from lab.settings import Settings
 from lab.shell import run
 
@@ -53,6 +53,8 @@ class Recipe:
     target: str | None = None
     """the stage; None is the last one"""
     arguments: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Path] = field(default_factory=dict)
+    """files the build may read and the image will not hold, by the names the Dockerfile gives them"""
 
     def check(self) -> None:
         """:raises BadRequestError: the Dockerfile or its context is not there, or the name is no whole one"""
@@ -60,6 +62,9 @@ class Recipe:
             raise BadRequestError(f"{self.dockerfile}: no such file")
         if not self.context.is_dir():
             raise BadRequestError(f"{self.context}: no such directory")
+        for secret in self.secrets.values():
+            if not secret.is_file():
+                raise BadRequestError(f"{secret}: no such file")
         name, _, version = self.tag.rpartition(":")
         if "/" not in name or "/" in version:
             raise BadRequestError(f"{self.tag}: give the whole name, such as localhost/mine:1")
@@ -154,12 +159,13 @@ def _build(settings: Settings, recipe: Recipe, fresh: bool) -> None:
         words += ["--target", recipe.target] if recipe.target else []
         for name, value in {"BASE": BASE_IMAGE, **recipe.arguments}.items():
             words += ["--build-arg", f"{name}={value}"]
-        for name, path in _secrets(scratch).items():
+        for name, path in {**_secrets(scratch), **recipe.secrets}.items():
             words += ["--secret", f"id={name},src={path}"]
-        run(
-            [*words, "--tag", recipe.tag, "--file", recipe.dockerfile, recipe.context],
-            timeout=BUILD_DEADLINE,
-        )
+        words += ["--tag", recipe.tag, "--file", recipe.dockerfile, recipe.context]
+        try:
+            run(words, timeout=BUILD_DEADLINE)
+        except CommandError as error:
+            raise LabError(f"{recipe.tag} was not built: {error}") from error
 
 
 def _secrets(scratch: Path) -> dict[str, Path]:
@@ -216,15 +222,16 @@ def _scratch(settings: Settings) -> Iterator[Path]:
         yield Path(name)
 
 
-def parse_arguments(words: list[str]) -> dict[str, str]:
+def parse_arguments(option: str, words: list[str]) -> dict[str, str]:
     """``NAME=VALUE`` words as a mapping.
 
+    :param option: what the words were given with
     :raises BadRequestError: a word without a name or an equals sign
     """
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (name and equals):
-            raise BadRequestError(f"--build-arg {word}: give NAME=VALUE")
+            raise BadRequestError(f"{option} {word}: give NAME=VALUE")
         found[name] = value
     return found

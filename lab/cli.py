@@ -78,6 +78,9 @@ def _add_building(add: Callable[[str, Command, str], argparse.ArgumentParser]) -
     build.add_argument("--output", type=Path, required=True, metavar="FILE", help="the OCI archive to write")
     build.add_argument("--target", metavar="STAGE", help="the stage to build; default the last")
     build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    build.add_argument(
+        "--secret", action="append", default=[], metavar="NAME=FILE", help="a file for the build alone"
+    )
     build.add_argument("--fresh", action="store_true", help="build everything anew, with today's packages")
     build.add_argument("--load", action="store_true", help="bring it into every node, too")
     add("forget-images", lambda settings, _: builder.forget(settings), "remove what building images keeps")
@@ -129,7 +132,8 @@ def _build_image(settings: Settings, arguments: argparse.Namespace) -> None:
         context=arguments.context,
         tag=arguments.tag,
         target=arguments.target,
-        arguments=builder.parse_arguments(arguments.build_arg),
+        arguments=builder.parse_arguments("--build-arg", arguments.build_arg),
+        secrets={k: Path(v) for k, v in builder.parse_arguments("--secret", arguments.secret).items()},
     )
     builder.build(settings, recipe, arguments.output, fresh=arguments.fresh)
     size = arguments.output.stat().st_size / 1e6

@@ -5,18 +5,20 @@
 # The secrets `pip.conf` and `ca.crt` are as in Dockerfile.
 
 ARG BASE=debian:trixie-slim
+ARG UID=65532
 
 # ---------------------------------------------------------------------------------------------------------- system
 FROM ${BASE} AS system
 
-ARG UID=65532
+ARG UID
 
 RUN groupadd --system --gid "$UID" pgherd \
  && useradd --system --uid "$UID" --gid "$UID" --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin pgherd \
  && apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends ca-certificates python3 \
  && apt-get clean \
- && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/*.log /var/log/apt
+ && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/*.log /var/log/apt \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 # ------------------------------------------------------------------------------------------------------- libraries
 # Built apart, so that pip and the builder are not in the image.
@@ -47,6 +49,11 @@ RUN /opt/build/bin/pip wheel --disable-pip-version-check --no-index --no-deps --
 # -------------------------------------------------------------------------------------------------------- operator
 FROM system AS operator
 
+ARG UID
+LABEL org.opencontainers.image.title="pgherd-operator" \
+      org.opencontainers.image.description="Runs PostgresCluster objects: distributed PostgreSQL on Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
 COPY --from=libraries /opt/libraries /opt/libraries
 COPY --from=package /opt/pgherd /opt/pgherd
 
@@ -58,6 +65,6 @@ ENV PATH=/opt/pgherd/bin:/opt/libraries/bin:/usr/local/sbin:/usr/local/bin:/usr/
     HOME=/tmp \
     LANG=C.UTF-8
 
-USER 65532:65532
+USER ${UID}:${UID}
 WORKDIR /tmp
 ENTRYPOINT ["python", "-m", "pgherd.operator"]
