@@ -19,9 +19,8 @@ import typer
 from pgherd import __version__
 from pgherd.cli import cluster_commands, operation_commands
 from pgherd.cli.context import Context, begin, current, require_platform, tell
+from pgherd.cli.entry import INTERRUPTED
 from pgherd.errors import BadInput, PgherdError
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="pgherd",
