@@ -31,8 +31,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install ## everything, files side by side (most of the time is waiting)
-	$(BIN)/pytest -n 3 --dist loadfile
+test: install ## everything that needs no cluster, files side by side (most of the time is waiting)
+	$(BIN)/pytest -n 3 --dist loadfile -m "not kubernetes"
 
 test-unit: install
 	$(BIN)/pytest tests/unit
@@ -57,7 +57,7 @@ lab-down: install
 lab-test: install ## the lab proves itself
 	$(BIN)/pytest lab/tests -p no:cacheprovider -s
 
-.PHONY: image image-postgres image-operator image-clean
+.PHONY: image image-postgres image-operator image-test image-clean
 
 IMAGES  := build/images
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -73,6 +73,9 @@ image-postgres:
 image-operator: ## seconds, when only pgherd's sources have changed
 	@$(BUILD) --target operator --tag localhost/pgherd-operator:$(VERSION) --file deploy/image/operator.Dockerfile \
 	    --output $(IMAGES)/operator.tar .
+
+image-test: ## the images in pods of the lab, or of the cluster that KUBECONFIG names; before: make lab-up image LOAD=1
+	$(BIN)/pytest tests/kubernetes/test_image*.py -p no:cacheprovider
 
 image-clean: ## what building images keeps: the base, the layers
 	@$(PYTHON) -m lab forget-images

@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from lab import debian
@@ -66,7 +67,7 @@ class Recipe:
             if not secret.is_file():
                 raise BadRequestError(f"{secret}: no such file")
         name, _, version = self.tag.rpartition(":")
-        if "/" not in name or "/" in version:
+        if "/" not in name or not version or "/" in version:
             raise BadRequestError(f"{self.tag}: give the whole name, such as localhost/mine:1")
 
 
@@ -154,7 +155,14 @@ def _sources() -> list[str]:
 
 def _build(settings: Settings, recipe: Recipe, fresh: bool) -> None:
     with _scratch(settings) as scratch:
-        words: list[str | Path] = [*_buildah(settings), "build", "--isolation", "chroot", "--layers"]
+        words: list[str | Path] = [
+            *_buildah(settings),
+            "build",
+            "--isolation",
+            "chroot",
+            "--layers",
+            "--force-rm",
+        ]
         words += ["--no-cache"] if fresh else []
         words += ["--target", recipe.target] if recipe.target else []
         for name, value in {"BASE": BASE_IMAGE, **recipe.arguments}.items():
@@ -180,6 +188,8 @@ def _secrets(scratch: Path) -> dict[str, Path]:
 
 def _pip_settings() -> dict[str, str]:
     """What pip was told on this machine, by files and by the environment (which comes last, and wins)."""
+    if find_spec("pip") is None:
+        return {}
     return parse_pip_settings(run([sys.executable, "-m", "pip", "config", "list"]))
 
 

@@ -26,6 +26,7 @@ FROM system AS libraries
 
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
  && python3 -m venv /opt/build \
  && python3 -m venv --without-pip /opt/libraries
 COPY deploy/image/build.lock deploy/image/operator.lock /opt/build/
