@@ -33,6 +33,7 @@ BASE_IMAGE = f"localhost/lab-debian:{SUITE}"
 MIRROR = "http://deb.debian.org/debian"
 GENTLY = ["setpriv", "--pdeathsig", "TERM", "nice", "-n", "10"]
 BUILD_DEADLINE = 3600.0
+SCRATCH = "building-"
 
 UNWANTED = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
 """Files of packages that Debian's own slim base leaves out, too; the licences stay."""
@@ -83,6 +84,7 @@ def build(settings: Settings, recipe: Recipe, archive: Path, *, fresh: bool = Fa
         raise BadRequestError("building images makes chroots and mounts: run it as root")
     debian.install(debian.BUILD_PACKAGES)
     with _alone(settings):
+        _tidy(settings)
         if fresh or not _exists(settings, BASE_IMAGE):
             _make_base(settings)
         _build(settings, recipe, fresh)
@@ -106,6 +108,13 @@ def _alone(settings: Settings) -> Iterator[None]:
     with (settings.cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _tidy(settings: Settings) -> None:
+    """Remove what builds that were killed have left; nobody else builds now."""
+    for leftover in settings.cache.glob(f"{SCRATCH}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    run([*_buildah(settings), "rm", "--all"])
 
 
 def _buildah(settings: Settings) -> list[str | Path]:
@@ -173,7 +182,8 @@ def _build(settings: Settings, recipe: Recipe, fresh: bool) -> None:
         try:
             run(words, timeout=BUILD_DEADLINE)
         except CommandError as error:
-            raise LabError(f"{recipe.tag} was not built: {error}") from error
+            said = str(error).split(": ", 2)[-1]  # without the long command before it
+            raise LabError(f"{recipe.tag} was not built: {said}") from error
 
 
 def _secrets(scratch: Path) -> dict[str, Path]:
@@ -228,7 +238,7 @@ def name_for_containerd(index: Path, tag: str) -> None:
 @contextlib.contextmanager
 def _scratch(settings: Settings) -> Iterator[Path]:
     """A directory for one build, on the disk that holds the layers."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=settings.cache) as name:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=settings.cache) as name:
         yield Path(name)
 
 

@@ -128,6 +128,8 @@ def test_a_source_whose_key_is_not_there_is_not_trusted(tmp_path: Path, address:
 
 
 def test_no_source_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="CITUS_SOURCE is empty: name a source of Citus, as --build-arg"):
+    with pytest.raises(
+        LabError, match="was not built: CITUS_SOURCE is empty: name a source of Citus, as --build-arg"
+    ):
         build(Settings.from_environment(), recipe({}, {}), tmp_path / "citus.tar")
     assert not list(tmp_path.iterdir())
