@@ -55,9 +55,6 @@ LABEL org.opencontainers.image.title="pgherd-operator" \
       org.opencontainers.image.description="Runs PostgresCluster objects: distributed PostgreSQL on Kubernetes" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-COPY --from=libraries /opt/libraries /opt/libraries
-COPY --from=package /opt/pgherd /opt/pgherd
-
 ENV PATH=/opt/pgherd/bin:/opt/libraries/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONPATH=/opt/pgherd \
     PGHERD_PLATFORM=kubernetes \
@@ -69,3 +66,7 @@ ENV PATH=/opt/pgherd/bin:/opt/libraries/bin:/usr/local/sbin:/usr/local/bin:/usr/
 USER ${UID}:${UID}
 WORKDIR /tmp
 ENTRYPOINT ["python", "-m", "pgherd.operator"]
+
+# Last, what changes most: nothing is to be done again after it.
+COPY --from=libraries /opt/libraries /opt/libraries
+COPY --from=package /opt/pgherd /opt/pgherd
