@@ -51,7 +51,7 @@ class Namespace:
             "PATH": f"{os.environ['PATH']}:{lab.bin}",
         }
 
-    def kubectl(self, *words: str, stdin: str = "", timeout: float = 120) -> str:
+    def kubectl(self, *words: str, stdin: str = "", timeout: float = 240) -> str:
         done = subprocess.run(
             ["kubectl", "--namespace", self.name, *words],
             input=stdin,
@@ -64,7 +64,7 @@ class Namespace:
         assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def run(self, pod: str, script: str, timeout: float = 120) -> str:
+    def run(self, pod: str, script: str, timeout: float = 240) -> str:
         """A shell script in a pod; it ends at its first failure, which is ours."""
         return self.kubectl(
             "exec", "-i", pod, "--", "bash", "-euo", "pipefail", stdin=dedent(script), timeout=timeout
@@ -96,7 +96,7 @@ class Namespace:
             },
         }
         self.kubectl("apply", "--filename=-", stdin=json.dumps(pod))
-        self.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")
+        self.kubectl("wait", "--for=condition=Ready", "--timeout=180s", f"pod/{name}")
         return name
 
     def get(self, *words: str) -> Any:
@@ -246,7 +246,7 @@ def test_patroni_is_the_first_process_and_leads_its_server_to_a_clean_end(namesp
     pod = next(item for item in yaml.safe_load_all(PATRONI_POD.read_text()) if item["kind"] == "Pod")
     assert pod["spec"]["containers"][0]["image"] == POSTGRES
     namespace.kubectl("apply", "--filename", str(PATRONI_POD))
-    namespace.kubectl("wait", "--for=condition=Ready", "--timeout=90s", "pod/patroni")
+    namespace.kubectl("wait", "--for=condition=Ready", "--timeout=180s", "pod/patroni")
     assert "patroni" in namespace.run("patroni", "tr '\\0' ' ' < /proc/1/cmdline")
     assert "Leader" in namespace.run("patroni", "patronictl list")
     # Orphans are collected: a grandchild whose parent has gone, like a server's children after a kill -9.
@@ -261,7 +261,7 @@ def test_patroni_is_the_first_process_and_leads_its_server_to_a_clean_end(namesp
     pod["spec"]["containers"][0].pop("readinessProbe")
     pod["spec"]["restartPolicy"] = "Never"
     namespace.kubectl("apply", "--filename=-", stdin=json.dumps(pod))
-    namespace.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s", "pod/after")
+    namespace.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=180s", "pod/after")
     said = namespace.kubectl("logs", "after")
     assert "Database cluster state:               shut down\n" in said, said
 
