@@ -72,6 +72,10 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
         operator.objects.start()
         logger.info("watching")
 
+    @kopf.on.login(registry=registry)
+    def login(**known: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+
     @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, cancellation_timeout=60.0)
     def keep(stopped: kopf.DaemonStopped, namespace: str | None, name: str, **_: Any) -> None:
         operator.keeper(str(namespace), name).keep(lambda seconds: bool(stopped.wait(seconds)))
