@@ -58,7 +58,7 @@ def check(settings: Settings) -> None:
     problems = []
     for option, value in (
         ("--namespace", settings.namespace),
-        ("--watch-namespace", settings.watch_namespace or settings.namespace),
+        ("--watch-namespace", settings.watch_namespace or "all"),
     ):
         if not _LABEL.fullmatch(value):
             problems.append(f"{option}: {value!r} must be 1 to 63 lower-case letters, digits and hyphens")
@@ -82,7 +82,7 @@ def to_yaml(objects: list[Manifest]) -> str:
 def labels(settings: Settings) -> dict[str, str]:
     """On everything that is installed."""
     return {
-        "app.kubernetes.io/name": "pgherd",
+        "app.kubernetes.io/name": NAME,
         "app.kubernetes.io/component": "operator",
         "app.kubernetes.io/version": __version__,
         "app.kubernetes.io/managed-by": settings.managed_by,
@@ -120,28 +120,34 @@ def _operator_roles(settings: Settings) -> list[Manifest]:
     here, everywhere = rbac.operator_rules(), rbac.cluster_rules()
     if not settings.watch_namespace:
         return [
-            _cluster_role(NAME, settings, [*here, *everywhere]),
+            _cluster_role(_global_name(settings), settings, [*here, *everywhere]),
             _binding("ClusterRoleBinding", "ClusterRole", settings),
         ]
-    role = _cluster_role(NAME, settings, here)
+    role = _cluster_role(_global_name(settings), settings, here)
     role["kind"] = "Role"
     role["metadata"]["namespace"] = settings.watch_namespace
     binding = _binding("RoleBinding", "Role", settings)
     binding["metadata"]["namespace"] = settings.watch_namespace
     return [
-        _cluster_role(NAME, settings, everywhere),
+        _cluster_role(_global_name(settings), settings, everywhere),
         _binding("ClusterRoleBinding", "ClusterRole", settings),
         role,
         binding,
     ]
 
 
+def _global_name(settings: Settings) -> str:
+    """Names without a namespace: several operators may share a cluster, each for a namespace of its own."""
+    return f"{NAME}-{settings.namespace}"
+
+
 def _binding(kind: str, role: str, settings: Settings) -> Manifest:
+    name = _global_name(settings)
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": kind,
-        "metadata": {"name": NAME, "labels": labels(settings)},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": NAME},
+        "metadata": {"name": name, "labels": labels(settings)},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": settings.namespace}],
     }
 

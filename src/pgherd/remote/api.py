@@ -11,7 +11,6 @@ from typing import Any
 import httpx2
 import yaml
 from lightkube import ApiError, Client
-from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import SERVICE_ACCOUNT, KubeConfig, SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
@@ -52,11 +51,10 @@ class Api:
         self.context = config.context_name
         self.namespace = namespace or config.namespace
         with explained(self.url):
-            parameters = ConnectionParams(timeout=httpx2.Timeout(TIMEOUT))
             self.client = Client(
                 config=config,
                 namespace=self.namespace,
-                conn_parameters=parameters,
+                timeout=httpx2.Timeout(TIMEOUT),
                 field_manager=FIELD_MANAGER,
             )
 
@@ -88,7 +86,15 @@ def find_config(context: str | None) -> SingleConfig:
         found = KubeConfig.from_dict(merged, fname=files[0]).get(name)
     except BadInput:
         raise
-    except (OSError, yaml.YAMLError, ConfigError, LookupError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        yaml.YAMLError,
+        ConfigError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise BadInput(
             f"the kubeconfig {':'.join(map(str, files))} can't be used: {_one_line(error)}"
         ) from error

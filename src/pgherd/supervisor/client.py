@@ -51,6 +51,9 @@ class Client:
     :param bin_dir: where PostgreSQL's programs are, instead of the embedded ones
     """
 
+    carries_sessions = False
+    """psql needs nothing of this process"""
+
     def __init__(self, home: Path | None = None, bin_dir: Path | None = None) -> None:
         self._bin_dir = bin_dir
         self._platform = LocalPlatform((home or default_home()).absolute(), bin_dir)
