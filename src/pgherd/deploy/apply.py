@@ -29,7 +29,9 @@ def install(api: Api, settings: Settings, progress: Progress = lambda text: None
     :raises PgherdError: the API server refuses something
     """
     for manifest in manifests(settings):
-        _apply(api, manifest)
+        # A namespace that is there belongs to somebody, who may not want our label on it.
+        if manifest["kind"] != "Namespace" or not _exists(api, manifest):
+            _apply(api, manifest)
         progress(f"{manifest['kind']} {manifest['metadata']['name']}")
         if manifest["kind"] == "CustomResourceDefinition":
             _await_definition(api)
@@ -46,6 +48,15 @@ def _apply(api: Api, manifest: Manifest) -> None:
             force=True,
             **_where(manifest),
         )
+
+
+def _exists(api: Api, manifest: Manifest) -> bool:
+    try:
+        with api.asking():
+            api.client.get(_resource(manifest), manifest["metadata"]["name"], **_where(manifest))
+    except NotFound:
+        return False
+    return True
 
 
 def _where(manifest: Manifest) -> dict[str, Any]:
@@ -134,7 +145,8 @@ def _last_warning(api: Api, settings: Settings) -> str:
 
 
 def uninstall(api: Api, settings: Settings, *, even_with_clusters: bool) -> list[str]:
-    """Remove what :func:`install` made, last thing first; tells what was removed.
+    """Remove what :func:`install` made, last thing first; tells what was removed. The namespace stays, for it may hold
+    what is not ours.
 
     :param even_with_clusters: leave clusters running with nobody to look after them; the definition, without which the
         API server would delete them, then stays
@@ -148,8 +160,7 @@ def uninstall(api: Api, settings: Settings, *, even_with_clusters: bool) -> list
         )
     removed = []
     for manifest in reversed(manifests(settings)):
-        is_definition = manifest["kind"] == "CustomResourceDefinition"
-        if is_definition and clusters:
+        if manifest["kind"] == "Namespace" or (manifest["kind"] == "CustomResourceDefinition" and clusters):
             continue
         if _delete(api, manifest):
             removed.append(f"{manifest['kind']} {manifest['metadata']['name']}")
