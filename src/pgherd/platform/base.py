@@ -13,6 +13,7 @@ from typing import Any
 
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
+from pgherd.patroni.config import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,20 @@ class MemberView:
     postgres: Endpoint
     rest: Endpoint
     """Patroni's REST API"""
+    note: str = ""
+    """why it does not run, where the platform knows"""
+    outdated: bool = False
+    """what it runs in (image, resources, ...) is not as declared any more: it has to be replaced"""
 
 
 class Platform(ABC):
     """Where members run. One instance serves every cluster of one home or namespace."""
 
     name: str
+    networks: Sequence[str] = LOOPBACK
+    """from where members and clients connect (passwords in any case)"""
+    shared_machine: bool = True
+    """members share one machine: small buffers, whatever was declared"""
 
     # declarations
 
@@ -110,6 +119,25 @@ class Platform(ABC):
     @abstractmethod
     def remove_member(self, member: Member) -> None:
         """Stop a member and remove its data and whatever was reserved for it."""
+
+    def replace_member(self, member: Member) -> None:
+        """Begin to put an outdated member into what is declared now; its data stay. Returns at once."""
+        self.stop_member(member)
+
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> None:
+        """Bring what is around the members that are there into line with the declaration; cheap when it is.
+
+        :param configs: Patroni's dynamic configuration of every group that should be
+        """
+        return
+
+    def announce(self, name: str, what: str, *, failed: bool = False) -> None:
+        """Tell whoever follows the cluster what was decided, in one sentence."""
+        return
+
+    def connection_options(self, name: str) -> Mapping[str, str]:
+        """libpq options of every connection to the cluster's members, besides addresses and passwords."""
+        return {}
 
     @abstractmethod
     def free_bytes(self, member: Member) -> int | None:

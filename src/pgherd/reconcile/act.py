@@ -61,6 +61,10 @@ class Actor:
         self.world.patroni.restart(seen.members[step.member.name].view.rest, only_if_pending=True)
 
     @act.register
+    def _(self, step: steps.ReplaceMember, seen: Observed) -> None:
+        self.world.platform.replace_member(step.member)
+
+    @act.register
     def _(self, step: steps.Switchover, seen: Observed) -> None:
         rest = seen.members[step.leader.name].view.rest
         self.world.patroni.switchover(rest, step.leader.name, step.candidate.name)

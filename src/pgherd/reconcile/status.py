@@ -65,7 +65,8 @@ def find_problems(seen: Observed) -> list[str]:
     for member in seen.wanted_members():
         state = seen.members.get(member.name)
         if state is None or not state.is_running:
-            problems.append(f"{member.name} is {_state(state)}")
+            note = state.view.note if state else ""
+            problems.append(f"{member.name} is {_state(state)}" + (f" ({note})" if note else ""))
     for group in seen.wanted_groups():
         problems.extend(_unprotected(seen, group))
     if seen.catalogue is None and not problems:

@@ -87,6 +87,7 @@ class ClusterLoop(threading.Thread):
         self._generation = seen.declaration.generation
         steps = plan.plan(seen)
         self._tell(seen, steps)
+        self._align(seen)
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
@@ -117,6 +118,12 @@ class ClusterLoop(threading.Thread):
         )
         self._platform.write_status(self.cluster, text)
 
+    def _align(self, seen: Observed) -> None:
+        if seen.declaration.stopped or seen.declaration.deleting:
+            return
+        wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
+        self._platform.align(seen.declaration.cluster, wanted)
+
     def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
         actor = Actor(world, lambda operation: self._run_operation(world, operation))
         if not steps:
@@ -129,6 +136,7 @@ class ClusterLoop(threading.Thread):
     def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
         if not isinstance(step, plan.RunOperation):
             logger.info("%s: %s", self.cluster, step)
+            self._announce(step)
         try:
             actor.act(step, seen)
         except (PgherdError, psycopg.Error, OSError) as error:
@@ -136,8 +144,13 @@ class ClusterLoop(threading.Thread):
                 self._fatal_generation = seen.declaration.generation
             text = " ".join(str(error).split()) or type(error).__name__
             logger.warning("%s: could not %s: %s", self.cluster, step, text)
+            self._announce(step, f"could not {step}: {text}")
             return f"could not {step}: {text}"
         return None
+
+    def _announce(self, step: plan.Step, failed: str = "") -> None:
+        if not isinstance(step, plan.BACKGROUND):
+            self._platform.announce(self.cluster, failed or str(step), failed=bool(failed))
 
     def _run_operation(self, world: observe.World, operation: int) -> None:
         if self._operation is not None and self._operation.is_alive():
