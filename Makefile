@@ -17,6 +17,13 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 lock: install ## pin every dependency with its hashes (uv resolves, pip installs)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --extra dev pyproject.toml -o requirements.lock
+	$(LOCK_IMAGE) deploy/image/patroni.in -o deploy/image/patroni.lock
+	$(LOCK_IMAGE) deploy/image/build.in -o deploy/image/build.lock
+	$(LOCK_IMAGE) --override deploy/image/operator.without pyproject.toml -o deploy/image/operator.lock
+
+# The images' Python is their Debian's; their versions are those of requirements.lock.
+LOCK_IMAGE = $(BIN)/uv pip compile --quiet --python-platform linux --python-version 3.13 --generate-hashes --no-emit-index-url \
+    --no-header --no-annotate --constraint requirements.lock
 
 check: install
 	$(BIN)/ruff check .
@@ -49,3 +56,23 @@ lab-down: install
 
 lab-test: install ## the lab proves itself
 	$(BIN)/pytest lab/tests -p no:cacheprovider -s
+
+.PHONY: image image-postgres image-operator image-clean
+
+IMAGES  := build/images
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# The lab needs nothing installed but Python.
+BUILD    = $(PYTHON) -m lab build-image $(if $(LOAD),--load)
+
+image: image-postgres image-operator ## both images as archives; LOAD=1 brings them into the lab's nodes, too
+
+image-postgres:
+	@$(BUILD) --target postgres --tag localhost/pgherd-postgres:17 --file deploy/image/Dockerfile \
+	    --output $(IMAGES)/postgres.tar deploy/image
+
+image-operator: ## seconds, when only pgherd's sources have changed
+	@$(BUILD) --target operator --tag localhost/pgherd-operator:$(VERSION) --file deploy/image/operator.Dockerfile \
+	    --output $(IMAGES)/operator.tar .
+
+image-clean: ## what building images keeps: the base, the layers
+	@$(PYTHON) -m lab forget-images

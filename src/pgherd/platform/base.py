@@ -29,6 +29,8 @@ class Declaration:
     """with ``deleting``: the data too"""
     generation: int = 0
     """grows with every change of the declaration"""
+    problems: Sequence[str] = ()
+    """why what was declared last can't be; ``cluster`` is then what was accepted before"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ class Platform(ABC):
 
         :raises NoSuchCluster: there is none of this name
         """
+
+    def generation(self, name: str) -> int:
+        """Which change of the declaration is the last one, whether it makes sense or not.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        return self.declaration(name).generation
 
     @abstractmethod
     def declare(self, cluster: PostgresCluster) -> None:

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
-from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec import PostgresCluster, dump
 from pgherd.model.topology import COORDINATOR, Credentials
 from pgherd.platform.kubernetes import names
+
+ACCEPTED_KEY = "cluster.yaml"
 
 
 def cluster_objects(
@@ -27,7 +29,18 @@ def cluster_objects(
         service(name, name, "primary", labels),
         service(name, f"{name}-ro", "replica", labels),
         owner_secret(cluster, namespace, credentials, labels),
+        accepted(cluster, labels),
     ]
+
+
+def accepted(cluster: PostgresCluster, labels: dict[str, str]) -> dict[str, Any]:
+    """What was declared and made sense: a later mistake leaves the cluster as it says here."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": names.accepted(cluster.metadata.name), "labels": labels},
+        "data": {ACCEPTED_KEY: dump(cluster)},
+    }
 
 
 def service(cluster: str, name: str, role_label: str, labels: dict[str, str]) -> dict[str, Any]:

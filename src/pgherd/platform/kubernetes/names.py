@@ -67,6 +67,11 @@ def credentials_secret(cluster: str) -> str:
     return f"{cluster}-credentials"
 
 
+def accepted(cluster: str) -> str:
+    """Name of the ConfigMap that holds the declaration that was accepted last."""
+    return cluster
+
+
 def owner_secret(cluster: str) -> str:
     """Name of the Secret for applications."""
     return f"{cluster}-owner"

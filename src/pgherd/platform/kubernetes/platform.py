@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pgherd.errors import NoSuchCluster, PgherdError
-from pgherd.model.spec import PostgresCluster, from_mapping, parse_bytes, to_mapping
-from pgherd.model.topology import Credentials, Member, group_id
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model.spec import PostgresCluster, from_mapping, load, parse_bytes, to_mapping
+from pgherd.model.topology import Credentials, Member, group_id, group_name
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.platform.kubernetes import names, pods, views
 from pgherd.platform.kubernetes.api import (
@@ -32,11 +32,13 @@ from pgherd.platform.kubernetes.api import (
 )
 from pgherd.platform.kubernetes.cache import Direct, Reader
 from pgherd.platform.kubernetes.cluster_objects import (
+    ACCEPTED_KEY,
     cluster_objects,
     credentials_secret,
     decoded,
 )
 from pgherd.platform.kubernetes.ensure import Applier, owned
+from pgherd.platform.kubernetes.events import Events
 from pgherd.platform.kubernetes.group_objects import group_objects
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class KubernetesPlatform(Platform):
         self._reader: Reader = reader or Direct(api)
         self._defaults = defaults or Defaults.from_environment()
         self._applier = Applier(api, self._reader)
+        self._events = Events(api)
         self._lock = threading.RLock()
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
         self._credentials: dict[str, tuple[str, Credentials]] = {}
@@ -117,9 +120,10 @@ class KubernetesPlatform(Platform):
         known = self._parsed.get(metadata["name"])
         if known is not None and known[0] == key:
             return known[1]
-        cluster = parse(found)
+        cluster, problems = self._accepted(found)
         declaration = Declaration(
             cluster,
+            problems=problems,
             stopped=stopped,
             deleting=deleting,
             purge=cluster.spec.deletion_policy == "Delete",
@@ -127,6 +131,22 @@ class KubernetesPlatform(Platform):
         )
         self._parsed[metadata["name"]] = (key, declaration)
         return declaration
+
+    def _accepted(self, found: Object) -> tuple[PostgresCluster, Sequence[str]]:
+        """What was declared, or if that can't be what was accepted last, and why."""
+        try:
+            return parse(found), ()
+        except BadInput as error:
+            name = found["metadata"]["name"]
+            kept = self._reader.get(CONFIG_MAP, self.namespace, names.accepted(name))
+            if kept is None:
+                raise
+            before = load(kept["data"][ACCEPTED_KEY], source=names.accepted(name), platform=self.name)
+            return before, error.problems
+
+    def generation(self, name: str) -> int:
+        """Which change of the declaration is the last one, whether it makes sense or not."""
+        return int(self._resource(name)["metadata"]["generation"])
 
     def declare(self, cluster: PostgresCluster) -> None:
         """Create a cluster or change its declaration."""
@@ -253,6 +273,7 @@ class KubernetesPlatform(Platform):
                 if group in configs:
                     self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
                     self._grow_volumes(cluster, group)
+                    self._relabel(name, group)
                 elif not self._has_members(name, group):
                     self._remove_group(name, group)
 
@@ -279,6 +300,12 @@ class KubernetesPlatform(Platform):
                 if changed is not None:
                     self._reader.put(STATEFUL_SET, changed)
         self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+
+    def announce(self, name: str, what: str, *, failed: bool = False) -> None:
+        """Tell it as an Event of the cluster; the same one counts up."""
+        found = self._reader.get(CLUSTER, self.namespace, name)
+        if found is not None:
+            self._events.tell(found, what, failed=failed)
 
     def free_bytes(self, member: Member) -> int | None:
         """Not known here: a volume's fill is known to its node only."""
@@ -344,11 +371,29 @@ class KubernetesPlatform(Platform):
         for part in STORE_PARTS:
             self.api.delete(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-{part}")
 
+    def _relabel(self, cluster: str, group: int) -> None:
+        """A node that fell silent can't take the primary's label off its pod: clients would still be sent there."""
+        labelled = [
+            pod["metadata"]["name"]
+            for pod in self._reader.of_cluster(POD, self.namespace, cluster)
+            if (labels := pod["metadata"]["labels"]).get(names.ROLE_LABEL) == "primary"
+            and labels.get(names.GROUP_LABEL) == group_name(group)
+        ]
+        if len(labelled) < 2:
+            return
+        store = self.api.get(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-leader")
+        leader = ((store or {}).get("metadata", {}).get("annotations") or {}).get("leader")
+        for name in labelled:
+            if leader in labelled and name != leader:
+                logger.info("%s: %s leads, taking the primary's label off %s", cluster, leader, name)
+                patch = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
+                self.api.merge(POD, self.namespace, name, patch)
+
     def _grow_volumes(self, cluster: PostgresCluster, group: int) -> None:
         size = pods.group_spec(cluster, group).storage.size
         for claim in self._reader.of_cluster(VOLUME_CLAIM, self.namespace, cluster.metadata.name):
             labels, spec = claim["metadata"]["labels"], claim["spec"]
-            if labels.get(names.GROUP_LABEL) != names.labels("", group)[names.GROUP_LABEL]:
+            if labels.get(names.GROUP_LABEL) != group_name(group):
                 continue
             if parse_bytes(spec["resources"]["requests"]["storage"]) < parse_bytes(size):
                 patch = {"spec": {"resources": {"requests": {"storage": size}}}}

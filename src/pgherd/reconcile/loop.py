@@ -59,6 +59,12 @@ class ClusterLoop(threading.Thread):
                 pause = self.round()
             except NoSuchCluster:
                 return
+            except BadInput as error:
+                self._refuse(error)
+                pause = CALM_SECONDS
+            except PgherdError as error:
+                logger.warning("%s: %s", self.cluster, error)
+                pause = CALM_SECONDS
             except Exception:  # the loop must outlive whatever one look ran into
                 logger.exception("%s: a round failed", self.cluster)
                 pause = CALM_SECONDS
@@ -117,6 +123,20 @@ class ClusterLoop(threading.Thread):
             fatal=fatal,
         )
         self._platform.write_status(self.cluster, text)
+
+    def _refuse(self, error: BadInput) -> None:
+        """What was declared can't be: say so, and wait for it to be declared anew."""
+        logger.warning("%s: %s", self.cluster, error)
+        try:
+            generation = self._platform.generation(self.cluster)
+            previous = self._platform.read_status(self.cluster)
+            if (previous or {}).get("errors") != list(error.problems):
+                self._platform.announce(self.cluster, "; ".join(error.problems), failed=True)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = status.refused(self.cluster, generation, error.problems, now=now, previous=previous)
+            self._platform.write_status(self.cluster, text)
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
 
     def _align(self, seen: Observed) -> None:
         if seen.declaration.stopped or seen.declaration.deleting:
