@@ -86,7 +86,8 @@ def test_no_line_of_the_users_can_lock_pgherd_out_and_all_of_them_come_before_th
     lines = config(postgres={"hostBasedAuthentication": "# ours\nhost all all all reject\n\n"})["postgresql"][
         "pg_hba"
     ]
-    assert lines[:2] == [
+    assert lines[:3] == [
+        "local replication replicator scram-sha-256",
         "host replication replicator 127.0.0.1/32 scram-sha-256",
         "host all postgres 127.0.0.1/32 scram-sha-256",
     ]

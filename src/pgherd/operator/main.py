@@ -94,7 +94,7 @@ def main() -> None:
         level=os.environ.get("PGHERD_LOG_LEVEL", "INFO"),
         format="%(asctime)s %(levelname)s %(threadName)s %(message)s",
     )
-    for noisy in ("httpx", "httpx2", "kopf.objects", "kopf._core"):
+    for noisy in ("httpx", "httpx2", "kopf.objects", "kopf._core", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     namespace = os.environ.get("PGHERD_WATCH_NAMESPACE") or ALL_NAMESPACES
     operator = Operator(Api(Client()), namespace, Defaults.from_environment())

@@ -140,7 +140,8 @@ def _split(value: str) -> list[str]:
 
 def _pg_hba(cluster: PostgresCluster, networks: Sequence[str]) -> list[str]:
     # pgherd's own two roles come first: no line of the user's can lock Patroni or the engine out.
-    own = [
+    own = [f"local replication {REPLICATION_USER} scram-sha-256"]
+    own += [
         line
         for network in networks
         for line in (

@@ -77,7 +77,7 @@ def role(name: str, labels: dict[str, str]) -> dict[str, Any]:
                 "resources": ["configmaps"],
                 "verbs": ["create", "get", "list", "patch", "update", "watch"],
             },
-            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "patch", "update", "watch"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "patch", "watch"]},
         ],
     }
 
