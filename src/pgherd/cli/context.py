@@ -6,6 +6,7 @@ Results go to stdout, everything said on the way to stderr, so that stdout can b
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 PLATFORMS = ("local", "kubernetes")
 """platforms that this version can run clusters on"""
 
+UNPLACED = ("install", "uninstall", "explain")
+"""commands to which it does not matter where clusters run"""
+
 _PLAIN_WIDTH = 400
 """columns where no terminal says how many there are: nothing is cut or folded"""
 
@@ -38,7 +42,9 @@ class Context:
     kube_context: str | None = None
     namespace: str | None = None
     program: str = "pgherd"
-    """how this command line was called, for advice that can be typed"""
+    """how this command line was called"""
+    options: str = ""
+    """global options that the next command needs too"""
     going_on: str = ""
     """what happens in the background if the person presses Ctrl-C now"""
 
@@ -116,8 +122,13 @@ def tell(text: str) -> None:
 
 
 def typeable(text: str) -> str:
-    """Commands that a text advises, as this person types them."""
-    return text.replace("'pgherd ", f"'{current().program} ")
+    """Commands that a text advises, as this person has to type them."""
+
+    def typed(found: re.Match[str]) -> str:
+        options = "" if found[1] in UNPLACED else current().options
+        return f"'{current().program}{options} {found[1]}"
+
+    return re.sub(r"'pgherd ([a-z]+)", typed, text)
 
 
 def emit(value: Any, output: str) -> None:

@@ -72,10 +72,7 @@ def install(
         )
         apply.wait_available(api, settings, limit, tell)
     state = "starting" if no_wait else "running"
-    say(
-        f"the operator is {state} in namespace {settings.namespace};"
-        " 'pgherd --platform kubernetes up -f FILE' creates a cluster"
-    )
+    say(f"the operator is {state} in namespace {settings.namespace}; 'pgherd up -f FILE' creates a cluster")
 
 
 def uninstall(

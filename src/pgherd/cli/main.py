@@ -76,14 +76,31 @@ def options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         return
+    shared = current()
+    shared.options = typed_again(context, shared.program, platform, kube_context, namespace)
     if context.invoked_subcommand in install_commands.NAMES:
         platform = "kubernetes"  # there is nothing else to install
     require_platform(platform, context=kube_context, namespace=namespace)
     if home is not None and home.exists() and not home.is_dir():
         raise BadInput(f"--home {home}: is not a directory")
-    shared = current()
     shared.platform, shared.home, shared.bin_dir = platform, home, bin_dir
     shared.kube_context, shared.namespace = kube_context, namespace
+
+
+def typed_again(
+    context: typer.Context, program: str, platform: str, kube_context: str | None, namespace: str | None
+) -> str:
+    """The options that an advised command needs to mean the same clusters."""
+    installs = context.invoked_subcommand in install_commands.NAMES
+    from_environment = "PGHERD_PLATFORM" in os.environ
+    options = ""
+    if program == "pgherd" and (installs or platform == "kubernetes") and not from_environment:
+        options += " --platform kubernetes"
+    if kube_context:
+        options += f" --context {kube_context}"
+    if namespace and not installs:
+        options += f" -n {namespace}"
+    return options
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "pgherd") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource, create_api_info
+from lightkube.models.core_v1 import ContainerStatus
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import Event, Pod
@@ -128,14 +129,25 @@ def _obstacle(api: Api, settings: Settings) -> str:
         pod = max(pods, key=lambda each: str(each.metadata.creationTimestamp if each.metadata else ""))
     status = pod.status
     for container in (status.containerStatuses if status else None) or []:
-        waiting = container.state.waiting if container.state else None
-        if waiting is not None and waiting.reason not in (None, "ContainerCreating"):
-            reason = " ".join(f"{waiting.reason}: {waiting.message or container.image}".split())
-            return f"{reason}; 'kubectl -n {settings.namespace} logs deploy/{NAME}' shows what it says"
+        if trouble := _trouble(container):
+            return f"{trouble}; 'kubectl -n {settings.namespace} logs deploy/{NAME}' shows what it says"
     for condition in (status.conditions if status else None) or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"no node takes its pod: {condition.message}"
     return "its pod is starting"
+
+
+def _trouble(container: ContainerStatus) -> str:
+    """What keeps a container from running, if anything does."""
+    state, before = container.state, container.lastState
+    ended = (state.terminated if state else None) or (before.terminated if before else None)
+    if ended is not None:
+        times = f", restarted {container.restartCount} times" if container.restartCount else ""
+        return f"its container ended with exit code {ended.exitCode}{times}"
+    waiting = state.waiting if state else None
+    if waiting is None or waiting.reason in (None, "ContainerCreating", "PodInitializing"):
+        return ""
+    return " ".join(f"{waiting.reason}: {waiting.message or container.image}".split())
 
 
 def _last_warning(api: Api, settings: Settings) -> str:

@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 NAME = "pgherd-operator"
 NAMESPACE = "pgherd-system"
 IMAGE = f"localhost/pgherd-operator:{__version__}"
-POSTGRES_IMAGE = f"localhost/pgherd-postgres:{__version__}"
+POSTGRES_IMAGE = "localhost/pgherd-postgres:17"
 PROBE_PORT = 8080
 UID = 65532
 """the uid of the operator's process; the image asks for no particular one"""
@@ -71,7 +71,14 @@ def check(settings: Settings) -> None:
 
 def manifests(settings: Settings) -> list[Manifest]:
     """All objects of an installation, namespace first."""
-    return [namespace(settings), definition(settings), *roles(settings), *operator(settings)]
+    return [
+        namespace(settings),
+        definition(settings),
+        account(settings),
+        *operator_roles(settings),
+        *people_roles(settings),
+        operator(settings),
+    ]
 
 
 def to_yaml(objects: list[Manifest]) -> str:
@@ -106,17 +113,21 @@ def definition(settings: Settings) -> Manifest:
     return made
 
 
-def roles(settings: Settings) -> list[Manifest]:
-    """Who may do what: the operator's account and roles, and additions to the roles that namespaces have."""
+def account(settings: Settings) -> Manifest:
+    """Who the operator is."""
+    return _named("v1", "ServiceAccount", settings, automountServiceAccountToken=False)
+
+
+def people_roles(settings: Settings) -> list[Manifest]:
+    """Additions to the roles that Kubernetes gives people in their namespaces."""
     return [
-        _named("v1", "ServiceAccount", settings, automountServiceAccountToken=False),
-        *_operator_roles(settings),
         _cluster_role("pgherd-view", settings, rbac.view_rules(), aggregate_to=("view", "edit", "admin")),
         _cluster_role("pgherd-edit", settings, rbac.edit_rules(), aggregate_to=("edit", "admin")),
     ]
 
 
-def _operator_roles(settings: Settings) -> list[Manifest]:
+def operator_roles(settings: Settings) -> list[Manifest]:
+    """What the operator may do: everywhere, or in the one namespace that it looks after."""
     here, everywhere = rbac.operator_rules(), rbac.cluster_rules()
     if not settings.watch_namespace:
         return [
@@ -152,7 +163,7 @@ def _binding(kind: str, role: str, settings: Settings) -> Manifest:
     }
 
 
-def operator(settings: Settings) -> list[Manifest]:
+def operator(settings: Settings) -> Manifest:
     """What runs."""
     selector = {
         key: labels(settings)[key] for key in ("app.kubernetes.io/name", "app.kubernetes.io/component")
@@ -164,7 +175,7 @@ def operator(settings: Settings) -> list[Manifest]:
         "selector": {"matchLabels": selector},
         "template": {"metadata": {"labels": labels(settings)}, "spec": _pod(settings)},
     }
-    return [_named("apps/v1", "Deployment", settings, spec=spec)]
+    return _named("apps/v1", "Deployment", settings, spec=spec)
 
 
 def _named(api_version: str, kind: str, settings: Settings, **rest: Any) -> Manifest:

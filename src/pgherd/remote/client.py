@@ -23,6 +23,7 @@ from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR, Member, group_id, group_name
+from pgherd.platform.kubernetes import names
 from pgherd.platform.local import binaries
 from pgherd.reconcile import steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
@@ -71,7 +72,7 @@ class KubernetesClient:
             declaration.validate_change(objects.cluster_of(before), cluster)
         self._apply(cluster)
         if before is not None and objects.is_stopped(before):
-            self._annotate(name, objects.STOPPED, None)
+            self._annotate(name, names.STOPPED_ANNOTATION, None)
 
     def _choose_namespace(self, cluster: PostgresCluster) -> None:
         """A file may name a namespace, as with kubectl."""
@@ -140,11 +141,11 @@ class KubernetesClient:
 
     def stop(self, name: str) -> None:
         """Ask for all processes to end; data stays."""
-        self._annotate(name, objects.STOPPED, "true")
+        self._annotate(name, names.STOPPED_ANNOTATION, "true")
 
     def start(self, name: str) -> None:
         """Undo :meth:`stop`."""
-        self._annotate(name, objects.STOPPED, None)
+        self._annotate(name, names.STOPPED_ANNOTATION, None)
 
     def delete(self, name: str, *, purge: bool) -> None:
         """Ask for the cluster to go; with ``purge`` its data too, also that of a cluster deleted before."""
@@ -172,7 +173,7 @@ class KubernetesClient:
     def _labelled(self, kind: type[Any], name: str) -> list[Any]:
         with self._api.asking():
             return list(
-                self._api.client.list(kind, namespace=self._api.namespace, labels={objects.CLUSTER: name})
+                self._api.client.list(kind, namespace=self._api.namespace, labels={names.CLUSTER_LABEL: name})
             )
 
     def _annotate(self, name: str, key: str, value: str | None) -> None:
@@ -280,7 +281,7 @@ class KubernetesClient:
         """
         cluster = self.declared(name)
         number = _group(cluster, group)
-        owner = self._secret(name, objects.owner_secret(name))
+        owner = self._secret(name, names.owner_secret(name))
         hosts = self._hosts(cluster, number, read_only=role == "ro")
         # How connections are secured is the deployment's choice, which its own URI tells.
         options = parse_qs(urlsplit(owner.get("uri", "")).query)
@@ -291,13 +292,11 @@ class KubernetesClient:
         return f"postgresql://{user}:{password}@{hosts}/{quote(cluster.spec.database, safe='')}?{query}"
 
     def _hosts(self, cluster: PostgresCluster, number: int, *, read_only: bool) -> str:
-        name, namespace, port = cluster.metadata.name, self._api.namespace, objects.POSTGRES_PORT
+        name, namespace, port = cluster.metadata.name, self._api.namespace, names.POSTGRES_PORT
         if number == COORDINATOR:
             return f"{objects.service(name, namespace, read_only=read_only)}:{port}"
         members = [Member(name, number, ordinal) for ordinal in range(cluster.spec.segments.standbys + 1)]
-        return ",".join(
-            f"{objects.member_host(member.name, member.scope, namespace)}:{port}" for member in members
-        )
+        return ",".join(f"{names.host(member, namespace)}:{port}" for member in members)
 
     def psql_command(self, name: str) -> tuple[list[str], dict[str, str]]:
         """Program and environment of an interactive session as the owner, through a tunnel of this process.
@@ -308,13 +307,13 @@ class KubernetesClient:
         if objects.is_stopped(resource):
             raise PgherdError(f"{name} is stopped: 'pgherd start {name}' brings it back")
         program = binaries.find(self._bin_dir).program("psql")
-        owner = self._secret(name, objects.owner_secret(name))
+        owner = self._secret(name, names.owner_secret(name))
 
         def primary() -> str:
             return world.primary_pod(self._api, name, COORDINATOR)
 
         primary()
-        tunnel = Tunnel(self._api, primary, objects.POSTGRES_PORT)
+        tunnel = Tunnel(self._api, primary, names.POSTGRES_PORT)
         database = objects.cluster_of(resource).spec.database
         text = f"host={HOST} port={tunnel.port} user={owner['username']} dbname={database} connect_timeout=15"
         return [str(program), text], {"PGPASSWORD": owner["password"]}
@@ -358,7 +357,10 @@ class KubernetesClient:
     # helpers
 
     def _world(self, name: str) -> AbstractContextManager[World]:
-        self._get(name)
+        resource = self._get(name)
+        if objects.is_stopped(resource):
+            raise PgherdError(f"{name} is stopped: 'pgherd start {name}' brings it back")
+        self._secret(name, names.credentials_secret(name))
         return world.reached(self._api, name)
 
     def _get(self, name: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from lightkube.resources.core_v1 import Pod
 
 from pgherd.errors import BadInput, PgherdError
-from pgherd.remote import objects
+from pgherd.platform.kubernetes import names
 from pgherd.remote.api import Api, NotFound
 
+CONTAINER = "postgres"
 _MARGIN = 5
 _AGAIN_SECONDS = 1.0
 
@@ -42,7 +43,7 @@ def members(api: Api, name: str) -> list[str]:
     """Names of all pods of a cluster."""
     with api.asking():
         pods = api.client.list(
-            Pod, namespace=api.namespace, labels={objects.CLUSTER: name, objects.GROUP: None}
+            Pod, namespace=api.namespace, labels={names.CLUSTER_LABEL: name, names.GROUP_LABEL: None}
         )
         return sorted(str(pod.metadata.name) for pod in pods if pod.metadata)
 
@@ -67,7 +68,7 @@ def _read(api: Api, pod: str, *, follow: bool = False, since: int | None = None)
             for line in api.client.log(
                 pod,
                 namespace=api.namespace,
-                container=objects.CONTAINER,
+                container=CONTAINER,
                 timestamps=True,
                 newlines=False,
                 follow=follow,

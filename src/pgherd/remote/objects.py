@@ -1,4 +1,4 @@
-"""Names of a cluster's objects, and what its custom resource says. Pure."""
+"""What a cluster's custom resource says. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from typing import Any
 
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
-
-STOPPED = "pgherd.io/stopped"
-CLUSTER = "pgherd.io/cluster"
-GROUP = "pgherd.io/group"
-ROLE = "pgherd.io/role"
-PRIMARY = "primary"
-
-POSTGRES_PORT = 5432
-CONTAINER = "postgres"
+from pgherd.platform.kubernetes import names
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -31,29 +23,9 @@ def could_be_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def owner_secret(name: str) -> str:
-    """Holds ``username``, ``password``, ``database``."""
-    return f"{name}-owner"
-
-
-def credentials_secret(name: str) -> str:
-    """Holds the passwords that are pgherd's own."""
-    return f"{name}-credentials"
-
-
-def ca_config_map(name: str) -> str:
-    """Holds ``ca.crt``."""
-    return f"{name}-ca"
-
-
 def service(name: str, namespace: str, *, read_only: bool = False) -> str:
     """The host name under which programs in Kubernetes reach the coordinator."""
     return f"{name}-ro.{namespace}.svc" if read_only else f"{name}.{namespace}.svc"
-
-
-def member_host(member: str, scope: str, namespace: str) -> str:
-    """The host name of one member, which outlives its pod."""
-    return f"{member}.{scope}.{namespace}.svc"
 
 
 def cluster_of(resource: Mapping[str, Any]) -> PostgresCluster:
@@ -69,7 +41,7 @@ def cluster_of(resource: Mapping[str, Any]) -> PostgresCluster:
 
 def is_stopped(resource: Mapping[str, Any]) -> bool:
     """``pgherd stop`` was asked for."""
-    return (resource["metadata"].get("annotations") or {}).get(STOPPED) == "true"
+    return (resource["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
 
 
 def generation(resource: Mapping[str, Any]) -> int:
