@@ -32,7 +32,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: install ## everything, files side by side (most of the time is waiting)
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/kubernetes
 
 test-unit: install
 	$(BIN)/pytest tests/unit
@@ -76,3 +76,8 @@ image-operator: ## seconds, when only pgherd's sources have changed
 
 image-clean: ## what building images keeps: the base, the layers
 	@$(PYTHON) -m lab forget-images
+
+.PHONY: e2e
+
+e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
+	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s
