@@ -79,3 +79,8 @@ image-test: ## the images in pods of the lab, or of the cluster that KUBECONFIG 
 
 image-clean: ## what building images keeps: the base, the layers
 	@$(PYTHON) -m lab forget-images
+
+.PHONY: e2e
+
+e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
+	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s

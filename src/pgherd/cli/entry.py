@@ -15,3 +15,13 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def kubectl() -> None:
+    """The program ``kubectl-pgherd``: kubectl's plugin ``kubectl pgherd``."""
+    try:
+        from pgherd.cli.main import kubectl_main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
