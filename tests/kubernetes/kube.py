@@ -133,9 +133,7 @@ class Cluster:
 
     def patch(self, spec: Mapping[str, Any]) -> None:
         """Change some fields of its spec."""
-        self.namespace.kubectl(
-            "patch", "pgc", self.name, "--type", "merge", "-p", json.dumps({"spec": spec})
-        )
+        self.namespace.kubectl("patch", "pgc", self.name, "--type", "merge", "-p", json.dumps({"spec": spec}))
 
     @property
     def resource(self) -> dict[str, Any]:
@@ -170,7 +168,9 @@ class Cluster:
     def pods(self, group: str | None = None, role: str | None = None) -> list[dict[str, Any]]:
         """Its members' pods."""
         labels = {"pgherd.io/cluster": self.name, "pgherd.io/group": group, "pgherd.io/role": role}
-        return self.namespace.list("pods", ",".join(f"{key}={value}" for key, value in labels.items() if value))
+        return self.namespace.list(
+            "pods", ",".join(f"{key}={value}" for key, value in labels.items() if value)
+        )
 
     def member(self, group: str, role: str) -> str:
         """The name of a member with this role, as the operator sees it."""
@@ -204,5 +204,10 @@ class Cluster:
     def delete(self, timeout: float = 120.0) -> None:
         """Delete the resource and wait until it is gone."""
         self.namespace.kubectl(
-            "delete", "pgc", self.name, "--ignore-not-found", f"--timeout={timeout:.0f}s", timeout=timeout + 10
+            "delete",
+            "pgc",
+            self.name,
+            "--ignore-not-found",
+            f"--timeout={timeout:.0f}s",
+            timeout=timeout + 10,
         )

@@ -51,7 +51,9 @@ def test_kubectl_scale_moves_the_data_under_writers(shop: Cluster) -> None:
     assert final["unknown"] == 0
     for name in ("segment-3", "segment-4"):
         wait_for(
-            lambda name=name: not shop.namespace.list("pvc", f"pgherd.io/group={name},pgherd.io/cluster=shop"),
+            lambda name=name: (
+                not shop.namespace.list("pvc", f"pgherd.io/group={name},pgherd.io/cluster=shop")
+            ),
             f"{name} is gone",
         )
         wait_for(
@@ -82,10 +84,12 @@ def test_changed_resources_roll_through_standbys_first(shop: Cluster) -> None:
         small = {"resources": {"cpu": "50m", "memory": "320Mi"}}
         shop.patch({"coordinator": small, "segments": small})
         wait_for(
-            lambda: {p["metadata"]["name"]: p["metadata"]["uid"] for p in shop.pods()}.items().isdisjoint(
-                before.items()
-            )
-            and len(shop.pods()) == len(before),
+            lambda: (
+                {p["metadata"]["name"]: p["metadata"]["uid"] for p in shop.pods()}.items().isdisjoint(
+                    before.items()
+                )
+                and len(shop.pods()) == len(before)
+            ),
             "all pods are new",
             240,
         )
@@ -108,7 +112,8 @@ def test_standbys_come_and_go(shop: Cluster) -> None:
         wait_for(lambda count=count: len(shop.pods("segment-1")) == count + 1, f"{count} standbys")
         wait_for(
             lambda count=count: (
-                len(shop.namespace.list("pvc", "pgherd.io/cluster=shop,pgherd.io/group=segment-1")) == count + 1
+                len(shop.namespace.list("pvc", "pgherd.io/cluster=shop,pgherd.io/group=segment-1"))
+                == count + 1
             ),
             "a volume for each member",
         )

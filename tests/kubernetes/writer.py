@@ -17,7 +17,7 @@ from tests.support import writers as module
 
 IMAGE = "localhost/pgherd-postgres:17"
 
-RUNNER = '''\
+RUNNER = """\
 import json, os, sys, threading, time
 sys.path.insert(0, "/scripts")
 import psycopg, writers
@@ -59,7 +59,7 @@ with open("/tmp/final.new", "w") as file:
     json.dump(final, file)
 os.rename("/tmp/final.new", "/tmp/final")
 time.sleep(3600)
-'''
+"""
 
 
 @dataclass
@@ -88,7 +88,9 @@ class Writers:
     def finish(self) -> dict[str, Any]:
         """End them and audit: every acknowledged row is there, nothing twice."""
         self._exec("touch", "/tmp/stop")
-        final: dict[str, Any] = json.loads(wait_for(lambda: self._exec("cat", "/tmp/final"), "the audit", 180))
+        final: dict[str, Any] = json.loads(
+            wait_for(lambda: self._exec("cat", "/tmp/final"), "the audit", 180)
+        )
         assert final["audit"] == "passed", final
         return final
 

@@ -131,7 +131,8 @@ class Carrier:
         self._greeted: set[int] = set()
         self._message = bytearray()
         self._over = False
-        self._arrived(first)
+        if first:
+            self._arrived(first)
 
     def run(self) -> None:
         """Return when it is over.
