@@ -202,7 +202,9 @@ def _remove_rights_in_namespaces(api: Api, settings: Settings) -> list[str]:
     removed = []
     for kind in (RoleBinding, Role):
         with api.asking():
-            found = list(api.client.list(kind, namespace="*", labels={"app.kubernetes.io/name": NAME}))
+            found: list[Any] = list(
+                api.client.list(kind, namespace="*", labels={"app.kubernetes.io/name": NAME})
+            )
         for each in found:
             metadata = each.metadata
             if metadata is None or metadata.name != global_name(settings):
