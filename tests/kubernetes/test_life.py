@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
@@ -14,6 +15,10 @@ pytestmark = pytest.mark.kubernetes
 
 def rows(cluster: Cluster) -> int:
     return int(cluster.psql(cluster.member("coordinator", "primary"), "SELECT count(*) FROM ledger"))
+
+
+def nothing(namespace: Namespace, kind: str, selector: str) -> bool:
+    return not namespace.list(kind, selector)
 
 
 def test_a_cluster_is_ready_within_45_seconds(namespace: Namespace) -> None:
@@ -49,17 +54,9 @@ def test_kubectl_scale_moves_the_data_under_writers(shop: Cluster) -> None:
     print(f"grown: {grown}; shrunk: {final}")
     assert not final["errors"]
     assert final["unknown"] == 0
-    for name in ("segment-3", "segment-4"):
-        wait_for(
-            lambda name=name: (
-                not shop.namespace.list("pvc", f"pgherd.io/group={name},pgherd.io/cluster=shop")
-            ),
-            f"{name} is gone",
-        )
-        wait_for(
-            lambda name=name: not shop.namespace.list("cm", f"pgherd.io/scope=shop-{name}"),
-            f"{name} has left nothing in the store",
-        )
+    gone = "pgherd.io/cluster=shop,pgherd.io/group in (segment-3,segment-4)"
+    for kind in ("pod", "pvc", "configmap", "statefulset", "service", "secret"):
+        wait_for(partial(nothing, shop.namespace, kind, gone), f"no {kind} of old segments is left")
 
 
 def test_parameters_change_by_reload_or_restart(shop: Cluster) -> None:
@@ -106,17 +103,14 @@ def test_changed_resources_roll_through_standbys_first(shop: Cluster) -> None:
 
 
 def test_standbys_come_and_go(shop: Cluster) -> None:
+    def counted(standbys: int) -> bool:
+        volumes = shop.namespace.list("pvc", "pgherd.io/cluster=shop,pgherd.io/group=segment-1")
+        return len(shop.pods("segment-1")) == len(volumes) == standbys + 1
+
     for count in (2, 0, 1):
         shop.patch({"segments": {"standbys": count}})
         shop.wait_phase("Running", timeout=120)
-        wait_for(lambda count=count: len(shop.pods("segment-1")) == count + 1, f"{count} standbys")
-        wait_for(
-            lambda count=count: (
-                len(shop.namespace.list("pvc", "pgherd.io/cluster=shop,pgherd.io/group=segment-1"))
-                == count + 1
-            ),
-            "a volume for each member",
-        )
+        wait_for(partial(counted, count), f"{count} standbys, a volume for each member")
 
 
 def test_what_was_changed_by_hand_is_put_back(shop: Cluster) -> None:

@@ -81,7 +81,7 @@ class Writers:
 
     def go_on(self, more: int = 100, timeout: float = 60.0) -> None:
         """Wait until so many more rows are acknowledged."""
-        wait_for(lambda: self.report(), "writers report", timeout)
+        wait_for(self.report, "writers report", timeout)
         done = self.acknowledged
         wait_for(lambda: self.acknowledged > done + more, "writers go on", timeout)
 

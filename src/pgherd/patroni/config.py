@@ -59,6 +59,7 @@ def dynamic_config(
     *,
     networks: Sequence[str] = LOOPBACK,
     local: bool = True,
+    tls: bool = False,
 ) -> dict[str, Any]:
     """What all members of one group agree on; JSON-like, ready for ``PATCH /config`` or ``bootstrap.dcs``.
 
@@ -66,6 +67,7 @@ def dynamic_config(
     :param preload: ``shared_preload_libraries`` of the engine; the user's come after them
     :param networks: CIDRs from which members and clients connect (SCRAM in any case)
     :param local: members share one machine: small buffers by default
+    :param tls: connections over the network are encrypted, or refused
     """
     has_standbys = standbys(cluster, group_id) > 0
     return {
@@ -91,7 +93,7 @@ def dynamic_config(
             "remove_data_directory_on_rewind_failure": True,
             "remove_data_directory_on_diverged_timelines": True,
             "parameters": _parameters(cluster, _memory(cluster, group_id, local), engine_parameters, preload),
-            "pg_hba": _pg_hba(cluster, networks),
+            "pg_hba": _pg_hba(cluster, networks, "hostssl" if tls else "host"),
         },
     }
 
@@ -138,21 +140,21 @@ def _split(value: str) -> list[str]:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _pg_hba(cluster: PostgresCluster, networks: Sequence[str]) -> list[str]:
+def _pg_hba(cluster: PostgresCluster, networks: Sequence[str], host: str) -> list[str]:
     # pgherd's own two roles come first: no line of the user's can lock Patroni or the engine out.
     own = [f"local replication {REPLICATION_USER} scram-sha-256"]
     own += [
         line
         for network in networks
         for line in (
-            f"host replication {REPLICATION_USER} {network} scram-sha-256",
-            f"host all {SUPERUSER} {network} scram-sha-256",
+            f"{host} replication {REPLICATION_USER} {network} scram-sha-256",
+            f"{host} all {SUPERUSER} {network} scram-sha-256",
         )
     ]
     user = (line.strip() for line in (cluster.spec.postgres.host_based_authentication or "").splitlines())
     defaults = [
         "local all all scram-sha-256",
-        *(f"host all all {network} scram-sha-256" for network in networks),
+        *(f"{host} all all {network} scram-sha-256" for network in networks),
     ]
     return [*own, *(line for line in user if line and not line.startswith("#")), *defaults]
 

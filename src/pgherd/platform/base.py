@@ -57,6 +57,8 @@ class Platform(ABC):
     name: str
     networks: Sequence[str] = LOOPBACK
     """from where members and clients connect (passwords in any case)"""
+    tls: bool = False
+    """connections over the network are encrypted"""
     shared_machine: bool = True
     """members share one machine: small buffers, whatever was declared"""
 
@@ -147,6 +149,10 @@ class Platform(ABC):
     def connection_options(self, name: str) -> Mapping[str, str]:
         """libpq options of every connection to the cluster's members, besides addresses and passwords."""
         return {}
+
+    def authority(self, name: str) -> str | None:
+        """File of the certificate authority of the cluster's REST APIs; None where they are not encrypted."""
+        return None
 
     @abstractmethod
     def free_bytes(self, member: Member) -> int | None:

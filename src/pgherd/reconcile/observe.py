@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -53,7 +54,14 @@ def connect(
         lambda: addresses(platform, name),
         options=platform.connection_options(name),
     )
-    return World(name, platform, databases, make_engine(cluster, databases), PatroniClient(credentials.rest))
+    patroni = _patroni(credentials.rest, platform.authority(name))
+    return World(name, platform, databases, make_engine(cluster, databases), patroni)
+
+
+@lru_cache(maxsize=1024)
+def _patroni(password: str, authority: str | None) -> PatroniClient:
+    """One client per cluster: its connections are kept."""
+    return PatroniClient(password, authority=authority)
 
 
 def addresses(platform: Platform, name: str) -> Mapping[int, Sequence[Endpoint]]:
@@ -113,6 +121,7 @@ def wanted_config(platform: Platform, engine: Engine, cluster: PostgresCluster, 
         engine.preload_libraries(),
         networks=platform.networks,
         local=platform.shared_machine,
+        tls=platform.tls,
     )
 
 

@@ -11,12 +11,13 @@ from urllib.parse import quote
 from pgherd.model.spec import PostgresCluster, dump
 from pgherd.model.topology import COORDINATOR, Credentials
 from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.certificates import CA_CERTIFICATE, Authority
 
 ACCEPTED_KEY = "cluster.yaml"
 
 
 def cluster_objects(
-    cluster: PostgresCluster, namespace: str, credentials: Credentials
+    cluster: PostgresCluster, namespace: str, credentials: Credentials, authority: Authority
 ) -> list[dict[str, Any]]:
     """Everything of a cluster that does not belong to one group, in the order in which it is needed."""
     name = cluster.metadata.name
@@ -28,8 +29,9 @@ def cluster_objects(
         network_policy(name, labels),
         service(name, name, "primary", labels),
         service(name, f"{name}-ro", "replica", labels),
-        owner_secret(cluster, namespace, credentials, labels),
+        owner_secret(cluster, namespace, credentials, authority, labels),
         accepted(cluster, labels),
+        public_authority(name, authority, labels),
     ]
 
 
@@ -118,7 +120,11 @@ def network_policy(name: str, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def owner_secret(
-    cluster: PostgresCluster, namespace: str, credentials: Credentials, labels: dict[str, str]
+    cluster: PostgresCluster,
+    namespace: str,
+    credentials: Credentials,
+    authority: Authority,
+    labels: dict[str, str],
 ) -> dict[str, Any]:
     """What an application needs to connect."""
     name, database = cluster.metadata.name, cluster.spec.database
@@ -136,7 +142,9 @@ def owner_secret(
                 "database": database,
                 "host": host,
                 "port": str(names.POSTGRES_PORT),
-                "uri": f"postgresql://{database}:{password}@{host}:{names.POSTGRES_PORT}/{database}",
+                "uri": f"postgresql://{database}:{password}@{host}:{names.POSTGRES_PORT}/{database}"
+                "?sslmode=require",
+                "ca.crt": authority.certificate,
             }
         ),
     }
@@ -150,6 +158,38 @@ def credentials_secret(cluster: str, credentials: Credentials) -> dict[str, Any]
         "type": "Opaque",
         "metadata": {"name": names.credentials_secret(cluster), "labels": names.labels(cluster)},
         "data": encoded(asdict(credentials)),
+    }
+
+
+def authority_secret(cluster: str, authority: Authority) -> dict[str, Any]:
+    """The certificate authority; it outlives the cluster as the passwords do."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": {"name": names.authority_secret(cluster), "labels": names.labels(cluster)},
+        "data": encoded(authority.values()),
+    }
+
+
+def tls_secret(cluster: str, group: int, values: Mapping[str, str]) -> dict[str, Any]:
+    """A group's certificate."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": {"name": names.tls_secret(cluster, group), "labels": names.labels(cluster, group)},
+        "data": encoded(values),
+    }
+
+
+def public_authority(name: str, authority: Authority, labels: dict[str, str]) -> dict[str, Any]:
+    """What clients need to know whom they talk to."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": names.authority_secret(name), "labels": labels},
+        "data": {CA_CERTIFICATE: authority.certificate},
     }
 
 

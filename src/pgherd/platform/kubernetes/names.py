@@ -72,6 +72,24 @@ def accepted(cluster: str) -> str:
     return cluster
 
 
+def authority_secret(cluster: str) -> str:
+    """Name of the Secret with the cluster's certificate authority."""
+    return f"{cluster}-ca"
+
+
+def tls_secret(cluster: str, group: int) -> str:
+    """Name of the Secret with a group's certificate."""
+    return f"{group_object(cluster, group)}-tls"
+
+
+def authority_file(cluster: str, namespace: str) -> str:
+    """Where the certificate authority is found: at the same place by members and by the operator.
+
+    A subscription's connection string is made by the operator and used by a member.
+    """
+    return f"/tmp/pgherd-{namespace}-{cluster}-ca.crt"
+
+
 def owner_secret(cluster: str) -> str:
     """Name of the Secret for applications."""
     return f"{cluster}-owner"

@@ -17,6 +17,7 @@ from pgherd.patroni.config import REST_USER, member_config
 from pgherd.platform.kubernetes import names
 
 DIRECTORY = "/etc/pgherd"
+TLS_DIRECTORY = "/etc/pgherd-tls"
 VOLUME_PATH = "/var/lib/postgresql"
 DATA_PATH = f"{VOLUME_PATH}/data"
 SOCKET_PATH = "/run/postgresql"
@@ -45,6 +46,19 @@ then
     echo "removing an incomplete founding in $data"
     find "$data" -mindepth 1 -delete
 fi
+ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
+# Certificates are renewed under our feet: Patroni and PostgreSQL read them again when they are told to.
+(
+    known=$(cksum < {TLS_DIRECTORY}/tls.crt)
+    while sleep 20; do
+        now=$(cksum < {TLS_DIRECTORY}/tls.crt)
+        if [ "$now" != "$known" ]; then
+            echo "the certificate was renewed"
+            known=$now
+            kill -HUP 1
+        fi
+    done
+) &
 exec patroni {DIRECTORY}/patroni.yml
 """
 
@@ -87,12 +101,23 @@ def _patroni_yml(
         namespace="",
         dcs_config=dcs_config,
         server_major=server_major,
-        parameters={"unix_socket_directories": SOCKET_PATH},
+        parameters={
+            "unix_socket_directories": SOCKET_PATH,
+            "ssl": "on",
+            "ssl_cert_file": f"{TLS_DIRECTORY}/tls.crt",
+            "ssl_key_file": f"{TLS_DIRECTORY}/tls.key",
+            "ssl_ca_file": f"{TLS_DIRECTORY}/ca.crt",
+        },
     )
     for differs in (config["restapi"], config["postgresql"]):
         del differs["connect_address"]
     del config["name"], config["namespace"], config["restapi"]["authentication"]
     del config["postgresql"]["authentication"]
+    config["restapi"]["certfile"] = f"{TLS_DIRECTORY}/tls.crt"
+    config["restapi"]["keyfile"] = f"{TLS_DIRECTORY}/tls.key"
+    # Members ask one another by address, which no certificate names: encrypted, but not verified. Calls that change
+    # something need the password all the same.
+    config["ctl"] = {"insecure": True}
     mark = f"/bin/sh {DIRECTORY}/mark.sh"
     config["postgresql"]["callbacks"] = {"on_start": mark, "on_role_change": mark}
     config["postgresql"]["use_unix_socket"] = True
@@ -115,7 +140,7 @@ def _store(cluster: str, group: int, namespace: str) -> dict[str, Any]:
     }
 
 
-def environment(cluster: str) -> list[dict[str, Any]]:
+def environment(cluster: str, namespace: str) -> list[dict[str, Any]]:
     """The pod's environment: who this member is, and the passwords."""
     secret = names.credentials_secret(cluster)
     return [
@@ -129,6 +154,12 @@ def environment(cluster: str) -> list[dict[str, Any]]:
         _secret("PATRONI_REPLICATION_PASSWORD", secret, "replication"),
         {"name": "PATRONI_RESTAPI_USERNAME", "value": REST_USER},
         _secret("PATRONI_RESTAPI_PASSWORD", secret, "rest"),
+        {"name": "PGHERD_AUTHORITY", "value": names.authority_file(cluster, namespace)},
+        *(
+            {"name": f"PATRONI_{role}_{option}", "value": value}
+            for role in ("SUPERUSER", "REPLICATION")
+            for option, value in (("SSLMODE", "verify-ca"), ("SSLROOTCERT", f"{TLS_DIRECTORY}/ca.crt"))
+        ),
     ]
 
 

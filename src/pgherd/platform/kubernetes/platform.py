@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.errors import BadInput, NoSuchCluster
 from pgherd.model.spec import PostgresCluster, from_mapping, load, parse_bytes, to_mapping
 from pgherd.model.topology import Credentials, Member, group_id, group_name
 from pgherd.platform.base import Declaration, MemberView, Platform
@@ -34,12 +33,11 @@ from pgherd.platform.kubernetes.cache import Direct, Reader
 from pgherd.platform.kubernetes.cluster_objects import (
     ACCEPTED_KEY,
     cluster_objects,
-    credentials_secret,
-    decoded,
 )
 from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events
 from pgherd.platform.kubernetes.group_objects import group_objects
+from pgherd.platform.kubernetes.trust import Trust
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +75,7 @@ class KubernetesPlatform(Platform):
     name = "kubernetes"
     networks = ANYWHERE
     shared_machine = False
+    tls = True
 
     def __init__(
         self, api: Api, namespace: str, reader: Reader | None = None, defaults: Defaults | None = None
@@ -89,7 +88,7 @@ class KubernetesPlatform(Platform):
         self._events = Events(api)
         self._lock = threading.RLock()
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
-        self._credentials: dict[str, tuple[str, Credentials]] = {}
+        self._trust = Trust(api, namespace, self._reader)
         self._written: dict[str, tuple[str, float]] = {}
 
     # declarations
@@ -173,7 +172,7 @@ class KubernetesPlatform(Platform):
         Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords, and
         Patroni's store, which knows who had everything that was acknowledged.
         """
-        kept = {(SECRET, names.credentials_secret(name))}
+        kept = {(SECRET, names.credentials_secret(name)), (SECRET, names.authority_secret(name))}
         for kind in reversed(MANAGED):
             for obj in self._reader.of_cluster(kind, self.namespace, name):
                 if purge or (kind, obj["metadata"]["name"]) not in kept:
@@ -184,33 +183,21 @@ class KubernetesPlatform(Platform):
             for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
                 self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
         self._applier.forget(self.namespace, name)
-        for memory in (self._parsed, self._credentials, self._written):
+        self._trust.forget(name)
+        for memory in (self._parsed, self._written):
             memory.pop(name, None)
 
     def credentials(self, name: str) -> Credentials:
         """The cluster's passwords, made at the first call."""
-        secret_name = names.credentials_secret(name)
-        found = self._reader.get(SECRET, self.namespace, secret_name)
-        if found is None:
-            made = Credentials(*(secrets.token_urlsafe(24) for _ in fields(Credentials)))
-            # Whoever was first decides; an existing Secret is never written over.
-            found = self.api.create(self.namespace, credentials_secret(name, made)) or self.api.get(
-                SECRET, self.namespace, secret_name
-            )
-            if found is None:
-                raise PgherdError(f"Secret {secret_name} was removed just now: trying again")
-            self._reader.put(SECRET, found)
-        version = found["metadata"]["resourceVersion"]
-        known = self._credentials.get(name)
-        if known is None or known[0] != version:
-            try:
-                known = (version, Credentials(**decoded(found)))
-            except (TypeError, ValueError):
-                raise PgherdError(
-                    f"Secret {secret_name} is damaged (not the passwords): restore it from a copy"
-                ) from None
-            self._credentials[name] = known
-        return known[1]
+        return self._trust.credentials(name)
+
+    def authority(self, name: str) -> str | None:
+        """File of the cluster's own certificate authority."""
+        return self._trust.authority_file(name)
+
+    def connection_options(self, name: str) -> Mapping[str, str]:
+        """Encrypted, to members whose names the cluster's own authority vouches for."""
+        return {"sslmode": "verify-full", "sslrootcert": self._trust.authority_file(name)}
 
     def read_status(self, name: str) -> dict[str, Any] | None:
         """The status written last, or None."""
@@ -324,13 +311,16 @@ class KubernetesPlatform(Platform):
     def _ensure_cluster(self, cluster: PostgresCluster) -> None:
         name = cluster.metadata.name
         owner = self._resource(name)
-        objects = cluster_objects(cluster, self.namespace, self.credentials(name))
+        objects = cluster_objects(
+            cluster, self.namespace, self.credentials(name), self._trust.authority(name)
+        )
         self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
     def _ensure_group(
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
     ) -> None:
         owner = self._resource(cluster.metadata.name)
+        self._trust.ensure_certificate(cluster.metadata.name, group)
         objects = group_objects(
             cluster,
             group,
@@ -364,6 +354,7 @@ class KubernetesPlatform(Platform):
         name = names.group_object(cluster, group)
         for kind in (STATEFUL_SET, DISRUPTION_BUDGET, SERVICE, CONFIG_MAP):
             self.api.delete(kind, self.namespace, name)
+        self.api.delete(SECRET, self.namespace, names.tls_secret(cluster, group))
         self._remove_store(cluster, group)
 
     def _remove_store(self, cluster: str, group: int) -> None:

@@ -28,16 +28,15 @@ def group_spec(cluster: PostgresCluster, group: int) -> GroupSpec:
 
 
 def stateful_set(
-    cluster: PostgresCluster, group: int, *, replicas: int, image: str, annotations: dict[str, str]
+    cluster: PostgresCluster, group: int, *, namespace: str, replicas: int, image: str
 ) -> dict[str, Any]:
     """The StatefulSet of a group.
 
     :param replicas: how many members there should be
-    :param annotations: of the pods, besides pgherd's own
     """
     name = cluster.metadata.name
-    template = pod_template(cluster, group, image)
-    template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template), **annotations}
+    template = pod_template(cluster, group, image, namespace)
+    template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template)}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -82,7 +81,7 @@ def _claim(cluster: PostgresCluster, group: int) -> dict[str, Any]:
     }
 
 
-def pod_template(cluster: PostgresCluster, group: int, image: str) -> dict[str, Any]:
+def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: str) -> dict[str, Any]:
     """The template of a group's pods, without annotations."""
     name = cluster.metadata.name
     spec = group_spec(cluster, group)
@@ -102,20 +101,20 @@ def pod_template(cluster: PostgresCluster, group: int, image: str) -> dict[str, 
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(cluster, spec, group, image)],
+            "containers": [_container(cluster, spec, namespace, image)],
             "volumes": _volumes(name, group),
             **_placement(cluster, spec, group),
         },
     }
 
 
-def _container(cluster: PostgresCluster, spec: GroupSpec, group: int, image: str) -> dict[str, Any]:
+def _container(cluster: PostgresCluster, spec: GroupSpec, namespace: str, image: str) -> dict[str, Any]:
     return {
         "name": "postgres",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/sh", f"{patroni_files.DIRECTORY}/start.sh"],
-        "env": patroni_files.environment(cluster.metadata.name),
+        "env": patroni_files.environment(cluster.metadata.name, namespace),
         "ports": [
             {"name": "postgres", "containerPort": names.POSTGRES_PORT},
             {"name": "patroni", "containerPort": names.REST_PORT},
@@ -132,6 +131,7 @@ def _container(cluster: PostgresCluster, spec: GroupSpec, group: int, image: str
         "volumeMounts": [
             {"name": names.VOLUME, "mountPath": patroni_files.VOLUME_PATH},
             {"name": "config", "mountPath": patroni_files.DIRECTORY, "readOnly": True},
+            {"name": "tls", "mountPath": patroni_files.TLS_DIRECTORY, "readOnly": True},
             {"name": "run", "mountPath": patroni_files.SOCKET_PATH},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
@@ -141,7 +141,7 @@ def _container(cluster: PostgresCluster, spec: GroupSpec, group: int, image: str
 
 def _probe(path: str, *, initial: int, period: int, failures: int) -> dict[str, Any]:
     return {
-        "httpGet": {"path": path, "port": "patroni"},
+        "httpGet": {"path": path, "port": "patroni", "scheme": "HTTPS"},
         "initialDelaySeconds": initial,
         "periodSeconds": period,
         "timeoutSeconds": 5,
@@ -161,6 +161,11 @@ def _resources(spec: GroupSpec) -> dict[str, Any]:
 def _volumes(cluster: str, group: int) -> list[dict[str, Any]]:
     return [
         {"name": "config", "configMap": {"name": names.group_object(cluster, group)}},
+        # PostgreSQL takes a key that its group may read if root owns it.
+        {
+            "name": "tls",
+            "secret": {"secretName": names.tls_secret(cluster, group), "defaultMode": 0o440},
+        },
         {"name": "run", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
