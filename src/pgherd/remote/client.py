@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Secret
 from lightkube.types import PatchType
+from psycopg import conninfo
 
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available
@@ -73,6 +74,7 @@ class KubernetesClient:
         self._api = Api(context, namespace)
         self._explicit_namespace = namespace
         self._bin_dir = bin_dir
+        self._open = ExitStack()
 
     # wishes
 
@@ -345,8 +347,18 @@ class KubernetesClient:
 
         primary()
         tunnel = Tunnel(self._api, primary, names.POSTGRES_PORT)
-        database = objects.cluster_of(resource).spec.database
-        text = f"host={HOST} port={tunnel.port} user={owner['username']} dbname={database} connect_timeout=15"
+        authority = self._open.enter_context(world.kept_file(owner["ca.crt"]))
+        parameters = {
+            "host": "localhost",
+            "hostaddr": HOST,
+            "port": str(tunnel.port),
+            "user": owner["username"],
+            "dbname": objects.cluster_of(resource).spec.database,
+            "sslmode": "verify-full",
+            "sslrootcert": authority,
+            "connect_timeout": "15",
+        }
+        text = conninfo.make_conninfo("", **parameters)
         return [str(program), text], {"PGPASSWORD": owner["password"]}
 
     def logs(self, name: str, member: str | None, follow: bool) -> Iterator[str]:
@@ -392,7 +404,8 @@ class KubernetesClient:
         if objects.is_stopped(resource):
             raise PgherdError(f"{name} is stopped: 'pgherd start {name}' brings it back")
         self._secret(name, names.credentials_secret(name))
-        return world.reached(self._api, name)
+        owner = self._secret(name, names.owner_secret(name))
+        return world.reached(self._api, name, owner["ca.crt"])
 
     def _get(self, name: str) -> dict[str, Any]:
         """The custom resource.
