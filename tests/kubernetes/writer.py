@@ -29,6 +29,13 @@ def connect():
         connect_timeout=2, keepalives_idle=1, keepalives_interval=1, keepalives_count=3, tcp_user_timeout=3000,
         options="-c statement_timeout=30s", **json.loads(os.environ.get("OPTIONS", "{}")))
 
+for attempt in range(60):
+    try:
+        connect().close()
+        break
+    except psycopg.Error as error:
+        print(error, flush=True)
+        time.sleep(1)
 with connect() as connection:
     connection.execute("DROP TABLE IF EXISTS ledger")
     writers.make_table(connection)

@@ -45,6 +45,17 @@ _BASE_PARAMETERS: Mapping[str, str] = {
 }
 
 
+_NETWORK_PARAMETERS: Mapping[str, str] = {
+    # A node that dies says nothing: without these a commit would wait a minute for its dead standby.
+    "tcp_keepalives_count": "3",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_user_timeout": "8s",
+    "wal_receiver_timeout": "8s",
+    "wal_sender_timeout": "8s",
+}
+
+
 def standbys(cluster: PostgresCluster, group_id: int) -> int:
     """How many standbys the declaration asks for in this group."""
     spec = cluster.spec
@@ -92,7 +103,12 @@ def dynamic_config(
             "use_slots": True,
             "remove_data_directory_on_rewind_failure": True,
             "remove_data_directory_on_diverged_timelines": True,
-            "parameters": _parameters(cluster, _memory(cluster, group_id, local), engine_parameters, preload),
+            "parameters": _parameters(
+                cluster,
+                {**_memory(cluster, group_id, local), **({} if local else _NETWORK_PARAMETERS)},
+                engine_parameters,
+                preload,
+            ),
             "pg_hba": _pg_hba(cluster, networks, "hostssl" if tls else "host"),
         },
     }
@@ -117,13 +133,13 @@ def _memory(cluster: PostgresCluster, group_id: int, local: bool) -> dict[str, s
 
 def _parameters(
     cluster: PostgresCluster,
-    memory: Mapping[str, str],
+    surroundings: Mapping[str, str],
     engine_parameters: Mapping[str, str | int | bool],
     preload: Sequence[str],
 ) -> dict[str, str]:
     user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}
     engine = {name: _text(value) for name, value in engine_parameters.items()}
-    parameters = {**_BASE_PARAMETERS, **memory, **engine, **user}
+    parameters = {**_BASE_PARAMETERS, **surroundings, **engine, **user}
     libraries = [*preload, *_split(parameters.pop("shared_preload_libraries", ""))]
     if libraries:
         parameters["shared_preload_libraries"] = ",".join(dict.fromkeys(libraries))

@@ -45,6 +45,8 @@ class MemberView:
     postgres: Endpoint
     rest: Endpoint
     """Patroni's REST API"""
+    lost: float | None = None
+    """seconds since what it runs on fell silent; None: it reports"""
     note: str = ""
     """why it does not run, where the platform knows"""
     outdated: bool = False
@@ -134,6 +136,10 @@ class Platform(ABC):
     def replace_member(self, member: Member) -> None:
         """Begin to put an outdated member into what is declared now; its data stay. Returns at once."""
         self.stop_member(member)
+
+    def rebuild_member(self, member: Member) -> None:
+        """Begin to build a lost member anew elsewhere, without what it had. Returns at once."""
+        self.remove_member(member)
 
     def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> None:
         """Bring what is around the members that are there into line with the declaration; cheap when it is.

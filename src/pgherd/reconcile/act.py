@@ -61,6 +61,10 @@ class Actor:
         self.world.patroni.restart(seen.members[step.member.name].view.rest, only_if_pending=True)
 
     @act.register
+    def _(self, step: steps.RebuildMember, seen: Observed) -> None:
+        self.world.platform.rebuild_member(step.member)
+
+    @act.register
     def _(self, step: steps.ReplaceMember, seen: Observed) -> None:
         self.world.platform.replace_member(step.member)
 

@@ -93,6 +93,16 @@ class RestartMember(Step):
 
 
 @dataclass(frozen=True)
+class RebuildMember(Step):
+    """Build a member anew elsewhere that is lost with what it ran on."""
+
+    member: Member
+
+    def __str__(self) -> str:
+        return f"rebuild {self.member.name} elsewhere, what it ran on is lost"
+
+
+@dataclass(frozen=True)
 class ReplaceMember(Step):
     """Put a member into what is declared now (image, resources, ...)."""
 
@@ -195,6 +205,7 @@ def plan(seen: Observed) -> list[Step]:
         *_configs(seen),
         *_restarts(seen),
         *_replacements(seen),
+        *_lost(seen),
         *_superfluous(seen),
         *_databases(seen),
         *_operations(seen),
@@ -297,6 +308,21 @@ def _is_lower(new: Any, old: Any) -> bool:
         return False
 
 
+def _lost(seen: Observed) -> list[Step]:
+    """Members whose place has been silent for long; only where another one of the group is the running primary."""
+    limit = seen.declaration.cluster.spec.replace_lost_after
+    return [
+        RebuildMember(state.member)
+        for state in seen.members.values()
+        if limit
+        and state.view.lost is not None
+        and state.view.lost >= limit
+        and state.patroni is None
+        and (primary := seen.primary(state.member.group)) is not None
+        and primary.member != state.member
+    ]
+
+
 def _replacements(seen: Observed) -> list[Step]:
     """Segments before the coordinator, so that it is the last to change; one member of a group at a time."""
     outdated = sorted(
@@ -310,7 +336,9 @@ def _replacements(seen: Observed) -> list[Step]:
 
 def _replacement(seen: Observed, group: int) -> Step | None:
     states = seen.of_group(group)
-    outdated = [state for state in states if state.view.outdated]
+    outdated = [state for state in states if state.view.outdated and state.view.lost is None]
+    if not outdated:
+        return None
     # One that does not run protects nobody: a wrong image is put right at once.
     broken = [state for state in outdated if not state.view.running]
     if broken:

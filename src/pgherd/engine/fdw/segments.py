@@ -22,11 +22,11 @@ from pgherd.postgres.connections import Connection, Databases
 
 SERVER_OPTIONS: Mapping[str, str] = {
     "target_session_attrs": "read-write",
-    "connect_timeout": "5",
+    "connect_timeout": "2",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
+    "tcp_user_timeout": "8000",
     "batch_size": "500",
     "fetch_size": "2000",
     # Nearer the truth than the defaults: a question costs a round trip, and a row that comes over costs what many rows

@@ -16,7 +16,12 @@ from typing import Any
 import httpx2
 from lightkube import ApiError, Client
 from lightkube.core.resource import ApiInfo
-from lightkube.generic_resource import GenericNamespacedResource, GenericNamespacedStatus, create_api_info
+from lightkube.generic_resource import (
+    GenericGlobalResource,
+    GenericNamespacedResource,
+    GenericNamespacedStatus,
+    create_api_info,
+)
 from lightkube.types import CascadeType, PatchType
 
 from pgherd.errors import PgherdError, Unavailable
@@ -109,6 +114,9 @@ def complete(kind: Kind, obj: Mapping[str, Any]) -> Object:
     return {**obj, "apiVersion": kind.api_version, "kind": kind.name}
 
 
+_NODE: Any = type("Node", (GenericGlobalResource,), {"_api_info": create_api_info("", "v1", "Node", "nodes")})
+
+
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn errors of the API into pgherd's own.
@@ -140,6 +148,19 @@ class Api:
         with explained(f"read {kind.name} {name}"):
             try:
                 return dict(self.client.get(resource(kind), name, namespace=namespace))
+            except ApiError as error:
+                if error.status.code == 404:
+                    return None
+                raise
+
+    def node(self, name: str) -> Object | None:
+        """A node, or None if there is none.
+
+        :raises PgherdError: it could not be asked
+        """
+        with explained(f"read node {name}"):
+            try:
+                return dict(self.client.get(_NODE, name))
             except ApiError as error:
                 if error.status.code == 404:
                     return None

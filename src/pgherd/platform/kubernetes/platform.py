@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgherd.errors import BadInput, NoSuchCluster
-from pgherd.model.spec import PostgresCluster, from_mapping, load, parse_bytes, to_mapping
-from pgherd.model.topology import Credentials, Member, group_id, group_name
+from pgherd.model.spec import PostgresCluster, from_mapping, load, to_mapping
+from pgherd.model.topology import Credentials, Member, group_id
 from pgherd.platform.base import Declaration, MemberView, Platform
-from pgherd.platform.kubernetes import names, pods, views
+from pgherd.platform.kubernetes import names, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -37,7 +37,9 @@ from pgherd.platform.kubernetes.cluster_objects import (
 from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events
 from pgherd.platform.kubernetes.group_objects import group_objects
+from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.trust import Trust
+from pgherd.platform.kubernetes.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ class KubernetesPlatform(Platform):
         self._events = Events(api)
         self._lock = threading.RLock()
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
+        self._upkeep = Upkeep(api, namespace, self._reader)
+        self._nodes = Nodes(api)
         self._trust = Trust(api, namespace, self._reader)
         self._written: dict[str, tuple[str, float]] = {}
 
@@ -227,14 +231,16 @@ class KubernetesPlatform(Platform):
         except NoSuchCluster:
             return {}
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
+        pods_now = self._reader.of_cluster(POD, self.namespace, name)
         return views.members(
             name,
             self.namespace,
-            pods=self._reader.of_cluster(POD, self.namespace, name),
+            pods=pods_now,
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
             winding_down=declaration.stopped or declaration.deleting,
             templates=_templates(sets),
+            silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
@@ -259,8 +265,7 @@ class KubernetesPlatform(Platform):
             for group in present:
                 if group in configs:
                     self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
-                    self._grow_volumes(cluster, group)
-                    self._relabel(name, group)
+                    self._upkeep.group(cluster, group)
                 elif not self._has_members(name, group):
                     self._remove_group(name, group)
 
@@ -272,6 +277,15 @@ class KubernetesPlatform(Platform):
     def replace_member(self, member: Member) -> None:
         """Let a member's pod go, so that it comes back as declared."""
         self._delete_pod(member)
+
+    def rebuild_member(self, member: Member) -> None:
+        """Give a member that is lost with its node a new volume, and so a new place.
+
+        Forgetting its pod also ends the rights of the old one, if it lives on a node that was only cut off: its
+        token is bound to the pod that is gone, so that it can't touch Patroni's store any more.
+        """
+        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        self.api.delete(POD, self.namespace, member.name, grace=0)
 
     def _delete_pod(self, member: Member) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)
@@ -361,36 +375,6 @@ class KubernetesPlatform(Platform):
         """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
         for part in STORE_PARTS:
             self.api.delete(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-{part}")
-
-    def _relabel(self, cluster: str, group: int) -> None:
-        """A node that fell silent can't take the primary's label off its pod: clients would still be sent there."""
-        labelled = [
-            pod["metadata"]["name"]
-            for pod in self._reader.of_cluster(POD, self.namespace, cluster)
-            if (labels := pod["metadata"]["labels"]).get(names.ROLE_LABEL) == "primary"
-            and labels.get(names.GROUP_LABEL) == group_name(group)
-        ]
-        if len(labelled) < 2:
-            return
-        store = self.api.get(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-leader")
-        leader = ((store or {}).get("metadata", {}).get("annotations") or {}).get("leader")
-        for name in labelled:
-            if leader in labelled and name != leader:
-                logger.info("%s: %s leads, taking the primary's label off %s", cluster, leader, name)
-                patch = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
-                self.api.merge(POD, self.namespace, name, patch)
-
-    def _grow_volumes(self, cluster: PostgresCluster, group: int) -> None:
-        size = pods.group_spec(cluster, group).storage.size
-        for claim in self._reader.of_cluster(VOLUME_CLAIM, self.namespace, cluster.metadata.name):
-            labels, spec = claim["metadata"]["labels"], claim["spec"]
-            if labels.get(names.GROUP_LABEL) != group_name(group):
-                continue
-            if parse_bytes(spec["resources"]["requests"]["storage"]) < parse_bytes(size):
-                patch = {"spec": {"resources": {"requests": {"storage": size}}}}
-                changed = self.api.merge(VOLUME_CLAIM, self.namespace, claim["metadata"]["name"], patch)
-                if changed is not None:
-                    self._reader.put(VOLUME_CLAIM, changed)
 
 
 def parse(found: Object) -> PostgresCluster:

@@ -25,11 +25,13 @@ def members(
     sets: Sequence[Object],
     winding_down: bool,
     templates: Mapping[int, str],
+    silent: Mapping[str, float],
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
     :param winding_down: the cluster was told to stop or to go
     :param templates: fingerprint of the pod template of each group as it should be
+    :param silent: nodes that don't report any more, and for how many seconds
     """
     by_pod = _by_member(cluster, pods)
     by_claim = _by_member(cluster, claims)
@@ -42,6 +44,7 @@ def members(
             by_claim.get(member),
             member in expected or (winding_down and member in by_pod),
             templates.get(member.group),
+            silent,
         )
         for member in sorted({*by_pod, *by_claim, *expected})
     }
@@ -76,7 +79,10 @@ def _view(
     claim: Object | None,
     held: bool,
     template: str | None,
+    silent: Mapping[str, float],
 ) -> MemberView:
+    node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
+    lost = silent.get(node)
     host = names.host(member, namespace)
     address = ((pod or {}).get("status") or {}).get("podIP") or host
     return MemberView(
@@ -85,8 +91,36 @@ def _view(
         has_data=claim is not None,
         postgres=Endpoint(host, names.POSTGRES_PORT),
         rest=Endpoint(address, names.REST_PORT),
-        note="" if pod is None or is_running(pod) else why_not(pod),
+        note=_note(pod, node, lost),
+        lost=lost,
         outdated=pod is not None and template is not None and template_of(pod) != template,
+    )
+
+
+def _note(pod: Object | None, node: str, lost: float | None) -> str:
+    if pod is None:
+        return ""
+    if lost is not None:
+        return f"its node {node} does not report any more"
+    return "" if is_running(pod) else why_not(pod)
+
+
+def doubtful_node(pod: Object) -> str | None:
+    """The node of a pod that is not ready: it is worth a look."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "Ready" and condition.get("status") == "True":
+            return None
+    node = pod["spec"].get("nodeName")
+    return str(node) if node else None
+
+
+def has_ended(pod: Object) -> bool:
+    """Its node reports that its container ended, and has not started it again."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any(
+        "terminated" in (status.get("state") or {})
+        or ("waiting" in (status.get("state") or {}) and "terminated" in (status.get("lastState") or {}))
+        for status in statuses
     )
 
 
