@@ -103,11 +103,11 @@ def wait_available(
 
     :raises PgherdError: time ran out; the message says what stands in the way
     """
-    deadline, said = time.monotonic() + timeout, ""
+    deadline, said = time.monotonic() + timeout, set[str]()
     while not _is_available(api, settings):
         obstacle = _obstacle(api, settings)
-        if obstacle != said:
-            said = obstacle
+        if obstacle not in said:
+            said.add(obstacle)
             progress(obstacle)
         if time.monotonic() > deadline:
             raise PgherdError(f"the operator is not available after {timeout:.0f} s: {obstacle}")
@@ -152,8 +152,8 @@ def _trouble(container: ContainerStatus) -> str:
     state, before = container.state, container.lastState
     ended = (state.terminated if state else None) or (before.terminated if before else None)
     if ended is not None:
-        times = f", restarted {container.restartCount} times" if container.restartCount else ""
-        return f"its container ended with exit code {ended.exitCode}{times}"
+        # No count of restarts: a text that changes would be said again and again.
+        return f"its container ended with exit code {ended.exitCode}"
     waiting = state.waiting if state else None
     if waiting is None or waiting.reason in (None, "ContainerCreating", "PodInitializing"):
         return ""
