@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +149,31 @@ def test_certificates_are_good_for_their_names_until_a_month_before_their_end() 
     assert authority.is_good(issued, hosts, NOW + timedelta(days=59))
     assert not authority.is_good(issued, hosts, NOW + timedelta(days=61))
     assert not authority.is_good(issued, [*hosts, "other"], NOW)
+
+
+def test_strict_verifiers_accept_a_certificate(tmp_path: Path) -> None:
+    """As Python 3.13 verifies by default, for a name and for an address that it does not carry."""
+    authority = certificates.make_authority("shop", datetime.now(UTC))
+    issued = authority.issue(certificates.hosts("shop", 1, "prod"), datetime.now(UTC))
+    (tmp_path / "chain.pem").write_text(issued["tls.crt"] + issued["tls.key"])
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "chain.pem")
+    for host in ("shop-segment-1-0.shop-segment-1.prod.svc", None):
+        client = ssl.create_default_context(cadata=authority.certificate)
+        client.verify_flags |= ssl.VERIFY_X509_STRICT
+        client.check_hostname = host is not None
+        assert shaken_hands(client, server, host)
+
+
+def shaken_hands(client: ssl.SSLContext, server: ssl.SSLContext, host: str | None) -> bool:
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname=host)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for side in (ours, theirs):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    return ours.getpeercert() is not None
 
 
 def test_a_certificate_of_another_authority_or_damaged_is_not_good() -> None:

@@ -73,6 +73,11 @@ class Authority:
             _builder(hosts[0][:64], issuer.subject, key.public_key(), now, CERTIFICATE_DAYS)
             .add_extension(x509.SubjectAlternativeName([_general(host) for host in hosts]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            # Strict verifiers (Python 3.13's) ask for both.
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
