@@ -52,15 +52,17 @@ def run(namespace: Namespace) -> Iterator[Commands]:
     commands = Commands(namespace)
     declared = commands.cluster.declaration(segments=1, standbys=1)
     declared["spec"]["segments"]["standbys"] = 0
-    done = commands("up", "-f", "-", stdin=yaml.safe_dump(declared))
-    assert f"{NAME}: ready after " in done.out
-    commands.sql(
-        "CREATE TABLE orders (id bigint PRIMARY KEY, note text)",
-        "SELECT create_distributed_table('orders', 'id')",
-        f"INSERT INTO orders SELECT g, repeat('x', 50) FROM generate_series(1, {ROWS}) g",
-    )
-    yield commands
-    commands("delete", NAME, "--purge", "--yes", check=False)
+    try:
+        done = commands("up", "-f", "-", stdin=yaml.safe_dump(declared))
+        assert f"{NAME}: ready after " in done.out
+        commands.sql(
+            "CREATE TABLE orders (id bigint PRIMARY KEY, note text)",
+            "SELECT create_distributed_table('orders', 'id')",
+            f"INSERT INTO orders SELECT g, repeat('x', 50) FROM generate_series(1, {ROWS}) g",
+        )
+        yield commands
+    finally:
+        commands("delete", NAME, "--purge", "--yes", check=False)
 
 
 def test_status_and_list_tell_what_is_there(run: Commands) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -31,6 +31,7 @@ from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.observe import World
 from pgherd.remote import logs, objects, world
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound, PostgresClusterResource
+from pgherd.remote.layers import PostgresTls, fatal
 from pgherd.remote.tunnel import HOST, Tunnel
 
 Progress = Callable[[dict[str, Any]], None]
@@ -74,7 +75,6 @@ class KubernetesClient:
         self._api = Api(context, namespace)
         self._explicit_namespace = namespace
         self._bin_dir = bin_dir
-        self._open = ExitStack()
 
     # wishes
 
@@ -346,16 +346,19 @@ class KubernetesClient:
             return world.primary_pod(self._api, name, COORDINATOR)
 
         primary()
-        tunnel = Tunnel(self._api, primary, names.POSTGRES_PORT)
-        authority = self._open.enter_context(world.kept_file(owner["ca.crt"]))
+        tunnel = Tunnel(
+            self._api,
+            primary,
+            names.POSTGRES_PORT,
+            layer=lambda: PostgresTls(owner["ca.crt"], "localhost"),
+            farewell=fatal,
+        )
         parameters = {
-            "host": "localhost",
-            "hostaddr": HOST,
+            "host": HOST,
             "port": str(tunnel.port),
             "user": owner["username"],
             "dbname": objects.cluster_of(resource).spec.database,
-            "sslmode": "verify-full",
-            "sslrootcert": authority,
+            "sslmode": "disable",  # the tunnel encrypts
             "connect_timeout": "15",
         }
         text = conninfo.make_conninfo("", **parameters)
