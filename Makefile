@@ -84,3 +84,14 @@ image-clean: ## what building images keeps: the base, the layers
 
 e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
 	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s
+
+.PHONY: chart helm
+
+HELM_VERSION := v4.3.1
+LAB_CACHE    ?= $(HOME)/.cache/pgherd-lab
+
+chart: install ## what of the Helm chart is generated
+	$(BIN)/python -m pgherd.deploy.chart deploy/helm
+
+helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it the chart's tests lint and render, too
+	@test -x $(LAB_CACHE)/bin/helm || GOBIN=$(LAB_CACHE)/bin nice -n 10 go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)

@@ -299,6 +299,15 @@ def start(name: Name, no_wait: NoWait = False, timeout: Timeout = READY_SECONDS)
     say(f"{name}: ready after {time.monotonic() - begun:.1f} s")
 
 
+def destroyed_anyway(name: str) -> bool:
+    """Whether the cluster is declared to take its data along.
+
+    :raises NoSuchCluster: there is none of this name
+    """
+    declared = current().client().declared(name)
+    return current().platform == "kubernetes" and declared.spec.deletion_policy == "Delete"
+
+
 def delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Yes, delete it.")] = False,
@@ -309,8 +318,8 @@ def delete(
     """Delete a cluster. Its data is kept unless --purge is given, and taken up again by an 'up' of its name."""
     context = current()
     client = context.client()
-    client.declared(name)
-    fate = "its data is destroyed" if purge else "its data is kept"
+    destroys = purge or destroyed_anyway(name)
+    fate = "its data is destroyed" if destroys else "its data is kept"
     if not yes:
         raise BadInput(f"{name} was not deleted: add --yes to delete it ({fate})")
     client.delete(name, purge=purge)

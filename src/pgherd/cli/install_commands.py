@@ -92,7 +92,7 @@ def uninstall(
         raise BadInput(
             f"the operator in namespace {settings.namespace} was not removed: add --yes to remove it"
         )
-    removed = apply.uninstall(api, settings, even_with_clusters=keep_clusters)
+    removed = apply.uninstall(api, settings, even_with_clusters=keep_clusters, progress=tell)
     for one in removed:
         tell(f"removed {one}")
     say(f"the operator is gone from {api.url}" if removed else f"there is no operator at {api.url}")

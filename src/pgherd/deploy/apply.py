@@ -11,9 +11,19 @@ from lightkube.models.core_v1 import ContainerStatus
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import Event, Pod
+from lightkube.resources.rbac_authorization_v1 import Role, RoleBinding
 from lightkube.types import PatchType
 
-from pgherd.deploy.manifests import NAME, Manifest, Settings, manifests
+from pgherd.deploy.manifests import (
+    NAME,
+    Manifest,
+    Settings,
+    definition,
+    global_name,
+    manifests,
+    namespace,
+    people_roles,
+)
 from pgherd.errors import BadInput, PgherdError
 from pgherd.platform.kubernetes import crd
 from pgherd.remote.api import Api, NotFound, NotInstalled, PostgresClusterResource
@@ -61,8 +71,8 @@ def _exists(api: Api, manifest: Manifest) -> bool:
 
 
 def _where(manifest: Manifest) -> dict[str, Any]:
-    namespace = manifest["metadata"].get("namespace")
-    return {"namespace": namespace} if namespace else {}
+    where = manifest["metadata"].get("namespace")
+    return {"namespace": where} if where else {}
 
 
 def _resource(manifest: Manifest) -> Any:
@@ -93,11 +103,11 @@ def wait_available(
 
     :raises PgherdError: time ran out; the message says what stands in the way
     """
-    deadline, said = time.monotonic() + timeout, ""
+    deadline, said = time.monotonic() + timeout, set[str]()
     while not _is_available(api, settings):
         obstacle = _obstacle(api, settings)
-        if obstacle != said:
-            said = obstacle
+        if obstacle not in said:
+            said.add(obstacle)
             progress(obstacle)
         if time.monotonic() > deadline:
             raise PgherdError(f"the operator is not available after {timeout:.0f} s: {obstacle}")
@@ -142,8 +152,8 @@ def _trouble(container: ContainerStatus) -> str:
     state, before = container.state, container.lastState
     ended = (state.terminated if state else None) or (before.terminated if before else None)
     if ended is not None:
-        times = f", restarted {container.restartCount} times" if container.restartCount else ""
-        return f"its container ended with exit code {ended.exitCode}{times}"
+        # No count of restarts: a text that changes would be said again and again.
+        return f"its container ended with exit code {ended.exitCode}"
     waiting = state.waiting if state else None
     if waiting is None or waiting.reason in (None, "ContainerCreating", "PodInitializing"):
         return ""
@@ -156,7 +166,9 @@ def _last_warning(api: Api, settings: Settings) -> str:
     return " ".join(messages[-1].split()) if messages else ""
 
 
-def uninstall(api: Api, settings: Settings, *, even_with_clusters: bool) -> list[str]:
+def uninstall(
+    api: Api, settings: Settings, *, even_with_clusters: bool, progress: Progress = lambda text: None
+) -> list[str]:
     """Remove what :func:`install` made, last thing first; tells what was removed. The namespace stays, for it may hold
     what is not ours.
 
@@ -170,12 +182,36 @@ def uninstall(api: Api, settings: Settings, *, even_with_clusters: bool) -> list
             f"there are clusters: {', '.join(clusters)}; delete them first, or --keep-clusters leaves them running"
             " with nobody to look after them"
         )
+    kept = [namespace(settings)]
+    if others := other_installations(api, settings):
+        progress(
+            f"the definition and the roles of people stay, for there are operators in: {', '.join(others)}"
+        )
+        kept += [definition(settings), *people_roles(settings)]
+    elif clusters:
+        kept += [definition(settings)]
     removed = []
     for manifest in reversed(manifests(settings)):
-        if manifest["kind"] == "Namespace" or (manifest["kind"] == "CustomResourceDefinition" and clusters):
-            continue
-        if _delete(api, manifest):
+        if manifest not in kept and _delete(api, manifest):
             removed.append(f"{manifest['kind']} {manifest['metadata']['name']}")
+    return removed + _remove_rights_in_namespaces(api, settings)
+
+
+def _remove_rights_in_namespaces(api: Api, settings: Settings) -> list[str]:
+    """The Role of an operator for one namespace is there; which one it was, its name tells."""
+    removed = []
+    for kind in (RoleBinding, Role):
+        with api.asking():
+            found: list[Any] = list(
+                api.client.list(kind, namespace="*", labels={"app.kubernetes.io/name": NAME})
+            )
+        for each in found:
+            metadata = each.metadata
+            if metadata is None or metadata.name != global_name(settings):
+                continue
+            with api.asking():
+                api.client.delete(kind, str(metadata.name), namespace=metadata.namespace)
+            removed.append(f"{kind.__name__} {metadata.name} in {metadata.namespace}")
     return removed
 
 
@@ -187,6 +223,14 @@ def existing_clusters(api: Api) -> list[str]:
     except (NotInstalled, NotFound):
         return []
     return sorted(f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in found)
+
+
+def other_installations(api: Api, settings: Settings) -> list[str]:
+    """Namespaces of other operators in the same Kubernetes cluster."""
+    with api.asking():
+        found = list(api.client.list(Deployment, namespace="*", labels={"app.kubernetes.io/name": NAME}))
+    namespaces = {str(each.metadata.namespace) for each in found if each.metadata}
+    return sorted(namespaces - {settings.namespace})
 
 
 def _delete(api: Api, manifest: Manifest) -> bool:

@@ -131,29 +131,29 @@ def operator_roles(settings: Settings) -> list[Manifest]:
     here, everywhere = rbac.operator_rules(), rbac.cluster_rules()
     if not settings.watch_namespace:
         return [
-            _cluster_role(_global_name(settings), settings, [*here, *everywhere]),
+            _cluster_role(global_name(settings), settings, [*here, *everywhere]),
             _binding("ClusterRoleBinding", "ClusterRole", settings),
         ]
-    role = _cluster_role(_global_name(settings), settings, here)
+    role = _cluster_role(global_name(settings), settings, here)
     role["kind"] = "Role"
     role["metadata"]["namespace"] = settings.watch_namespace
     binding = _binding("RoleBinding", "Role", settings)
     binding["metadata"]["namespace"] = settings.watch_namespace
     return [
-        _cluster_role(_global_name(settings), settings, everywhere),
+        _cluster_role(global_name(settings), settings, everywhere),
         _binding("ClusterRoleBinding", "ClusterRole", settings),
         role,
         binding,
     ]
 
 
-def _global_name(settings: Settings) -> str:
+def global_name(settings: Settings) -> str:
     """Names without a namespace: several operators may share a cluster, each for a namespace of its own."""
     return f"{NAME}-{settings.namespace}"
 
 
 def _binding(kind: str, role: str, settings: Settings) -> Manifest:
-    name = _global_name(settings)
+    name = global_name(settings)
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": kind,

@@ -50,13 +50,18 @@ class Api:
         self.url = config.cluster.server
         self.context = config.context_name
         self.namespace = namespace or config.namespace
-        with explained(self.url):
+        try:
             self.client = Client(
                 config=config,
                 namespace=self.namespace,
                 timeout=httpx2.Timeout(TIMEOUT),
                 field_manager=FIELD_MANAGER,
             )
+        except (OSError, ConfigError, ValueError) as error:  # certificates are read here
+            name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            raise BadInput(
+                f"the kubeconfig's context {self.context} can't be used: {name}{_one_line(error)}"
+            ) from error
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
@@ -99,7 +104,7 @@ def find_config(context: str | None) -> SingleConfig:
             f"the kubeconfig {':'.join(map(str, files))} can't be used: {_one_line(error)}"
         ) from error
     assert found is not None
-    return found if found.user is not None else SingleConfig(**{**vars(found), "user": User()})
+    return found if found.user is not None else found._replace(user=User())
 
 
 def _no_context(context: str | None, known: Sequence[str]) -> str:
@@ -123,6 +128,8 @@ def _merged(files: Sequence[Path]) -> dict[str, Any] | None:
     there = [file for file in files if file.exists()]
     for file in there:
         content = yaml.safe_load(file.read_text()) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} holds no mapping")
         merged = {**content, **merged}
         for key, entries in lists.items():
             for entry in content.get(key) or ():

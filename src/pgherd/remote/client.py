@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from lightkube.resources.core_v1 import ConfigMap, PersistentVolumeClaim, Secret
 from lightkube.types import PatchType
+from psycopg import conninfo
 
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available
@@ -30,10 +31,30 @@ from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.observe import World
 from pgherd.remote import logs, objects, world
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound, PostgresClusterResource
+from pgherd.remote.layers import PostgresTls, fatal
 from pgherd.remote.tunnel import HOST, Tunnel
 
 Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.5
+SILENT_SECONDS = 75.0
+"""an operator that lives says something of each cluster at least every 30 seconds"""
+
+
+class Heard:
+    """Whether the operator has said anything of a cluster while we waited. Clocks need not agree for that."""
+
+    def __init__(self) -> None:
+        self._said: object = None
+        self._since = time.monotonic()
+
+    def take(self, now: dict[str, Any]) -> None:
+        """A status that was just read."""
+        if now.get("observedAt") != self._said:
+            self._said, self._since = now.get("observedAt"), time.monotonic()
+
+    def is_alive(self) -> bool:
+        """It has reported, and not too long ago."""
+        return self._said is not None and time.monotonic() - self._since < SILENT_SECONDS
 
 
 class KubernetesClient:
@@ -234,11 +255,12 @@ class KubernetesClient:
         :raises PgherdError: it failed, or time ran out; the message says what stands in the way
         """
         deadline = time.monotonic() + timeout
-        now: dict[str, Any] | None = None
         wanted = self.generation(name) if generation is None else generation
+        heard = Heard()
         while True:
             resource = self._get_patiently(name, deadline)
             now = objects.status_of(resource)
+            heard.take(now)
             if progress is not None and resource.get("status"):
                 progress(now)
             # A stop and a start are no new generation: the phase tells whether the operator has seen them.
@@ -246,7 +268,7 @@ class KubernetesClient:
             if is_fulfilled(name, now, wanted, operation=operation, silence=objects.SILENCE) and turned:
                 return now
             if time.monotonic() > deadline:
-                known = now if resource.get("status") else None
+                known = now if heard.is_alive() else None
                 raise PgherdError(time_is_up(name, known, wanted, timeout, objects.SILENCE))
             time.sleep(POLL_SECONDS)
 
@@ -256,11 +278,20 @@ class KubernetesClient:
         :raises PgherdError: time ran out
         """
         deadline = time.monotonic() + timeout
-        while (resource := self._find(name)) is not None:
+        heard = Heard()
+        while (resource := self._find_patiently(name, deadline)) is not None:
+            now = objects.status_of(resource)
+            heard.take(now)
             if time.monotonic() > deadline:
-                reason = obstacle(objects.status_of(resource), objects.SILENCE)
+                reason = obstacle(now if heard.is_alive() else None, objects.SILENCE)
                 raise PgherdError(f"{name}: not gone after {timeout:.0f} s: {reason}")
             time.sleep(POLL_SECONDS)
+
+    def _find_patiently(self, name: str, deadline: float) -> dict[str, Any] | None:
+        try:
+            return self._get_patiently(name, deadline)
+        except NoSuchCluster:
+            return None
 
     def _get_patiently(self, name: str, deadline: float) -> dict[str, Any]:
         """The resource; an API that is away for a while is no reason to stop waiting."""
@@ -294,7 +325,9 @@ class KubernetesClient:
     def _hosts(self, cluster: PostgresCluster, number: int, *, read_only: bool) -> str:
         name, namespace, port = cluster.metadata.name, self._api.namespace, names.POSTGRES_PORT
         if number == COORDINATOR:
-            return f"{objects.service(name, namespace, read_only=read_only)}:{port}"
+            # The Service for reading has no members where there are no standbys.
+            services = [f"{name}-ro", name] if read_only else [name]
+            return ",".join(f"{service}.{namespace}.svc:{port}" for service in services)
         members = [Member(name, number, ordinal) for ordinal in range(cluster.spec.segments.standbys + 1)]
         return ",".join(f"{names.host(member, namespace)}:{port}" for member in members)
 
@@ -313,9 +346,22 @@ class KubernetesClient:
             return world.primary_pod(self._api, name, COORDINATOR)
 
         primary()
-        tunnel = Tunnel(self._api, primary, names.POSTGRES_PORT)
-        database = objects.cluster_of(resource).spec.database
-        text = f"host={HOST} port={tunnel.port} user={owner['username']} dbname={database} connect_timeout=15"
+        tunnel = Tunnel(
+            self._api,
+            primary,
+            names.POSTGRES_PORT,
+            layer=lambda: PostgresTls(owner["ca.crt"], "localhost"),
+            farewell=fatal,
+        )
+        parameters = {
+            "host": HOST,
+            "port": str(tunnel.port),
+            "user": owner["username"],
+            "dbname": objects.cluster_of(resource).spec.database,
+            "sslmode": "disable",  # the tunnel encrypts
+            "connect_timeout": "15",
+        }
+        text = conninfo.make_conninfo("", **parameters)
         return [str(program), text], {"PGPASSWORD": owner["password"]}
 
     def logs(self, name: str, member: str | None, follow: bool) -> Iterator[str]:
@@ -361,7 +407,8 @@ class KubernetesClient:
         if objects.is_stopped(resource):
             raise PgherdError(f"{name} is stopped: 'pgherd start {name}' brings it back")
         self._secret(name, names.credentials_secret(name))
-        return world.reached(self._api, name)
+        owner = self._secret(name, names.owner_secret(name))
+        return world.reached(self._api, name, owner["ca.crt"])
 
     def _get(self, name: str) -> dict[str, Any]:
         """The custom resource.

@@ -13,7 +13,7 @@ from pgherd.platform.kubernetes import names
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 SILENCE = (
-    "the operator has not looked at it yet: 'kubectl -n pgherd-system get pods' shows whether it runs,"
+    "nothing is heard of the operator: 'kubectl -n pgherd-system get pods' shows whether it runs,"
     " 'pgherd install' installs it"
 )
 
@@ -21,11 +21,6 @@ SILENCE = (
 def could_be_name(name: str) -> bool:
     """Whether Kubernetes would take it for an object's name; others must not get into a URL."""
     return _NAME.fullmatch(name) is not None
-
-
-def service(name: str, namespace: str, *, read_only: bool = False) -> str:
-    """The host name under which programs in Kubernetes reach the coordinator."""
-    return f"{name}-ro.{namespace}.svc" if read_only else f"{name}.{namespace}.svc"
 
 
 def cluster_of(resource: Mapping[str, Any]) -> PostgresCluster:

@@ -28,6 +28,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from pgherd.errors import PgherdError
 from pgherd.remote.api import TIMEOUT, Api, explained
+from pgherd.remote.layers import Plain
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,21 @@ class Tunnel:
 
     :param target: gives the pod's name at each connection
     :param port: the port in the pod
+    :param layer: gives, at each connection, what is done to its bytes
+    :param farewell: what to tell a program whose connection could not be made, from the reason
     """
 
-    def __init__(self, api: Api, target: Callable[[], str], port: int) -> None:
+    def __init__(
+        self,
+        api: Api,
+        target: Callable[[], str],
+        port: int,
+        *,
+        layer: Callable[[], Plain] = Plain,
+        farewell: Callable[[str], bytes] = lambda reason: b"",
+    ) -> None:
         self._api, self._target, self._to = api, target, port
+        self._layer, self._farewell = layer, farewell
         self._closed = threading.Event()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server((HOST, 0))
@@ -75,16 +87,23 @@ class Tunnel:
 
     def _serve(self, connection: socket.socket) -> None:
         self._open.add(connection)
-        try:
-            with connection:
+        with connection:
+            try:
                 pod = self._target()
                 with forwarded(self._api, pod, self._to) as (far, first):
-                    Carrier(connection, far, first).run()
-        except (PgherdError, OSError, LocalProtocolError, RemoteProtocolError) as error:
-            # The program at the other end sees its connection close; the reason is for PGHERD_DEBUG.
-            logger.info("tunnel to port %s: %s", self._to, error)
-        finally:
-            self._open.discard(connection)
+                    Carrier(connection, far, first, self._layer()).run()
+            except (PgherdError, OSError, LocalProtocolError, RemoteProtocolError) as error:
+                logger.info("tunnel to port %s: %s", self._to, error)
+                self._tell(connection, str(error))
+            finally:
+                self._open.discard(connection)
+
+    def _tell(self, connection: socket.socket, reason: str) -> None:
+        with contextlib.suppress(OSError):
+            connection.settimeout(1.0)
+            # What is unread when it closes would take the answer with it.
+            connection.recv(_CHUNK)
+            connection.sendall(self._farewell(reason))
 
 
 @contextlib.contextmanager
@@ -123,15 +142,20 @@ class Carrier:
     One thread does both directions: an encrypted connection must not be read and written at the same time.
     """
 
-    def __init__(self, near: socket.socket, far: socket.socket, first: bytes) -> None:
+    def __init__(
+        self, near: socket.socket, far: socket.socket, first: bytes, layer: Plain | None = None
+    ) -> None:
         self._near, self._far = near, far
+        self._layer = layer or Plain()
         self._framing = Connection(ConnectionType.CLIENT)
         self._to_near = bytearray()
         self._to_far = bytearray()
         self._greeted: set[int] = set()
         self._message = bytearray()
         self._over = False
-        self._arrived(first)
+        self._send_data(self._layer.begin())
+        if first:
+            self._arrived(first)
 
     def run(self) -> None:
         """Return when it is over.
@@ -167,7 +191,7 @@ class Carrier:
     def _read_near(self) -> None:
         content = _read(self._near)
         if content:
-            self._send(BytesMessage(bytes([_DATA]) + content))
+            self._send_data(self._layer.outward(content))
         elif content is not None:
             self._send(CloseConnection(code=1000))
             self._over = True
@@ -196,9 +220,15 @@ class Carrier:
             self._greeted.add(channel)
             content = content[2:]
         if channel == _DATA:
-            self._to_near += content
+            inward, outward = self._layer.inward(content)
+            self._to_near += inward
+            self._send_data(outward)
         elif content:
             raise PgherdError(content.decode("utf-8", "replace"))
+
+    def _send_data(self, content: bytes) -> None:
+        if content:
+            self._send(BytesMessage(bytes([_DATA]) + content))
 
     def _send(self, event: Any) -> None:
         self._to_far += self._framing.send(event)

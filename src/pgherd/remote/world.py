@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightkube.resources.core_v1 import Pod
@@ -62,11 +64,15 @@ class Tunnels:
 
 
 class ReachedPlatform(KubernetesPlatform):
-    """The platform as it is, but for where its members are reached from here."""
+    """The platform as it is, but for where its members are reached from here.
 
-    def __init__(self, api: Api, tunnels: Tunnels) -> None:
+    :param authority: file with the cluster's certificate authority
+    """
+
+    def __init__(self, api: Api, tunnels: Tunnels, authority: str) -> None:
         super().__init__(platform_api.Api(api.client), api.namespace)
         self._tunnels = tunnels
+        self._authority = authority
 
     def members(self, name: str) -> Mapping[str, MemberView]:
         """Every member that exists in any form, by name."""
@@ -79,15 +85,34 @@ class ReachedPlatform(KubernetesPlatform):
             for member, view in super().members(name).items()
         }
 
+    def authority(self, name: str) -> str:
+        """The file at hand."""
+        return self._authority
+
+    def connection_options(self, name: str) -> Mapping[str, str]:
+        """Encrypted through the tunnel, too: members' certificates are good for this machine's own address."""
+        return {"sslmode": "verify-full", "sslrootcert": self._authority}
+
 
 @contextlib.contextmanager
-def reached(api: Api, name: str) -> Iterator[observe.World]:
+def reached(api: Api, name: str, authority: str) -> Iterator[observe.World]:
     """The world of one cluster, for as long as the block lasts.
 
+    :param authority: the certificate of the cluster's authority, as PEM
     :raises NoSuchCluster: there is none of this name
     """
     tunnels = Tunnels(api)
     try:
-        yield observe.connect(ReachedPlatform(api, tunnels), name, make_engine)
+        with kept_file(authority) as path:
+            yield observe.connect(ReachedPlatform(api, tunnels, path), name, make_engine)
     finally:
         tunnels.close()
+
+
+@contextlib.contextmanager
+def kept_file(text: str) -> Iterator[str]:
+    """A file that only this user can change, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="pgherd-") as folder:
+        path = Path(folder) / "ca.crt"
+        path.write_text(text)
+        yield str(path)
