@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pgherd.cli import entry
+from pgherd.cli import entry, operation_commands
 from pgherd.cli.main import hoist_global_options, run
 from pgherd.model.explain import explain
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.supervisor.client import Client
+from tests.support.platform import cluster
 
 GOOD = "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
 
@@ -40,6 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["up"], "Missing option '--file'"),
         (["up", "-f", "/nowhere/x.yaml"], "/nowhere/x.yaml: can't be read: No such file or directory"),
         (["up", "-f", "/"], "/: is a directory"),
+        (["up", "-f", "/dev/zero"], "/dev/zero: too long: a declaration has at most 1000000 characters"),
         (["up", "-f", "x", "--timeout", "-1"], "--timeout: must be >= 0, got -1"),
         (["up", "-f", "x", "--timeout", "nan"], "--timeout: must be >= 0, got nan"),
         (
@@ -232,3 +236,19 @@ def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[st
 )
 def test_global_options_may_stand_anywhere_before_two_dashes(typed: list[str], meant: list[str]) -> None:
     assert hoist_global_options(typed) == meant
+
+
+def test_scale_says_what_is_declared_in_the_end(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform = LocalPlatform(home)
+    platform.declare(cluster(segments=1))
+
+    def somebody_else(name: str, *_: object) -> dict[str, object]:
+        platform.declare(cluster(segments=3))
+        return {}
+
+    monkeypatch.setattr(Client, "ensure_daemon", lambda self: None)
+    monkeypatch.setattr(operation_commands, "await_fulfilment", somebody_else)
+    assert run(["scale", "shop", "--segments", "2"]) == 0
+    assert capsys.readouterr().out == "shop: 3 segments, as somebody else declared meanwhile\n"

@@ -23,9 +23,12 @@ from pgherd.cli.progress import watching
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model import explain as explanation
 from pgherd.model import spec
+from pgherd.model.spec_yaml import MAX_CHARACTERS
 from pgherd.model.topology import group_name
 
 WATCH_SECONDS = 1.0
+MAX_BYTES = 4 * MAX_CHARACTERS
+"""more can't be a declaration, and some files never end"""
 READY_SECONDS = 600
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The cluster.", show_default=False)]
@@ -118,7 +121,10 @@ def read(file: str) -> str:
     """
     name = "stdin" if file == "-" else file
     try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as opened:
+            raw = opened.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise BadInput(f"{name}: too long: a declaration has at most {MAX_CHARACTERS} characters")
         return raw.decode("utf-8-sig")
     except IsADirectoryError:
         raise BadInput(f"{name}: is a directory: name the file in it") from None
@@ -318,6 +324,7 @@ def delete(
     """Delete a cluster. Its data is kept unless --purge is given, and taken up again by an 'up' of its name."""
     context = current()
     client = context.client()
+    client.require_known(name)
     destroys = purge or destroyed_anyway(name)
     fate = "its data is destroyed" if destroys else "its data is kept"
     if not yes:

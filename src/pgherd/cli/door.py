@@ -49,6 +49,9 @@ class Door(Protocol):
     def delete(self, name: str, *, purge: bool) -> None:
         """Ask for the cluster to go; with ``purge`` its data too."""
 
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted: nothing of this name is here, not even data that a deletion kept."""
+
     # looks
 
     def names(self) -> list[str]:

@@ -185,7 +185,9 @@ class ClusterLoop(threading.Thread):
             self._announce(step)
         try:
             actor.act(step, seen)
-        except (PgherdError, psycopg.Error, OSError) as error:
+        except Exception as error:  # nobody reads logs while the status says nothing
+            if not isinstance(error, PgherdError | psycopg.Error | OSError):
+                logger.exception("%s: %s met what nobody expected", self.cluster, step)
             if isinstance(error, BadInput):
                 self._fatal_generation = seen.declaration.generation
             text = " ".join(str(error).split()) or type(error).__name__

@@ -179,6 +179,14 @@ class KubernetesClient:
         with self._api.asking():
             self._api.client.delete(PostgresClusterResource, name, namespace=self._api.namespace)
 
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted.
+
+        :raises NoSuchCluster: nothing of this name is here, not even volumes that a deletion kept
+        """
+        if not self._kept(name):
+            self._get(name)
+
     def _kept(self, name: str) -> list[str]:
         """Volumes of a cluster, by their claims' names."""
         found = self._labelled(PersistentVolumeClaim, name)

@@ -133,6 +133,16 @@ class Client:
             return
         self.ensure_daemon()
 
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted.
+
+        :raises NoSuchCluster: nothing of this name is here, not even data that a deletion kept
+        """
+        if name not in self._platform.clusters() and not self._platform.keeps(name):
+            self._tidy()
+        if not self._platform.keeps(name):
+            self._platform.declaration(name)
+
     def _staying(self, name: str) -> PostgresCluster:
         """The declaration of a cluster that is not about to go.
 
@@ -206,7 +216,7 @@ class Client:
         :param operation: wait for this operation, or a later one, to have ended
         :raises PgherdError: it failed, or time ran out; the message says what stands in the way
         """
-        deadline = time.monotonic() + timeout
+        deadline, begun = time.monotonic() + timeout, datetime.now(UTC)
         wanted = self.generation(name) if generation is None else generation
         while True:
             self.ensure_daemon()
@@ -214,8 +224,10 @@ class Client:
             if now is not None and progress is not None:
                 progress(now)
             if is_fulfilled(name, now, wanted, operation=operation, silence=self._silence):
-                assert now is not None
-                return now
+                # What was written before may be from before a power cut: only what is there now counts.
+                sure = now if now is not None and _is_since(now, begun) else self.status(name)
+                if is_fulfilled(name, sure, wanted, operation=operation, silence=self._silence):
+                    return sure
             if time.monotonic() > deadline:
                 raise PgherdError(time_is_up(name, now, wanted, timeout, self._silence))
             time.sleep(POLL_SECONDS)
@@ -233,6 +245,21 @@ class Client:
             if name in self._platform.clusters():
                 self.ensure_daemon()
             time.sleep(POLL_SECONDS)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Finish what a supervisor does last of all, in case it was killed just there: nobody would start another."""
+        home = self._platform.home
+        if self._platform.clusters() or not home.is_dir():
+            return
+        # The home's lock first: whoever declares a cluster must not take us for its supervisor.
+        with self._platform.locked():
+            if self._platform.clusters() or (lock := daemon.acquire(home)) is None:
+                return
+            with lock:
+                for leftover in () if self._platform.keeps_data() else (daemon.LOCK, daemon.LOG):
+                    (home / leftover).unlink(missing_ok=True)
+            self._platform.close_if_empty()
 
     def _home_is_emptying(self) -> bool:
         return not self._platform.clusters() and self._daemon_runs()
@@ -346,3 +373,10 @@ class Client:
     @property
     def _silence(self) -> str:
         return f"the supervisor has not reported yet, its log is {self._platform.home / daemon.LOG}"
+
+
+def _is_since(now: dict[str, Any], begun: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(now["observedAt"]) >= begun
+    except (LookupError, TypeError, ValueError):
+        return False
