@@ -93,6 +93,8 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
             "serviceAccountName": name,
             "terminationGracePeriodSeconds": STOP_SECONDS,
             "enableServiceLinks": False,
+            # A name server may be on the node that died: ask another one soon.
+            "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "3"}]},
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": POSTGRES_UID,
