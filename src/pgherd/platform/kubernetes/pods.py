@@ -129,7 +129,9 @@ def _container(cluster: PostgresCluster, spec: GroupSpec, namespace: str, image:
         },
         # A loop that hangs for a minute and a half is dead; one that waits for a recovery or the API server is not.
         "livenessProbe": _probe("/liveness", initial=30, period=15, failures=6),
-        "readinessProbe": _probe("/readiness", initial=1, period=5, failures=2),
+        # Not Patroni's /readiness, which wants a standby to stream: the next primary must not leave its Service just
+        # because the one before died.
+        "readinessProbe": _probe("/health", initial=1, period=2, failures=2),
         "volumeMounts": [
             {"name": names.VOLUME, "mountPath": patroni_files.VOLUME_PATH},
             {"name": "config", "mountPath": patroni_files.DIRECTORY, "readOnly": True},
