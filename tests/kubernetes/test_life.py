@@ -118,6 +118,57 @@ def test_standbys_come_and_go(shop: Cluster) -> None:
         wait_for(partial(counted, count), f"{count} standbys, a volume for each member")
 
 
+def test_volumes_grow_under_running_members(shop: Cluster) -> None:
+    before = {pod["metadata"]["uid"] for pod in shop.pods()}
+    shop.patch({"segments": {"storage": {"size": "2Gi"}}})
+    segments = "pgherd.io/cluster=shop,pgherd.io/group in (segment-1,segment-2)"
+
+    def grown() -> bool:
+        claims = shop.namespace.list("pvc", segments)
+        sizes = {claim["status"].get("capacity", {}).get("storage") for claim in claims}
+        return len(claims) == 4 and sizes == {"2Gi"}
+
+    wait_for(grown, "all volumes have grown", 90)
+
+    def declared() -> str:
+        made = shop.namespace.get("statefulset", "shop-segment-1")["spec"]["volumeClaimTemplates"][0]
+        return str(made["spec"]["resources"]["requests"]["storage"])
+
+    wait_for(lambda: declared() == "2Gi", "so will be the volumes of later members", 30)
+    shop.wait_phase("Running")
+    assert {pod["metadata"]["uid"] for pod in shop.pods()} == before
+
+
+SERVED = """\
+import hashlib, ssl
+print(hashlib.sha256(ssl.get_server_certificate(("127.0.0.1", 8008)).encode()).hexdigest())
+"""
+
+
+def test_connections_are_encrypted_and_certificates_renewed(shop: Cluster) -> None:
+    member = shop.member("segment-1", "primary")
+    plain = shop.psql(
+        member, "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+        " WHERE client_addr IS NOT NULL AND NOT ssl",
+    )  # fmt: skip
+    assert plain == "0"
+    servers = "SELECT count(*) FROM pg_foreign_server WHERE srvoptions @> '{sslmode=verify-full}'"
+    assert shop.psql(shop.member("coordinator", "primary"), servers) == "2"
+    before = shop.namespace.kubectl("exec", member, "--", "python3", "-c", SERVED)
+    # As good as about to end: one that is gone is made anew, too.
+    shop.namespace.kubectl("delete", "secret", "shop-segment-1-tls")
+    with writers(shop) as at_work:
+        wait_for(
+            lambda: shop.namespace.kubectl("exec", member, "--", "python3", "-c", SERVED) != before,
+            "the new certificate is served",
+            180,
+            every=3,
+        )
+        at_work.go_on()
+        final = at_work.finish()
+    assert final["unknown"] == 0
+
+
 def test_what_was_changed_by_hand_is_put_back(shop: Cluster) -> None:
     namespace = shop.namespace
     namespace.kubectl("annotate", "service", "shop", "example.com/mine=yes")
