@@ -32,7 +32,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: install ## everything, files side by side (most of the time is waiting)
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/kubernetes
 
 test-unit: install
 	$(BIN)/pytest tests/unit
@@ -87,3 +87,8 @@ chart: install ## what of the Helm chart is generated
 
 helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it the chart's tests lint and render, too
 	@test -x $(LAB_CACHE)/bin/helm || GOBIN=$(LAB_CACHE)/bin nice -n 10 go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+
+.PHONY: e2e
+
+e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
+	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s

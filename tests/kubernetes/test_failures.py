@@ -177,6 +177,37 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
     shop.psql(new, "DROP TABLE public.lonely")
 
 
+def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakable: None) -> None:
+    """The StatefulSet alone would wait for its node for ever; it gets a new volume, and the old one is nobody's."""
+    shop.patch({"replaceLostAfter": 20, "segments": {"antiAffinity": "preferred"}})
+    standby = shop.member("segment-1", "standby")
+    node = shop.node_of(standby)
+    claim = shop.namespace.get("pvc", f"data-{standby}")["metadata"]["uid"]
+    with writers(shop, avoid=node) as at_work:
+        lab("kill-node", node.removeprefix("node"))
+        try:
+            wait_for(
+                lambda: (
+                    shop.node_of(standby) != node
+                    and shop.namespace.get("pvc", f"data-{standby}")["metadata"]["uid"] != claim
+                ),
+                "the member is somewhere else, on another volume",
+                150,
+            )
+            wait_for(
+                lambda: shop.namespace.get("pod", standby)["status"]["containerStatuses"][0]["ready"],
+                "it runs",
+                90,
+            )
+            at_work.go_on()
+        finally:
+            lab("mend", node.removeprefix("node"))
+        shop.wait_phase("Running", timeout=180)
+        final = at_work.finish()
+    print(final)
+    shop.patch({"replaceLostAfter": None})
+
+
 def test_the_operator_away(shop: Cluster, operator: Namespace) -> None:
     """Databases fail over by themselves; what was asked for meanwhile is done afterwards."""
     operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=0")

@@ -129,10 +129,13 @@ def writers(
     namespace.apply(_pod(name, cluster, avoid, count, options or {}))
     try:
         wait_for(
-            lambda: namespace.get("pod", name)["status"]["phase"] == "Running", "the writers' pod runs", 60
+            lambda: namespace.get("pod", name)["status"]["phase"] == "Running", "the writers' pod runs", 120
         )
         at_work = Writers(cluster, name)
-        at_work.go_on(30)
+        try:
+            at_work.go_on(30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {namespace.kubectl('logs', name, check=False)[-2000:]}") from None
         yield at_work
     finally:
         namespace.kubectl(

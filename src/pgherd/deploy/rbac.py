@@ -45,7 +45,7 @@ def operator_rules() -> list[Rule]:
         rule("networking.k8s.io", ["networkpolicies"], KEEP),
         rule("rbac.authorization.k8s.io", ["roles", "rolebindings"], KEEP),
         # What it tells people.
-        rule("", ["events"], ["create", "patch"]),
+        rule("", ["events"], ["create", "list", "patch"]),
         rule("events.k8s.io", ["events"], ["create", "patch"]),
     ]
 

@@ -59,6 +59,8 @@ class Platform(ABC):
     name: str
     networks: Sequence[str] = LOOPBACK
     """from where members and clients connect (passwords in any case)"""
+    calm_seconds: float = 1.0
+    """pause between two looks at a cluster that is as declared; a new revision ends it early"""
     tls: bool = False
     """connections over the network are encrypted"""
     shared_machine: bool = True
@@ -79,6 +81,21 @@ class Platform(ABC):
 
     def generation(self, name: str) -> int:
         """Which change of the declaration is the last one, whether it makes sense or not.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        return self.declaration(name).generation
+
+    def deletion(self, name: str) -> bool | None:
+        """Whether the cluster is to be deleted, even if nothing else of its declaration makes sense.
+
+        :return: None: it is not; else whether its data go, too
+        """
+        declaration = self.declaration(name)
+        return declaration.purge if declaration.deleting else None
+
+    def revision(self, name: str) -> object:
+        """Something that differs whenever there is a reason to look at the cluster at once. Cheap.
 
         :raises NoSuchCluster: there is none of this name
         """

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 BUSY_SECONDS = 0.2
 """pause between two rounds while there is something to do"""
 CALM_SECONDS = 1.0
-"""pause while the world is as declared"""
+"""pause after a round that failed"""
 SIZES_EVERY = 5.0
 """seconds between two looks at the shards' sizes"""
 
@@ -49,7 +49,8 @@ class ClusterLoop(threading.Thread):
         self._fatal_generation: int | None = None
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
-        self._generation = -1
+        self._revision: object = None
+        self._repeated: tuple[list[plan.Step], float] = ([], BUSY_SECONDS)
         self._rests = False
 
     def run(self) -> None:
@@ -60,7 +61,8 @@ class ClusterLoop(threading.Thread):
             except NoSuchCluster:
                 return
             except BadInput as error:
-                self._refuse(error)
+                if self._is_done_with(error):
+                    return
                 pause = CALM_SECONDS
             except PgherdError as error:
                 logger.warning("%s: %s", self.cluster, error)
@@ -77,7 +79,7 @@ class ClusterLoop(threading.Thread):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._stop_asked.wait(0.1):
             try:
-                if self._platform.declaration(self.cluster).generation != self._generation:
+                if self._platform.revision(self.cluster) != self._revision:
                     return
             except PgherdError:
                 return
@@ -88,9 +90,10 @@ class ClusterLoop(threading.Thread):
         :return: seconds to wait before the next round
         :raises NoSuchCluster: the cluster is gone
         """
+        revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
         seen = self._look(world)
-        self._generation = seen.declaration.generation
+        self._revision = revision
         steps = plan.plan(seen)
         self._tell(seen, steps)
         self._align(seen)
@@ -98,7 +101,18 @@ class ClusterLoop(threading.Thread):
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
         self._rests = seen.declaration.stopped and not steps
-        return CALM_SECONDS if plan.is_settled(steps) and not self._errors else BUSY_SECONDS
+        return self._pause(steps)
+
+    def _pause(self, steps: list[plan.Step]) -> float:
+        """Short while things happen, longer while the same steps wait for the same things."""
+        calm = self._platform.calm_seconds
+        if plan.is_settled(steps) and not self._errors:
+            self._repeated = ([], BUSY_SECONDS)
+            return calm
+        before, pause = self._repeated
+        pause = min(pause * 1.5, calm) if steps == before else BUSY_SECONDS
+        self._repeated = (steps, pause)
+        return pause
 
     def _look(self, world: observe.World) -> Observed:
         due = time.monotonic() - self._sizes_at > SIZES_EVERY
@@ -124,8 +138,20 @@ class ClusterLoop(threading.Thread):
         )
         self._platform.write_status(self.cluster, text)
 
+    def _is_done_with(self, error: BadInput) -> bool:
+        """What was declared can't be: say so, and wait for it to be declared anew, or deleted."""
+        try:
+            purge = self._platform.deletion(self.cluster)
+            running = any(view.running for view in self._platform.members(self.cluster).values())
+            if purge is not None and not running:
+                self._platform.forget(self.cluster, purge=purge)
+                return True
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
+        self._refuse(error)
+        return False
+
     def _refuse(self, error: BadInput) -> None:
-        """What was declared can't be: say so, and wait for it to be declared anew."""
         logger.warning("%s: %s", self.cluster, error)
         try:
             generation = self._platform.generation(self.cluster)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,16 @@ class Api:
                 if error.status.code == 404:
                     return None
                 raise
+
+    def warnings(self, namespace: str, about: str) -> Sequence[Object]:
+        """Warnings about an object of this name.
+
+        :raises PgherdError: they could not be asked
+        """
+        with explained(f"list events of {about}"):
+            fields: dict[str, Any] = {"involvedObject.name": about, "type": "Warning"}
+            found = self.client.list(resource(EVENT), namespace=namespace, fields=fields)
+            return [dict(each) for each in found]
 
     def list(self, kind: Kind, namespace: str, labels: Mapping[str, str] | None = None) -> list[Object]:
         """All objects of a kind with these labels.

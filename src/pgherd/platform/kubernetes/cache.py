@@ -22,6 +22,7 @@ from pgherd.platform.kubernetes.api import (
     CONFIG_MAP,
     MANAGED,
     POD,
+    STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
     Kind,
@@ -53,6 +54,9 @@ class Reader(Protocol):
     def put(self, kind: Kind, obj: Object) -> None:
         """An answer of the API server to a change of ours: at least this new is what comes next."""
 
+    def revision(self, namespace: str, cluster: str) -> object:
+        """Differs whenever something of the cluster changed that matters."""
+
 
 class Direct:
     """Asks the API server each time."""
@@ -70,6 +74,11 @@ class Direct:
 
     def put(self, kind: Kind, obj: Object) -> None:
         """Nothing to keep."""
+
+    def revision(self, namespace: str, cluster: str) -> object:
+        """The cluster's own version."""
+        found = self._api.get(CLUSTER, namespace, cluster)
+        return found["metadata"]["resourceVersion"] if found else None
 
 
 def selector(kind: Kind, labels: dict[str, str]) -> dict[str, Any]:
@@ -91,6 +100,7 @@ class Watched:
         self._of_cluster: dict[Kind, dict[tuple[str, str], dict[str, Object]]] = {
             kind: {} for kind in WATCHED
         }
+        self._revisions: dict[tuple[str, str], int] = {}
         self._filled = {kind: threading.Event() for kind in WATCHED}
 
     def start(self) -> None:
@@ -122,18 +132,32 @@ class Watched:
         with self._guard:
             self._put(kind, obj)
 
+    def revision(self, namespace: str, cluster: str) -> object:
+        """Counts the changes of the cluster's objects, without those that say nothing."""
+        return self._revisions.get((namespace, cluster), 0)
+
+    def _changed(self, kind: Kind, obj: Object) -> None:
+        cluster = obj["metadata"]["name"] if kind == CLUSTER else _cluster(obj)
+        if cluster:
+            key = (obj["metadata"]["namespace"], cluster)
+            self._revisions[key] = self._revisions.get(key, 0) + 1
+
     def _put(self, kind: Kind, obj: Object) -> None:
         key = _key(obj)
         known = self._objects[kind].get(key)
         if known is not None and _version(known) > _version(obj):
             return
         obj["metadata"].pop("managedFields", None)
+        if known is None or _matter(kind, known) != _matter(kind, obj):
+            self._changed(kind, obj)
         self._objects[kind][key] = obj
         if cluster := _cluster(obj):
             self._of_cluster[kind].setdefault((key[0], cluster), {})[key[1]] = obj
 
     def _drop(self, kind: Kind, key: tuple[str, str]) -> None:
         known = self._objects[kind].pop(key, None)
+        if known is not None:
+            self._changed(kind, known)
         if known is not None and (cluster := _cluster(known)):
             ours = self._of_cluster[kind].get((key[0], cluster), {})
             ours.pop(key[1], None)
@@ -178,6 +202,33 @@ class Watched:
                 self._put(kind, obj)
             for key in gone:
                 self._drop(kind, key)
+
+
+def _matter(kind: Kind, obj: Object) -> object:
+    """What of an object is a reason to look: not our own status, nor the positions that Patroni notes on its pod."""
+    metadata = obj["metadata"]
+    if kind == CLUSTER:
+        annotations = {**(metadata.get("annotations") or {})}
+        return (
+            metadata["generation"],
+            annotations.get(names.STOPPED_ANNOTATION),
+            "deletionTimestamp" in metadata,
+        )
+    if kind == POD:
+        status = obj.get("status") or {}
+        return (
+            metadata.get("labels"),
+            metadata.get("deletionTimestamp"),
+            {
+                **status,
+                "conditions": [
+                    (each.get("type"), each.get("status")) for each in status.get("conditions") or []
+                ],
+            },
+        )
+    if kind == STATEFUL_SET:
+        return metadata["generation"]
+    return metadata["resourceVersion"]
 
 
 def _key(obj: Any) -> tuple[str, str]:

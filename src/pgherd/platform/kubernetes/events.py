@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,8 @@ from pgherd.platform.kubernetes.api import EVENT, Api
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE = 1000
+LOOK_SECONDS = 5.0
+"""how old an answer about warnings may be"""
 QUIET_SECONDS = 30.0
 """the same event is told again after this time at the earliest"""
 
@@ -44,11 +47,43 @@ class Events:
             logger.debug("an event was not told: %s", error)
 
 
+class Hints:
+    """What Kubernetes last complained about: asked for objects that something is wrong with, and not too often."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._seen: dict[str, tuple[float, str]] = {}
+
+    def of(self, name: str) -> str:
+        """The newest warning about an object of this name, or nothing."""
+        at, found = self._seen.get(name, (float("-inf"), ""))
+        if time.monotonic() - at > LOOK_SECONDS:
+            try:
+                found = newest(self._api.warnings(self._namespace, name))
+            except PgherdError:
+                found = ""
+            self._seen[name] = (time.monotonic(), found)
+        return found
+
+
+def newest(warnings: Sequence[Mapping[str, Any]]) -> str:
+    """The newest of these events, in its own words."""
+
+    def at(event: Mapping[str, Any]) -> str:
+        return str(event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp") or "")
+
+    if not warnings:
+        return ""
+    last = max(warnings, key=at)
+    return ": ".join(filter(None, (last.get("reason"), last.get("message"))))
+
+
 def render(about: Mapping[str, Any], what: str, *, failed: bool, now: datetime, count: int) -> dict[str, Any]:
     """The Event. Its name follows from what it says, so that the same one is found again."""
     metadata = about["metadata"]
     said = hashlib.sha256(f"{metadata['uid']} {failed} {what}".encode()).hexdigest()[:16]
-    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -63,8 +98,8 @@ def render(about: Mapping[str, Any], what: str, *, failed: bool, now: datetime, 
         "type": "Warning" if failed else "Normal",
         "reason": reason(what, failed=failed),
         "message": what[:MAX_MESSAGE],
-        "firstTimestamp": time,
-        "lastTimestamp": time,
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
         "count": count,
         "source": {"component": "pgherd"},
     }

@@ -29,7 +29,12 @@ START_SCRIPT = f"""\
 #!/bin/sh
 # Remove what an initdb or a clone that was killed has left: Patroni would take it for a damaged database.
 # A clone gets pg_control last; users' data begin at number 16384.
+# As process 1 nothing ends by a signal that it does not handle, and Patroni takes a moment until it does: so it is a
+# child, from its first moment on.
 set -eu
+ending= patroni= code=0
+trap 'ending=1; [ -z "$patroni" ] || kill -TERM "$patroni"' TERM INT
+trap '[ -z "$patroni" ] || kill -HUP "$patroni"' HUP
 data={DATA_PATH}
 founded={VOLUME_PATH}/founded
 mkdir -p "$data"
@@ -59,7 +64,15 @@ ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
         fi
     done
 ) &
-exec patroni {DIRECTORY}/patroni.yml
+[ -z "$ending" ] || exit 143
+patroni {DIRECTORY}/patroni.yml &
+patroni=$!
+[ -z "$ending" ] || kill -TERM "$patroni"
+while kill -0 "$patroni" 2> /dev/null; do
+    code=0
+    wait "$patroni" || code=$?
+done
+exit "$code"
 """
 
 MARK_SCRIPT = f"""\

@@ -35,7 +35,7 @@ from pgherd.platform.kubernetes.cluster_objects import (
     cluster_objects,
 )
 from pgherd.platform.kubernetes.ensure import Applier, owned
-from pgherd.platform.kubernetes.events import Events
+from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.group_objects import group_objects
 from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.trust import Trust
@@ -78,6 +78,7 @@ class KubernetesPlatform(Platform):
     networks = ANYWHERE
     shared_machine = False
     tls = True
+    calm_seconds = 5.0
 
     def __init__(
         self, api: Api, namespace: str, reader: Reader | None = None, defaults: Defaults | None = None
@@ -92,6 +93,7 @@ class KubernetesPlatform(Platform):
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
         self._upkeep = Upkeep(api, namespace, self._reader)
         self._nodes = Nodes(api)
+        self._hints = Hints(api, namespace)
         self._trust = Trust(api, namespace, self._reader)
         self._written: dict[str, tuple[str, float]] = {}
 
@@ -117,7 +119,7 @@ class KubernetesPlatform(Platform):
 
     def _read(self, found: Object) -> Declaration:
         metadata = found["metadata"]
-        stopped = (metadata.get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
+        stopped = is_stopped(found)
         deleting = "deletionTimestamp" in metadata
         key = (metadata["uid"], metadata["generation"], stopped, deleting)
         known = self._parsed.get(metadata["name"])
@@ -224,12 +226,23 @@ class KubernetesPlatform(Platform):
 
     # members
 
+    def deletion(self, name: str) -> bool | None:
+        """Whether the cluster is to be deleted, and its data with it."""
+        found = self._resource(name)
+        if "deletionTimestamp" not in found["metadata"]:
+            return None
+        return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
+
+    def revision(self, name: str) -> object:
+        """Grows with everything that is watched of the cluster and matters to it."""
+        return self._reader.revision(self.namespace, name)
+
     def members(self, name: str) -> Mapping[str, MemberView]:
         """Every member that exists in any form (a pod, a volume), by member name."""
-        try:
-            declaration = self.declaration(name)
-        except NoSuchCluster:
+        resource = self._reader.get(CLUSTER, self.namespace, name)
+        if resource is None:
             return {}
+        winding_down = is_stopped(resource) or "deletionTimestamp" in resource["metadata"]
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
         return views.members(
@@ -238,8 +251,9 @@ class KubernetesPlatform(Platform):
             pods=pods_now,
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
-            winding_down=declaration.stopped or declaration.deleting,
+            winding_down=winding_down,
             templates=_templates(sets),
+            hint=(lambda name: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
 
@@ -375,6 +389,11 @@ class KubernetesPlatform(Platform):
         """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
         for part in STORE_PARTS:
             self.api.delete(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-{part}")
+
+
+def is_stopped(found: Object) -> bool:
+    """Whether its members are to be gone, data kept."""
+    return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
 
 
 def parse(found: Object) -> PostgresCluster:

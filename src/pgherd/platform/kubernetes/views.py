@@ -6,7 +6,7 @@ also if anything could still bring it to life, so that it counts as gone only wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pgherd.model.topology import Endpoint, Member
@@ -26,25 +26,28 @@ def members(
     winding_down: bool,
     templates: Mapping[int, str],
     silent: Mapping[str, float],
+    hint: Callable[[str], str] = lambda name: "",
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
     :param winding_down: the cluster was told to stop or to go
     :param templates: fingerprint of the pod template of each group as it should be
+    :param hint: the newest warning about an object of this name
     :param silent: nodes that don't report any more, and for how many seconds
     """
     by_pod = _by_member(cluster, pods)
     by_claim = _by_member(cluster, claims)
-    expected = _expected(cluster, sets) if winding_down else set()
+    expected = _expected(cluster, sets)
     return {
         member.name: _view(
             member,
             namespace,
             by_pod.get(member),
             by_claim.get(member),
-            member in expected or (winding_down and member in by_pod),
+            winding_down and (member in expected or member in by_pod),
             templates.get(member.group),
             silent,
+            hint,
         )
         for member in sorted({*by_pod, *by_claim, *expected})
     }
@@ -80,6 +83,7 @@ def _view(
     held: bool,
     template: str | None,
     silent: Mapping[str, float],
+    hint: Callable[[str], str],
 ) -> MemberView:
     node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
     lost = silent.get(node)
@@ -91,18 +95,28 @@ def _view(
         has_data=claim is not None,
         postgres=Endpoint(host, names.POSTGRES_PORT),
         rest=Endpoint(address, names.REST_PORT),
-        note=_note(pod, node, lost),
+        note=_note(member, pod, claim, lost, hint),
         lost=lost,
         outdated=pod is not None and template is not None and template_of(pod) != template,
     )
 
 
-def _note(pod: Object | None, node: str, lost: float | None) -> str:
+def _note(
+    member: Member,
+    pod: Object | None,
+    claim: Object | None,
+    lost: float | None,
+    hint: Callable[[str], str],
+) -> str:
+    """Why it does not run, from the cause that is nearest."""
     if pod is None:
-        return ""
+        return hint(member.scope)
     if lost is not None:
-        return f"its node {node} does not report any more"
-    return "" if is_running(pod) else why_not(pod)
+        return f"its node {pod['spec'].get('nodeName')} does not report any more"
+    if is_running(pod):
+        return ""
+    unbound = claim is not None and (claim.get("status") or {}).get("phase") == "Pending"
+    return (hint(names.volume_claim(member)) if unbound else "") or why_not(pod)
 
 
 def doubtful_node(pod: Object) -> str | None:
