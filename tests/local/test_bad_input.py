@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -41,3 +42,32 @@ def test_a_supervisor_whose_lock_file_was_removed_leaves_to_the_next_one(home: H
     home.run("start", "shop")
     first.wait(30)
     wait_for(lambda: len(home.running("pgherd.supervisor")) == 1, "one supervisor is there", 10)
+
+
+def test_a_home_removed_under_a_running_cluster_takes_everything_with_it(home: Home) -> None:
+    home.up(ONE)
+
+    def removed() -> bool:  # servers still make files in it
+        shutil.rmtree(home.path, ignore_errors=True)
+        return not home.path.exists()
+
+    wait_for(removed, "the home is removed", 30)
+    wait_for(lambda: not home.processes(), "nothing runs without its files", 60)
+    assert not home.path.exists()
+
+
+def test_lost_ports_are_found_in_the_configurations_and_nonsense_is_named(home: Home) -> None:
+    home.up(ONE)
+    book = home.path / "ports.json"
+    before, address = book.read_text(), home.run("dsn", "shop").stdout
+    book.write_text('{"shop": 3}')
+    refused = home.run("status", "shop", check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert f"{book} is damaged" in refused.stderr
+    book.unlink()
+    assert home.run("dsn", "shop").stdout == address
+    home.wait_phase("Running")
+    home.run("stop", "shop")
+    home.run("start", "shop")
+    assert home.run("dsn", "shop").stdout == address
+    assert sorted(book.read_text()) == sorted(before)

@@ -166,6 +166,10 @@ SETUP = "CREATE TABLE t (k int, n int, PRIMARY KEY (k, n))"
 REFUSED = {
     "no such column": ("SELECT create_distributed_table('t', 'nope')", "42703"),
     "no such table": ("SELECT create_distributed_table('nope', 'k')", "42P01"),
+    "no table at all": ("SELECT create_distributed_table(NULL, NULL)", "42P01"),
+    "no reference table at all": ("SELECT create_reference_table(NULL)", "42P01"),
+    "a number of no table": ("SELECT create_distributed_table(99999::regclass, 'k')", "42P01"),
+    "no column at all": ("SELECT create_distributed_table('t', NULL)", "42703"),
     "a view": ("CREATE VIEW v AS SELECT 1 AS k; SELECT create_distributed_table('v', 'k')", "42809"),
     "a sequence": ("CREATE SEQUENCE s; SELECT create_distributed_table('s', 'k')", "42809"),
     "a system table": ("SELECT create_distributed_table('pg_class', 'oid')", "42501"),

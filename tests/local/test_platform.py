@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import threading
@@ -365,8 +366,7 @@ def test_a_founder_that_dies_alone_does_not_leave_the_others_waiting() -> None:
         group.start()
         first = group.members[0]
         wait_for((group.directory(first) / "data" / "PG_VERSION").exists, "initdb to begin", 30, every=0.001)
-        for process in processes_of(group.directory(first)):
-            kill(process.pid)
+        kill_everything(group.directory(first))
         wait_for(lambda: not group.view(first).running, "the founder to be seen dead", 5)
 
         def heal() -> bool:
@@ -471,13 +471,14 @@ def test_a_store_that_lost_everything_is_filled_again_by_its_members(damage: str
         assert system_identifier(group) == identifier
 
 
-def test_a_damaged_store_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("nonsense", [b"\xff" * 4096, random.Random(1).randbytes(4096)], ids=["one", "noise"])
+def test_a_damaged_store_says_so(nonsense: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raft, "READY_SECONDS", 2.0)
     with local_platform() as platform:
         platform.ensure_store()
         platform.stop_store()
         for log in (platform.home / "raft" / "data").glob("*.journal"):
-            log.write_bytes(os.urandom(4096))
+            log.write_bytes(nonsense)
 
         def complaint() -> str | None:
             try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pgherd.cli import entry
 from pgherd.cli.main import hoist_global_options, run
 from pgherd.model.explain import explain
 
@@ -104,6 +105,16 @@ def test_standard_input_is_named_in_messages(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a: [")))
     assert run(["up", "-f", "-"]) == 2
     assert capsys.readouterr().err.startswith("pgherd: stdin:1:5: broken YAML: ")
+
+
+def test_an_interrupt_while_the_program_is_loaded_is_exit_130_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: list[str], program: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pgherd.cli.main.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 130
 
 
 def test_an_interrupt_is_exit_130_and_a_line(

@@ -19,9 +19,8 @@ import typer
 from pgherd import __version__
 from pgherd.cli import cluster_commands, install_commands, operation_commands
 from pgherd.cli.context import Context, begin, current, require_platform, tell
+from pgherd.cli.entry import INTERRUPTED
 from pgherd.errors import BadInput, PgherdError
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="pgherd",
@@ -116,11 +115,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "pgherd") -> Non
         # The reader left (`pgherd logs | head`); Python must not try to write to it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
-
-
-def kubectl_main() -> None:
-    """``kubectl pgherd``: the same, on Kubernetes unless told otherwise."""
-    main(["--platform", "kubernetes", *sys.argv[1:]], "kubectl pgherd")
 
 
 def _open_closed_streams() -> None:

@@ -91,8 +91,12 @@ def pause(name: Name) -> None:
     """Begin no further move. Those that run are finished."""
     client = current().client()
     client.pause(name)
-    running = client.status(name).get("operation")
-    what = f"{running['kind']} is paused" if running else "no operation is running; the next one will wait"
+    running, unseen = operation_of(client.status(name))
+    what = (
+        f"{running['kind']} is paused"
+        if running
+        else f"{unseen or 'no operation is running'}; the next one will wait"
+    )
     say(f"{name}: {what}; 'pgherd resume {name}' goes on")
 
 
@@ -100,10 +104,16 @@ def resume(name: Name) -> None:
     """Let moves go on after a pause."""
     client = current().client()
     client.resume(name)
-    running = client.status(name).get("operation")
-    say(
-        f"{name}: {running['kind'] + ' goes on' if running else 'moves are allowed; no operation is running'}"
-    )
+    running, unseen = operation_of(client.status(name))
+    allowed = f"moves are allowed; {unseen or 'no operation is running'}"
+    say(f"{name}: {running['kind'] + ' goes on' if running else allowed}")
+
+
+def operation_of(now: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The operation that runs, or why nobody can tell whether one does."""
+    roles = {member["role"] for group in now["groups"] if group["id"] == 0 for member in group["members"]}
+    unseen = "" if "primary" in roles else "the coordinator has no primary that could tell what is running"
+    return now.get("operation"), unseen
 
 
 def cancel(name: Name) -> None:

@@ -282,6 +282,7 @@ class Client:
         :raises BadInput: no such group or member
         :raises PgherdError: nobody may take over right now
         """
+        self._staying(name)
         return steering.switchover(self._world(name), group, to)
 
     def restart(
@@ -291,6 +292,7 @@ class Client:
 
         :raises PgherdError: a member did not come back
         """
+        self._staying(name)
         steering.restart(self._world(name), group, progress)
 
     # the daemon

@@ -12,12 +12,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from pgherd import __version__
 from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.platform.local import logs
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile.loop import ClusterLoop
 
@@ -27,6 +29,8 @@ LOCK = "supervisor.lock"
 LOG = "supervisor.log"
 SCAN_SECONDS = 0.2
 """how often the daemon looks for new clusters"""
+REMOVAL_SECONDS = 5.0
+"""how long a home without a lock may take to turn out to be on its way out altogether"""
 JOIN_SECONDS = 20.0
 """how long a shutdown waits for loops and operations to come to a resumable place"""
 
@@ -85,9 +89,9 @@ class Daemon:
         signal.signal(signal.SIGINT, self._on_signal)
         while not self._stop.wait(SCAN_SECONDS):
             if not self._is_ours():
-                logger.warning("the lock file was removed or replaced: leaving, databases go on")
-                self._stop.set()
+                self._leave_lost_home()
                 break
+            logs.rotate(self._platform.home / LOG)
             try:
                 self._ensure_loops()
                 if not self._loops and self._leave_if_idle():
@@ -104,6 +108,16 @@ class Daemon:
             return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._platform.home / LOCK))
         except OSError:
             return False
+
+    def _leave_lost_home(self) -> None:
+        self._stop.set()
+        deadline = time.monotonic() + REMOVAL_SECONDS
+        while time.monotonic() < deadline:
+            if self._platform.abandon_if_removed():
+                logger.warning("the home was removed: ended what still ran in it")
+                return
+            time.sleep(SCAN_SECONDS)
+        logger.warning("the lock file was removed or replaced: leaving, databases go on")
 
     def _on_signal(self, number: int, frame: object) -> None:
         logger.info("signal %s: shutting down, databases go on", number)

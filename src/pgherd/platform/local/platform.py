@@ -23,7 +23,7 @@ from pgherd.platform.local import binaries, files, logs, parameters, processes, 
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Foundings
 from pgherd.platform.local.layout import Layout, parse_member
-from pgherd.platform.local.ports import HOST, PortBook, Ports, is_free
+from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports, is_free
 from pgherd.platform.local.raft import RaftStore
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,17 @@ class LocalPlatform(Platform):
             with contextlib.suppress(OSError):  # somebody else's file in it, or a new cluster just now
                 self.home.rmdir()
         return not self.home.exists()
+
+    def abandon_if_removed(self) -> bool:
+        """End what still runs in a home that was removed from under it: none of it can be of use any more.
+
+        :return: whether the home was removed
+        """
+        if self._layout.keeps_data():
+            return False
+        processes.end_home(self.home)
+        self.close_if_empty()
+        return True
 
     # declarations
 
@@ -242,6 +253,9 @@ class LocalPlatform(Platform):
 
     def _reserve(self, member: Member) -> Ports:
         with self.locked():
+            known = self._ports.of_cluster(member.cluster).get(member.name)
+            if known is None and (had := configured_ports(self._layout.member(member).config)):
+                return self._ports.adopt(member.cluster, member.name, had)
             return self._ports.reserve(member.cluster, member.name, "postgres", "rest")
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 They are picked at random below the range from which the kernel takes ports for outgoing connections: no such
 connection can sit on a member's port while it is down, and two homes hardly ever pick the same. ``HOME/ports.json``
-is ``{CLUSTER: {MEMBER: {"postgres": PORT, "rest": PORT}}}``; the store's own port stands under cluster ``""``.
+is ``{CLUSTER: {MEMBER: {"postgres": PORT, "rest": PORT}}}``; the store's own port stands under cluster ``""``. Should
+the book get lost, ports are taken from the configurations that were written with them.
 Callers hold the home's lock.
 """
 
@@ -12,6 +13,8 @@ import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+
+import yaml
 
 from pgherd.errors import PgherdError
 from pgherd.platform.local import files
@@ -50,10 +53,17 @@ class PortBook:
         """Ports by member name."""
         return self._read().get(cluster, {})
 
+    def adopt(self, cluster: str, member: str, ports: Ports) -> Ports:
+        """Write down the ports that a member has had all along: the book was lost, the member was not."""
+        book = self._read()
+        book.setdefault(cluster, {})[member] = dict(ports)
+        files.write_json(self._path, book)
+        return ports
+
     def reserve(self, cluster: str, member: str, *purposes: str) -> Ports:
         """The ports of a member, picked at the first call.
 
-        :raises PgherdError: no free one was found
+        :raises PgherdError: no free one was found, or the book is damaged
         """
         book = self._read()
         known = book.get(cluster, {}).get(member)
@@ -82,7 +92,27 @@ class PortBook:
         files.write_json(self._path, book)
 
     def _read(self) -> dict[str, dict[str, Ports]]:
-        return files.read_json(self._path) or {}
+        book = files.read_json(self._path) or {}
+        if not all(isinstance(m, dict) and all(map(_are_ports, m.values())) for m in book.values()):
+            raise PgherdError(
+                f"{self._path} is damaged (not a book of ports): restore it from a copy, or remove it, and running "
+                "members' ports are read from their configuration"
+            )
+        return book
+
+
+def _are_ports(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(port, int) for port in value.values())
+
+
+def configured_ports(config: Path) -> Ports | None:
+    """The ports that a member's ``patroni.yml`` names, or None if it does not (yet)."""
+    try:
+        text = yaml.safe_load(config.read_text(encoding="utf-8"))
+        addresses = {"postgres": text["postgresql"]["listen"], "rest": text["restapi"]["listen"]}
+        return {purpose: int(address.rpartition(":")[2]) for purpose, address in addresses.items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
+        return None
 
 
 def _pick(taken: set[int]) -> int:

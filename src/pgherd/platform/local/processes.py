@@ -226,6 +226,19 @@ def end_postgres(directory: Path, data: Path) -> None:
     wait_gone(keepers, 2.0) or end(keepers, signal.SIGKILL, 2.0)
 
 
+def end_home(home: Path) -> None:
+    """SIGKILL for every daemon, keeper and PostgreSQL process of a home whose files are gone."""
+    for _ in range(3):  # a Patroni may be starting something just now
+        daemons = [
+            process
+            for process, command in _commands()
+            if tuple(command[-3:-1]) in (PATRONI, RAFT_CONTROLLER, KEEPER)
+            and command[-1].startswith(f"{home}/")
+        ]
+        if end([*daemons, *postgres_of(home)], signal.SIGKILL, 5.0) and not daemons:
+            return
+
+
 def listener(port: int) -> str | None:
     """Who listens on a port of this machine (``program, process N``), where we may know."""
     try:

@@ -7,6 +7,7 @@ objects, which must not be accepted from strangers on the same machine.
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from pgherd.errors import PgherdError
-from pgherd.platform.local import files
+from pgherd.platform.local import files, logs
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.ports import HOST, STORE, PortBook, is_free
 from pgherd.platform.local.processes import Daemons, end, listener
@@ -28,6 +29,8 @@ START_SECONDS = 10.0
 READY_SECONDS = 10.0
 """a lone voter elects itself within two seconds; it is asked whether it did only after this time"""
 _POLL_SECONDS = 0.02
+_BAD_INPUT = re.compile(r"[\w.]*(error|Error|Exception)\b(?!.*(Errno|No module named))")
+"""how Python ends that was given nonsense to read; what the system refused has a number"""
 _ASK_FOR_LEADER = """
 import sys, yaml
 from pysyncobj.utility import TcpUtility
@@ -61,6 +64,7 @@ class RaftStore:
         :raises PgherdError: it does not start, or does not get ready
         """
         if self.is_running():
+            logs.rotate(self._log)
             self._check_ready()
             return
         self._doubted_since = time.monotonic()
@@ -76,7 +80,7 @@ class RaftStore:
         deadline = time.monotonic() + START_SECONDS
         while not _listens(port):
             if not self.is_running() or time.monotonic() > deadline:
-                raise PgherdError(f"Patroni's store does not start: {self._last_words()} (see {self._log})")
+                raise PgherdError(f"Patroni's store does not start{self._suspicion()} (see {self._log})")
             time.sleep(_POLL_SECONDS)
 
     def _check_ready(self) -> None:
@@ -87,10 +91,7 @@ class RaftStore:
         if self._leads():
             self._doubted_since = None
         elif doubted > 3 * READY_SECONDS:  # not merely slow
-            raise PgherdError(
-                f"Patroni's store does not get ready, its log seems to be damaged: stop all clusters of this home and"
-                f" remove {self._directory / 'data'}; databases keep their data, but start all members together then"
-            )
+            raise PgherdError(f"Patroni's store does not get ready{self._way_out()}")
 
     def _leads(self) -> bool:
         # In a process of its own: the library replaces functions of the module socket when it is imported.
@@ -119,6 +120,9 @@ class RaftStore:
         return {"raft": {"partner_addrs": [f"{HOST}:{self._port()}"], "password": self._password()}}
 
     def _port(self) -> int:
+        if not self._ports.of_cluster(STORE) and self._config.exists():
+            known = str(self._read_config()["raft"]["self_addr"]).rpartition(":")[2]
+            self._ports.adopt(STORE, "raft", {"raft": int(known)})
         return self._ports.reserve(STORE, "raft", "raft")["raft"]
 
     def _password(self) -> str:
@@ -142,6 +146,18 @@ class RaftStore:
             },
         }
         files.write(self._config, yaml.safe_dump(config))
+
+    def _suspicion(self) -> str:
+        """What the controller's end tells: an error of the system speaks for itself, any other came from its log."""
+        words = self._last_words()
+        unreadable = any((self._directory / "data").iterdir()) and _BAD_INPUT.match(words)
+        return f" ({words}){self._way_out()}" if unreadable else f": {words}"
+
+    def _way_out(self) -> str:
+        return (
+            ", its log seems to be damaged: stop all clusters of this home and remove "
+            f"{self._directory / 'data'}; databases keep their data, but start all members together then"
+        )
 
     def _last_words(self) -> str:
         try:

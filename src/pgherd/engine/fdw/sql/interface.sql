@@ -7,7 +7,7 @@ DECLARE
 BEGIN
     SELECT * INTO t FROM pgherd.distributed_table d WHERE d.relation = table_or_refuse.relation;
     IF NOT FOUND THEN
-        PERFORM pgherd.refuse(format('table %s is not distributed', pgherd.label(relation)), NULL,
+        PERFORM pgherd.refuse(format('table %s is not distributed', coalesce(pgherd.label(relation), 'NULL')), NULL,
             'SELECT create_distributed_table(...) or create_reference_table(...) first.', '42809');
     END IF;
     RETURN t;

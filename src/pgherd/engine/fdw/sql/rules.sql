@@ -39,7 +39,10 @@ DECLARE
     label text := pgherd.label(relation);
 BEGIN
     SELECT k.*, n.nspname INTO c FROM pg_class k JOIN pg_namespace n ON n.oid = k.relnamespace WHERE k.oid = relation;
-    IF EXISTS (SELECT FROM pgherd.distributed_table d WHERE d.relation = require_plain_table.relation) THEN
+    IF c.oid IS NULL THEN
+        PERFORM pgherd.refuse(format('there is no table %s', coalesce(relation::oid::text, 'NULL')), NULL,
+            'Name the table: SELECT create_distributed_table(''items'', ''id'');', '42P01');
+    ELSIF EXISTS (SELECT FROM pgherd.distributed_table d WHERE d.relation = require_plain_table.relation) THEN
         PERFORM pgherd.refuse(format('table %s is already distributed', label), NULL,
             'SELECT * FROM citus_tables shows how; undistribute_table() makes it a plain table again.', '42P16');
     ELSIF c.relkind NOT IN ('r', 'p') THEN
@@ -168,7 +171,7 @@ BEGIN
     SELECT * INTO a FROM pg_attribute
      WHERE attrelid = relation AND attname = column_name AND attnum > 0 AND NOT attisdropped;
     IF NOT FOUND THEN
-        PERFORM pgherd.refuse(format('column "%s" of table %s does not exist', column_name, pgherd.label(relation)),
+        PERFORM pgherd.refuse(format('column "%s" of table %s does not exist', coalesce(column_name, 'NULL'), pgherd.label(relation)),
             NULL, NULL, '42703');
     ELSIF a.attgenerated <> '' THEN
         PERFORM pgherd.refuse(format('column %I is generated', column_name), NULL,
