@@ -187,8 +187,8 @@ class Cluster:
         return leader
 
     def node_of(self, member: str) -> str:
-        """The node a member's pod is on."""
-        return str(self.namespace.get("pod", member)["spec"]["nodeName"])
+        """The node a member's pod is on; nothing while it has none."""
+        return str(self.namespace.get("pod", member)["spec"].get("nodeName", ""))
 
     def psql(self, member: str, sql: str, database: str = "app") -> str:
         """Run SQL in a member's pod, as the superuser."""

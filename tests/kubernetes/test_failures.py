@@ -179,7 +179,8 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
 
 def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakable: None) -> None:
     """The StatefulSet alone would wait for its node for ever; it gets a new volume, and the old one is nobody's."""
-    shop.patch({"replaceLostAfter": 20, "segments": {"antiAffinity": "preferred"}})
+    shop.patch({"replaceLostAfter": 20})
+    shop.wait_phase("Running")
     standby = shop.member("segment-1", "standby")
     node = shop.node_of(standby)
     claim = shop.namespace.get("pvc", f"data-{standby}")["metadata"]["uid"]

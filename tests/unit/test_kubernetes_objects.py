@@ -78,7 +78,7 @@ def test_a_recovering_primary_is_not_killed_by_a_probe() -> None:
     liveness = container["livenessProbe"]
     assert liveness["httpGet"]["path"] == "/liveness"
     assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 60
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readiness"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/health"
 
 
 def test_members_of_a_group_keep_apart_as_declared() -> None:

@@ -158,12 +158,13 @@ class Platform(ABC):
         """Begin to build a lost member anew elsewhere, without what it had. Returns at once."""
         self.remove_member(member)
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> None:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
         """Bring what is around the members that are there into line with the declaration; cheap when it is.
 
         :param configs: Patroni's dynamic configuration of every group that should be
+        :return: whether anything was changed
         """
-        return
+        return False
 
     def announce(self, name: str, what: str, *, failed: bool = False) -> None:
         """Tell whoever follows the cluster what was decided, in one sentence."""

@@ -93,10 +93,12 @@ class ClusterLoop(threading.Thread):
         revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
         seen = self._look(world)
+        if self._align(seen):
+            # What was just applied may have made members outdated: the plan must know.
+            seen = self._look(world)
         self._revision = revision
         steps = plan.plan(seen)
         self._tell(seen, steps)
-        self._align(seen)
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
@@ -164,11 +166,11 @@ class ClusterLoop(threading.Thread):
         except PgherdError as another:
             logger.warning("%s: %s", self.cluster, another)
 
-    def _align(self, seen: Observed) -> None:
+    def _align(self, seen: Observed) -> bool:
         if seen.declaration.stopped or seen.declaration.deleting:
-            return
+            return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
-        self._platform.align(seen.declaration.cluster, wanted)
+        return self._platform.align(seen.declaration.cluster, wanted)
 
     def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
         actor = Actor(world, lambda operation: self._run_operation(world, operation))

@@ -89,7 +89,8 @@ class KubernetesPlatform(Platform):
         self._defaults = defaults or Defaults.from_environment()
         self._applier = Applier(api, self._reader)
         self._events = Events(api)
-        self._lock = threading.RLock()
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.RLock] = {}
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
         self._upkeep = Upkeep(api, namespace, self._reader)
         self._nodes = Nodes(api)
@@ -259,29 +260,38 @@ class KubernetesPlatform(Platform):
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
-        with self._lock:
+        with self._changing(member.cluster):
             if not self._claims(member.cluster, member.group):
                 self._remove_store(member.cluster, member.group)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> None:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
         """Bring what is around the members into line with the declaration; put back what somebody changed.
 
         :param configs: Patroni's dynamic configuration of each group that should be
+        :return: whether anything was changed
         """
         name = cluster.metadata.name
-        with self._lock:
+        changed: list[str] = []
+        with self._changing(name):
             present = self._groups(name)
             if present:
-                self._ensure_cluster(cluster)
+                changed += self._ensure_cluster(cluster)
             for group in present:
                 if group in configs:
-                    self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
+                    replicas = self._replicas(name, group)
+                    changed += self._ensure_group(cluster, group, replicas, configs[group])
                     self._upkeep.group(cluster, group)
                 elif not self._has_members(name, group):
                     self._remove_group(name, group)
+        return bool(changed)
+
+    def _changing(self, cluster: str) -> threading.RLock:
+        """Held while what a cluster consists of is changed: its members are started side by side."""
+        with self._guard:
+            return self._locks.setdefault(cluster, threading.RLock())
 
     def stop_member(self, member: Member) -> None:
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
@@ -308,7 +318,7 @@ class KubernetesPlatform(Platform):
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
-        with self._lock:
+        with self._changing(member.cluster):
             if self._replicas(member.cluster, member.group) > member.ordinal:
                 patch = {"spec": {"replicas": member.ordinal}}
                 changed = self.api.merge(STATEFUL_SET, self.namespace, member.scope, patch)
@@ -336,17 +346,17 @@ class KubernetesPlatform(Platform):
 
     # groups
 
-    def _ensure_cluster(self, cluster: PostgresCluster) -> None:
+    def _ensure_cluster(self, cluster: PostgresCluster) -> list[str]:
         name = cluster.metadata.name
         owner = self._resource(name)
         objects = cluster_objects(
             cluster, self.namespace, self.credentials(name), self._trust.authority(name)
         )
-        self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+        return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
     def _ensure_group(
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
-    ) -> None:
+    ) -> list[str]:
         owner = self._resource(cluster.metadata.name)
         self._trust.ensure_certificate(cluster.metadata.name, group)
         objects = group_objects(
@@ -358,15 +368,27 @@ class KubernetesPlatform(Platform):
             server_major=cluster.spec.postgres.version or DEFAULT_MAJOR,
             dcs_config=dcs_config,
         )
-        self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+        return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
     def _groups(self, cluster: str) -> list[int]:
-        found = self._reader.of_cluster(STATEFUL_SET, self.namespace, cluster)
-        return sorted(group_id(each["metadata"]["labels"][names.GROUP_LABEL]) for each in found)
+        sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, cluster)
+        groups = {group_id(each["metadata"]["labels"][names.GROUP_LABEL]) for each in sets}
+        # A StatefulSet may be away for a moment, to be made anew around its pods.
+        return sorted(groups | {member.group for member in self._with_pods(cluster)})
+
+    def _with_pods(self, cluster: str) -> list[Member]:
+        found = self._reader.of_cluster(POD, self.namespace, cluster)
+        metadata = (each["metadata"] for each in found)
+        known = (names.member_of(cluster, each["labels"], each["name"]) for each in metadata)
+        return [member for member in known if member is not None]
 
     def _replicas(self, cluster: str, group: int) -> int:
+        """How many members the group's StatefulSet has; while it is away as many as leave every pod where it is."""
         found = self._reader.get(STATEFUL_SET, self.namespace, names.group_object(cluster, group))
-        return int(found["spec"].get("replicas") or 0) if found else 0
+        if found is not None and "deletionTimestamp" not in found["metadata"]:
+            return int(found["spec"].get("replicas") or 0)
+        ordinals = (member.ordinal for member in self._with_pods(cluster) if member.group == group)
+        return max(ordinals, default=-1) + 1
 
     def _claims(self, cluster: str, group: int) -> list[Object]:
         # Asked, not looked up: a store is given up on this answer.

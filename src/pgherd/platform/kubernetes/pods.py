@@ -93,6 +93,8 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
             "serviceAccountName": name,
             "terminationGracePeriodSeconds": STOP_SECONDS,
             "enableServiceLinks": False,
+            # A name server may be on the node that died: ask another one soon.
+            "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "3"}]},
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": POSTGRES_UID,
@@ -127,7 +129,9 @@ def _container(cluster: PostgresCluster, spec: GroupSpec, namespace: str, image:
         },
         # A loop that hangs for a minute and a half is dead; one that waits for a recovery or the API server is not.
         "livenessProbe": _probe("/liveness", initial=30, period=15, failures=6),
-        "readinessProbe": _probe("/readiness", initial=1, period=5, failures=2),
+        # Not Patroni's /readiness, which wants a standby to stream: the next primary must not leave its Service just
+        # because the one before died.
+        "readinessProbe": _probe("/health", initial=1, period=2, failures=2),
         "volumeMounts": [
             {"name": names.VOLUME, "mountPath": patroni_files.VOLUME_PATH},
             {"name": "config", "mountPath": patroni_files.DIRECTORY, "readOnly": True},

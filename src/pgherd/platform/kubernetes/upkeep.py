@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster, parse_bytes
@@ -13,6 +14,10 @@ from pgherd.platform.kubernetes.cache import Reader
 
 logger = logging.getLogger(__name__)
 
+FOUNDING_SECONDS = 15.0
+"""how long nobody may be at work on a founding before it is given up"""
+_FOUNDING = ("initializing", "running custom bootstrap", "starting after custom bootstrap")
+
 
 class Upkeep:
     """What one namespace's groups need now and then."""
@@ -21,6 +26,7 @@ class Upkeep:
         self._api = api
         self._namespace = namespace
         self._reader = reader
+        self._unfounded: dict[str, float] = {}
 
     def group(self, cluster: PostgresCluster, group: int) -> None:
         """Look after one group.
@@ -32,9 +38,34 @@ class Upkeep:
             for pod in self._reader.of_cluster(POD, self._namespace, cluster.metadata.name)
             if pod["metadata"]["labels"].get(names.GROUP_LABEL) == group_name(group)
         ]
+        self._give_up_founding(cluster.metadata.name, group, found)
         self._release_lock(cluster.metadata.name, group, found)
         self._relabel(cluster.metadata.name, group, found)
         self._grow_volumes(cluster, group)
+
+    def _give_up_founding(self, cluster: str, group: int, found: list[Object]) -> None:
+        """A founder that was killed has left word that it is at work; all others, itself too, would wait for ever.
+
+        As long as no system identifier is written down, nothing was founded: what the founder had made, it removes
+        when it starts again (see ``start.sh``).
+        """
+        scope = names.group_object(cluster, group)
+        if any(pod["metadata"]["labels"].get(names.ROLE_LABEL) for pod in found):
+            self._unfounded.pop(scope, None)
+            return
+        config = self._api.get(CONFIG_MAP, self._namespace, f"{scope}-config")
+        annotations = (config or {}).get("metadata", {}).get("annotations") or {}
+        at_work = any(views.patroni_state(pod).startswith(_FOUNDING) for pod in found)
+        if config is None or annotations.get("initialize") != "" or at_work:
+            self._unfounded.pop(scope, None)
+            return
+        since = self._unfounded.setdefault(scope, time.monotonic())
+        if time.monotonic() - since > FOUNDING_SECONDS:
+            logger.info("%s: its founding was cut short: starting over", scope)
+            version = config["metadata"]["resourceVersion"]
+            patch = {"metadata": {"resourceVersion": version, "annotations": {"initialize": None}}}
+            self._api.merge(CONFIG_MAP, self._namespace, config["metadata"]["name"], patch)
+            self._unfounded.pop(scope, None)
 
     def _leader(self, cluster: str, group: int) -> tuple[str | None, Object | None]:
         name = f"{names.group_object(cluster, group)}-leader"

@@ -6,6 +6,7 @@ also if anything could still bring it to life, so that it counts as gone only wh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -126,6 +127,15 @@ def doubtful_node(pod: Object) -> str | None:
             return None
     node = pod["spec"].get("nodeName")
     return str(node) if node else None
+
+
+def patroni_state(pod: Object) -> str:
+    """What a pod's Patroni noted on it last: the state of its PostgreSQL."""
+    note = (pod["metadata"].get("annotations") or {}).get("status") or "{}"
+    try:
+        return str(json.loads(note).get("state", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 def has_ended(pod: Object) -> bool:
