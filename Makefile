@@ -80,11 +80,6 @@ image-test: ## the images in pods of the lab, or of the cluster that KUBECONFIG 
 image-clean: ## what building images keeps: the base, the layers
 	@$(PYTHON) -m lab forget-images
 
-.PHONY: e2e
-
-e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
-	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s
-
 .PHONY: chart helm
 
 HELM_VERSION := v4.3.1
@@ -95,3 +90,8 @@ chart: install ## what of the Helm chart is generated
 
 helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it the chart's tests lint and render, too
 	@test -x $(LAB_CACHE)/bin/helm || GOBIN=$(LAB_CACHE)/bin nice -n 10 go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+
+.PHONY: e2e
+
+e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
+	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s

@@ -30,7 +30,7 @@ def pgherd(
 
     :raises AssertionError: it failed, or said something like a traceback
     """
-    command = [sys.executable, "-c", "from pgherd.cli.main import kubectl_main; kubectl_main()", *arguments]
+    command = [sys.executable, "-c", "from pgherd.cli.entry import kubectl_main; kubectl_main()", *arguments]
     done = subprocess.run(
         command,
         input=stdin,

@@ -112,7 +112,7 @@ def test_standard_input_is_named_in_messages(
 
 
 def test_an_interrupt_while_the_program_is_loaded_is_exit_130_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(arguments: list[str], program: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pgherd.cli.main.main", interrupted)

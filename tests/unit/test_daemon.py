@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from pgherd.supervisor.loop import ClusterLoop
 
 from pgherd.errors import PgherdError
 from pgherd.platform.local.files import write
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile.loop import ClusterLoop
 from pgherd.supervisor import daemon
 from tests.support.platform import cluster
 

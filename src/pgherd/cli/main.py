@@ -117,11 +117,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "pgherd") -> Non
     sys.exit(code)
 
 
-def kubectl_main() -> None:
-    """``kubectl pgherd``: the same, on Kubernetes unless told otherwise."""
-    main(["--platform", "kubernetes", *sys.argv[1:]], "kubectl pgherd")
-
-
 def _open_closed_streams() -> None:
     # Started with one closed (`pgherd list >&-`): Python has None there, and the next file opened would get its number.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

@@ -139,25 +139,29 @@ def _obstacle(api: Api, settings: Settings) -> str:
         pod = max(pods, key=lambda each: str(each.metadata.creationTimestamp if each.metadata else ""))
     status = pod.status
     for container in (status.containerStatuses if status else None) or []:
-        if trouble := _trouble(container):
-            return f"{trouble}; 'kubectl -n {settings.namespace} logs deploy/{NAME}' shows what it says"
+        if trouble := _trouble(container, settings):
+            return trouble
     for condition in (status.conditions if status else None) or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"no node takes its pod: {condition.message}"
     return "its pod is starting"
 
 
-def _trouble(container: ContainerStatus) -> str:
-    """What keeps a container from running, if anything does."""
+def _trouble(container: ContainerStatus, settings: Settings) -> str:
+    """What keeps a container from running, if anything does, and what to do."""
     state, before = container.state, container.lastState
+    waiting = state.waiting if state else None
+    reason = (waiting.reason or "") if waiting else ""
+    if "Image" in reason:
+        return f"{reason}: its node has no image {container.image} and can't pull it; --image names another"
     ended = (state.terminated if state else None) or (before.terminated if before else None)
     if ended is not None:
         # No count of restarts: a text that changes would be said again and again.
-        return f"its container ended with exit code {ended.exitCode}"
-    waiting = state.waiting if state else None
-    if waiting is None or waiting.reason in (None, "ContainerCreating", "PodInitializing"):
+        shown = f"'kubectl -n {settings.namespace} logs deploy/{NAME}' shows what it says"
+        return f"its container ended with exit code {ended.exitCode}; {shown}"
+    if waiting is None or reason in ("", "ContainerCreating", "PodInitializing"):
         return ""
-    return " ".join(f"{waiting.reason}: {waiting.message or container.image}".split())
+    return " ".join(f"{reason}: {waiting.message or container.image}".split())
 
 
 def _last_warning(api: Api, settings: Settings) -> str:

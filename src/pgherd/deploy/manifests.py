@@ -23,6 +23,18 @@ PROBE_PORT = 8080
 UID = 65532
 """the uid of the operator's process; the image asks for no particular one"""
 
+SILENT_NODES = tuple(
+    {
+        "key": f"node.kubernetes.io/{taint}",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": 20,
+    }
+    for taint in ("not-ready", "unreachable")
+)
+"""When its node falls silent the operator soon starts elsewhere, not after Kubernetes' five minutes: members that were
+lost with the node wait for it."""
+
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -44,7 +56,7 @@ class Settings:
         }
     )
     node_selector: Any = field(default_factory=dict)
-    tolerations: Any = ()
+    tolerations: Any = field(default_factory=lambda: list(SILENT_NODES))
     managed_by: str = "pgherd"
     watch_namespace: str = ""
     """the only namespace whose clusters it looks after; empty: all"""

@@ -395,6 +395,7 @@ class KubernetesClient:
         :raises BadInput: no such group or member
         :raises PgherdError: nobody may take over right now
         """
+        self._refuse_if_leaving(name, self._get(name))
         with self._world(name) as there:
             return steering.switchover(there, group, to)
 
@@ -405,6 +406,7 @@ class KubernetesClient:
 
         :raises PgherdError: a member did not come back
         """
+        self._refuse_if_leaving(name, self._get(name))
         with self._world(name) as there:
             steering.restart(there, group, progress)
 
