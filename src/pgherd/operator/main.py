@@ -76,7 +76,8 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
     def login(**known: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
 
-    @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, cancellation_timeout=60.0)
+    # Without this kopf looks only once a minute whether a loop that was told to has ended.
+    @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, cancellation_polling=1.0)
     def keep(stopped: kopf.DaemonStopped, namespace: str | None, name: str, **_: Any) -> None:
         operator.keeper(str(namespace), name).keep(lambda seconds: bool(stopped.wait(seconds)))
 

@@ -90,13 +90,13 @@ class ClusterLoop(threading.Thread):
         :return: seconds to wait before the next round
         :raises NoSuchCluster: the cluster is gone
         """
-        revision = self._platform.revision(self.cluster)
+        # Taken before the look: what changes meanwhile ends the pause after it.
+        self._revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
         seen = self._look(world)
         if self._align(seen):
             # What was just applied may have made members outdated: the plan must know.
             seen = self._look(world)
-        self._revision = revision
         steps = plan.plan(seen)
         self._tell(seen, steps)
         self._act(world, seen, steps)
