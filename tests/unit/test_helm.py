@@ -40,6 +40,7 @@ def test_the_default_values_are_the_default_settings() -> None:
         "imagePullPolicy": settings.pull_policy,
         "imagePullSecrets": list(settings.pull_secrets),
         "watchNamespace": settings.watch_namespace,
+        "fencing": settings.fencing,
         "resources": settings.resources,
         "nodeSelector": settings.node_selector,
         "tolerations": list(settings.tolerations),
@@ -67,6 +68,7 @@ def test_rendered_with_other_values_too() -> None:
     given = {
         **values(),
         "watchNamespace": "shop",
+        "fencing": True,
         "image": "registry.example/operator:2",
         "imagePullSecrets": [{"name": "mine"}],
         "nodeSelector": {"a": "b"},
@@ -75,6 +77,7 @@ def test_rendered_with_other_values_too() -> None:
     settings = Settings(
         namespace=NAMESPACE,
         watch_namespace="shop",
+        fencing=True,
         image="registry.example/operator:2",
         pull_secrets=[{"name": "mine"}],
         node_selector={"a": "b"},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +49,12 @@ def install(
             metavar="NAME", help="Look after this namespace only. Left out: after all.", show_default=False
         ),
     ] = None,
+    fencing: Annotated[
+        bool,
+        typer.Option(
+            "--fencing", help="It may taint nodes that are off: for clusters with fencing: out-of-service."
+        ),
+    ] = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return at once; the operator starts in the background.")
     ] = False,
@@ -58,6 +65,7 @@ def install(
 
     limit = seconds(timeout)
     settings = _settings(image=image, postgres_image=postgres_image, watch_namespace=watch_namespace)
+    settings = replace(settings, fencing=fencing)
     manifests.check(settings)
     if dry_run:
         typer.echo(manifests.to_yaml(manifests.manifests(settings)), nl=False)
@@ -101,7 +109,7 @@ def uninstall(
 def _settings(**given: str | None) -> Settings:
     from pgherd.deploy.manifests import Settings
 
-    named = {"namespace": current().namespace, **given}
+    named: dict[str, Any] = {"namespace": current().namespace, **given}
     return Settings(**{key: value for key, value in named.items() if value is not None})
 
 

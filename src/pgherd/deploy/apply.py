@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource, create_api_info
@@ -19,6 +20,7 @@ from pgherd.deploy.manifests import (
     Manifest,
     Settings,
     definition,
+    fencing_roles,
     global_name,
     manifests,
     namespace,
@@ -39,6 +41,9 @@ def install(api: Api, settings: Settings, progress: Progress = lambda text: None
 
     :raises PgherdError: the API server refuses something
     """
+    if not settings.fencing:
+        for manifest in fencing_roles(settings):
+            _delete(api, manifest)
     for manifest in manifests(settings):
         # A namespace that is there belongs to somebody, who may not want our label on it.
         if manifest["kind"] != "Namespace" or not _exists(api, manifest):
@@ -195,7 +200,7 @@ def uninstall(
     elif clusters:
         kept += [definition(settings)]
     removed = []
-    for manifest in reversed(manifests(settings)):
+    for manifest in reversed(manifests(replace(settings, fencing=True))):
         if manifest not in kept and _delete(api, manifest):
             removed.append(f"{manifest['kind']} {manifest['metadata']['name']}")
     return removed + _remove_rights_in_namespaces(api, settings)

@@ -47,6 +47,8 @@ def files() -> dict[str, str]:
         + _template(manifests.operator_roles(here))
         + "{{- else }}\n"
         + _template(manifests.operator_roles(everywhere))
+        + "{{- end }}\n{{- if .Values.fencing }}\n"
+        + _template(manifests.fencing_roles(everywhere))
         + "{{- end }}\n{{- if .Values.roles.aggregate }}\n"
         + _template(manifests.people_roles(everywhere))
         + "{{- end }}\n",

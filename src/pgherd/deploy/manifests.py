@@ -60,6 +60,8 @@ class Settings:
     managed_by: str = "pgherd"
     watch_namespace: str = ""
     """the only namespace whose clusters it looks after; empty: all"""
+    fencing: bool = False
+    """it may taint nodes that are off, for clusters with ``fencing: out-of-service``"""
 
 
 def check(settings: Settings) -> None:
@@ -88,6 +90,7 @@ def manifests(settings: Settings) -> list[Manifest]:
         definition(settings),
         account(settings),
         *operator_roles(settings),
+        *(fencing_roles(settings) if settings.fencing else []),
         *people_roles(settings),
         operator(settings),
     ]
@@ -159,13 +162,22 @@ def operator_roles(settings: Settings) -> list[Manifest]:
     ]
 
 
+def fencing_roles(settings: Settings) -> list[Manifest]:
+    """What it may do to nodes besides."""
+    name = f"{global_name(settings)}-fencing"
+    return [
+        _cluster_role(name, settings, rbac.fencing_rules()),
+        _binding("ClusterRoleBinding", "ClusterRole", settings, name),
+    ]
+
+
 def global_name(settings: Settings) -> str:
     """Names without a namespace: several operators may share a cluster, each for a namespace of its own."""
     return f"{NAME}-{settings.namespace}"
 
 
-def _binding(kind: str, role: str, settings: Settings) -> Manifest:
-    name = global_name(settings)
+def _binding(kind: str, role: str, settings: Settings, name: str = "") -> Manifest:
+    name = name or global_name(settings)
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": kind,

@@ -31,6 +31,11 @@ def cluster_rules() -> list[Rule]:
     ]
 
 
+def fencing_rules() -> list[Rule]:
+    """The operator's where clusters are declared with ``fencing: out-of-service``: taint a node that is off."""
+    return [rule("", ["nodes"], ["patch"])]
+
+
 def operator_rules() -> list[Rule]:
     """The operator's in every namespace that has clusters."""
     return [

@@ -66,9 +66,11 @@ class ClusterLoop(threading.Thread):
                 pause = CALM_SECONDS
             except PgherdError as error:
                 logger.warning("%s: %s", self.cluster, error)
+                self._hindered(str(error))
                 pause = CALM_SECONDS
-            except Exception:  # the loop must outlive whatever one look ran into
+            except Exception as error:  # the loop must outlive whatever one look ran into
                 logger.exception("%s: a round failed", self.cluster)
+                self._hindered(f"a look at it met what nobody expected: {error!r}")
                 pause = CALM_SECONDS
             if self._rests:
                 return
@@ -94,11 +96,17 @@ class ClusterLoop(threading.Thread):
         self._revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
         seen = self._look(world)
-        if self._align(seen):
-            # What was just applied may have made members outdated: the plan must know.
-            seen = self._look(world)
+        hindrances = []
+        try:
+            if self._align(seen):
+                # What was just applied may have made members outdated: the plan must know.
+                seen = self._look(world)
+        except PgherdError as error:
+            # What is around the members waits; members are healed all the same.
+            logger.warning("%s: %s", self.cluster, error)
+            hindrances = [" ".join(str(error).split())]
         steps = plan.plan(seen)
-        self._tell(seen, steps)
+        self._tell(seen, steps, hindrances)
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
@@ -127,7 +135,7 @@ class ClusterLoop(threading.Thread):
             object.__setattr__(seen, "sizes", self._last_sizes)
         return seen
 
-    def _tell(self, seen: Observed, steps: list[plan.Step]) -> None:
+    def _tell(self, seen: Observed, steps: list[plan.Step], hindrances: list[str]) -> None:
         fatal = self._fatal_generation == seen.declaration.generation
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = status.build(
@@ -136,6 +144,7 @@ class ClusterLoop(threading.Thread):
             now=now,
             previous=self._platform.read_status(self.cluster),
             errors=self._errors,
+            hindrances=hindrances,
             fatal=fatal,
         )
         self._platform.write_status(self.cluster, text)
@@ -162,6 +171,19 @@ class ClusterLoop(threading.Thread):
                 self._platform.announce(self.cluster, "; ".join(error.problems), failed=True)
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = status.refused(self.cluster, generation, error.problems, now=now, previous=previous)
+            self._platform.write_status(self.cluster, text)
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
+
+    def _hindered(self, problem: str) -> None:
+        """Say that nobody could look, and why: the status before would pass for the truth."""
+        problem = " ".join(problem.split())
+        try:
+            previous = self._platform.read_status(self.cluster)
+            if previous is None or not status.is_told(previous, problem):
+                self._platform.announce(self.cluster, problem, failed=True)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = status.hindered(self.cluster, problem, now=now, previous=previous)
             self._platform.write_status(self.cluster, text)
         except PgherdError as another:
             logger.warning("%s: %s", self.cluster, another)

@@ -14,6 +14,8 @@ from pgherd.patroni.client import lag_bytes
 from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
 
+HINDERED = "NotObserved"
+"""reason of conditions that nobody could look at"""
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
 
@@ -24,6 +26,7 @@ def build(
     now: str,
     previous: Mapping[str, Any] | None = None,
     errors: Sequence[str] = (),
+    hindrances: Sequence[str] = (),
     fatal: bool = False,
 ) -> dict[str, Any]:
     """The status JSON.
@@ -32,9 +35,10 @@ def build(
     :param now: RFC 3339 time of this look
     :param previous: the status written last
     :param errors: what the last steps ran into
+    :param hindrances: what keeps things around the members from being as declared
     :param fatal: trying again can't help, somebody must change something
     """
-    problems = find_problems(seen)
+    problems = [*find_problems(seen), *hindrances]
     phase = _phase(seen, steps, problems, previous, fatal)
     spec = seen.declaration.cluster.spec
     return {
@@ -81,6 +85,41 @@ def refused(
         ],
         "errors": list(problems),
     }
+
+
+def hindered(
+    name: str, problem: str, *, now: str, previous: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The status when nobody could look: what was seen last (``observedAt`` says when), and why nothing newer is."""
+    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    phase = (previous or {}).get("phase", "Pending")
+    kept = [each for kind, each in before.items() if kind not in ("Ready", "Progressing", "Degraded")]
+    return {
+        "name": name,
+        "engine": None,
+        "generation": 0,
+        "observedAt": None,
+        "groups": [],
+        "operation": None,
+        "lastOperation": None,
+        **(previous or {}),
+        "phase": phase if phase in ("Pending", "Creating", "Deleting") else "Degraded",
+        "settled": False,
+        "conditions": [
+            _condition(before.get("Ready"), "Ready", None, HINDERED, problem, now),
+            _condition(before.get("Progressing"), "Progressing", False, HINDERED, problem, now),
+            _condition(before.get("Degraded"), "Degraded", True, HINDERED, problem, now),
+            *kept,
+        ],
+        "errors": [problem],
+    }
+
+
+def is_told(status: Mapping[str, Any], problem: str) -> bool:
+    """Whether this status says already that this keeps everybody from looking."""
+    return HINDERED in (each["reason"] for each in status.get("conditions", [])) and problem in status.get(
+        "errors", []
+    )
 
 
 def find_problems(seen: Observed) -> list[str]:
@@ -186,9 +225,9 @@ def _conditions(
 
 
 def _condition(
-    before: Mapping[str, str] | None, kind: str, holds: bool, reason: str, message: str, now: str
+    before: Mapping[str, str] | None, kind: str, holds: bool | None, reason: str, message: str, now: str
 ) -> dict[str, str]:
-    status = "True" if holds else "False"
+    status = "Unknown" if holds is None else "True" if holds else "False"
     since = before["lastTransitionTime"] if before and before["status"] == status else now
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
 

@@ -166,6 +166,23 @@ class Api:
                     return None
                 raise
 
+    def nodes(self, labels: Mapping[str, str]) -> list[Object]:
+        """Nodes with these labels.
+
+        :raises PgherdError: they could not be asked
+        """
+        with explained("list nodes"):
+            return [dict(each) for each in self.client.list(_NODE, labels=dict(labels))]
+
+    def merge_node(self, name: str, patch: Mapping[str, Any]) -> None:
+        """Change some fields of a node (None removes one).
+
+        :raises PgherdError: refused
+        """
+        with explained(f"change Node {name}"):
+            manager = names.FIELD_MANAGER
+            self.client.patch(_NODE, name, dict(patch), patch_type=PatchType.MERGE, field_manager=manager)
+
     def warnings(self, namespace: str, about: str) -> Sequence[Object]:
         """Warnings about an object of this name.
 

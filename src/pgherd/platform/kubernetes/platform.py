@@ -36,6 +36,7 @@ from pgherd.platform.kubernetes.cluster_objects import (
 )
 from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events, Hints
+from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.group_objects import group_objects
 from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.trust import Trust
@@ -94,6 +95,7 @@ class KubernetesPlatform(Platform):
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
         self._upkeep = Upkeep(api, namespace, self._reader)
         self._nodes = Nodes(api)
+        self._fence = Fence(api)
         self._hints = Hints(api, namespace)
         self._trust = Trust(api, namespace, self._reader)
         self._written: dict[str, tuple[str, float]] = {}
@@ -286,6 +288,9 @@ class KubernetesPlatform(Platform):
                     self._upkeep.group(cluster, group)
                 elif not self._has_members(name, group):
                     self._remove_group(name, group)
+        if cluster.spec.fencing == "out-of-service":
+            found = self._reader.of_cluster(POD, self.namespace, name)
+            self._fence.look(name, found, lambda what: self.announce(name, what))
         return bool(changed)
 
     def _changing(self, cluster: str) -> threading.RLock:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Credentials
 from pgherd.platform.kubernetes import certificates, names
-from pgherd.platform.kubernetes.api import SECRET, Api, Object
+from pgherd.platform.kubernetes.api import SECRET, VOLUME_CLAIM, Api, Object
 from pgherd.platform.kubernetes.cache import Reader
 from pgherd.platform.kubernetes.certificates import Authority
 from pgherd.platform.kubernetes.cluster_objects import (
@@ -56,19 +56,36 @@ class Trust:
         self._guard = threading.RLock()
 
     def credentials(self, cluster: str) -> Credentials:
-        """The cluster's passwords, made at the first call."""
+        """The cluster's passwords, made at the first call.
+
+        :raises PgherdError: they are damaged, or were lost: no new ones can be made for databases that are there
+        """
 
         def make() -> dict[str, Any]:
-            made = Credentials(*(secrets.token_urlsafe(24) for _ in fields(Credentials)))
-            return credentials_secret(cluster, made)
+            return credentials_secret(cluster, self._remembered(cluster) or self._new(cluster))
 
         return self._kept(names.credentials_secret(cluster), make, lambda values: Credentials(**values))
 
+    def _remembered(self, cluster: str) -> Credentials | None:
+        """What somebody has just deleted."""
+        _, known = self._known.get(names.credentials_secret(cluster), ("", None))
+        return known if isinstance(known, Credentials) else None
+
+    def _new(self, cluster: str) -> Credentials:
+        name = names.credentials_secret(cluster)
+        if self._api.list(VOLUME_CLAIM, self._namespace, names.selector(cluster)):
+            raise PgherdError(
+                f"Secret {name} is lost, and with it the passwords of {cluster}: restore it from a copy, or from "
+                "what a running member was started with (docs/kubernetes.md)"
+            )
+        return Credentials(*(secrets.token_urlsafe(24) for _ in fields(Credentials)))
+
     def authority(self, cluster: str) -> Authority:
-        """The cluster's certificate authority, made at the first call."""
+        """The cluster's certificate authority, made at the first call; one that was lost is replaced."""
 
         def make() -> dict[str, Any]:
-            return authority_secret(cluster, certificates.make_authority(cluster, self._now()))
+            _, known = self._known.get(names.authority_secret(cluster), ("", None))
+            return authority_secret(cluster, known or certificates.make_authority(cluster, self._now()))
 
         return self._kept(names.authority_secret(cluster), make, Authority.of)
 
