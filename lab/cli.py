@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     add("start-api", lambda settings, _: cluster.start_api(settings), "bring the API server back")
     load = add("load-image", _load_image, "bring an image archive into every node")
     load.add_argument("file", type=Path, metavar="FILE", help="an OCI or Docker archive")
+    tag = add("tag-image", _tag_image, "give an image one more name in every node")
+    tag.add_argument("name", metavar="NAME", help="the name it has")
+    tag.add_argument("new", metavar="NEW", help="its new name, such as localhost/mine:2")
     _add_building(add)
     inside = add("run", _run, "run a command of this machine in the lab's network: it reaches nodes and pods")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
@@ -123,6 +126,10 @@ def _status(settings: Settings, arguments: argparse.Namespace) -> None:
 
 def _load_image(settings: Settings, arguments: argparse.Namespace) -> None:
     print(cluster.load_image(settings, arguments.file))
+
+
+def _tag_image(settings: Settings, arguments: argparse.Namespace) -> None:
+    cluster.tag_image(settings, arguments.name, arguments.new)
 
 
 def _build_image(settings: Settings, arguments: argparse.Namespace) -> None:

@@ -71,7 +71,7 @@ def namespace(images: None) -> Iterator[Namespace]:
     kubectl("apply", "-f", "-", stdin=json.dumps(labelled))
     pgherd = (sys.executable, "-m", "pgherd.cli.main", "--platform", "kubernetes", "-n", f"{name}-system")
     _make(
-        *pgherd, "install", "--watch-namespace", name,
+        *pgherd, "install", "--watch-namespace", name, "--fencing",
         "--image", OPERATOR_IMAGE, "--postgres-image", POSTGRES_IMAGE,
     )  # fmt: skip
     try:

@@ -29,14 +29,22 @@ def broken(namespace: Namespace) -> Iterator[Cluster]:
         ({"nodeSelector": {"disk": "imaginary"}}, {}, "node"),
         ({}, {"postgres": {"image": "localhost/no-such-image:1"}}, "no-such-image"),
         ({"resources": {"cpu": "500", "memory": "256Mi"}}, {}, "Insufficient cpu"),
+        ({"standbys": 8}, {}, "anti-affinity"),
     ],
+    ids=["class", "node", "image", "cores", "anti-affinity"],
 )
 def test_what_keeps_a_cluster_from_running_is_said(
     broken: Cluster, group: Mapping[str, Any], spec: Mapping[str, Any], says: str
 ) -> None:
     broken.apply(segments=1, standbys=0, group=group, **spec)
     wait_for(lambda: says in broken.condition("Degraded").get("message", ""), f"it says {says}", SECONDS)
-    assert broken.condition("Ready")["status"] == "False"
+    assert says in told(broken)
+
+
+def told(cluster: Cluster) -> str:
+    """Its events."""
+    about = ("get", "events", "-o", "wide", "--field-selector", f"involvedObject.name={cluster.name}")
+    return cluster.namespace.kubectl(*about)
 
 
 def test_a_quota_is_named(namespace: Namespace, broken: Cluster) -> None:
@@ -50,6 +58,7 @@ def test_a_quota_is_named(namespace: Namespace, broken: Cluster) -> None:
     try:
         broken.apply(segments=1, standbys=0)
         wait_for(lambda: "quota" in broken.condition("Degraded").get("message", ""), "it says so", SECONDS)
+        assert "quota" in told(broken)
     finally:
         namespace.kubectl("delete", "quota", "tight")
 
@@ -58,8 +67,7 @@ def test_a_parameter_that_can_not_be_is_said_before_anything_is_made(broken: Clu
     broken.apply(segments=1, standbys=0, postgres={"parameters": {"fsync": "off"}})
     wait_for(lambda: broken.status.get("phase") == "Failed", "it is refused", SECONDS)
     assert "spec.postgres.parameters.fsync" in broken.condition("SpecRefused")["message"]
-    events = broken.namespace.kubectl("get", "events", "--field-selector", "involvedObject.name=broken")
-    assert "spec.postgres.parameters.fsync" in events
+    assert "spec.postgres.parameters.fsync" in told(broken)
     assert not broken.pods()
 
 

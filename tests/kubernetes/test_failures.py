@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.kube import Cluster, Namespace, lab, wait_for
+from tests.kubernetes.kube import Cluster, Namespace, kubectl, lab, wait_for
 from tests.kubernetes.writer import Writers, writers
 
 pytestmark = pytest.mark.kubernetes
@@ -175,6 +177,73 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
     assert not late
     assert final["gaps"][0] <= NODE_SECONDS + 5
     shop.psql(new, "DROP TABLE public.lonely")
+
+
+@pytest.mark.parametrize("group", ["coordinator", "segment-1"])
+def test_a_kubelet_stopped_alone(shop: Cluster, breakable: None, group: str) -> None:
+    """Its members live, but nobody vouches for them: a primary there hands over to one that Services lead to."""
+    old = str(shop.leader(group))
+    node = shop.node_of(old)
+    with writers(shop, avoid=node) as at_work:
+        lab("stop-kubelet", node.removeprefix("node"))
+        try:
+            wait_for(lambda: shop.leader(group) != old, "the primary is on another node", 60)
+            at_work.go_on()
+        finally:
+            lab("mend", node.removeprefix("node"))
+        shop.wait_phase("Running", timeout=180)
+        final = at_work.finish()
+    print(group, final)
+    assert final["gaps"][0] <= 10.0
+
+
+def test_a_node_that_is_off_for_sure_gives_its_members_back_with_their_volumes(
+    shop: Cluster, breakable: None
+) -> None:
+    """Only once somebody says that it is off; until then nobody touches what may be alive."""
+    shop.patch({"fencing": "out-of-service", "segments": {"standbys": 0}})
+    shop.wait_phase("Running", timeout=120)
+    lonely = str(shop.leader("segment-1"))
+    node = shop.node_of(lonely)
+    volume = shop.namespace.get("pvc", f"data-{lonely}")["metadata"]["uid"]
+    with writers(shop, avoid=node) as at_work:
+        before = at_work.acknowledged
+        lab("kill-node", node.removeprefix("node"))
+        try:
+            wait_for(lambda: f"wait for node {node}" in events(shop), "it is told what it waits for", 60)
+            assert shop.node_of(lonely) == node
+            kubectl(
+                "annotate",
+                "node",
+                node,
+                "--overwrite",
+                f"pgherd.io/powered-off={datetime.now(UTC).isoformat()}",
+            )
+            wait_for(lambda: shop.node_of(lonely) not in ("", node), "it is elsewhere", 90)
+            assert shop.namespace.get("pvc", f"data-{lonely}")["metadata"]["uid"] == volume
+            wait_for(lambda: shop.leader("segment-1") == lonely, "it leads again", 60)
+            at_work.go_on()
+        finally:
+            lab("mend", node.removeprefix("node"))
+        wait_for(lambda: not fences(node), "the fence is down again", 60)
+        shop.patch({"fencing": None, "segments": {"standbys": 1}})
+        shop.wait_phase("Running", timeout=180)
+        final = at_work.finish()
+    print(final)
+    assert final["acknowledged"] > before
+
+
+def events(cluster: Cluster) -> str:
+    """What was told about a cluster."""
+    return cluster.namespace.kubectl(
+        "get", "events", "--field-selector", f"involvedObject.name={cluster.name}"
+    )
+
+
+def fences(node: str) -> list[str]:
+    """Taints that keep everything off a node."""
+    taints = json.loads(kubectl("get", "node", node, "-o", "json"))["spec"].get("taints") or []
+    return [taint["key"] for taint in taints if "out-of-service" in taint["key"]]
 
 
 def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakable: None) -> None:

@@ -37,7 +37,7 @@ def test_the_operator_runs_and_installing_again_changes_nothing(operator: Namesp
     container = before["spec"]["template"]["spec"]["containers"][0]
     environment = {each["name"]: each.get("value") or "" for each in container["env"]}
     done = pgherd(
-        "install", "-n", operator.name,
+        "install", "-n", operator.name, "--fencing",
         "--watch-namespace", environment["PGHERD_WATCH_NAMESPACE"],
         "--image", container["image"],
         "--postgres-image", environment["PGHERD_POSTGRES_IMAGE"],

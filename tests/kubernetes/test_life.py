@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 
 import pytest
 
-from tests.kubernetes.kube import Cluster, Namespace, wait_for
+from tests.kubernetes.conftest import POSTGRES_IMAGE
+from tests.kubernetes.kube import Cluster, Namespace, lab, wait_for
 from tests.kubernetes.writer import writers
 
 pytestmark = pytest.mark.kubernetes
@@ -40,8 +42,15 @@ def test_a_cluster_is_ready_within_45_seconds(namespace: Namespace) -> None:
         assert not namespace.list(kind, "pgherd.io/cluster=quick"), kind
 
 
+STALL_P50, STALL_P99, STALL_MAX = 10.0, 300.0, 1000.0
+"""how much longer than before writes may take while data moves, in milliseconds: the same as on one machine"""
+
+
 def test_kubectl_scale_moves_the_data_under_writers(shop: Cluster) -> None:
     with writers(shop) as at_work:
+        at_work.mark("quiet")
+        at_work.go_on(1000)
+        at_work.mark("grow")
         shop.namespace.kubectl("scale", f"pgc/{shop.name}", "--replicas=4")
         status = shop.wait_phase("Running", timeout=240)
         shards = [group["shards"] for group in status["groups"]]
@@ -50,15 +59,19 @@ def test_kubectl_scale_moves_the_data_under_writers(shop: Cluster) -> None:
         assert all(shards[1:])
         assert status["lastOperation"]["kind"] == "expand"
         at_work.go_on()
-        grown = at_work.report()
+        at_work.mark("shrink")
         shop.namespace.kubectl("scale", f"pgc/{shop.name}", "--replicas=2")
         status = shop.wait_phase("Running", timeout=240)
         assert [group["shards"] for group in status["groups"]] == [0, 4, 4]
         at_work.go_on()
         final = at_work.finish()
-    print(f"grown: {grown}; shrunk: {final}")
+    print(final)
     assert not final["errors"]
     assert final["unknown"] == 0
+    quiet = final["spans"]["quiet"]["p50"]
+    for span in (final["spans"]["grow"], final["spans"]["shrink"]):
+        assert span["p99"] - quiet < STALL_P99, final
+        assert span["max"] - quiet < STALL_MAX, final
     gone = "pgherd.io/cluster=shop,pgherd.io/group in (segment-3,segment-4)"
     for kind in ("pod", "pvc", "configmap", "statefulset", "service", "secret"):
         wait_for(partial(nothing, shop.namespace, kind, gone), f"no {kind} of old segments is left")
@@ -80,31 +93,48 @@ def test_parameters_change_by_reload_or_restart(shop: Cluster) -> None:
             assert shop.psql(member, "SHOW max_connections") == "150"
 
 
-def test_changed_resources_roll_through_standbys_first(shop: Cluster) -> None:
-    before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in shop.pods()}
-    with writers(shop) as at_work:
-        small = {"resources": {"cpu": "50m", "memory": "320Mi"}}
-        shop.patch({"coordinator": small, "segments": small})
-        wait_for(
-            lambda: (
-                {p["metadata"]["name"]: p["metadata"]["uid"] for p in shop.pods()}.items().isdisjoint(
-                    before.items()
-                )
-                and len(shop.pods()) == len(before)
-            ),
-            "all pods are new",
-            240,
+@pytest.fixture
+def next_image(in_lab: bool) -> str:
+    """Another name for the members' image: a new version, as far as Kubernetes can tell."""
+    if not in_lab:
+        return os.environ.get("PGHERD_POSTGRES_IMAGE_NEXT") or pytest.skip(
+            "PGHERD_POSTGRES_IMAGE_NEXT names none"
         )
+    lab("tag-image", POSTGRES_IMAGE, f"{POSTGRES_IMAGE}-next")
+    return f"{POSTGRES_IMAGE}-next"
+
+
+def test_a_new_image_rolls_through_standbys_first_and_the_coordinator_last(
+    shop: Cluster, next_image: str
+) -> None:
+    before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in shop.pods()}
+    groups = ("segment-1", "segment-2", "coordinator")
+    led = {group: str(shop.leader(group)) for group in groups}
+    small = {"resources": {"cpu": "50m", "memory": "320Mi"}}
+
+    def all_new() -> bool:
+        now = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in shop.pods()}
+        return now.keys() == before.keys() and now.items().isdisjoint(before.items())
+
+    with writers(shop) as at_work:
+        shop.patch({"postgres": {"image": next_image}, "coordinator": small, "segments": small})
+        wait_for(all_new, "all pods are new", 240)
         shop.wait_phase("Running")
         at_work.go_on()
         final = at_work.finish()
     print(final)
     for pod in shop.pods():
-        assert pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "320Mi"
+        [container] = pod["spec"]["containers"]
+        assert container["image"] == next_image
+        assert container["resources"]["limits"]["memory"] == "320Mi"
     born = {p["metadata"]["name"]: p["metadata"]["creationTimestamp"] for p in shop.pods()}
-    segments = [at for name, at in born.items() if "segment" in name]
     coordinator = [at for name, at in born.items() if "coordinator" in name]
-    assert max(segments) <= min(coordinator)
+    assert max(at for name, at in born.items() if "segment" in name) <= min(coordinator)
+    for group in groups:
+        assert shop.leader(group) != led[group], "its old primary handed over before it went"
+        others = [at for name, at in born.items() if f"-{group}-" in name and name != led[group]]
+        assert max(others) <= born[led[group]]
+    assert final["gaps"][0] <= 10.0
 
 
 def test_standbys_come_and_go(shop: Cluster) -> None:

@@ -50,13 +50,29 @@ def report(journal):
         "slowest": round(max((took for _, took in list(journal.latencies)), default=0), 2),
     }
 
+marks = {}
+
+def spans(journal):
+    # Latencies in milliseconds between one mark and the next.
+    begins = sorted((at, name) for name, at in marks.items())
+    ends = [at for at, _ in begins[1:]] + [time.monotonic()]
+    found = {}
+    for (begin, name), end in zip(begins, ends):
+        took = sorted(1000 * took for began, took in list(journal.latencies) if begin <= began < end)
+        pick = lambda share: round(took[min(len(took) - 1, int(share * len(took)))], 1) if took else None
+        found[name] = {"count": len(took), "p50": pick(0.5), "p99": pick(0.99), "max": pick(1.0)}
+    return found
+
 with writers.writers(connect, count=int(os.environ.get("WRITERS", "3"))) as journal:
     while not os.path.exists("/tmp/stop"):
+        for name in os.listdir("/tmp"):
+            if name.startswith("mark-"):
+                marks.setdefault(name.removeprefix("mark-"), time.monotonic())
         with open("/tmp/report.new", "w") as file:
             json.dump(report(journal), file)
         os.rename("/tmp/report.new", "/tmp/report")
         time.sleep(0.1)
-final = {**report(journal), "audit": "passed"}
+final = {**report(journal), "spans": spans(journal), "audit": "passed"}
 try:
     with connect() as connection:
         writers.audit(connection, journal)
@@ -85,6 +101,10 @@ class Writers:
     def acknowledged(self) -> int:
         """Rows so far."""
         return int(self.report()["acknowledged"])
+
+    def mark(self, name: str) -> None:
+        """From now on latencies belong to a span of this name (``spans`` of :meth:`finish`)."""
+        self._exec("touch", f"/tmp/mark-{name}")
 
     def go_on(self, more: int = 100, timeout: float = 60.0) -> None:
         """Wait until so many more rows are acknowledged."""

@@ -91,6 +91,15 @@ def test_a_lost_primary_is_rebuilt_only_after_another_one_leads() -> None:
     assert p.RebuildMember(shop(1, 0)) in plan(led)
 
 
+def test_a_primary_whose_node_is_silent_but_that_serves_hands_over() -> None:
+    silent = seen_as(member(1, 0), lost=1.0)
+    assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(look(changes=[silent]))
+    behind = member(1, 1, sync=False)
+    assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=[silent, behind])))
+    lonely = [silent, seen_as(member(1, 1), lost=1.0)]
+    assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=lonely)))
+
+
 def test_a_lost_member_that_still_answers_stays() -> None:
     answering = seen_as(member(1, 1), lost=1000.0)
     assert p.RebuildMember(shop(1, 1)) not in plan(look(changes=[answering]))

@@ -74,7 +74,9 @@ def test_a_volume_alone_is_a_member_with_data() -> None:
 
 def test_a_pod_that_can_not_start_says_why() -> None:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
-    assert seen(pods=[a_pod(state=waiting)])["shop-segment-1-0"].note == "ImagePullBackOff: no such image"
+    assert seen(pods=[a_pod(state=waiting)])["shop-segment-1-0"].note == (
+        "ImagePullBackOff: no such image: put the image where nodes find it, or declare another postgres.image"
+    )
     pending = a_pod(state={})
     pending["status"]["containerStatuses"] = []
     pending["status"]["conditions"] = [

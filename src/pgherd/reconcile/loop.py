@@ -29,6 +29,8 @@ BUSY_SECONDS = 0.2
 """pause between two rounds while there is something to do"""
 CALM_SECONDS = 1.0
 """pause after a round that failed"""
+LASTING_SECONDS = 10.0
+"""a problem that is older is told as an event"""
 SIZES_EVERY = 5.0
 """seconds between two looks at the shards' sizes"""
 
@@ -46,6 +48,7 @@ class ClusterLoop(threading.Thread):
         self._stop_asked = stop
         self._operation: threading.Thread | None = None
         self._errors: list[str] = []
+        self._problems: dict[str, float | None] = {}
         self._fatal_generation: int | None = None
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
@@ -136,6 +139,7 @@ class ClusterLoop(threading.Thread):
         return seen
 
     def _tell(self, seen: Observed, steps: list[plan.Step], hindrances: list[str]) -> None:
+        self._complain([*status.find_problems(seen), *hindrances])
         fatal = self._fatal_generation == seen.declaration.generation
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = status.build(
@@ -148,6 +152,15 @@ class ClusterLoop(threading.Thread):
             fatal=fatal,
         )
         self._platform.write_status(self.cluster, text)
+
+    def _complain(self, problems: list[str]) -> None:
+        """Tell problems that last; most pass by themselves while members start."""
+        now = time.monotonic()
+        self._problems = {problem: self._problems.get(problem, now) for problem in problems}
+        for problem, since in self._problems.items():
+            if since is not None and now - since > LASTING_SECONDS:
+                self._platform.announce(self.cluster, problem, failed=True)
+                self._problems[problem] = None
 
     def _is_done_with(self, error: BadInput) -> bool:
         """What was declared can't be: say so, and wait for it to be declared anew, or deleted."""

@@ -205,6 +205,7 @@ def plan(seen: Observed) -> list[Step]:
         *_configs(seen),
         *_restarts(seen),
         *_replacements(seen),
+        *_evacuations(seen),
         *_lost(seen),
         *_superfluous(seen),
         *_databases(seen),
@@ -308,6 +309,25 @@ def _is_lower(new: Any, old: Any) -> bool:
         return False
 
 
+def _evacuations(seen: Observed) -> list[Step]:
+    """A primary that serves where nobody reports on it any more: clients are led elsewhere, so it hands over."""
+    steps: list[Step] = []
+    for group in seen.wanted_groups():
+        primary = seen.primary(group)
+        if primary is None or primary.view.lost is None or _is_restarting(seen, group):
+            continue
+        if primary.member not in seen.wanted_members():
+            continue  # it hands over because it has to go, see _shed_standby
+        heirs = [heir for heir in _heirs(seen, primary) if heir.view.lost is None]
+        if heirs and heirs[0].patroni and (heirs[0].patroni.sync_standby or not _is_synchronous(seen)):
+            steps.append(Switchover(primary.member, heirs[0].member))
+    return steps
+
+
+def _is_synchronous(seen: Observed) -> bool:
+    return seen.declaration.cluster.spec.durability != "asynchronous"
+
+
 def _lost(seen: Observed) -> list[Step]:
     """Members whose place has been silent for long; only where another one of the group is the running primary."""
     limit = seen.declaration.cluster.spec.replace_lost_after
@@ -343,7 +363,9 @@ def _replacement(seen: Observed, group: int) -> Step | None:
     broken = [state for state in outdated if not state.view.running]
     if broken:
         return ReplaceMember(broken[0].member)
-    if not all(state.is_running for state in states) or _is_restarting(seen, group):
+    if not all(state.is_running and state.view.lost is None for state in states) or _is_restarting(
+        seen, group
+    ):
         return None
     standbys = [state for state in outdated if not state.is_primary]
     if standbys:

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from pgherd.errors import BadInput, NoSuchCluster
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, from_mapping, load, to_mapping
 from pgherd.model.topology import Credentials, Member, group_id
 from pgherd.platform.base import Declaration, MemberView, Platform
@@ -274,24 +275,44 @@ class KubernetesPlatform(Platform):
 
         :param configs: Patroni's dynamic configuration of each group that should be
         :return: whether anything was changed
+        :raises PgherdError: something was refused; everything else was done
         """
         name = cluster.metadata.name
         changed: list[str] = []
+        problems: list[str] = []
         with self._changing(name):
             present = self._groups(name)
+            chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
-                changed += self._ensure_cluster(cluster)
-            for group in present:
-                if group in configs:
-                    replicas = self._replicas(name, group)
-                    changed += self._ensure_group(cluster, group, replicas, configs[group])
-                    self._upkeep.group(cluster, group)
-                elif not self._has_members(name, group):
-                    self._remove_group(name, group)
-        if cluster.spec.fencing == "out-of-service":
-            found = self._reader.of_cluster(POD, self.namespace, name)
-            self._fence.look(name, found, lambda what: self.announce(name, what))
+                chores.insert(0, partial(self._ensure_cluster, cluster))
+            if cluster.spec.fencing == "out-of-service":
+                chores.append(partial(self._look_at_fence, name))
+            for chore in chores:
+                # What is refused for one group must not keep the others from being healed.
+                try:
+                    changed += chore()
+                except PgherdError as error:
+                    problems.append(str(error))
+        if problems:
+            raise PgherdError("; ".join(problems))
         return bool(changed)
+
+    def _align_group(
+        self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
+    ) -> list[str]:
+        name = cluster.metadata.name
+        if group not in configs:
+            if not self._has_members(name, group):
+                self._remove_group(name, group)
+            return []
+        changed = self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
+        self._upkeep.group(cluster, group)
+        return changed
+
+    def _look_at_fence(self, name: str) -> list[str]:
+        pods = self._reader.of_cluster(POD, self.namespace, name)
+        self._fence.look(name, pods, lambda what: self.announce(name, what))
+        return []
 
     def _changing(self, cluster: str) -> threading.RLock:
         """Held while what a cluster consists of is changed: its members are started side by side."""

@@ -13,6 +13,7 @@ from typing import Any
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import MemberView
 from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
 
@@ -96,7 +97,7 @@ def _view(
         has_data=claim is not None,
         postgres=Endpoint(host, names.POSTGRES_PORT),
         rest=Endpoint(address, names.REST_PORT),
-        note=_note(member, pod, claim, lost, hint),
+        note=advised(_note(member, pod, claim, lost, hint)),
         lost=lost,
         outdated=pod is not None and template is not None and template_of(pod) != template,
     )
