@@ -2,7 +2,8 @@
 
 ``KUBECONFIG`` names the cluster; without it the lab is started (and stays). In the lab, images are built from this tree
 and loaded; elsewhere they must be where nodes find them: ``PGHERD_OPERATOR_IMAGE``, ``PGHERD_POSTGRES_IMAGE``.
-``PGHERD_E2E_NAMESPACE`` names a namespace that an operator watches already, and nothing is installed.
+``PGHERD_E2E_IMAGES=loaded`` says that they are in the lab's nodes already. ``PGHERD_E2E_NAMESPACE`` names a namespace
+that an operator watches already, and nothing is installed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def in_lab() -> bool:
 @pytest.fixture(scope="session")
 def images(in_lab: bool) -> None:
     """Both images are where nodes find them."""
-    if not in_lab or os.environ.get("PGHERD_E2E_NAMESPACE"):
+    given = os.environ.get("PGHERD_E2E_NAMESPACE") or os.environ.get("PGHERD_E2E_IMAGES") == "loaded"
+    if not in_lab or given:
         return
     build = (sys.executable, "-m", "lab", "build-image", "--load")
     _make(

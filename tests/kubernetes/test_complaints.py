@@ -37,8 +37,11 @@ def test_what_keeps_a_cluster_from_running_is_said(
     broken: Cluster, group: Mapping[str, Any], spec: Mapping[str, Any], says: str
 ) -> None:
     broken.apply(segments=1, standbys=0, group=group, **spec)
-    wait_for(lambda: says in broken.condition("Degraded").get("message", ""), f"it says {says}", SECONDS)
-    assert says in told(broken)
+    wait_for(
+        lambda: says in broken.condition("Degraded").get("message", "") and says in told(broken),
+        f"condition and event say {says}",
+        SECONDS,
+    )
 
 
 def told(cluster: Cluster) -> str:
@@ -57,8 +60,11 @@ def test_a_quota_is_named(namespace: Namespace, broken: Cluster) -> None:
     namespace.apply(quota)
     try:
         broken.apply(segments=1, standbys=0)
-        wait_for(lambda: "quota" in broken.condition("Degraded").get("message", ""), "it says so", SECONDS)
-        assert "quota" in told(broken)
+        wait_for(
+            lambda: "quota" in broken.condition("Degraded").get("message", "") and "quota" in told(broken),
+            "condition and event say so",
+            SECONDS,
+        )
     finally:
         namespace.kubectl("delete", "quota", "tight")
 

@@ -14,6 +14,16 @@ from tests.kubernetes.writer import writers
 pytestmark = pytest.mark.kubernetes
 
 
+def kill_operator(operator: Namespace) -> list[str]:
+    """Kill the operator's pod without warning; its name."""
+    pods = [
+        pod["metadata"]["name"] for pod in operator.list("pods", "app.kubernetes.io/name=pgherd-operator")
+    ]
+    for name in pods:
+        operator.kubectl("delete", "pod", name, "--grace-period=0", "--force", check=False)
+    return pods
+
+
 @contextmanager
 def killed_every(operator: Namespace, seconds: float) -> Iterator[list[str]]:
     """Kill the operator's pod without warning, over and over, until the block ends; gives the names of the dead."""
@@ -21,10 +31,7 @@ def killed_every(operator: Namespace, seconds: float) -> Iterator[list[str]]:
 
     def kill() -> None:
         while not stop.wait(seconds):
-            for pod in operator.list("pods", "app.kubernetes.io/name=pgherd-operator"):
-                name = pod["metadata"]["name"]
-                operator.kubectl("delete", "pod", name, "--grace-period=0", "--force", check=False)
-                dead.append(name)
+            dead.extend(kill_operator(operator))
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()

@@ -137,3 +137,16 @@ def test_a_running_primary_with_standbys_is_never_replaced_under_its_feet(change
         if isinstance(step, p.ReplaceMember):
             primary = seen.primary(step.member.group)
             assert primary is None or primary.member != step.member
+
+
+def test_a_group_that_loses_its_standbys_stays_synchronous_until_they_are_gone() -> None:
+    """A standby that may still take over must have everything that was acknowledged."""
+    declared = cluster(standbys=0)
+    synchronous = dict(look().configs[1] or {})
+    together = look(declared, changes=[member(1, 1)])
+    object.__setattr__(together, "configs", {**together.configs, 1: synchronous})
+    assert not [step for step in plan(together) if isinstance(step, p.ApplyConfig)]
+    alone = look(declared)
+    object.__setattr__(alone, "configs", {**alone.configs, 1: synchronous})
+    [step] = [step for step in plan(alone) if isinstance(step, p.ApplyConfig)]
+    assert step.patch["synchronous_mode"] is False

@@ -258,9 +258,17 @@ def _configs(seen: Observed) -> list[Step]:
         if current is None or seen.primary(group) is None:
             continue
         patch = config_patch(current, seen.wanted_configs[group])
+        if not seen.standbys_wanted(group) and len(seen.of_group(group)) > 1:
+            # As long as a standby could still take over, it must have everything that was acknowledged.
+            for key in ONLY_ALONE:
+                patch.pop(key, None)
         if patch:
             steps.append(ApplyConfig(group, patch))
     return steps
+
+
+#: What is configured otherwise for a member that is alone in its group.
+ONLY_ALONE = ("synchronous_mode", "primary_start_timeout")
 
 
 def _restarts(seen: Observed) -> list[Step]:
