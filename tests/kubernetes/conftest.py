@@ -14,6 +14,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -28,22 +29,19 @@ def _make(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
 
 
-@pytest.fixture(scope="session")
-def in_lab() -> bool:
-    """Whether nodes may be broken: the cluster is the lab."""
-    lab = LAB_STATE / "kubeconfig"
+def use_lab() -> bool:
+    """See to it that KUBECONFIG names a cluster; whether it is the lab."""
+    kubeconfig = LAB_STATE / "kubeconfig"
     if not os.environ.get("KUBECONFIG"):
-        if not lab.exists():
+        if not kubeconfig.exists():
             _make(sys.executable, "-m", "lab", "up")
-        os.environ["KUBECONFIG"] = str(lab)
-    return os.environ["KUBECONFIG"] == str(lab)
+        os.environ["KUBECONFIG"] = str(kubeconfig)
+    return os.environ["KUBECONFIG"] == str(kubeconfig)
 
 
-@pytest.fixture(scope="session")
-def images(in_lab: bool) -> None:
-    """Both images are where nodes find them."""
-    given = os.environ.get("PGHERD_E2E_NAMESPACE") or os.environ.get("PGHERD_E2E_IMAGES") == "loaded"
-    if not in_lab or given:
+def load_images() -> None:
+    """Build both images and bring them into the lab's nodes."""
+    if os.environ.get("PGHERD_E2E_IMAGES") == "loaded":
         return
     build = (sys.executable, "-m", "lab", "build-image", "--load")
     _make(
@@ -56,13 +54,9 @@ def images(in_lab: bool) -> None:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def namespace(images: None) -> Iterator[Namespace]:
-    """A namespace with pod security enforced, watched by an operator of its own."""
-    given = os.environ.get("PGHERD_E2E_NAMESPACE")
-    if given:
-        yield Namespace(given)
-        return
+@contextmanager
+def installed() -> Iterator[Namespace]:
+    """A namespace with pod security enforced, watched by an operator of its own, as long as the block lasts."""
     name = f"pgherd-e2e-{secrets.token_hex(3)}"
     pod_security = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     labelled = {
@@ -72,15 +66,39 @@ def namespace(images: None) -> Iterator[Namespace]:
     }
     kubectl("apply", "-f", "-", stdin=json.dumps(labelled))
     pgherd = (sys.executable, "-m", "pgherd.cli.main", "--platform", "kubernetes", "-n", f"{name}-system")
-    _make(
-        *pgherd, "install", "--watch-namespace", name, "--fencing",
-        "--image", OPERATOR_IMAGE, "--postgres-image", POSTGRES_IMAGE,
-    )  # fmt: skip
     try:
+        _make(
+            *pgherd, "install", "--watch-namespace", name, "--fencing",
+            "--image", OPERATOR_IMAGE, "--postgres-image", POSTGRES_IMAGE,
+        )  # fmt: skip
         yield Namespace(name)
     finally:
         kubectl("-n", name, "delete", "pgc", "--all", "--timeout=120s", timeout=130, check=False)
+        _make(*pgherd, "uninstall", "--yes", "--keep-clusters")
         kubectl("delete", "namespace", name, f"{name}-system", "--wait=false", check=False)
+
+
+@pytest.fixture(scope="session")
+def in_lab() -> bool:
+    """Whether nodes may be broken: the cluster is the lab."""
+    return use_lab()
+
+
+@pytest.fixture(scope="session")
+def images(in_lab: bool) -> None:
+    """Both images are where nodes find them."""
+    if in_lab and not os.environ.get("PGHERD_E2E_NAMESPACE"):
+        load_images()
+
+
+@pytest.fixture(scope="session")
+def namespace(images: None) -> Iterator[Namespace]:
+    """A namespace that an operator watches."""
+    if given := os.environ.get("PGHERD_E2E_NAMESPACE"):
+        yield Namespace(given)
+        return
+    with installed() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
