@@ -200,3 +200,11 @@ def test_an_event_is_found_again_by_what_it_says() -> None:
     assert (first["reason"], first["type"]) == ("Start", "Normal")
     failed = events.render(about, "could not start it", failed=True, now=NOW, count=1)
     assert (failed["reason"], failed["type"]) == ("Failed", "Warning")
+
+
+def test_a_status_that_somebody_else_wrote_is_taken_for_what_it_is_worth() -> None:
+    good = {"type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "t"}
+    wrong = {"phase": 7, "conditions": [good, {"type": "Ready"}, "x"], "groups": "none", "engine": "fdw"}
+    assert views.sound_status(wrong) == {"conditions": [good], "engine": "fdw"}
+    assert views.sound_status({"conditions": "gone"}) == {"conditions": []}
+    assert views.sound_status("x") is None

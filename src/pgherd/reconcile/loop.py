@@ -198,8 +198,8 @@ class ClusterLoop(threading.Thread):
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = status.hindered(self.cluster, problem, now=now, previous=previous)
             self._platform.write_status(self.cluster, text)
-        except PgherdError as another:
-            logger.warning("%s: %s", self.cluster, another)
+        except Exception as another:  # the loop must outlive this, too
+            logger.warning("%s: %r", self.cluster, another)
 
     def _align(self, seen: Observed) -> bool:
         if seen.declaration.stopped or seen.declaration.deleting:

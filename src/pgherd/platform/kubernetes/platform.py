@@ -212,7 +212,7 @@ class KubernetesPlatform(Platform):
     def read_status(self, name: str) -> dict[str, Any] | None:
         """The status written last, or None."""
         found = self._reader.get(CLUSTER, self.namespace, name)
-        return (found or {}).get("status") or None
+        return views.sound_status((found or {}).get("status"))
 
     def write_status(self, name: str, status: Mapping[str, Any]) -> None:
         """Publish the status. One that says nothing new is written now and then only."""

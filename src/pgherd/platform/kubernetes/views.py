@@ -121,6 +121,21 @@ def _note(
     return (hint(names.volume_claim(member)) if unbound else "") or why_not(pod)
 
 
+def sound_status(status: Any) -> dict[str, Any] | None:
+    """A status without what is not of its shape: whoever may write it may have written anything."""
+    if not isinstance(status, dict):
+        return None
+    shapes = {"phase": str, "groups": list, "errors": list, "conditions": list}
+    sound = {key: value for key, value in status.items() if isinstance(value, shapes.get(key, object))}
+    sound["conditions"] = [each for each in sound.get("conditions", []) if _is_condition(each)]
+    return sound or None
+
+
+def _is_condition(found: Any) -> bool:
+    fields = ("type", "status", "reason", "message", "lastTransitionTime")
+    return isinstance(found, dict) and all(isinstance(found.get(field), str) for field in fields)
+
+
 def doubtful_node(pod: Object) -> str | None:
     """The node of a pod that is not ready: it is worth a look."""
     for condition in (pod.get("status") or {}).get("conditions") or []:
