@@ -126,7 +126,9 @@ def sound_status(status: Any) -> dict[str, Any] | None:
     if not isinstance(status, dict):
         return None
     shapes = {"phase": str, "groups": list, "errors": list, "conditions": list}
-    sound = {key: value for key, value in status.items() if isinstance(value, shapes.get(key, object))}
+    sound: dict[str, Any] = {
+        key: value for key, value in status.items() if isinstance(value, shapes.get(key, object))
+    }
     sound["conditions"] = [each for each in sound.get("conditions", []) if _is_condition(each)]
     return sound or None
 
