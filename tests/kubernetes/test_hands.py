@@ -143,7 +143,11 @@ def test_a_wish_changed_in_the_middle_and_paused_and_cancelled(shop: Cluster, op
     with writers(shop) as at_work:
         shop.patch({"expansion": {"paused": True}, "segments": {"count": 4}})
         wait_for(lambda: (shop.status.get("operation") or {}).get("kind") == "expand", "it has begun", 90)
-        wait_for(lambda: "paused" in shop.status["operation"]["message"], "it says that it is paused", 60)
+        wait_for(
+            lambda: "paused" in (shop.status.get("operation") or {}).get("message", ""),
+            "it says that it is paused",
+            60,
+        )
         kill_operator(operator)
         shop.patch({"expansion": {"paused": False}, "segments": {"count": 3}})
         kill_operator(operator)

@@ -50,8 +50,7 @@ def build(
         "settled": is_settled(list(steps)),
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
-        "operation": seen.operation_status,
-        "lastOperation": seen.last_operation_status,
+        **_operations(seen, previous),
         "errors": [*seen.declaration.problems, *errors],
     }
 
@@ -85,6 +84,13 @@ def refused(
         ],
         "errors": list(problems),
     }
+
+
+def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What runs and what ran last. While the coordinator can't be asked nobody knows better than before."""
+    if seen.catalogue is None and previous:
+        return {"operation": previous.get("operation"), "lastOperation": previous.get("lastOperation")}
+    return {"operation": seen.operation_status, "lastOperation": seen.last_operation_status}
 
 
 def hindered(
