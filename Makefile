@@ -93,5 +93,6 @@ helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it
 
 .PHONY: e2e
 
-e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
-	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s
+e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root); files side by side, then what must be alone
+	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -n 3 --dist loadfile -m "not alone"
+	PGHERD_E2E_IMAGES=loaded $(BIN)/pytest tests/kubernetes -p no:cacheprovider -s -m alone

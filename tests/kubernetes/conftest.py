@@ -8,6 +8,7 @@ that an operator watches already, and nothing is installed.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 import pytest
 
@@ -29,20 +31,40 @@ def _make(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
 
 
+@contextmanager
+def _one_process() -> Iterator[TextIO]:
+    """What processes of one run must not do at the same time; the file tells for which run images were loaded last."""
+    mark = ROOT / "build" / "images" / "loaded-for"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    with mark.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
 def use_lab() -> bool:
     """See to it that KUBECONFIG names a cluster; whether it is the lab."""
     kubeconfig = LAB_STATE / "kubeconfig"
     if not os.environ.get("KUBECONFIG"):
-        if not kubeconfig.exists():
+        with _one_process():
             _make(sys.executable, "-m", "lab", "up")
         os.environ["KUBECONFIG"] = str(kubeconfig)
     return os.environ["KUBECONFIG"] == str(kubeconfig)
 
 
 def load_images() -> None:
-    """Build both images and bring them into the lab's nodes."""
+    """Build both images and bring them into the lab's nodes; once for all processes of one run."""
     if os.environ.get("PGHERD_E2E_IMAGES") == "loaded":
         return
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
+    with _one_process() as file:
+        if not run or file.read() != run:
+            _build_images()
+            file.truncate(0)
+            file.write(run)
+
+
+def _build_images() -> None:
     build = (sys.executable, "-m", "lab", "build-image", "--load")
     _make(
         *build, "--target", "postgres", "--tag", POSTGRES_IMAGE,

@@ -86,9 +86,10 @@ def test_a_deleted_pod(shop: Cluster, group: str, role: str, how: str) -> None:
     assert final["gaps"][0] <= 10.0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("group", ["coordinator", "segment-1"])
 def test_a_primarys_container_killed(shop: Cluster, breakable: None, group: str) -> None:
-    rounds = int(os.environ.get("PGHERD_E2E_KILLS", "5"))
+    rounds = int(os.environ.get("PGHERD_E2E_KILLS", "3"))
     gaps = []
     for _ in range(rounds):
         with writers(shop) as at_work:
@@ -101,6 +102,7 @@ def test_a_primarys_container_killed(shop: Cluster, breakable: None, group: str)
     assert percentile_95(gaps) <= POD_SECONDS
 
 
+@pytest.mark.alone
 def test_the_api_server_away_for_a_minute(shop: Cluster, breakable: None) -> None:
     before = {group: shop.leader(group) for group in ("coordinator", "segment-1", "segment-2")}
     with writers(shop) as at_work:
@@ -118,6 +120,7 @@ def test_the_api_server_away_for_a_minute(shop: Cluster, breakable: None) -> Non
     assert final["unknown"] == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("group", ["coordinator", "segment-1"])
 def test_a_node_killed(shop: Cluster, breakable: None, group: str) -> None:
     node = shop.node_of(str(shop.leader(group)))
@@ -147,6 +150,7 @@ with open("/var/lib/postgresql/lonely", "w", buffering=1) as journal:
 """
 
 
+@pytest.mark.alone
 def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) -> None:
     """Its primary, alone with a writer beside it, acknowledges nothing that the others will not know."""
     old = str(shop.leader("segment-1"))
@@ -179,6 +183,7 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
     shop.psql(new, "DROP TABLE public.lonely")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("group", ["coordinator", "segment-1"])
 def test_a_kubelet_stopped_alone(shop: Cluster, breakable: None, group: str) -> None:
     """Its members live, but nobody vouches for them: a primary there hands over to one that Services lead to."""
@@ -197,6 +202,7 @@ def test_a_kubelet_stopped_alone(shop: Cluster, breakable: None, group: str) -> 
     assert final["gaps"][0] <= 10.0
 
 
+@pytest.mark.alone
 def test_a_node_that_is_off_for_sure_gives_its_members_back_with_their_volumes(
     shop: Cluster, breakable: None
 ) -> None:
@@ -246,6 +252,7 @@ def fences(node: str) -> list[str]:
     return [taint["key"] for taint in taints if "out-of-service" in taint["key"]]
 
 
+@pytest.mark.alone
 def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakable: None) -> None:
     """The StatefulSet alone would wait for its node for ever; it gets a new volume, and the old one is nobody's."""
     shop.patch({"replaceLostAfter": 20})

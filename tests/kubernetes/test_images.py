@@ -1,7 +1,7 @@
 """The images do their work where they will have to: in pods of a namespace that enforces `restricted`, with a root that
 nobody can write to.
 
-Needs the cluster that KUBECONFIG names, or the lab, and both images in it: `make lab-up image LOAD=1`.
+In the cluster that KUBECONFIG names, or in the lab.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ import pytest
 import yaml
 from lab.settings import Settings
 
-from tests.unit.test_image_files import VERSION
+from tests.kubernetes.conftest import OPERATOR_IMAGE, POSTGRES_IMAGE
 
 pytestmark = pytest.mark.kubernetes
 
-POSTGRES = "localhost/pgherd-postgres:17"
-OPERATOR = f"localhost/pgherd-operator:{VERSION}"
 PATRONI_POD = Path(__file__).parent / "patroni_pod.yaml"
 VOLUMES = {"tmp": "/tmp", "run": "/run/postgresql", "data": "/var/lib/postgresql"}
 LOCKED = {
@@ -104,7 +102,7 @@ class Namespace:
 
 
 @pytest.fixture(scope="module")
-def namespace() -> Iterator[Namespace]:
+def namespace(images: None) -> Iterator[Namespace]:
     found = Namespace(f"image-test-{uuid.uuid4().hex[:6]}")
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     wanted = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": found.name, "labels": labels}}
@@ -117,12 +115,12 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.fixture(scope="module")
 def postgres(namespace: Namespace) -> str:
-    return namespace.start("postgres", POSTGRES, VOLUMES, 999)
+    return namespace.start("postgres", POSTGRES_IMAGE, VOLUMES, 999)
 
 
 @pytest.fixture(scope="module")
 def operator(namespace: Namespace) -> str:
-    return namespace.start("operator", OPERATOR, {"tmp": "/tmp"}, 65532)
+    return namespace.start("operator", OPERATOR_IMAGE, {"tmp": "/tmp"}, 65532)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +242,7 @@ def test_the_exporter_measures(namespace: Namespace, server: str) -> None:
 
 def test_patroni_is_the_first_process_and_leads_its_server_to_a_clean_end(namespace: Namespace) -> None:
     pod = next(item for item in yaml.safe_load_all(PATRONI_POD.read_text()) if item["kind"] == "Pod")
-    assert pod["spec"]["containers"][0]["image"] == POSTGRES
+    assert pod["spec"]["containers"][0]["image"] == POSTGRES_IMAGE
     namespace.kubectl("apply", "--filename", str(PATRONI_POD))
     namespace.kubectl("wait", "--for=condition=Ready", "--timeout=180s", "pod/patroni")
     assert "patroni" in namespace.run("patroni", "tr '\\0' ' ' < /proc/1/cmdline")

@@ -23,6 +23,7 @@ def nothing(namespace: Namespace, kind: str, selector: str) -> bool:
     return not namespace.list(kind, selector)
 
 
+@pytest.mark.alone
 def test_a_cluster_is_ready_within_45_seconds(namespace: Namespace) -> None:
     cluster = Cluster(namespace, "quick")
     began = time.monotonic()
@@ -46,6 +47,7 @@ STALL_P50, STALL_P99, STALL_MAX = 10.0, 300.0, 1000.0
 """how much longer than before writes may take while data moves, in milliseconds: the same as on one machine"""
 
 
+@pytest.mark.alone
 def test_kubectl_scale_moves_the_data_under_writers(shop: Cluster) -> None:
     with writers(shop) as at_work:
         at_work.mark("quiet")
