@@ -139,14 +139,19 @@ class ClusterLoop(threading.Thread):
         return seen
 
     def _tell(self, seen: Observed, steps: list[plan.Step], hindrances: list[str]) -> None:
-        self._complain([*status.find_problems(seen), *hindrances])
+        previous = self._platform.read_status(self.cluster)
+        problems = status.find_problems(seen)
+        if status.is_being_created(seen, steps, previous):
+            # What is not there yet is no news; what keeps it from coming is.
+            problems = [problem for problem in problems if status.has_cause(problem)]
+        self._complain([*problems, *hindrances])
         fatal = self._fatal_generation == seen.declaration.generation
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = status.build(
             seen,
             steps,
             now=now,
-            previous=self._platform.read_status(self.cluster),
+            previous=previous,
             errors=self._errors,
             hindrances=hindrances,
             fatal=fatal,

@@ -150,6 +150,11 @@ def find_problems(seen: Observed) -> list[str]:
     return problems
 
 
+def has_cause(problem: str) -> bool:
+    """Whether the platform told what is behind this problem."""
+    return problem.endswith(")")
+
+
 def _unprotected(seen: Observed, group: int) -> list[str]:
     if seen.declaration.cluster.spec.durability == "asynchronous" or not seen.standbys_wanted(group):
         return []
