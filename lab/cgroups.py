@@ -18,6 +18,9 @@ from pathlib import Path
 from lab.errors import LabError
 from lab.settings import NAME, Machine
 
+WEIGHT = 8
+"""how many busy processes the whole lab weighs as much as"""
+
 
 @cache
 def hierarchies() -> tuple[Path, ...]:
@@ -39,6 +42,14 @@ def create(machine: Machine) -> None:
             _pass_controllers_down(folder.parent)
             folder.mkdir(exist_ok=True)
             _inherit_cpuset(folder)
+        _weigh(hierarchy / NAME)
+
+
+def _weigh(folder: Path) -> None:
+    """All of the lab would count as a single process beside whatever else runs here, and starve."""
+    for name, usual in (("cpu.shares", 1024), ("cpu.weight", 100)):
+        if (folder / name).exists():
+            (folder / name).write_text(str(WEIGHT * usual))
 
 
 def _pass_controllers_down(folder: Path) -> None:

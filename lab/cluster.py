@@ -301,9 +301,19 @@ def load_image(settings: Settings, archive: Path) -> str:
 
     :return: the names of the images, one a line
     """
+    with ThreadPoolExecutor() as pool:
+        return next(iter(list(pool.map(lambda node: images.load(node, archive), _nodes_on(settings)))))
+
+
+def tag_image(settings: Settings, name: str, new: str) -> None:
+    """Give an image one more name in every node that is on."""
+    for node in _nodes_on(settings):
+        images.tag(node, name, new)
+
+
+def _nodes_on(settings: Settings) -> list[Machine]:
     demand_lab(settings)
     on = [node for node in settings.nodes if machines.init_pid(node) is not None]
     if not on:
         raise LabError("no node is on")
-    with ThreadPoolExecutor() as pool:
-        return next(iter(list(pool.map(lambda node: images.load(node, archive), on))))
+    return on

@@ -17,6 +17,7 @@ from lab.settings import Machine
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 NOBODY = "65532:65532"
+CTR_IMAGES = ("ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", "images")
 
 
 def wrap(binary: Path, image: str, archive: Path, *, arguments: list[str]) -> None:
@@ -87,21 +88,24 @@ def load(node: Machine, archive: Path) -> str:
     """
     if not archive.is_file():
         raise BadRequestError(f"{archive}: no such file")
-    ctr = [
-        "ctr",
-        "--address",
-        CONTAINERD_SOCKET,
-        "--namespace",
-        "k8s.io",
-        "images",
-        "import",
-        "--all-platforms",
-    ]
     try:
         with archive.open("rb") as content:
-            said = machines.inside(node, *ctr, "-", stdin=content, timeout=600)
+            said = machines.inside(
+                node, *CTR_IMAGES, "import", "--all-platforms", "-", stdin=content, timeout=600
+            )
     except CommandError as error:
         raise LabError(
             f"{archive} can't be brought into {node.name}: is it an image archive? {error}"
         ) from error
     return "\n".join(line.split()[1] for line in said.splitlines() if line.startswith("unpacking"))
+
+
+def tag(node: Machine, name: str, new: str) -> None:
+    """Give an image of a node one more name.
+
+    :raises LabError: the node has no image of this name
+    """
+    try:
+        machines.inside(node, *CTR_IMAGES, "tag", "--force", name, new, timeout=60)
+    except CommandError as error:
+        raise LabError(f"{node.name} has no image {name}: {error}") from error

@@ -205,6 +205,7 @@ def test_privileged_pods_are_refused_where_the_namespace_says_so(settings: Setti
 
 def test_an_image_archive_is_brought_into_all_nodes(settings: Settings, up: float) -> None:
     assert "localhost/lab-tool:1" in lab("load-image", str(settings.images / "tool.tar"))
+    lab("tag-image", "localhost/lab-tool:1", "localhost/lab-tool:2")
 
 
 def test_a_file_that_is_no_image_is_refused_by_name(up: float) -> None:

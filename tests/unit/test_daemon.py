@@ -11,8 +11,8 @@ import pytest
 from pgherd.errors import PgherdError
 from pgherd.platform.local.files import write
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile.loop import ClusterLoop
 from pgherd.supervisor import daemon
-from pgherd.supervisor.loop import ClusterLoop
 from tests.support.platform import cluster
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pgherd.model.topology import Member
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import Observed, Operation
-from pgherd.reconcile.status import build
+from pgherd.reconcile.status import build, hindered, is_told
 from tests.support.looks import cluster, look, member
 
 NOW, LATER = "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:01:00.000+00:00"
@@ -116,3 +116,21 @@ def test_members_not_there_yet_are_absent() -> None:
     told = status(look(gone=[(1, 1)]))
     names = {m["name"]: m["state"] for m in told["groups"][1]["members"]}
     assert names[Member("shop", 1, 1).name] == "absent"
+
+
+def test_an_operation_is_not_forgotten_while_the_coordinator_can_not_be_asked() -> None:
+    before = {"phase": "Expanding", "operation": {"kind": "expand"}, "lastOperation": None}
+    assert status(look(catalogue=False), previous=before)["operation"] == {"kind": "expand"}
+    assert status(look(), previous=before)["operation"] is None
+
+
+def test_a_look_that_was_hindered_says_so_and_claims_nothing() -> None:
+    told = hindered("shop", "the Secret is lost", now=LATER, previous=status(look()))
+    assert told["phase"] == "Degraded"
+    assert told["observedAt"] == NOW
+    assert (condition(told, "Ready")["status"], condition(told, "Degraded")["status"]) == ("Unknown", "True")
+    assert condition(told, "Degraded")["message"] == "the Secret is lost"
+    assert is_told(told, "the Secret is lost")
+    assert not is_told(told, "something else")
+    assert not is_told(status(look()), "the Secret is lost")
+    assert hindered("shop", "x", now=NOW)["phase"] == "Pending"

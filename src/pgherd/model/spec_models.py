@@ -389,6 +389,21 @@ class ClusterSpec(Model):
     expansion: ExpansionSpec = Field(
         default_factory=ExpansionSpec, description="How shards move when segments come or go."
     )
+    replace_lost_after: int = Field(
+        default=300,
+        ge=0,
+        le=86_400,
+        description="Kubernetes only: seconds after which a member whose node does not report any more is built "
+        "anew elsewhere, on a new volume. Only while another member of its group is the primary. 0: never.",
+    )
+    fencing: Literal["none", "out-of-service"] = Field(
+        default="none",
+        description="Kubernetes only: how members leave a node that is off. none: they are built anew elsewhere, see "
+        "replaceLostAfter. out-of-service, for volumes on network storage: once Kubernetes gave the node up and the "
+        "cloud's controller or an annotation pgherd.io/powered-off=TIME on the node says that it is off, the node gets "
+        "Kubernetes' taint out-of-service, and all its pods go elsewhere with their volumes. The operator must be "
+        "installed with --fencing.",
+    )
     deletion_policy: Literal["Retain", "Delete"] = Field(
         default="Retain",
         description="Kubernetes only: whether the volumes stay (Retain) or go (Delete) with the cluster.",

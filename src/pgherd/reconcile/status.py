@@ -14,6 +14,8 @@ from pgherd.patroni.client import lag_bytes
 from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
 
+HINDERED = "NotObserved"
+"""reason of conditions that nobody could look at"""
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
 
@@ -24,6 +26,7 @@ def build(
     now: str,
     previous: Mapping[str, Any] | None = None,
     errors: Sequence[str] = (),
+    hindrances: Sequence[str] = (),
     fatal: bool = False,
 ) -> dict[str, Any]:
     """The status JSON.
@@ -32,9 +35,10 @@ def build(
     :param now: RFC 3339 time of this look
     :param previous: the status written last
     :param errors: what the last steps ran into
+    :param hindrances: what keeps things around the members from being as declared
     :param fatal: trying again can't help, somebody must change something
     """
-    problems = find_problems(seen)
+    problems = [*find_problems(seen), *hindrances]
     phase = _phase(seen, steps, problems, previous, fatal)
     spec = seen.declaration.cluster.spec
     return {
@@ -46,10 +50,82 @@ def build(
         "settled": is_settled(list(steps)),
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
-        "operation": seen.operation_status,
-        "lastOperation": seen.last_operation_status,
-        "errors": list(errors),
+        **_operations(seen, previous),
+        "errors": [*seen.declaration.problems, *errors],
     }
+
+
+def refused(
+    name: str,
+    generation: int,
+    problems: Sequence[str],
+    *,
+    now: str,
+    previous: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The status of a cluster whose declaration can't be, and of which none was accepted before."""
+    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    text = "; ".join(problems)
+    return {
+        "name": name,
+        "engine": None,
+        "groups": [],
+        "operation": None,
+        "lastOperation": None,
+        **(previous or {}),
+        "phase": "Failed",
+        "generation": generation,
+        "observedAt": now,
+        "settled": False,
+        "conditions": [
+            _condition(before.get("Ready"), "Ready", False, "InvalidSpec", text, now),
+            _condition(before.get("Progressing"), "Progressing", False, "InvalidSpec", text, now),
+            _condition(before.get("SpecRefused"), "SpecRefused", True, "InvalidSpec", text, now),
+        ],
+        "errors": list(problems),
+    }
+
+
+def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What runs and what ran last. While the coordinator can't be asked nobody knows better than before."""
+    if seen.catalogue is None and previous:
+        return {"operation": previous.get("operation"), "lastOperation": previous.get("lastOperation")}
+    return {"operation": seen.operation_status, "lastOperation": seen.last_operation_status}
+
+
+def hindered(
+    name: str, problem: str, *, now: str, previous: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The status when nobody could look: what was seen last (``observedAt`` says when), and why nothing newer is."""
+    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    phase = (previous or {}).get("phase", "Pending")
+    kept = [each for kind, each in before.items() if kind not in ("Ready", "Progressing", "Degraded")]
+    return {
+        "name": name,
+        "engine": None,
+        "generation": 0,
+        "observedAt": None,
+        "groups": [],
+        "operation": None,
+        "lastOperation": None,
+        **(previous or {}),
+        "phase": phase if phase in ("Pending", "Creating", "Deleting") else "Degraded",
+        "settled": False,
+        "conditions": [
+            _condition(before.get("Ready"), "Ready", None, HINDERED, problem, now),
+            _condition(before.get("Progressing"), "Progressing", False, HINDERED, problem, now),
+            _condition(before.get("Degraded"), "Degraded", True, HINDERED, problem, now),
+            *kept,
+        ],
+        "errors": [problem],
+    }
+
+
+def is_told(status: Mapping[str, Any], problem: str) -> bool:
+    """Whether this status says already that this keeps everybody from looking."""
+    return HINDERED in (each["reason"] for each in status.get("conditions", [])) and problem in status.get(
+        "errors", []
+    )
 
 
 def find_problems(seen: Observed) -> list[str]:
@@ -65,12 +141,18 @@ def find_problems(seen: Observed) -> list[str]:
     for member in seen.wanted_members():
         state = seen.members.get(member.name)
         if state is None or not state.is_running:
-            problems.append(f"{member.name} is {_state(state)}")
+            note = state.view.note if state else ""
+            problems.append(f"{member.name} is {_state(state)}" + (f" ({note})" if note else ""))
     for group in seen.wanted_groups():
         problems.extend(_unprotected(seen, group))
     if seen.catalogue is None and not problems:
         problems.append("the coordinator's catalogue can't be read")
     return problems
+
+
+def has_cause(problem: str) -> bool:
+    """Whether the platform told what is behind this problem."""
+    return problem.endswith(")")
 
 
 def _unprotected(seen: Observed, group: int) -> list[str]:
@@ -131,6 +213,7 @@ def _conditions(
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
     message = "; ".join(errors) or "; ".join(doing[:3]) or (seen.operation_status or {}).get("message", "")
+    refused = seen.declaration.problems
     conditions = [
         (
             "Ready",
@@ -141,6 +224,8 @@ def _conditions(
         ("Progressing", progressing, phase, message or "nothing to do"),
         ("Degraded", bool(problems), phase, "; ".join(problems) or "all members are as declared"),
     ]
+    if refused:
+        conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
@@ -151,9 +236,9 @@ def _conditions(
 
 
 def _condition(
-    before: Mapping[str, str] | None, kind: str, holds: bool, reason: str, message: str, now: str
+    before: Mapping[str, str] | None, kind: str, holds: bool | None, reason: str, message: str, now: str
 ) -> dict[str, str]:
-    status = "True" if holds else "False"
+    status = "Unknown" if holds is None else "True" if holds else "False"
     since = before["lastTransitionTime"] if before and before["status"] == status else now
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
 

@@ -21,7 +21,7 @@ from pgherd import __version__
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.platform.local import logs
 from pgherd.platform.local.platform import LocalPlatform
-from pgherd.supervisor.loop import ClusterLoop
+from pgherd.reconcile.loop import ClusterLoop
 
 logger = logging.getLogger(__name__)
 

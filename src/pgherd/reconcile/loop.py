@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 BUSY_SECONDS = 0.2
 """pause between two rounds while there is something to do"""
 CALM_SECONDS = 1.0
-"""pause while the world is as declared"""
+"""pause after a round that failed"""
+LASTING_SECONDS = 10.0
+"""a problem that is older is told as an event"""
 SIZES_EVERY = 5.0
 """seconds between two looks at the shards' sizes"""
 
@@ -46,10 +48,12 @@ class ClusterLoop(threading.Thread):
         self._stop_asked = stop
         self._operation: threading.Thread | None = None
         self._errors: list[str] = []
+        self._problems: dict[str, float | None] = {}
         self._fatal_generation: int | None = None
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
-        self._generation = -1
+        self._revision: object = None
+        self._repeated: tuple[list[plan.Step], float] = ([], BUSY_SECONDS)
         self._rests = False
 
     def run(self) -> None:
@@ -59,8 +63,17 @@ class ClusterLoop(threading.Thread):
                 pause = self.round()
             except NoSuchCluster:
                 return
-            except Exception:  # the loop must outlive whatever one look ran into
+            except BadInput as error:
+                if self._is_done_with(error):
+                    return
+                pause = CALM_SECONDS
+            except PgherdError as error:
+                logger.warning("%s: %s", self.cluster, error)
+                self._hindered(str(error))
+                pause = CALM_SECONDS
+            except Exception as error:  # the loop must outlive whatever one look ran into
                 logger.exception("%s: a round failed", self.cluster)
+                self._hindered(f"a look at it met what nobody expected: {error!r}")
                 pause = CALM_SECONDS
             if self._rests:
                 return
@@ -71,7 +84,7 @@ class ClusterLoop(threading.Thread):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._stop_asked.wait(0.1):
             try:
-                if self._platform.declaration(self.cluster).generation != self._generation:
+                if self._platform.revision(self.cluster) != self._revision:
                     return
             except PgherdError:
                 return
@@ -82,16 +95,37 @@ class ClusterLoop(threading.Thread):
         :return: seconds to wait before the next round
         :raises NoSuchCluster: the cluster is gone
         """
+        # Taken before the look: what changes meanwhile ends the pause after it.
+        self._revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
         seen = self._look(world)
-        self._generation = seen.declaration.generation
+        hindrances = []
+        try:
+            if self._align(seen):
+                # What was just applied may have made members outdated: the plan must know.
+                seen = self._look(world)
+        except PgherdError as error:
+            # What is around the members waits; members are healed all the same.
+            logger.warning("%s: %s", self.cluster, error)
+            hindrances = [" ".join(str(error).split())]
         steps = plan.plan(seen)
-        self._tell(seen, steps)
+        self._tell(seen, steps, hindrances)
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
         self._rests = seen.declaration.stopped and not steps
-        return CALM_SECONDS if plan.is_settled(steps) and not self._errors else BUSY_SECONDS
+        return self._pause(steps)
+
+    def _pause(self, steps: list[plan.Step]) -> float:
+        """Short while things happen, longer while the same steps wait for the same things."""
+        calm = self._platform.calm_seconds
+        if plan.is_settled(steps) and not self._errors:
+            self._repeated = ([], BUSY_SECONDS)
+            return calm
+        before, pause = self._repeated
+        pause = min(pause * 1.5, calm) if steps == before else BUSY_SECONDS
+        self._repeated = (steps, pause)
+        return pause
 
     def _look(self, world: observe.World) -> Observed:
         due = time.monotonic() - self._sizes_at > SIZES_EVERY
@@ -104,18 +138,79 @@ class ClusterLoop(threading.Thread):
             object.__setattr__(seen, "sizes", self._last_sizes)
         return seen
 
-    def _tell(self, seen: Observed, steps: list[plan.Step]) -> None:
+    def _tell(self, seen: Observed, steps: list[plan.Step], hindrances: list[str]) -> None:
+        previous = self._platform.read_status(self.cluster)
+        problems = status.find_problems(seen)
+        if status.is_being_created(seen, steps, previous):
+            # What is not there yet is no news; what keeps it from coming is.
+            problems = [problem for problem in problems if status.has_cause(problem)]
+        self._complain([*problems, *hindrances])
         fatal = self._fatal_generation == seen.declaration.generation
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = status.build(
             seen,
             steps,
             now=now,
-            previous=self._platform.read_status(self.cluster),
+            previous=previous,
             errors=self._errors,
+            hindrances=hindrances,
             fatal=fatal,
         )
         self._platform.write_status(self.cluster, text)
+
+    def _complain(self, problems: list[str]) -> None:
+        """Tell problems that last; most pass by themselves while members start."""
+        now = time.monotonic()
+        self._problems = {problem: self._problems.get(problem, now) for problem in problems}
+        for problem, since in self._problems.items():
+            if since is not None and now - since > LASTING_SECONDS:
+                self._platform.announce(self.cluster, problem, failed=True)
+                self._problems[problem] = None
+
+    def _is_done_with(self, error: BadInput) -> bool:
+        """What was declared can't be: say so, and wait for it to be declared anew, or deleted."""
+        try:
+            purge = self._platform.deletion(self.cluster)
+            running = any(view.running for view in self._platform.members(self.cluster).values())
+            if purge is not None and not running:
+                self._platform.forget(self.cluster, purge=purge)
+                return True
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
+        self._refuse(error)
+        return False
+
+    def _refuse(self, error: BadInput) -> None:
+        logger.warning("%s: %s", self.cluster, error)
+        try:
+            generation = self._platform.generation(self.cluster)
+            previous = self._platform.read_status(self.cluster)
+            if (previous or {}).get("errors") != list(error.problems):
+                self._platform.announce(self.cluster, "; ".join(error.problems), failed=True)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = status.refused(self.cluster, generation, error.problems, now=now, previous=previous)
+            self._platform.write_status(self.cluster, text)
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
+
+    def _hindered(self, problem: str) -> None:
+        """Say that nobody could look, and why: the status before would pass for the truth."""
+        problem = " ".join(problem.split())
+        try:
+            previous = self._platform.read_status(self.cluster)
+            if previous is None or not status.is_told(previous, problem):
+                self._platform.announce(self.cluster, problem, failed=True)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = status.hindered(self.cluster, problem, now=now, previous=previous)
+            self._platform.write_status(self.cluster, text)
+        except Exception as another:  # the loop must outlive this, too
+            logger.warning("%s: %r", self.cluster, another)
+
+    def _align(self, seen: Observed) -> bool:
+        if seen.declaration.stopped or seen.declaration.deleting:
+            return False
+        wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
+        return self._platform.align(seen.declaration.cluster, wanted)
 
     def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
         actor = Actor(world, lambda operation: self._run_operation(world, operation))
@@ -129,6 +224,7 @@ class ClusterLoop(threading.Thread):
     def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
         if not isinstance(step, plan.RunOperation):
             logger.info("%s: %s", self.cluster, step)
+            self._announce(step)
         try:
             actor.act(step, seen)
         except Exception as error:  # nobody reads logs while the status says nothing
@@ -138,8 +234,13 @@ class ClusterLoop(threading.Thread):
                 self._fatal_generation = seen.declaration.generation
             text = " ".join(str(error).split()) or type(error).__name__
             logger.warning("%s: could not %s: %s", self.cluster, step, text)
+            self._announce(step, f"could not {step}: {text}")
             return f"could not {step}: {text}"
         return None
+
+    def _announce(self, step: plan.Step, failed: str = "") -> None:
+        if not isinstance(step, plan.BACKGROUND):
+            self._platform.announce(self.cluster, failed or str(step), failed=bool(failed))
 
     def _run_operation(self, world: observe.World, operation: int) -> None:
         if self._operation is not None and self._operation.is_alive():
