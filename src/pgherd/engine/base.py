@@ -8,9 +8,9 @@ failover of everything, or a kill -9 of the caller, loses nothing. All methods a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pgherd.model.topology import Endpoints
 
@@ -73,6 +73,12 @@ class Engine(ABC):
         """PostgreSQL parameters that this engine needs in a group, below the user's own."""
         return {}
 
+    @classmethod
+    def patroni_section(cls, database: str, group: int) -> Mapping[str, Any]:
+        """What Patroni is told so that groups know of one another, for example ``{"citus": {...}}``; empty: each
+        group is a Patroni cluster of its own."""
+        return {}
+
     @abstractmethod
     def is_initialised(self, group: int) -> bool:
         """Whether a group's primary has what :meth:`initialise_coordinator` or :meth:`initialise_segment` makes, as
@@ -119,6 +125,9 @@ class Engine(ABC):
     @abstractmethod
     def shard_groups(self) -> Sequence[ShardGroup]:
         """Every shard group with its place and size (bytes with indexes and TOAST, asked in one query a segment)."""
+
+    def steer(self, retiring: Collection[int]) -> None:  # noqa: B027 (nothing to do is a right answer)
+        """Where shards of tables made from now on go: to every admitted segment but those that are ``retiring``."""
 
     @abstractmethod
     def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
