@@ -23,7 +23,8 @@ OLD = "interval '1 minute'"
 """older than this, a prepared transaction is one that nobody resolves"""
 
 _METADATA = {
-    "pg_dist_node": "SELECT (nodeid, groupid, nodename, nodeport, noderole, isactive, shouldhaveshards)::text FROM pg_dist_node",
+    "pg_dist_node": "SELECT (nodeid, groupid, nodename, nodeport, noderole, isactive, shouldhaveshards)::text"
+    " FROM pg_dist_node",
     "pg_dist_partition": "SELECT (logicalrelid::regclass, partmethod, colocationid, repmodel)::text"
     " FROM pg_dist_partition WHERE NOT (partmethod = 'n' AND repmodel = 's' AND colocationid = 0)",
     "pg_dist_shard": "SELECT (logicalrelid::regclass, shardid, shardminvalue, shardmaxvalue)::text FROM pg_dist_shard",
@@ -110,7 +111,7 @@ def _metadata(node: _Node) -> Iterator[Finding]:
     if node.group == COORDINATOR:
         return
     for table, query in _METADATA.items():
-        digest = f"SELECT count(*) || ' rows, ' || coalesce(md5(string_agg(line, ',' ORDER BY line)), '-') FROM ({query}) t (line)"
+        digest = f"SELECT coalesce(md5(string_agg(line, ',' ORDER BY line)), '-') FROM ({query}) t (line)"
         if value(node.here, digest) != value(node.desk, digest):
             fix = "SELECT start_metadata_sync_to_all_nodes() on the coordinator"
             yield node.finding("metadata", f"has another {table} than the coordinator", fix)

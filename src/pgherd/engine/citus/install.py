@@ -66,8 +66,8 @@ def is_installed(databases: Databases, group: int) -> bool:
 def half_upgraded(connection: Connection) -> str | None:
     """How the extension in the database differs from the library on disk; None if they are one version."""
     row = connection.execute(
-        "SELECT e.extversion, a.default_version FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname"
-        " WHERE e.extname = 'citus' AND e.extversion <> a.default_version"
+        "SELECT e.extversion, a.default_version"
+        " FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname = 'citus' AND e.extversion <> a.default_version"
     ).fetchone()
     return f"Citus {row[0]} in the database, but {row[1]} installed" if row else None
 
@@ -75,8 +75,8 @@ def half_upgraded(connection: Connection) -> str | None:
 def _require_whole_upgrade(connection: Connection, group: int) -> None:
     if difference := half_upgraded(connection):
         raise PgherdError(
-            f"{group_name(group)} has {difference}: bring all nodes to one version, then run ALTER EXTENSION citus UPDATE"
-            " on each"
+            f"{group_name(group)} has {difference}: bring all nodes to one version, then run"
+            " ALTER EXTENSION citus UPDATE on each"
         )
 
 

@@ -1,8 +1,8 @@
 """One move: ``citus_move_shard_placement`` in a session of its own, watched from another.
 
-The metadata change at its end is one transaction over all nodes, so a move is done or it is not. What an interrupted one
-leaves is in Citus's own clean-up records, written before each thing was made; nobody else may touch it while the session
-lives, so a successor ends that session first.
+The metadata change at its end is one transaction over all nodes, so a move is done or it is not. What an interrupted
+one leaves is in Citus's own clean-up records, written before each thing was made; nobody else may touch it while the
+session lives, so a successor ends that session first.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> 
 
 def _record(desk: Connection, operation: int, group: ShardGroupId, route: Route) -> None:
     desk.execute(
-        "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name) SELECT %(operation)s, %(group)s, %(kind)s, %(name)s"
-        " WHERE NOT EXISTS (SELECT FROM pgherd.cleanup WHERE kind = %(kind)s AND name = %(name)s"
+        "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name)"
+        " SELECT %(operation)s, %(group)s, %(kind)s, %(name)s WHERE NOT EXISTS (SELECT FROM pgherd.cleanup WHERE kind = %(kind)s AND name = %(name)s"
         " AND operation_id = %(operation)s)",
         {"operation": operation, "group": route.source.group, "kind": cleanup.MOVE, "name": str(group)},
     )
@@ -127,7 +127,7 @@ class _Mover:
 
     def __init__(self, databases: Databases, route: Route, mode: str) -> None:
         self.error: Exception | None = None
-        self._connection = superuser(databases, COORDINATOR, application_name=route.session)
+        self._connection = superuser(databases, COORDINATOR, application_name=route.session, lock_timeout="0")
         self._route, self._mode = route, mode
         self._thread = threading.Thread(target=self._run, name=route.session, daemon=True)
         self._thread.start()

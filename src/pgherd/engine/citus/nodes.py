@@ -23,6 +23,8 @@ from pgherd.postgres.connections import Connection, Databases
 
 NODE = "node"
 """kind of the clean-up record of a retired segment"""
+PATIENCE = "interval '20 seconds'"
+"""how long Patroni itself gives a switchover, for which it keeps ``pg_dist_node`` locked"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def unfenced(connection: Connection) -> list[Node]:
 
 
 def fence(databases: Databases) -> None:
-    """See to it that only segments that take part are given shards. One that has some already takes part from now on."""
+    """See to it that only segments that take part are given shards. One that has some takes part from
+    now on."""
     with superuser(databases) as connection:
         for node in unfenced(connection):
             _open(connection, node, False)
@@ -186,9 +189,19 @@ def remove_retired(databases: Databases) -> int:
                 remaining += 1
                 continue
             if group not in _admitted(connection):
+                _end_last_switchover(connection)
                 _remove(connection, group)
             connection.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
         return remaining
+
+
+def _end_last_switchover(connection: Connection) -> None:
+    """A primary that is shut down announces a switchover. If its group is gone, nobody comes to end that: Patroni would
+    keep its transaction open until the next change elsewhere."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'Patroni citus'"
+        f" AND state = 'idle in transaction' AND xact_start < clock_timestamp() - {PATIENCE}".encode()
+    )
 
 
 def _remove(connection: Connection, group: int) -> None:

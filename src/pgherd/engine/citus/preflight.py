@@ -23,7 +23,9 @@ SELECT DISTINCT m.relation::regclass::text, a.amname = 'columnar',
   FROM pgherd.shard_map m JOIN pg_class c ON c.oid = m.relation LEFT JOIN pg_am a ON a.oid = c.relam
  WHERE (m.colocation_id, m.index) IN (SELECT * FROM unnest(%s::int[], %s::int[])) ORDER BY 1
 """
-_COPIES = "SELECT relation::regclass::text FROM pgherd.shard_map GROUP BY relation, shard_id HAVING count(*) > 1 LIMIT 1"
+_COPIES = """
+SELECT relation::regclass::text FROM pgherd.shard_map GROUP BY relation, shard_id HAVING count(*) > 1 LIMIT 1
+"""
 _LIMITS = {
     "max_replication_slots": "SELECT count(*) FROM pg_replication_slots",
     "max_wal_senders": "SELECT count(*) FROM pg_stat_replication",
@@ -61,7 +63,10 @@ def _unfit_tables(connection: Connection, groups: Sequence[ShardGroupId]) -> Ite
     wanted = [[group.colocation for group in groups], [group.index for group in groups]]
     for table, columnar, without_key in connection.execute(_TABLES.encode(), wanted).fetchall():
         if columnar:
-            yield f"table {table} is columnar, which can't be moved while it is written to: set spec.expansion.mode to blocking"
+            yield (
+                f"table {table} is columnar, which can't be moved while it is written to:"
+                " set spec.expansion.mode to blocking"
+            )
         elif without_key:
             yield f"table {table} has no primary key: add one, or a replica identity, {_OR_BLOCKING}"
 

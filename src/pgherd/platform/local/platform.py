@@ -378,10 +378,12 @@ class LocalPlatform(Platform):
 
     def _wipe(self, member: Member) -> None:
         """A member that holds nothing of value: no need for a last checkpoint."""
-        layout = self._layout.member(member)
-        while (patroni := self._daemons.find(layout.config)) is not None:
-            processes.end([patroni], signal.SIGKILL, 5.0)
+        self._kill(member)
         self._remove_data(member)
+
+    def _kill(self, member: Member) -> None:
+        while (patroni := self._daemons.find(self._layout.member(member).config)) is not None:
+            processes.end([patroni], signal.SIGKILL, 5.0)
 
     def _remove_data(self, member: Member) -> None:
         layout = self._layout.member(member)
@@ -391,6 +393,9 @@ class LocalPlatform(Platform):
 
     def remove_member(self, member: Member) -> None:
         """Stop a member and remove its data and whatever was reserved for it."""
+        if self._eraser_of_survivors(member):
+            # Its Patroni would announce a switchover to the other groups, to a successor that never comes.
+            self._kill(member)
         self.stop_member(member)
         layout = self._layout.member(member)
         with self.locked():
