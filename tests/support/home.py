@@ -27,7 +27,7 @@ apiVersion: pgherd.io/v1alpha1
 kind: PostgresCluster
 metadata: {{name: {name}}}
 spec:
-  engine: fdw
+  engine: {engine}
   shardCount: {shards}
   coordinator: {{standbys: {standbys}}}
   segments: {{count: {segments}, standbys: {standbys}}}
@@ -35,10 +35,17 @@ spec:
 
 
 def declaration(
-    name: str = "shop", *, segments: int = 2, standbys: int = 1, shards: int = 8, extra: str = ""
+    name: str = "shop",
+    *,
+    segments: int = 2,
+    standbys: int = 1,
+    shards: int = 8,
+    extra: str = "",
+    engine: str = "fdw",
 ) -> str:
     """A declaration as YAML; ``extra`` is appended to ``spec`` (indented by two)."""
-    return DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards) + extra
+    text = DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards, engine=engine)
+    return text + extra
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.1) -> Any:

@@ -67,7 +67,8 @@ def half_upgraded(connection: Connection) -> str | None:
     """How the extension in the database differs from the library on disk; None if they are one version."""
     row = connection.execute(
         "SELECT e.extversion, a.default_version"
-        " FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname = 'citus' AND e.extversion <> a.default_version"
+        " FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname"
+        " WHERE e.extname = 'citus' AND e.extversion <> a.default_version"
     ).fetchone()
     return f"Citus {row[0]} in the database, but {row[1]} installed" if row else None
 

@@ -103,7 +103,8 @@ def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> 
 def _record(desk: Connection, operation: int, group: ShardGroupId, route: Route) -> None:
     desk.execute(
         "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name)"
-        " SELECT %(operation)s, %(group)s, %(kind)s, %(name)s WHERE NOT EXISTS (SELECT FROM pgherd.cleanup WHERE kind = %(kind)s AND name = %(name)s"
+        " SELECT %(operation)s, %(group)s, %(kind)s, %(name)s"
+        " WHERE NOT EXISTS (SELECT FROM pgherd.cleanup WHERE kind = %(kind)s AND name = %(name)s"
         " AND operation_id = %(operation)s)",
         {"operation": operation, "group": route.source.group, "kind": cleanup.MOVE, "name": str(group)},
     )

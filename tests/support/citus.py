@@ -1,0 +1,46 @@
+"""Where a server with Citus is, and homes that use it.
+
+``PGHERD_CITUS_BIN_DIR``, else ``PGHERD_BIN_DIR``, names PostgreSQL's programs; without Citus there, tests marked
+``citus`` are skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.support.home import Home, temporary_home
+
+
+@cache
+def bin_dir() -> Path | None:
+    """The programs of a PostgreSQL that has Citus, or None."""
+    named = os.environ.get("PGHERD_CITUS_BIN_DIR") or os.environ.get("PGHERD_BIN_DIR")
+    config = Path(named or "/nowhere") / "pg_config"
+    if not config.exists():
+        return None
+    done = subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True)
+    return Path(named or "") if (Path(done.stdout.strip()) / "extension/citus.control").exists() else None
+
+
+needs_citus = [
+    pytest.mark.local,
+    pytest.mark.citus,
+    pytest.mark.skipif(
+        bin_dir() is None,
+        reason="no Citus: name the programs of a PostgreSQL that has it with PGHERD_CITUS_BIN_DIR",
+    ),
+]
+
+
+@contextmanager
+def citus_home(env: dict[str, str] | None = None) -> Iterator[Home]:
+    """A home whose PostgreSQL has Citus."""
+    with temporary_home({"PGHERD_BIN_DIR": str(bin_dir()), **(env or {})}) as home:
+        yield home
