@@ -68,7 +68,7 @@ def _unfit_tables(connection: Connection, groups: Sequence[ShardGroupId]) -> Ite
                 " set spec.expansion.mode to blocking"
             )
         elif without_key:
-            yield f"table {table} has no primary key: add one, or a replica identity, {_OR_BLOCKING}"
+            yield f"table {table} has no primary key: add one, or a replica identity (FULL will do), {_OR_BLOCKING}"
 
 
 def _unfit_node(databases: Databases, group: int, *, blocking: bool) -> Iterator[str]:
