@@ -39,21 +39,9 @@ def test_clients_wait_while_a_segment_s_primary_changes_and_none_fails(
         connection.execute("TRUNCATE counter")
         connection.execute(f"INSERT INTO counter SELECT g, 0 FROM generate_series(1, {ROWS}) g")
     (tmp_path / "script").write_text(SCRIPT)
+    options = ["-n", "-c", str(CLIENTS), "-j", "2", "-T", str(SECONDS), "-l", "-f", "script"]
     bench = subprocess.Popen(
-        [
-            f"{bin_dir()}/pgbench",
-            "-n",
-            "-c",
-            str(CLIENTS),
-            "-j",
-            "2",
-            "-T",
-            str(SECONDS),
-            "-l",
-            "-f",
-            "script",
-            herd.dsn(),
-        ],
+        [f"{bin_dir()}/pgbench", *options, herd.dsn()],
         cwd=tmp_path,
         text=True,
         stdout=subprocess.PIPE,
