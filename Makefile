@@ -17,6 +17,13 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 lock: install ## pin every dependency with its hashes (uv resolves, pip installs)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --extra dev pyproject.toml -o requirements.lock
+	$(LOCK_IMAGE) deploy/image/patroni.in -o deploy/image/patroni.lock
+	$(LOCK_IMAGE) deploy/image/build.in -o deploy/image/build.lock
+	$(LOCK_IMAGE) --override deploy/image/operator.without pyproject.toml -o deploy/image/operator.lock
+
+# The images' Python is their Debian's; their versions are those of requirements.lock.
+LOCK_IMAGE = $(BIN)/uv pip compile --quiet --python-platform linux --python-version 3.13 --generate-hashes --no-emit-index-url \
+    --no-header --no-annotate --constraint requirements.lock
 
 check: install
 	$(BIN)/ruff check .
@@ -24,8 +31,8 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install ## everything, files side by side (most of the time is waiting)
-	$(BIN)/pytest -n 3 --dist loadfile
+test: install ## everything that needs no cluster, files side by side (most of the time is waiting)
+	$(BIN)/pytest -n 3 --dist loadfile -m "not kubernetes"
 
 test-unit: install
 	$(BIN)/pytest tests/unit
@@ -49,3 +56,42 @@ lab-down: install
 
 lab-test: install ## the lab proves itself
 	$(BIN)/pytest lab/tests -p no:cacheprovider -s
+
+.PHONY: image image-postgres image-operator image-test image-clean
+
+IMAGES  := build/images
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# The lab needs nothing installed but Python.
+BUILD    = $(PYTHON) -m lab build-image $(if $(LOAD),--load)
+
+image: image-postgres image-operator ## both images as archives; LOAD=1 brings them into the lab's nodes, too
+
+image-postgres:
+	@$(BUILD) --target postgres --tag localhost/pgherd-postgres:17 --file deploy/image/Dockerfile \
+	    --output $(IMAGES)/postgres.tar deploy/image
+
+image-operator: ## seconds, when only pgherd's sources have changed
+	@$(BUILD) --target operator --tag localhost/pgherd-operator:$(VERSION) --file deploy/image/operator.Dockerfile \
+	    --output $(IMAGES)/operator.tar .
+
+image-test: ## the images in pods of the lab, or of the cluster that KUBECONFIG names; before: make lab-up image LOAD=1
+	$(BIN)/pytest tests/kubernetes/test_image*.py -p no:cacheprovider
+
+image-clean: ## what building images keeps: the base, the layers
+	@$(PYTHON) -m lab forget-images
+
+.PHONY: chart helm
+
+HELM_VERSION := v4.3.1
+LAB_CACHE    ?= $(HOME)/.cache/pgherd-lab
+
+chart: install ## what of the Helm chart is generated
+	$(BIN)/python -m pgherd.deploy.chart deploy/helm
+
+helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it the chart's tests lint and render, too
+	@test -x $(LAB_CACHE)/bin/helm || GOBIN=$(LAB_CACHE)/bin nice -n 10 go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+
+.PHONY: e2e
+
+e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
+	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -s

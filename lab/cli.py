@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import cluster
+from lab import builder, cluster
 from lab import machine as machines
 from lab.errors import LabError
 from lab.settings import CONTROL_PLANE, Settings
+
+Command = Callable[[Settings, argparse.Namespace], None]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,9 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(
-        name: str, run: Callable[[Settings, argparse.Namespace], None], help_: str
-    ) -> argparse.ArgumentParser:
+    def add(name: str, run: Command, help_: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, description=help_)
         command.set_defaults(run=run)
         return command
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("start-api", lambda settings, _: cluster.start_api(settings), "bring the API server back")
     load = add("load-image", _load_image, "bring an image archive into every node")
     load.add_argument("file", type=Path, metavar="FILE", help="an OCI or Docker archive")
+    _add_building(add)
     inside = add("run", _run, "run a command of this machine in the lab's network: it reaches nodes and pods")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     return parser
@@ -63,6 +64,26 @@ _NODE_COMMANDS = (
     ("stop-kubelet", cluster.stop_kubelet, "stop the kubelet of node N alone"),
     ("start-kubelet", cluster.start_kubelet, "start it again"),
 )
+
+
+def _add_building(add: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    build = add("build-image", _build_image, "build an image from a Dockerfile, without a registry")
+    build.add_argument(
+        "context", type=Path, metavar="CONTEXT", help="the directory the Dockerfile copies from"
+    )
+    build.add_argument("--file", type=Path, metavar="FILE", help="the Dockerfile; default CONTEXT/Dockerfile")
+    build.add_argument(
+        "--tag", required=True, metavar="NAME", help="what to call it, such as localhost/mine:1"
+    )
+    build.add_argument("--output", type=Path, required=True, metavar="FILE", help="the OCI archive to write")
+    build.add_argument("--target", metavar="STAGE", help="the stage to build; default the last")
+    build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    build.add_argument(
+        "--secret", action="append", default=[], metavar="NAME=FILE", help="a file for the build alone"
+    )
+    build.add_argument("--fresh", action="store_true", help="build everything anew, with today's packages")
+    build.add_argument("--load", action="store_true", help="bring it into every node, too")
+    add("forget-images", lambda settings, _: builder.forget(settings), "remove what building images keeps")
 
 
 def _on_node(action: Callable[..., None]) -> Callable[[Settings, argparse.Namespace], None]:
@@ -102,6 +123,26 @@ def _status(settings: Settings, arguments: argparse.Namespace) -> None:
 
 def _load_image(settings: Settings, arguments: argparse.Namespace) -> None:
     print(cluster.load_image(settings, arguments.file))
+
+
+def _build_image(settings: Settings, arguments: argparse.Namespace) -> None:
+    begin = time.monotonic()
+    recipe = builder.Recipe(
+        dockerfile=arguments.file or arguments.context / "Dockerfile",
+        context=arguments.context,
+        tag=arguments.tag,
+        target=arguments.target,
+        arguments=builder.parse_arguments("--build-arg", arguments.build_arg),
+        secrets={k: Path(v) for k, v in builder.parse_arguments("--secret", arguments.secret).items()},
+    )
+    builder.build(settings, recipe, arguments.output, fresh=arguments.fresh)
+    size = arguments.output.stat().st_size / 1e6
+    print(
+        f"{recipe.tag}: {arguments.output}, {size:.0f} MB, after {time.monotonic() - begin:.1f} s", flush=True
+    )
+    if arguments.load:
+        cluster.load_image(settings, arguments.output)
+        print(f"in the nodes after {time.monotonic() - begin:.1f} s")
 
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> None:

@@ -104,6 +104,11 @@ class Settings:
         return self.cache / "images"
 
     @property
+    def layers(self) -> Path:
+        """The base and the layers of the images built here."""
+        return self.cache / "layers"
+
+    @property
     def pki(self) -> Path:
         return self.state / "pki"
 

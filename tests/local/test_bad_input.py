@@ -71,3 +71,21 @@ def test_lost_ports_are_found_in_the_configurations_and_nonsense_is_named(home: 
     home.run("start", "shop")
     assert home.run("dsn", "shop").stdout == address
     assert sorted(book.read_text()) == sorted(before)
+
+
+def test_lost_passwords_are_not_replaced_by_ones_that_no_database_knows(home: Home) -> None:
+    home.up(ONE)
+    kept = home.path / "shop" / "credentials.json"
+    text = kept.read_text()
+    kept.unlink()
+    refused = home.run("status", "shop", check=False)
+    assert (refused.returncode, f"{kept} is lost" in refused.stderr, kept.exists()) == (1, True, False)
+    kept.write_text(text)
+    home.wait_phase("Running")
+
+
+def test_after_a_power_cut_start_does_not_believe_what_was_true_before(home: Home) -> None:
+    home.up(ONE)
+    home.kill_all()
+    home.run("start", "shop")
+    assert home.query("SELECT 1") == [(1,)]

@@ -366,8 +366,7 @@ def test_a_founder_that_dies_alone_does_not_leave_the_others_waiting() -> None:
         group.start()
         first = group.members[0]
         wait_for((group.directory(first) / "data" / "PG_VERSION").exists, "initdb to begin", 30, every=0.001)
-        for process in processes_of(group.directory(first)):
-            kill(process.pid)
+        kill_everything(group.directory(first))
         wait_for(lambda: not group.view(first).running, "the founder to be seen dead", 5)
 
         def heal() -> bool:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pgherd.cli import entry
+from pgherd.cli import entry, operation_commands
 from pgherd.cli.main import hoist_global_options, run
 from pgherd.model.explain import explain
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.supervisor.client import Client
+from tests.support.platform import cluster
 
 GOOD = "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
 
@@ -22,6 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of the test's own; nothing in these tests starts anything in it."""
     for name in ("PGHERD_PLATFORM", "PGHERD_BIN_DIR", "PGHERD_DEBUG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/kubeconfig")
     monkeypatch.setenv("PGHERD_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -39,12 +43,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["up"], "Missing option '--file'"),
         (["up", "-f", "/nowhere/x.yaml"], "/nowhere/x.yaml: can't be read: No such file or directory"),
         (["up", "-f", "/"], "/: is a directory"),
+        (["up", "-f", "/dev/zero"], "/dev/zero: too long: a declaration has at most 1000000 characters"),
         (["up", "-f", "x", "--timeout", "-1"], "--timeout: must be >= 0, got -1"),
         (["up", "-f", "x", "--timeout", "nan"], "--timeout: must be >= 0, got nan"),
         (
             ["--platform", "kubernetes", "list"],
-            "--platform kubernetes is not available in this version: use local",
+            "no kubeconfig: /nowhere/kubeconfig not found; set KUBECONFIG to yours",
         ),
+        (["install"], "no kubeconfig: /nowhere/kubeconfig not found"),
+        (["install", "--dry-run", "--image", ""], "--image: '' must be the name of a container image"),
+        (["install", "--dry-run", "-n", "No"], "--namespace: 'No' must be 1 to 63 lower-case letters"),
+        (["uninstall", "--yes", "--context", "prod"], "no kubeconfig"),
         (["list", "--platform", "moon"], "--platform moon is not available in this version: use local"),
         (["list", "-n", "prod"], "--namespace is for --platform kubernetes; on local use --home"),
         (["--context", "prod", "list"], "--context is for --platform kubernetes"),
@@ -103,7 +112,7 @@ def test_standard_input_is_named_in_messages(
 
 
 def test_an_interrupt_while_the_program_is_loaded_is_exit_130_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(arguments: list[str], program: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pgherd.cli.main.main", interrupted)
@@ -166,6 +175,46 @@ def test_explain_prints_what_the_model_says(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
+    ("options", "program", "typed"),
+    [
+        ([], "pgherd", "'pgherd status shop'"),
+        (["--platform", "kubernetes"], "pgherd", "'pgherd --platform kubernetes status shop'"),
+        (
+            ["--platform", "kubernetes", "-n", "prod", "--context", "eu"],
+            "pgherd",
+            "'pgherd --platform kubernetes --context eu -n prod status shop'",
+        ),
+        (
+            ["--platform", "kubernetes", "-n", "prod"],
+            "kubectl pgherd",
+            "'kubectl pgherd -n prod status shop'",
+        ),
+    ],
+)
+def test_advice_can_be_typed(
+    options: list[str],
+    program: str,
+    typed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "pgherd.model.explain.explain", lambda field: "see 'pgherd status shop' or 'pgherd install'"
+    )
+    assert run([*options, "explain"], program) == 0
+    assert capsys.readouterr().out == f"see {typed} or '{program} install'\n"
+
+
+def test_help_is_quick_to_come() -> None:
+    script = (
+        "import sys; from pgherd.cli.main import run; run(['--help']);"
+        "print([m for m in ('lightkube', 'httpx2', 'psycopg', 'pgherd.deploy') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n", "commands import what they need, not the command line"
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["--help"], ["-h"], ["--version"], ["up", "--help"], ["list", "-h"]]
 )
 def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,3 +236,19 @@ def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[st
 )
 def test_global_options_may_stand_anywhere_before_two_dashes(typed: list[str], meant: list[str]) -> None:
     assert hoist_global_options(typed) == meant
+
+
+def test_scale_says_what_is_declared_in_the_end(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform = LocalPlatform(home)
+    platform.declare(cluster(segments=1))
+
+    def somebody_else(name: str, *_: object) -> dict[str, object]:
+        platform.declare(cluster(segments=3))
+        return {}
+
+    monkeypatch.setattr(Client, "ensure_daemon", lambda self: None)
+    monkeypatch.setattr(operation_commands, "await_fulfilment", somebody_else)
+    assert run(["scale", "shop", "--segments", "2"]) == 0
+    assert capsys.readouterr().out == "shop: 3 segments, as somebody else declared meanwhile\n"

@@ -283,6 +283,24 @@ class TestFounding:
         world.start(FIRST)
         assert world.wiped == []
 
+    def test_a_lost_record_is_read_back_from_the_configurations(self, world: World) -> None:
+        place = world.start(FIRST)
+        world.make(FIRST, "PG_VERSION", "global/pg_control", "base/16384/1259")
+        world.configure(FIRST, place)
+        world.start(SECOND)
+        world.configure(SECOND, "/pgherd/old")
+        world.running.remove(SECOND)
+        world.layout.groups("shop").unlink()
+        assert world.start(SECOND) == place, "it would lead in a place of its own"
+        assert world.wiped == []
+
+    @pytest.mark.parametrize("text", ['{"coordinator": "x"}', '{"coordinator": {}}', "[]", ""])
+    def test_a_damaged_record_is_one_clear_line(self, world: World, text: str) -> None:
+        world.start(FIRST)
+        world.layout.groups("shop").write_text(text)
+        with pytest.raises(PgherdError, match=r"groups\.json is damaged"):
+            world.start(SECOND)
+
     def test_a_group_that_is_gone_gets_a_new_place(self, world: World) -> None:
         place = world.start(FIRST)
         world.foundings.forget(FIRST)
@@ -316,6 +334,12 @@ class World:
         place = self.foundings.admit(member, [FIRST, SECOND])
         self.running.add(member)
         return place
+
+    def configure(self, member: Member, namespace: str) -> None:
+        """Write what a member was started with."""
+        config = self.layout.member(member).config
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(f"namespace: {namespace}\n")
 
     def make(self, member: Member, *names: str) -> None:
         for name in names:

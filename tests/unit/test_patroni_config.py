@@ -86,11 +86,12 @@ def test_no_line_of_the_users_can_lock_pgherd_out_and_all_of_them_come_before_th
     lines = config(postgres={"hostBasedAuthentication": "# ours\nhost all all all reject\n\n"})["postgresql"][
         "pg_hba"
     ]
-    assert lines[:2] == [
+    assert lines[:3] == [
+        "local replication replicator scram-sha-256",
         "host replication replicator 127.0.0.1/32 scram-sha-256",
         "host all postgres 127.0.0.1/32 scram-sha-256",
     ]
-    assert lines[2] == "host all all all reject"
+    assert lines[3] == "host all all all reject"
     assert lines[-1] == "host all all 127.0.0.1/32 scram-sha-256"
     assert all(line.split()[-1] in ("scram-sha-256", "reject") for line in lines)
 

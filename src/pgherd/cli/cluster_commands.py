@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,13 +23,16 @@ from pgherd.cli.progress import watching
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model import explain as explanation
 from pgherd.model import spec
+from pgherd.model.spec_yaml import MAX_CHARACTERS
 from pgherd.model.topology import group_name
 
 WATCH_SECONDS = 1.0
+MAX_BYTES = 4 * MAX_CHARACTERS
+"""more can't be a declaration, and some files never end"""
 READY_SECONDS = 600
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The cluster.", show_default=False)]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; the supervisor goes on.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once; it goes on in the background.")]
 Timeout = Annotated[
     float, typer.Option(help="Seconds to wait at most; 0: as long as it takes.", metavar="SECONDS")
 ]
@@ -72,7 +77,9 @@ def await_fulfilment(name: str, timeout: float, doing: str, operation: int = 0) 
     :param operation: one that has to have ended, too
     """
     context = current()
-    context.going_on = f"the supervisor goes on {doing}; 'pgherd status {name} --watch' shows how far it is"
+    context.going_on = (
+        f"the {context.keeper} goes on {doing}; 'pgherd status {name} --watch' shows how far it is"
+    )
     client = context.client()
     generation = client.generation(name)
     with watching(name, generation) as watcher:
@@ -114,7 +121,10 @@ def read(file: str) -> str:
     """
     name = "stdin" if file == "-" else file
     try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as opened:
+            raw = opened.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise BadInput(f"{name}: too long: a declaration has at most {MAX_CHARACTERS} characters")
         return raw.decode("utf-8-sig")
     except IsADirectoryError:
         raise BadInput(f"{name}: is a directory: name the file in it") from None
@@ -213,12 +223,26 @@ def psql(
     ] = None,
 ) -> None:
     """Open psql on a cluster. As the owner of its database; what follows -- is passed on."""
-    command, environment = current().client().psql_command(name)
+    client = current().client()
+    command, environment = client.psql_command(name)
     sys.stdout.flush()
+    command, environment = [*command, *(arguments or [])], {**os.environ, **environment}
     try:
-        os.execvpe(command[0], [*command, *(arguments or [])], {**os.environ, **environment})
+        if client.carries_sessions:
+            raise typer.Exit(run_below(command, environment))
+        os.execvpe(command[0], command, environment)
     except OSError as error:
         raise PgherdError(f"{command[0]}: can't be run: {error.strerror}") from None
+
+
+def run_below(command: list[str], environment: dict[str, str]) -> int:
+    """Run a program of the terminal's and wait for it; Ctrl-C is for it alone. Returns its exit code."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        code = subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
 
 
 def dsn(
@@ -281,6 +305,15 @@ def start(name: Name, no_wait: NoWait = False, timeout: Timeout = READY_SECONDS)
     say(f"{name}: ready after {time.monotonic() - begun:.1f} s")
 
 
+def destroyed_anyway(name: str) -> bool:
+    """Whether the cluster is declared to take its data along.
+
+    :raises NoSuchCluster: there is none of this name
+    """
+    declared = current().client().declared(name)
+    return current().platform == "kubernetes" and declared.spec.deletion_policy == "Delete"
+
+
 def delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Yes, delete it.")] = False,
@@ -291,13 +324,16 @@ def delete(
     """Delete a cluster. Its data is kept unless --purge is given, and taken up again by an 'up' of its name."""
     context = current()
     client = context.client()
-    client.declared(name)
-    fate = "its data is destroyed" if purge else "its data is kept"
+    client.require_known(name)
+    destroys = purge or destroyed_anyway(name)
+    fate = "its data is destroyed" if destroys else "its data is kept"
     if not yes:
         raise BadInput(f"{name} was not deleted: add --yes to delete it ({fate})")
     client.delete(name, purge=purge)
     if not no_wait:
-        context.going_on = f"the supervisor goes on deleting {name}; 'pgherd list' shows whether it is gone"
+        context.going_on = (
+            f"the {context.keeper} goes on deleting {name}; 'pgherd list' shows whether it is gone"
+        )
         client.wait_gone(name, timeout=seconds(timeout))
         context.going_on = ""
     say(f"{name}: {'being deleted' if no_wait else 'deleted'}, {fate}")

@@ -6,6 +6,7 @@ Results go to stdout, everything said on the way to stderr, so that stdout can b
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
 
 if TYPE_CHECKING:
-    from pgherd.supervisor.client import Client
+    from pgherd.cli.door import Door
 
-PLATFORMS = ("local",)
+PLATFORMS = ("local", "kubernetes")
 """platforms that this version can run clusters on"""
+
+UNPLACED = ("install", "uninstall", "explain")
+"""commands to which it does not matter where clusters run"""
 
 _PLAIN_WIDTH = 400
 """columns where no terminal says how many there are: nothing is cut or folded"""
@@ -35,12 +39,30 @@ class Context:
     platform: str = "local"
     home: Path | None = None
     bin_dir: Path | None = None
+    kube_context: str | None = None
+    namespace: str | None = None
+    program: str = "pgherd"
+    """how this command line was called"""
+    options: str = ""
+    """global options that the next command needs too"""
     going_on: str = ""
     """what happens in the background if the person presses Ctrl-C now"""
 
-    def client(self) -> Client:
-        """The door to this platform's clusters."""
+    @property
+    def keeper(self) -> str:
+        """Who fulfils wishes."""
+        return "supervisor" if self.platform == "local" else "operator"
+
+    def client(self) -> Door:
+        """The door to this platform's clusters.
+
+        :raises BadInput: there is no way to it, such as a kubeconfig
+        """
         # Imported late: `pgherd explain` needs no database driver, and starts faster without.
+        if self.platform == "kubernetes":
+            from pgherd.remote.client import KubernetesClient
+
+            return KubernetesClient(self.kube_context, self.namespace, self.bin_dir)
         from pgherd.supervisor.client import Client
 
         return Client(self.home, self.bin_dir)
@@ -56,7 +78,7 @@ def require_platform(platform: str, *, context: str | None, namespace: str | Non
             f"--platform {platform} is not available in this version: use {' or '.join(PLATFORMS)}"
         )
     for option, value in (("--context", context), ("--namespace", namespace)):
-        if value is not None:
+        if platform == "local" and value is not None:
             raise BadInput(f"{option} is for --platform kubernetes; on local use --home")
 
 
@@ -91,12 +113,22 @@ def _console(*, stderr: bool) -> Console:
 
 def say(text: str) -> None:
     """The result of a command, for people."""
-    typer.echo(text)
+    typer.echo(typeable(text))
 
 
 def tell(text: str) -> None:
     """Something said on the way."""
-    typer.echo(text, err=True)
+    typer.echo(typeable(text), err=True)
+
+
+def typeable(text: str) -> str:
+    """Commands that a text advises, as this person has to type them."""
+
+    def typed(found: re.Match[str]) -> str:
+        options = "" if found[1] in UNPLACED else current().options
+        return f"'{current().program}{options} {found[1]}"
+
+    return re.sub(r"'pgherd ([a-z]+)", typed, text)
 
 
 def emit(value: Any, output: str) -> None:

@@ -8,10 +8,19 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Load the command line, run it and exit."""
+    """``pgherd``: load the command line, run it and exit."""
+    _run("pgherd", sys.argv[1:])
+
+
+def kubectl_main() -> None:
+    """``kubectl pgherd``: the same, on Kubernetes unless told otherwise."""
+    _run("kubectl pgherd", ["--platform", "kubernetes", *sys.argv[1:]])
+
+
+def _run(program: str, arguments: list[str]) -> None:
     try:
         from pgherd.cli.main import main as run
 
-        run()
+        run(arguments, program)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from pgherd import __version__
-from pgherd.cli import cluster_commands, operation_commands
+from pgherd.cli import cluster_commands, install_commands, operation_commands
 from pgherd.cli.context import Context, begin, current, require_platform, tell
 from pgherd.cli.entry import INTERRUPTED
 from pgherd.errors import BadInput, PgherdError
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 cluster_commands.register(app)
 operation_commands.register(app)
+install_commands.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -74,17 +75,40 @@ def options(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         return
+    shared = current()
+    shared.options = typed_again(context, shared.program, platform, kube_context, namespace)
+    if context.invoked_subcommand in install_commands.NAMES:
+        platform = "kubernetes"  # there is nothing else to install
     require_platform(platform, context=kube_context, namespace=namespace)
     if home is not None and home.exists() and not home.is_dir():
         raise BadInput(f"--home {home}: is not a directory")
-    shared = current()
     shared.platform, shared.home, shared.bin_dir = platform, home, bin_dir
+    shared.kube_context, shared.namespace = kube_context, namespace
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
+def typed_again(
+    context: typer.Context, program: str, platform: str, kube_context: str | None, namespace: str | None
+) -> str:
+    """The options that an advised command needs to mean the same clusters."""
+    installs = context.invoked_subcommand in install_commands.NAMES
+    from_environment = "PGHERD_PLATFORM" in os.environ
+    options = ""
+    if program == "pgherd" and (installs or platform == "kubernetes") and not from_environment:
+        options += " --platform kubernetes"
+    if kube_context:
+        options += f" --context {kube_context}"
+    if namespace and not installs:
+        options += f" -n {namespace}"
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "pgherd") -> None:
+    """Run the command line and exit.
+
+    :param program: what the person typed to come here
+    """
     _open_closed_streams()
-    code = run(sys.argv[1:] if arguments is None else arguments)
+    code = run(sys.argv[1:] if arguments is None else arguments, program)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -100,12 +124,12 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for the process's life
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], program: str = "pgherd") -> int:
     """Run one command; returns the exit code."""
     debug = os.environ.get("PGHERD_DEBUG", "") not in ("", "0")
     # What libraries and loops log is for the supervisor's log; here it would tear the progress bar.
     logging.basicConfig(level=logging.DEBUG if debug else logging.CRITICAL)
-    context = Context()
+    context = Context(program=program)
     begin(context)
     try:
         code = _invoke(hoist_global_options(arguments))
@@ -121,7 +145,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _invoke(arguments: Sequence[str]) -> int:
-    result = typer.main.get_command(app).main(list(arguments), prog_name="pgherd", standalone_mode=False)
+    result = typer.main.get_command(app).main(
+        list(arguments), prog_name=current().program, standalone_mode=False
+    )
     return result if isinstance(result, int) else 0
 
 

@@ -41,7 +41,10 @@ def scale(
         if segments != before.segments.count:
             tell(f"{name}: scaling {change}")
         now = await_fulfilment(name, limit, f"scaling {name} {change}")
-        say(f"{name}: {plural(segments, 'segment')}{moved(now) if segments != before.segments.count else ''}")
+        # Not what was asked for here, if somebody else declared something meanwhile.
+        there = client.declared(name).spec.segments.count
+        said = "" if there == segments else ", as somebody else declared meanwhile"
+        say(f"{name}: {plural(there, 'segment')}{said}{moved(now) if there != before.segments.count else ''}")
 
 
 def moved(now: dict[str, Any]) -> str:

@@ -389,6 +389,13 @@ class ClusterSpec(Model):
     expansion: ExpansionSpec = Field(
         default_factory=ExpansionSpec, description="How shards move when segments come or go."
     )
+    replace_lost_after: int = Field(
+        default=300,
+        ge=0,
+        le=86_400,
+        description="Kubernetes only: seconds after which a member whose node does not report any more is built "
+        "anew elsewhere, on a new volume. Only while another member of its group is the primary. 0: never.",
+    )
     deletion_policy: Literal["Retain", "Delete"] = Field(
         default="Retain",
         description="Kubernetes only: whether the volumes stay (Retain) or go (Delete) with the cluster.",

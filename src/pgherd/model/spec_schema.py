@@ -23,6 +23,19 @@ IMMUTABLE = (
 )
 """Paths below ``spec`` that may not change once set."""
 
+RULES: tuple[Schema, ...] = (
+    {
+        "rule": "self.spec.segments.count <= self.spec.shardCount",
+        "message": "must be <= spec.shardCount",
+        "fieldPath": ".spec.segments.count",
+    },
+    {
+        "rule": "!self.metadata.name.matches('-(coordinator|segment-[0-9]+|ro)$')",
+        "message": "metadata.name must not end in -coordinator, -segment-N or -ro: pgherd names its own parts so",
+    },
+)
+"""What must go together, in CEL."""
+
 _KEEP = (
     "description",
     "type",
@@ -33,6 +46,7 @@ _KEEP = (
     "minLength",
     "maxLength",
     "maxItems",
+    "pattern",
     "required",
 )
 
@@ -44,12 +58,11 @@ def crd_schema() -> Schema:
     """
     schema = declaration_schema()
     schema["required"] = ["metadata"]
-    spec = schema["properties"]["spec"]
-    spec["x-kubernetes-validations"] = [_stays(path) for path in IMMUTABLE] + [
-        {
-            "rule": "self.segments.count <= self.shardCount",
-            "message": "segments.count must be <= shardCount",
-        }
+    # At the root: below it, Kubernetes would try the rules on defaults that are not filled in yet.
+    schema["x-kubernetes-validations"] = [
+        *(_stays(("spec", *path)) for path in IMMUTABLE),
+        *(_never_shrinks(("spec", group, "storage", "size")) for group in ("coordinator", "segments")),
+        *RULES,
     ]
     # Kubernetes owns metadata; a resource may only narrow its name.
     schema["properties"]["metadata"] = {
@@ -117,5 +130,16 @@ def _stays(path: tuple[str, ...]) -> Schema:
     was, now = (".".join((root, *path)) for root in ("oldSelf", "self"))
     return {
         "rule": f"!has({was}) || (has({now}) && {now} == {was})",
-        "message": f"{'.'.join(path)} can't be changed",
+        "message": "can't be changed",
+        "fieldPath": f".{'.'.join(path)}",
+    }
+
+
+def _never_shrinks(path: tuple[str, ...]) -> Schema:
+    """A CEL rule: a quantity of bytes stays or grows."""
+    was, now = (f"quantity(string({'.'.join((root, *path))}))" for root in ("oldSelf", "self"))
+    return {
+        "rule": f"{now}.compareTo({was}) >= 0",
+        "message": "may not shrink",
+        "fieldPath": f".{'.'.join(path)}",
     }

@@ -133,12 +133,22 @@ class PatroniClient:
 
     :param password: ``Credentials.rest``
     :param timeout: seconds for a quick call; long ones (restart, switchover) have limits of their own
+    :param authority: file of the certificate authority that signed the members' certificates; None: no encryption
     """
 
-    def __init__(self, password: str, *, timeout: float = 2.0) -> None:
+    def __init__(self, password: str, *, timeout: float = 2.0, authority: str | None = None) -> None:
         self._headers = urllib3.make_headers(basic_auth=f"{REST_USER}:{password}")
         self._timeout = timeout
-        self._http = urllib3.PoolManager(num_pools=64, maxsize=4, retries=False)
+        self._scheme = "https" if authority else "http"
+        # Members are asked by address; that their cluster's own authority vouches for them is what counts.
+        trust: dict[str, Any] = {
+            "ca_certs": authority,
+            "cert_reqs": "CERT_REQUIRED",
+            "assert_hostname": False,
+        }
+        self._http = urllib3.PoolManager(
+            num_pools=64, maxsize=4, retries=False, **(trust if authority else {})
+        )
 
     def member_status(self, endpoint: Endpoint) -> MemberStatus | None:
         """What this member says of itself, or None when it doesn't answer."""
@@ -246,7 +256,7 @@ class PatroniClient:
         try:
             response = self._http.request(
                 method,
-                f"http://{host}:{endpoint.port}{path}",
+                f"{self._scheme}://{host}:{endpoint.port}{path}",
                 body=None if body is None else json.dumps(body).encode(),
                 headers=None if body is None else {**self._headers, "Content-Type": "application/json"},
                 timeout=limits,

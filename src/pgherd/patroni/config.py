@@ -45,6 +45,17 @@ _BASE_PARAMETERS: Mapping[str, str] = {
 }
 
 
+_NETWORK_PARAMETERS: Mapping[str, str] = {
+    # A node that dies says nothing: without these a commit would wait a minute for its dead standby.
+    "tcp_keepalives_count": "3",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_user_timeout": "8s",
+    "wal_receiver_timeout": "8s",
+    "wal_sender_timeout": "8s",
+}
+
+
 def standbys(cluster: PostgresCluster, group_id: int) -> int:
     """How many standbys the declaration asks for in this group."""
     spec = cluster.spec
@@ -59,6 +70,7 @@ def dynamic_config(
     *,
     networks: Sequence[str] = LOOPBACK,
     local: bool = True,
+    tls: bool = False,
 ) -> dict[str, Any]:
     """What all members of one group agree on; JSON-like, ready for ``PATCH /config`` or ``bootstrap.dcs``.
 
@@ -66,6 +78,7 @@ def dynamic_config(
     :param preload: ``shared_preload_libraries`` of the engine; the user's come after them
     :param networks: CIDRs from which members and clients connect (SCRAM in any case)
     :param local: members share one machine: small buffers by default
+    :param tls: connections over the network are encrypted, or refused
     """
     has_standbys = standbys(cluster, group_id) > 0
     return {
@@ -90,8 +103,13 @@ def dynamic_config(
             "use_slots": True,
             "remove_data_directory_on_rewind_failure": True,
             "remove_data_directory_on_diverged_timelines": True,
-            "parameters": _parameters(cluster, _memory(cluster, group_id, local), engine_parameters, preload),
-            "pg_hba": _pg_hba(cluster, networks),
+            "parameters": _parameters(
+                cluster,
+                {**_memory(cluster, group_id, local), **({} if local else _NETWORK_PARAMETERS)},
+                engine_parameters,
+                preload,
+            ),
+            "pg_hba": _pg_hba(cluster, networks, "hostssl" if tls else "host"),
         },
     }
 
@@ -115,13 +133,13 @@ def _memory(cluster: PostgresCluster, group_id: int, local: bool) -> dict[str, s
 
 def _parameters(
     cluster: PostgresCluster,
-    memory: Mapping[str, str],
+    surroundings: Mapping[str, str],
     engine_parameters: Mapping[str, str | int | bool],
     preload: Sequence[str],
 ) -> dict[str, str]:
     user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}
     engine = {name: _text(value) for name, value in engine_parameters.items()}
-    parameters = {**_BASE_PARAMETERS, **memory, **engine, **user}
+    parameters = {**_BASE_PARAMETERS, **surroundings, **engine, **user}
     libraries = [*preload, *_split(parameters.pop("shared_preload_libraries", ""))]
     if libraries:
         parameters["shared_preload_libraries"] = ",".join(dict.fromkeys(libraries))
@@ -138,20 +156,21 @@ def _split(value: str) -> list[str]:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _pg_hba(cluster: PostgresCluster, networks: Sequence[str]) -> list[str]:
+def _pg_hba(cluster: PostgresCluster, networks: Sequence[str], host: str) -> list[str]:
     # pgherd's own two roles come first: no line of the user's can lock Patroni or the engine out.
-    own = [
+    own = [f"local replication {REPLICATION_USER} scram-sha-256"]
+    own += [
         line
         for network in networks
         for line in (
-            f"host replication {REPLICATION_USER} {network} scram-sha-256",
-            f"host all {SUPERUSER} {network} scram-sha-256",
+            f"{host} replication {REPLICATION_USER} {network} scram-sha-256",
+            f"{host} all {SUPERUSER} {network} scram-sha-256",
         )
     ]
     user = (line.strip() for line in (cluster.spec.postgres.host_based_authentication or "").splitlines())
     defaults = [
         "local all all scram-sha-256",
-        *(f"host all all {network} scram-sha-256" for network in networks),
+        *(f"{host} all all {network} scram-sha-256" for network in networks),
     ]
     return [*own, *(line for line in user if line and not line.startswith("#")), *defaults]
 

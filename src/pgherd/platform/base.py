@@ -13,6 +13,7 @@ from typing import Any
 
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
+from pgherd.patroni.config import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Declaration:
     """with ``deleting``: the data too"""
     generation: int = 0
     """grows with every change of the declaration"""
+    problems: Sequence[str] = ()
+    """why what was declared last can't be; ``cluster`` is then what was accepted before"""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,26 @@ class MemberView:
     postgres: Endpoint
     rest: Endpoint
     """Patroni's REST API"""
+    lost: float | None = None
+    """seconds since what it runs on fell silent; None: it reports"""
+    note: str = ""
+    """why it does not run, where the platform knows"""
+    outdated: bool = False
+    """what it runs in (image, resources, ...) is not as declared any more: it has to be replaced"""
 
 
 class Platform(ABC):
     """Where members run. One instance serves every cluster of one home or namespace."""
 
     name: str
+    networks: Sequence[str] = LOOPBACK
+    """from where members and clients connect (passwords in any case)"""
+    calm_seconds: float = 1.0
+    """pause between two looks at a cluster that is as declared; a new revision ends it early"""
+    tls: bool = False
+    """connections over the network are encrypted"""
+    shared_machine: bool = True
+    """members share one machine: small buffers, whatever was declared"""
 
     # declarations
 
@@ -61,6 +78,28 @@ class Platform(ABC):
 
         :raises NoSuchCluster: there is none of this name
         """
+
+    def generation(self, name: str) -> int:
+        """Which change of the declaration is the last one, whether it makes sense or not.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        return self.declaration(name).generation
+
+    def deletion(self, name: str) -> bool | None:
+        """Whether the cluster is to be deleted, even if nothing else of its declaration makes sense.
+
+        :return: None: it is not; else whether its data go, too
+        """
+        declaration = self.declaration(name)
+        return declaration.purge if declaration.deleting else None
+
+    def revision(self, name: str) -> object:
+        """Something that differs whenever there is a reason to look at the cluster at once. Cheap.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        return self.declaration(name).generation
 
     @abstractmethod
     def declare(self, cluster: PostgresCluster) -> None:
@@ -110,6 +149,34 @@ class Platform(ABC):
     @abstractmethod
     def remove_member(self, member: Member) -> None:
         """Stop a member and remove its data and whatever was reserved for it."""
+
+    def replace_member(self, member: Member) -> None:
+        """Begin to put an outdated member into what is declared now; its data stay. Returns at once."""
+        self.stop_member(member)
+
+    def rebuild_member(self, member: Member) -> None:
+        """Begin to build a lost member anew elsewhere, without what it had. Returns at once."""
+        self.remove_member(member)
+
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Bring what is around the members that are there into line with the declaration; cheap when it is.
+
+        :param configs: Patroni's dynamic configuration of every group that should be
+        :return: whether anything was changed
+        """
+        return False
+
+    def announce(self, name: str, what: str, *, failed: bool = False) -> None:
+        """Tell whoever follows the cluster what was decided, in one sentence."""
+        return
+
+    def connection_options(self, name: str) -> Mapping[str, str]:
+        """libpq options of every connection to the cluster's members, besides addresses and passwords."""
+        return {}
+
+    def authority(self, name: str) -> str | None:
+        """File of the certificate authority of the cluster's REST APIs; None where they are not encrypted."""
+        return None
 
     @abstractmethod
     def free_bytes(self, member: Member) -> int | None:

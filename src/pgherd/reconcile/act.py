@@ -61,6 +61,14 @@ class Actor:
         self.world.patroni.restart(seen.members[step.member.name].view.rest, only_if_pending=True)
 
     @act.register
+    def _(self, step: steps.RebuildMember, seen: Observed) -> None:
+        self.world.platform.rebuild_member(step.member)
+
+    @act.register
+    def _(self, step: steps.ReplaceMember, seen: Observed) -> None:
+        self.world.platform.replace_member(step.member)
+
+    @act.register
     def _(self, step: steps.Switchover, seen: Observed) -> None:
         rest = seen.members[step.leader.name].view.rest
         self.world.patroni.switchover(rest, step.leader.name, step.candidate.name)

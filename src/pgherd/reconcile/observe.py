@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -47,8 +48,20 @@ def connect(
     """
     cluster = platform.declaration(name).cluster
     credentials = platform.credentials(name)
-    databases = Databases(cluster.spec.database, credentials, lambda: addresses(platform, name))
-    return World(name, platform, databases, make_engine(cluster, databases), PatroniClient(credentials.rest))
+    databases = Databases(
+        cluster.spec.database,
+        credentials,
+        lambda: addresses(platform, name),
+        options=platform.connection_options(name),
+    )
+    patroni = _patroni(credentials.rest, platform.authority(name))
+    return World(name, platform, databases, make_engine(cluster, databases), patroni)
+
+
+@lru_cache(maxsize=1024)
+def _patroni(password: str, authority: str | None) -> PatroniClient:
+    """One client per cluster: its connections are kept."""
+    return PatroniClient(password, authority=authority)
 
 
 def addresses(platform: Platform, name: str) -> Mapping[int, Sequence[Endpoint]]:
@@ -93,15 +106,23 @@ def _wanted_configs(
 ) -> dict[int, Mapping[str, Any]]:
     declared = set(range(declaration.cluster.spec.segments.count + 1))
     return {
-        group: wanted_config(world.engine, declaration.cluster, group)
+        group: wanted_config(world.platform, world.engine, declaration.cluster, group)
         for group in sorted(declared | {state.member.group for state in members.values()})
     }
 
 
-def wanted_config(engine: Engine, cluster: PostgresCluster, group: int) -> dict[str, Any]:
+def wanted_config(platform: Platform, engine: Engine, cluster: PostgresCluster, group: int) -> dict[str, Any]:
     """Patroni's dynamic configuration as it should be in this group."""
     parameters = engine.parameters(group, cluster.spec.shard_count)
-    return dynamic_config(cluster, group, parameters, engine.preload_libraries())
+    return dynamic_config(
+        cluster,
+        group,
+        parameters,
+        engine.preload_libraries(),
+        networks=platform.networks,
+        local=platform.shared_machine,
+        tls=platform.tls,
+    )
 
 
 def _config(world: World, seen: Observed, group: int) -> Mapping[str, Any] | None:

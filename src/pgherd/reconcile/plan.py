@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pgherd.model.topology import Endpoints, Member, group_name
+from pgherd.model.topology import COORDINATOR, Endpoints, Member, group_name
 from pgherd.patroni.config import config_patch
 from pgherd.reconcile.state import MemberState, Observed
 
@@ -90,6 +90,26 @@ class RestartMember(Step):
 
     def __str__(self) -> str:
         return f"restart {self.member.name} so that changed parameters take effect"
+
+
+@dataclass(frozen=True)
+class RebuildMember(Step):
+    """Build a member anew elsewhere that is lost with what it ran on."""
+
+    member: Member
+
+    def __str__(self) -> str:
+        return f"rebuild {self.member.name} elsewhere, what it ran on is lost"
+
+
+@dataclass(frozen=True)
+class ReplaceMember(Step):
+    """Put a member into what is declared now (image, resources, ...)."""
+
+    member: Member
+
+    def __str__(self) -> str:
+        return f"replace {self.member.name}, what it runs in was declared anew"
 
 
 @dataclass(frozen=True)
@@ -184,6 +204,8 @@ def plan(seen: Observed) -> list[Step]:
         *_members(seen),
         *_configs(seen),
         *_restarts(seen),
+        *_replacements(seen),
+        *_lost(seen),
         *_superfluous(seen),
         *_databases(seen),
         *_operations(seen),
@@ -286,6 +308,56 @@ def _is_lower(new: Any, old: Any) -> bool:
         return False
 
 
+def _lost(seen: Observed) -> list[Step]:
+    """Members whose place has been silent for long; only where another one of the group is the running primary."""
+    limit = seen.declaration.cluster.spec.replace_lost_after
+    return [
+        RebuildMember(state.member)
+        for state in seen.members.values()
+        if limit
+        and state.view.lost is not None
+        and state.view.lost >= limit
+        and state.patroni is None
+        and (primary := seen.primary(state.member.group)) is not None
+        and primary.member != state.member
+    ]
+
+
+def _replacements(seen: Observed) -> list[Step]:
+    """Segments before the coordinator, so that it is the last to change; one member of a group at a time."""
+    outdated = sorted(
+        {state.member.group for state in seen.members.values() if state.view.outdated}, reverse=True
+    )
+    wanted = set(seen.wanted_groups())
+    segments = [group for group in outdated if group != COORDINATOR and group in wanted]
+    steps = (_replacement(seen, group) for group in (segments or [g for g in outdated if g in wanted]))
+    return [step for step in steps if step is not None]
+
+
+def _replacement(seen: Observed, group: int) -> Step | None:
+    states = seen.of_group(group)
+    outdated = [state for state in states if state.view.outdated and state.view.lost is None]
+    if not outdated:
+        return None
+    # One that does not run protects nobody: a wrong image is put right at once.
+    broken = [state for state in outdated if not state.view.running]
+    if broken:
+        return ReplaceMember(broken[0].member)
+    if not all(state.is_running for state in states) or _is_restarting(seen, group):
+        return None
+    standbys = [state for state in outdated if not state.is_primary]
+    if standbys:
+        return ReplaceMember(standbys[0].member) if seen.primary(group) is not None else None
+    if len(states) == 1:
+        return ReplaceMember(outdated[0].member)
+    heirs = _heirs(seen, outdated[0])
+    return Switchover(outdated[0].member, heirs[0].member) if heirs else None
+
+
+def _is_restarting(seen: Observed, group: int) -> bool:
+    return any(state.patroni and state.patroni.pending_restart for state in seen.of_group(group))
+
+
 def _superfluous(seen: Observed) -> list[Step]:
     wanted = set(seen.wanted_members())
     groups = set(seen.wanted_groups())
@@ -308,14 +380,21 @@ def _shed_standby(seen: Observed, state: MemberState) -> list[Step]:
         return []
     if primary.member != state.member:
         return [RemoveMember(state.member)]
+    heirs = _heirs(seen, state)
+    return [Switchover(state.member, heirs[0].member)] if heirs else []
+
+
+def _heirs(seen: Observed, primary: MemberState) -> list[MemberState]:
+    """Who could lead the group instead, the best first."""
+    wanted = set(seen.wanted_members())
     heirs = [
         other
-        for other in seen.of_group(group)
-        if other.member in seen.wanted_members() and other.is_running and other.member != state.member
+        for other in seen.of_group(primary.member.group)
+        if other.member in wanted and other.is_running and other.member != primary.member
     ]
     # With synchronous replication only a synchronous standby may lead; Patroni refuses the others.
     heirs.sort(key=lambda other: (not (other.patroni and other.patroni.sync_standby), other.member.ordinal))
-    return [Switchover(state.member, heirs[0].member)] if heirs else []
+    return heirs
 
 
 def _databases(seen: Observed) -> list[Step]:

@@ -48,7 +48,38 @@ def build(
         "groups": [_group(seen, group) for group in _groups(seen)],
         "operation": seen.operation_status,
         "lastOperation": seen.last_operation_status,
-        "errors": list(errors),
+        "errors": [*seen.declaration.problems, *errors],
+    }
+
+
+def refused(
+    name: str,
+    generation: int,
+    problems: Sequence[str],
+    *,
+    now: str,
+    previous: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The status of a cluster whose declaration can't be, and of which none was accepted before."""
+    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    text = "; ".join(problems)
+    return {
+        "name": name,
+        "engine": None,
+        "groups": [],
+        "operation": None,
+        "lastOperation": None,
+        **(previous or {}),
+        "phase": "Failed",
+        "generation": generation,
+        "observedAt": now,
+        "settled": False,
+        "conditions": [
+            _condition(before.get("Ready"), "Ready", False, "InvalidSpec", text, now),
+            _condition(before.get("Progressing"), "Progressing", False, "InvalidSpec", text, now),
+            _condition(before.get("SpecRefused"), "SpecRefused", True, "InvalidSpec", text, now),
+        ],
+        "errors": list(problems),
     }
 
 
@@ -65,7 +96,8 @@ def find_problems(seen: Observed) -> list[str]:
     for member in seen.wanted_members():
         state = seen.members.get(member.name)
         if state is None or not state.is_running:
-            problems.append(f"{member.name} is {_state(state)}")
+            note = state.view.note if state else ""
+            problems.append(f"{member.name} is {_state(state)}" + (f" ({note})" if note else ""))
     for group in seen.wanted_groups():
         problems.extend(_unprotected(seen, group))
     if seen.catalogue is None and not problems:
@@ -131,6 +163,7 @@ def _conditions(
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
     message = "; ".join(errors) or "; ".join(doing[:3]) or (seen.operation_status or {}).get("message", "")
+    refused = seen.declaration.problems
     conditions = [
         (
             "Ready",
@@ -141,6 +174,8 @@ def _conditions(
         ("Progressing", progressing, phase, message or "nothing to do"),
         ("Degraded", bool(problems), phase, "; ".join(problems) or "all members are as declared"),
     ]
+    if refused:
+        conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}

@@ -20,17 +20,16 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
-from pgherd.engine.base import Finding, ShardGroupId
+from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
-from pgherd.model.topology import COORDINATOR, group_id, group_name
-from pgherd.operations import store
-from pgherd.operations.rebalance import plan_rebalance
+from pgherd.model.topology import COORDINATOR
 from pgherd.platform.local.platform import LocalPlatform
-from pgherd.reconcile import observe, plan, status
-from pgherd.reconcile.state import MemberState, Observed
+from pgherd.reconcile import observe, plan, status, steering
+from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
+from pgherd.reconcile.state import Observed
 from pgherd.supervisor import daemon
 
 logger = logging.getLogger(__name__)
@@ -51,6 +50,9 @@ class Client:
     :param home: default :func:`default_home`
     :param bin_dir: where PostgreSQL's programs are, instead of the embedded ones
     """
+
+    carries_sessions = False
+    """psql needs nothing of this process"""
 
     def __init__(self, home: Path | None = None, bin_dir: Path | None = None) -> None:
         self._bin_dir = bin_dir
@@ -92,13 +94,9 @@ class Client:
 
         :raises BadInput: no operation is running
         """
-        world = self._world(name)
-        running = store.current(world.databases)
-        if running is None:
-            raise BadInput(f"{name}: no operation is running")
-        store.request_cancel(world.databases, running.id)
-        if running.from_segments is not None and running.to_segments is not None:
-            self.scale(name, running.from_segments)
+        before = steering.request_cancel(self._world(name))
+        if before is not None:
+            self.scale(name, before)
 
     def rebalance(self, name: str) -> int:
         """Request a rebalance; returns the operation's id, to :meth:`wait` for.
@@ -106,27 +104,13 @@ class Client:
         :raises BadInput: another operation is running
         """
         self._staying(name)
-        world = self._world(name)
-        generation = self._platform.declaration(name).generation
-        operation = store.request(world.databases, "rebalance", parameters={"generation": generation})
+        operation = steering.request_rebalance(self._world(name))
         self.ensure_daemon()
         return operation
 
     def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
         """The moves that a rebalance would make, in order."""
-        world = self._world(name)
-        tables = {group.id: group.tables for group in world.engine.shard_groups()}
-        return [
-            {
-                "colocation": move.colocation,
-                "index": move.index,
-                "source": group_name(move.source),
-                "target": group_name(move.target),
-                "bytes": move.bytes,
-                "tables": list(tables.get(ShardGroupId(move.colocation, move.index), ())),
-            }
-            for move in plan_rebalance(world.engine)
-        ]
+        return steering.planned_moves(self._world(name))
 
     def stop(self, name: str) -> None:
         """Ask for all processes to end; data stays."""
@@ -148,6 +132,16 @@ class Client:
             self._platform.close_if_empty()
             return
         self.ensure_daemon()
+
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted.
+
+        :raises NoSuchCluster: nothing of this name is here, not even data that a deletion kept
+        """
+        if name not in self._platform.clusters() and not self._platform.keeps(name):
+            self._tidy()
+        if not self._platform.keeps(name):
+            self._platform.declaration(name)
 
     def _staying(self, name: str) -> PostgresCluster:
         """The declaration of a cluster that is not about to go.
@@ -222,39 +216,21 @@ class Client:
         :param operation: wait for this operation, or a later one, to have ended
         :raises PgherdError: it failed, or time ran out; the message says what stands in the way
         """
-        deadline = time.monotonic() + timeout
+        deadline, begun = time.monotonic() + timeout, datetime.now(UTC)
         wanted = self.generation(name) if generation is None else generation
         while True:
             self.ensure_daemon()
             now = self._platform.read_status(name)
             if now is not None and progress is not None:
                 progress(now)
-            if (
-                now is not None
-                and now.get("generation", -1) >= wanted
-                and self._is_fulfilled(name, now, wanted, operation)
-            ):
-                return now
+            if is_fulfilled(name, now, wanted, operation=operation, silence=self._silence):
+                # What was written before may be from before a power cut: only what is there now counts.
+                sure = now if now is not None and _is_since(now, begun) else self.status(name)
+                if is_fulfilled(name, sure, wanted, operation=operation, silence=self._silence):
+                    return sure
             if time.monotonic() > deadline:
-                # An older generation's status says nothing about this wish.
-                seen = now if now is not None and now.get("generation", -1) >= wanted else None
-                obstacle = _obstacle(seen, self._platform.home)
-                raise PgherdError(f"{name}: not ready after {timeout:.0f} s: {obstacle}")
+                raise PgherdError(time_is_up(name, now, wanted, timeout, self._silence))
             time.sleep(POLL_SECONDS)
-
-    def _is_fulfilled(self, name: str, now: dict[str, Any], wanted: int, operation: int) -> bool:
-        if now["phase"] == "Failed":
-            raise PgherdError(f"{name}: {_obstacle(now, self._platform.home)}")
-        last = now.get("lastOperation") or {}
-        if last.get("id", 0) < operation:
-            return False
-        if now["phase"] in ("Running", "Stopped") and now.get("operation") is None:
-            if last.get("generation") == wanted and last.get("phase") in ("failed", "cancelled"):
-                raise PgherdError(
-                    f"{name}: {last.get('kind')} {last['phase']}: {last.get('error') or last.get('message')}"
-                )
-            return bool(now.get("settled")) and not now.get("errors")
-        return False
 
     def wait_gone(self, name: str, timeout: float = 120.0) -> None:
         """Until a deletion is complete.
@@ -264,11 +240,26 @@ class Client:
         deadline = time.monotonic() + timeout
         while name in self._platform.clusters() or self._home_is_emptying():
             if time.monotonic() > deadline:
-                obstacle = _obstacle(self._platform.read_status(name), self._platform.home)
-                raise PgherdError(f"{name}: not gone after {timeout:.0f} s: {obstacle}")
+                reason = obstacle(self._platform.read_status(name), self._silence)
+                raise PgherdError(f"{name}: not gone after {timeout:.0f} s: {reason}")
             if name in self._platform.clusters():
                 self.ensure_daemon()
             time.sleep(POLL_SECONDS)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Finish what a supervisor does last of all, in case it was killed just there: nobody would start another."""
+        home = self._platform.home
+        if self._platform.clusters() or not home.is_dir():
+            return
+        # The home's lock first: whoever declares a cluster must not take us for its supervisor.
+        with self._platform.locked():
+            if self._platform.clusters() or (lock := daemon.acquire(home)) is None:
+                return
+            with lock:
+                for leftover in () if self._platform.keeps_data() else (daemon.LOCK, daemon.LOG):
+                    (home / leftover).unlink(missing_ok=True)
+            self._platform.close_if_empty()
 
     def _home_is_emptying(self) -> bool:
         return not self._platform.clusters() and self._daemon_runs()
@@ -278,8 +269,8 @@ class Client:
 
         :raises BadInput: no such group
         """
-        number = self._group(name, group)
         world = self._world(name)
+        number = steering.group_number(world, group)
         parameters = world.databases.parameters(number, user=world.databases.owner, read_only=role == "ro")
         pairs = zip(parameters["host"].split(","), parameters["port"].split(","), strict=True)
         hosts = ",".join(f"{host}:{port}" for host, port in pairs)
@@ -308,12 +299,7 @@ class Client:
 
     def check(self, name: str) -> list[Finding]:
         """Everything that the catalogue and the world disagree on."""
-        world = self._world(name)
-        seen = observe.observe(world)
-        members = [
-            Finding(-1, "members", problem, "see 'pgherd status'") for problem in status.find_problems(seen)
-        ]
-        return members if seen.catalogue is None else [*members, *world.engine.check()]
+        return steering.findings(self._world(name))
 
     # what Patroni does
 
@@ -324,33 +310,7 @@ class Client:
         :raises PgherdError: nobody may take over right now
         """
         self._staying(name)
-        number = self._group(name, group)
-        world = self._world(name)
-        seen = observe.observe(world)
-        primary, names = seen.primary(number), [state.member.name for state in seen.of_group(number)]
-        if to is not None and to not in names:
-            raise BadInput(f"{to} is not a member of {group} of {name}: it has {', '.join(names)}")
-        if primary is None:
-            raise PgherdError(f"{group} of {name} has no primary right now: see 'pgherd status {name}'")
-        if to == primary.member.name:
-            return to
-        candidate = to or _heir(seen, number, primary)
-        world.patroni.switchover(primary.view.rest, primary.member.name, candidate)
-        return self._await_primary(world, number, candidate)
-
-    def _await_primary(self, world: observe.World, group: int, wanted: str, timeout: float = 60.0) -> str:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            seen = observe.observe(world)
-            primary = seen.primary(group)
-            # The old primary too must be back: until then Patroni refuses whatever is asked next.
-            settled = all(state.is_running for state in seen.of_group(group))
-            if primary is not None and primary.member.name == wanted and settled:
-                return wanted
-            time.sleep(POLL_SECONDS)
-        raise PgherdError(
-            f"{wanted} did not become primary within {timeout:.0f} s: see 'pgherd logs {world.name}'"
-        )
+        return steering.switchover(self._world(name), group, to)
 
     def restart(
         self, name: str, group: str | None, progress: Callable[[str], None] = lambda text: None
@@ -360,25 +320,7 @@ class Client:
         :raises PgherdError: a member did not come back
         """
         self._staying(name)
-        world = self._world(name)
-        seen = observe.observe(world)
-        numbers = [self._group(name, group)] if group else seen.wanted_groups()
-        for number in reversed(numbers):
-            states = sorted(seen.of_group(number), key=lambda state: state.is_primary)
-            for state in states:
-                progress(f"restarting {state.member.name}")
-                world.patroni.restart(state.view.rest)
-                self._await_running(world, state.member.name)
-
-    def _await_running(self, world: observe.World, member: str, timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if observe.observe(world).members[member].is_running:
-                return
-            time.sleep(POLL_SECONDS)
-        raise PgherdError(
-            f"{member} did not come back within {timeout:.0f} s: see 'pgherd logs {world.name} {member}'"
-        )
+        steering.restart(self._world(name), group, progress)
 
     # the daemon
 
@@ -428,34 +370,13 @@ class Client:
     def _world(self, name: str) -> observe.World:
         return observe.connect(self._platform, name, make_engine)
 
-    def _group(self, name: str, group: str) -> int:
-        try:
-            number = group_id(group)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-        known = {view.member.group for view in self._platform.members(name).values()}
-        known |= set(range(self.declared(name).spec.segments.count + 1))
-        if number not in known:
-            raise BadInput(f"{name} has no {group}: it has {', '.join(group_name(g) for g in sorted(known))}")
-        return number
+    @property
+    def _silence(self) -> str:
+        return f"the supervisor has not reported yet, its log is {self._platform.home / daemon.LOG}"
 
 
-def _heir(seen: Observed, group: int, primary: MemberState) -> str:
-    others = [state for state in seen.of_group(group) if state.is_running and state.member != primary.member]
-    others.sort(key=lambda state: (not (state.patroni and state.patroni.sync_standby), state.member.ordinal))
-    if not others:
-        raise Unavailable(f"{group_name(group)} has no running standby to switch over to")
-    return others[0].member.name
-
-
-def _obstacle(now: dict[str, Any] | None, home: Path) -> str:
-    """Why a cluster is not there yet, in one line."""
-    if now is None:
-        return f"the supervisor has not reported yet, its log is {home / daemon.LOG}"
-    if now.get("errors"):
-        return str(now["errors"][0])
-    ready = next(
-        (c for c in now.get("conditions", []) if c["type"] == "Degraded" and c["status"] == "True"), None
-    )
-    progressing = next((c for c in now.get("conditions", []) if c["type"] == "Progressing"), None)
-    return str((ready or progressing or {}).get("message", now["phase"]))
+def _is_since(now: dict[str, Any], begun: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(now["observedAt"]) >= begun
+    except (LookupError, TypeError, ValueError):
+        return False

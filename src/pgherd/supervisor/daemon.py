@@ -21,7 +21,7 @@ from pgherd import __version__
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.platform.local import logs
 from pgherd.platform.local.platform import LocalPlatform
-from pgherd.supervisor.loop import ClusterLoop
+from pgherd.reconcile.loop import ClusterLoop
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ class Daemon:
         self._lock = lock
         self._stop = threading.Event()
         self._loops: dict[str, ClusterLoop] = {}
+        self._complaints: dict[str, str] = {}
+        self._store_error = ""
 
     def run(self) -> None:
         """Until a signal, or until no cluster is left that should run."""
@@ -125,13 +127,37 @@ class Daemon:
 
     def _ensure_loops(self) -> None:
         self._loops = {name: loop for name, loop in self._loops.items() if loop.is_alive()}
-        active = [name for name in self._platform.clusters() if self._needs_care(name)]
+        active = [name for name in self._platform.clusters() if self._needs_loop(name)]
         if active:
-            self._platform.ensure_store()
+            self._ensure_store()
         for name in active:
             if name not in self._loops:
                 self._loops[name] = ClusterLoop(self._platform, name, self._stop)
                 self._loops[name].start()
+
+    def _ensure_store(self) -> None:
+        # Without it loops still look and tell: each runs into the same error, and its status says so.
+        try:
+            self._platform.ensure_store()
+        except (PgherdError, OSError) as error:
+            if str(error) != self._store_error:
+                logger.error("%s", error)
+            self._store_error = str(error)
+        else:
+            self._store_error = ""
+
+    def _needs_loop(self, name: str) -> bool:
+        # What one cluster should be may be unreadable; the others must not suffer from it.
+        try:
+            needed = self._needs_care(name)
+        except PgherdError as error:
+            reason = " ".join(str(error).split())
+            if self._complaints.get(name) != reason:
+                logger.error("%s is left alone: %s", name, reason)
+            self._complaints[name] = reason
+            return False
+        self._complaints.pop(name, None)
+        return needed
 
     def _needs_care(self, name: str) -> bool:
         try:
@@ -150,7 +176,8 @@ class Daemon:
         A wish is declared under the same lock: either it is seen here, or its client finds this daemon gone.
         """
         with self._platform.locked():
-            if any(self._needs_care(name) for name in self._platform.clusters()):
+            # Members of a cluster that was left alone may run, and need the store.
+            if any(self._needs_loop(name) or name in self._complaints for name in self._platform.clusters()):
                 return False
             logger.info("nothing left to look after")
             self._platform.stop_store()

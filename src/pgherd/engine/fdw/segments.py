@@ -22,11 +22,11 @@ from pgherd.postgres.connections import Connection, Databases
 
 SERVER_OPTIONS: Mapping[str, str] = {
     "target_session_attrs": "read-write",
-    "connect_timeout": "5",
+    "connect_timeout": "2",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
+    "tcp_user_timeout": "8000",
     "batch_size": "500",
     "fetch_size": "2000",
     # Nearer the truth than the defaults: a question costs a round trip, and a row that comes over costs what many rows
@@ -75,7 +75,7 @@ def reopen(databases: Databases) -> None:
         for group, present in rows:
             _open_doors(connection, group)
             names = {option.partition("=")[0] for option in present}
-            for name, value in SERVER_OPTIONS.items():
+            for name, value in {**SERVER_OPTIONS, **databases.options}.items():
                 if f"{name}={value}" not in present:
                     connection.execute(
                         sql.SQL("ALTER SERVER {} OPTIONS ({})").format(
@@ -224,7 +224,12 @@ def _set_addresses(connection: Connection, group: int, endpoints: Endpoints) -> 
 
 
 def _create_server(connection: Connection, databases: Databases, group: int, endpoints: Endpoints) -> None:
-    options = {**_address_options(endpoints), "dbname": databases.database, **SERVER_OPTIONS}
+    options = {
+        **_address_options(endpoints),
+        "dbname": databases.database,
+        **SERVER_OPTIONS,
+        **databases.options,
+    }
     server = sql.Identifier(server_name(group))
     connection.execute(
         sql.SQL("CREATE SERVER {} FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({})").format(

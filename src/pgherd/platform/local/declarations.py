@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pgherd.errors import NoSuchCluster
+from pgherd.errors import BadInput, NoSuchCluster
 from pgherd.model import spec, spec_yaml
 from pgherd.model.spec import PostgresCluster
 from pgherd.platform.base import Declaration
@@ -94,6 +94,10 @@ def _version(path: Path) -> _Version:
 def _parse(text: str, source: str) -> Declaration:
     value = spec_yaml.read(text, source).value
     asked = value.pop(_SECTION, None) or {} if isinstance(value, dict) else {}
+    if not isinstance(asked, dict) or not isinstance(asked.get("generation", 1), int):
+        raise BadInput(
+            f"{source}: {_SECTION}: must be a mapping with a number as generation: restore it from a copy"
+        )
     return Declaration(
         spec.from_mapping(value, source=source),
         stopped=bool(asked.get("stopped")),

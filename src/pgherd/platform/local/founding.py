@@ -18,7 +18,11 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+import yaml
+
+from pgherd.errors import PgherdError
 from pgherd.model.topology import Member, group_name
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
@@ -62,7 +66,11 @@ class Foundings:
         :param group: all members of the group that exist in any form, this one too
         :param erase: given where all groups of the cluster share a namespace
         """
-        record = self._read(member) or GroupRecord(self._namespace(member, shared=erase is not None))
+        record = (
+            self._read(member)
+            or self._recover(group)
+            or GroupRecord(self._namespace(member, shared=erase is not None))
+        )
         if not record.founded:
             if any(self._layout.member(each).has_users_data for each in group):
                 record = replace(record, founded=True)
@@ -86,6 +94,19 @@ class Foundings:
                 erase(record.namespace)
             del records[group_name(member.group)]
             files.write_json(self._layout.groups(member.cluster), records)
+
+    def _recover(self, group: Sequence[Member]) -> GroupRecord | None:
+        """What the members' configurations still tell when the record was lost.
+
+        A member started in a new place would find nobody leading there, and lead beside the group's primary.
+        """
+        known = {
+            each: place for each in group if (place := configured_namespace(self._layout.member(each).config))
+        }
+        for each in sorted(known, key=lambda each: not self._is_running(each)):
+            logger.warning("the record of %s was lost: its members say %s", each.scope, known[each])
+            return GroupRecord(known[each], started=tuple(member.name for member in known))
+        return None
 
     def _is_dead(self, record: GroupRecord, member: Member, group: Sequence[Member]) -> bool:
         """Whether nobody is left who could complete the founding."""
@@ -121,7 +142,16 @@ class Foundings:
             self._wipe(member)
 
     def _read_all(self, cluster: str) -> dict[str, dict[str, object]]:
-        return files.read_json(self._layout.groups(cluster)) or {}
+        path = self._layout.groups(cluster)
+        records = files.read_json(path) or {}
+        if not all(
+            isinstance(each, dict) and isinstance(each.get("namespace"), str) for each in records.values()
+        ):
+            raise PgherdError(
+                f"{path} is damaged (not the groups' places): restore it from a copy, or remove it, and it is made "
+                "again of the members' configurations"
+            )
+        return records
 
     def _read(self, member: Member) -> GroupRecord | None:
         raw = self._read_all(member.cluster).get(group_name(member.group))
@@ -137,6 +167,15 @@ class Foundings:
         records = self._read_all(member.cluster)
         records[group_name(member.group)] = asdict(record)
         files.write_json(self._layout.groups(member.cluster), records)
+
+
+def configured_namespace(config: Path) -> str | None:
+    """The place in the store that a member's ``patroni.yml`` names, or None if it does not (yet)."""
+    try:
+        namespace = yaml.safe_load(config.read_text(encoding="utf-8"))["namespace"]
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+        return None
+    return namespace if isinstance(namespace, str) else None
 
 
 def _new_namespace() -> str:

@@ -148,6 +148,10 @@ class LocalPlatform(Platform):
         """Names of all clusters, sorted."""
         return self._layout.clusters()
 
+    def keeps_data(self) -> bool:
+        """Whether anything of any cluster is here, declared or not."""
+        return self._layout.keeps_data()
+
     def keeps(self, name: str) -> bool:
         """Whether data of a cluster that was deleted without purging is here."""
         return self._layout.members(name).is_dir() and not self._layout.declaration(name).exists()
@@ -202,7 +206,7 @@ class LocalPlatform(Platform):
         """The cluster's passwords, made at the first call.
 
         :raises NoSuchCluster: there is none of this name
-        :raises PgherdError: the file is damaged
+        :raises PgherdError: the file is damaged, or was lost: no new ones can be made for databases that are there
         """
         path = self._layout.credentials(name)
         known = files.read_json(path)
@@ -211,12 +215,17 @@ class LocalPlatform(Platform):
             with self.locked():
                 known = files.read_json(path)
                 if known is None:
+                    self._require_new(name, path)
                     known = {field: secrets.token_urlsafe(24) for field in Credentials.__dataclass_fields__}
                     files.write_json(path, known)
         try:
             return Credentials(**known)
         except TypeError:
             raise PgherdError(f"{path} is damaged (not the passwords): restore it from a copy") from None
+
+    def _require_new(self, name: str, path: Path) -> None:
+        if any(view.has_data for view in self.members(name).values()):
+            raise PgherdError(f"{path} is lost, and with it the passwords of {name}: restore it from a copy")
 
     def read_status(self, name: str) -> dict[str, Any] | None:
         """The status written last, or None if there is none that makes sense."""

@@ -7,6 +7,7 @@ objects, which must not be accepted from strangers on the same machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -171,7 +172,16 @@ class RaftStore:
 
     def _read_config(self) -> Any:
         with files.explained(f"read {self._config}"):
-            return yaml.safe_load(self._config.read_text())
+            text = self._config.read_text(errors="replace")
+        with contextlib.suppress(yaml.YAMLError, LookupError, TypeError, ValueError):
+            config = yaml.safe_load(text)
+            int(str(config["raft"]["self_addr"]).rpartition(":")[2])
+            if config["raft"]["password"]:
+                return config
+        raise PgherdError(
+            f"{self._config} is damaged (not the store's configuration): restore it from a copy; its password is also "
+            "in the patroni.yml of every member"
+        )
 
     def _write_config(self, port: int) -> None:
         with files.explained(f"make {self._directory}"):

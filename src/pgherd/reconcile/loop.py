@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 BUSY_SECONDS = 0.2
 """pause between two rounds while there is something to do"""
 CALM_SECONDS = 1.0
-"""pause while the world is as declared"""
+"""pause after a round that failed"""
 SIZES_EVERY = 5.0
 """seconds between two looks at the shards' sizes"""
 
@@ -49,7 +49,8 @@ class ClusterLoop(threading.Thread):
         self._fatal_generation: int | None = None
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
-        self._generation = -1
+        self._revision: object = None
+        self._repeated: tuple[list[plan.Step], float] = ([], BUSY_SECONDS)
         self._rests = False
 
     def run(self) -> None:
@@ -59,6 +60,13 @@ class ClusterLoop(threading.Thread):
                 pause = self.round()
             except NoSuchCluster:
                 return
+            except BadInput as error:
+                if self._is_done_with(error):
+                    return
+                pause = CALM_SECONDS
+            except PgherdError as error:
+                logger.warning("%s: %s", self.cluster, error)
+                pause = CALM_SECONDS
             except Exception:  # the loop must outlive whatever one look ran into
                 logger.exception("%s: a round failed", self.cluster)
                 pause = CALM_SECONDS
@@ -71,7 +79,7 @@ class ClusterLoop(threading.Thread):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._stop_asked.wait(0.1):
             try:
-                if self._platform.declaration(self.cluster).generation != self._generation:
+                if self._platform.revision(self.cluster) != self._revision:
                     return
             except PgherdError:
                 return
@@ -82,16 +90,31 @@ class ClusterLoop(threading.Thread):
         :return: seconds to wait before the next round
         :raises NoSuchCluster: the cluster is gone
         """
+        # Taken before the look: what changes meanwhile ends the pause after it.
+        self._revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
         seen = self._look(world)
-        self._generation = seen.declaration.generation
+        if self._align(seen):
+            # What was just applied may have made members outdated: the plan must know.
+            seen = self._look(world)
         steps = plan.plan(seen)
         self._tell(seen, steps)
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
         self._rests = seen.declaration.stopped and not steps
-        return CALM_SECONDS if plan.is_settled(steps) and not self._errors else BUSY_SECONDS
+        return self._pause(steps)
+
+    def _pause(self, steps: list[plan.Step]) -> float:
+        """Short while things happen, longer while the same steps wait for the same things."""
+        calm = self._platform.calm_seconds
+        if plan.is_settled(steps) and not self._errors:
+            self._repeated = ([], BUSY_SECONDS)
+            return calm
+        before, pause = self._repeated
+        pause = min(pause * 1.5, calm) if steps == before else BUSY_SECONDS
+        self._repeated = (steps, pause)
+        return pause
 
     def _look(self, world: observe.World) -> Observed:
         due = time.monotonic() - self._sizes_at > SIZES_EVERY
@@ -117,6 +140,38 @@ class ClusterLoop(threading.Thread):
         )
         self._platform.write_status(self.cluster, text)
 
+    def _is_done_with(self, error: BadInput) -> bool:
+        """What was declared can't be: say so, and wait for it to be declared anew, or deleted."""
+        try:
+            purge = self._platform.deletion(self.cluster)
+            running = any(view.running for view in self._platform.members(self.cluster).values())
+            if purge is not None and not running:
+                self._platform.forget(self.cluster, purge=purge)
+                return True
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
+        self._refuse(error)
+        return False
+
+    def _refuse(self, error: BadInput) -> None:
+        logger.warning("%s: %s", self.cluster, error)
+        try:
+            generation = self._platform.generation(self.cluster)
+            previous = self._platform.read_status(self.cluster)
+            if (previous or {}).get("errors") != list(error.problems):
+                self._platform.announce(self.cluster, "; ".join(error.problems), failed=True)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = status.refused(self.cluster, generation, error.problems, now=now, previous=previous)
+            self._platform.write_status(self.cluster, text)
+        except PgherdError as another:
+            logger.warning("%s: %s", self.cluster, another)
+
+    def _align(self, seen: Observed) -> bool:
+        if seen.declaration.stopped or seen.declaration.deleting:
+            return False
+        wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
+        return self._platform.align(seen.declaration.cluster, wanted)
+
     def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
         actor = Actor(world, lambda operation: self._run_operation(world, operation))
         if not steps:
@@ -129,15 +184,23 @@ class ClusterLoop(threading.Thread):
     def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
         if not isinstance(step, plan.RunOperation):
             logger.info("%s: %s", self.cluster, step)
+            self._announce(step)
         try:
             actor.act(step, seen)
-        except (PgherdError, psycopg.Error, OSError) as error:
+        except Exception as error:  # nobody reads logs while the status says nothing
+            if not isinstance(error, PgherdError | psycopg.Error | OSError):
+                logger.exception("%s: %s met what nobody expected", self.cluster, step)
             if isinstance(error, BadInput):
                 self._fatal_generation = seen.declaration.generation
             text = " ".join(str(error).split()) or type(error).__name__
             logger.warning("%s: could not %s: %s", self.cluster, step, text)
+            self._announce(step, f"could not {step}: {text}")
             return f"could not {step}: {text}"
         return None
+
+    def _announce(self, step: plan.Step, failed: str = "") -> None:
+        if not isinstance(step, plan.BACKGROUND):
+            self._platform.announce(self.cluster, failed or str(step), failed=bool(failed))
 
     def _run_operation(self, world: observe.World, operation: int) -> None:
         if self._operation is not None and self._operation.is_alive():

@@ -1,0 +1,106 @@
+"""What the commands ask of a platform, whichever it is.
+
+:class:`pgherd.supervisor.client.Client` answers for this machine, :class:`pgherd.remote.client.KubernetesClient` for a
+Kubernetes cluster. Neither knows of this file; the type checker holds them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pgherd.engine.base import Finding
+    from pgherd.model.spec import PostgresCluster
+
+
+class Door(Protocol):
+    """The clusters of one home or namespace. Wishes are durable when a method returns, fulfilled later."""
+
+    carries_sessions: bool
+    """programs that :meth:`psql_command` names need this process for as long as they run"""
+
+    # wishes
+
+    def up(self, cluster: PostgresCluster) -> None:
+        """Create or change a cluster."""
+
+    def scale(self, name: str, segments: int) -> None:
+        """Declare another number of segments."""
+
+    def pause(self, name: str) -> None:
+        """Start no further move."""
+
+    def resume(self, name: str) -> None:
+        """Undo :meth:`pause`."""
+
+    def cancel(self, name: str) -> None:
+        """Call the running operation off."""
+
+    def rebalance(self, name: str) -> int:
+        """Request a rebalance; returns the operation's id."""
+
+    def stop(self, name: str) -> None:
+        """Processes gone, data kept."""
+
+    def start(self, name: str) -> None:
+        """Undo :meth:`stop`."""
+
+    def delete(self, name: str, *, purge: bool) -> None:
+        """Ask for the cluster to go; with ``purge`` its data too."""
+
+    def require_known(self, name: str) -> None:
+        """Refuse what can't be deleted: nothing of this name is here, not even data that a deletion kept."""
+
+    # looks
+
+    def names(self) -> list[str]:
+        """All clusters, sorted."""
+
+    def declared(self, name: str) -> PostgresCluster:
+        """The declaration in force."""
+
+    def generation(self, name: str) -> int:
+        """The declaration's generation."""
+
+    def status(self, name: str) -> dict[str, Any]:
+        """The status (DESIGN section 3)."""
+
+    def wait(
+        self,
+        name: str,
+        *,
+        generation: int | None = None,
+        operation: int = 0,
+        timeout: float = 600.0,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Until the cluster is as declared."""
+
+    def wait_gone(self, name: str, timeout: float = 120.0) -> None:
+        """Until a deletion is complete."""
+
+    def dsn(self, name: str, *, role: str = "rw", group: str = "coordinator") -> str:
+        """One libpq URI, password included."""
+
+    def psql_command(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Program and environment of a session as the owner."""
+
+    def logs(self, name: str, member: str | None, follow: bool) -> Iterator[str]:
+        """Log lines of one member, or of all."""
+
+    def check(self, name: str) -> list[Finding]:
+        """Everything that the catalogue and the world disagree on."""
+
+    def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
+        """The moves that a rebalance would make."""
+
+    # what Patroni does
+
+    def switchover(self, name: str, group: str, to: str | None) -> str:
+        """Let another member of a group lead. Returns the new primary's name."""
+
+    def restart(
+        self, name: str, group: str | None, progress: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Restart PostgreSQL of every member, one at a time."""

@@ -1,0 +1,63 @@
+"""What the operator may do, and what people with a namespace's own roles may do with its clusters. Pure.
+
+The operator can't hand out more than it has: what the pods' Roles grant (Patroni's store) is in here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pgherd.platform.kubernetes.crd import GROUP, PLURAL
+
+Rule = dict[str, Any]
+
+LOOK = ("get", "list", "watch")
+KEEP = (*LOOK, "create", "patch", "update", "delete")
+
+
+def rule(group: str, resources: Sequence[str], verbs: Sequence[str]) -> Rule:
+    """One RBAC rule."""
+    return {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)}
+
+
+def cluster_rules() -> list[Rule]:
+    """The operator's for what belongs to no namespace, all of it only to look at."""
+    return [
+        # Is a node gone, does a class exist, may its volumes grow.
+        rule("", ["namespaces", "nodes"], LOOK),
+        rule("storage.k8s.io", ["storageclasses"], LOOK),
+        rule("apiextensions.k8s.io", ["customresourcedefinitions"], LOOK),
+    ]
+
+
+def operator_rules() -> list[Rule]:
+    """The operator's in every namespace that has clusters."""
+    return [
+        rule(GROUP, [PLURAL], [*LOOK, "patch", "update"]),
+        rule(GROUP, [f"{PLURAL}/status"], ["get", "patch", "update"]),
+        rule(GROUP, [f"{PLURAL}/finalizers"], ["update"]),
+        # The objects of clusters; ConfigMaps are Patroni's store as well.
+        rule("", ["configmaps", "persistentvolumeclaims", "secrets", "serviceaccounts", "services"], KEEP),
+        rule("", ["pods"], [*LOOK, "patch", "delete"]),
+        rule("apps", ["statefulsets"], KEEP),
+        rule("policy", ["poddisruptionbudgets"], KEEP),
+        rule("networking.k8s.io", ["networkpolicies"], KEEP),
+        rule("rbac.authorization.k8s.io", ["roles", "rolebindings"], KEEP),
+        # What it tells people.
+        rule("", ["events"], ["create", "list", "patch"]),
+        rule("events.k8s.io", ["events"], ["create", "patch"]),
+    ]
+
+
+def view_rules() -> list[Rule]:
+    """Added to the built-in role ``view``: look at clusters."""
+    return [rule(GROUP, [PLURAL, f"{PLURAL}/status"], LOOK)]
+
+
+def edit_rules() -> list[Rule]:
+    """Added to the built-in roles ``edit`` and ``admin``: have clusters."""
+    return [
+        rule(GROUP, [PLURAL], [*KEEP, "deletecollection"]),
+        rule(GROUP, [f"{PLURAL}/scale"], ["get", "patch", "update"]),
+    ]

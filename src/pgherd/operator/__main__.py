@@ -1,0 +1,5 @@
+"""``python -m pgherd.operator``"""
+
+from pgherd.operator.main import main
+
+main()

@@ -1,0 +1,72 @@
+"""One cluster's loop, kept running for as long as the cluster is there and wants care."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from pgherd.errors import PgherdError
+from pgherd.platform.base import Platform
+from pgherd.reconcile.loop import ClusterLoop
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+"""how often a stopped cluster is looked at for a new wish"""
+JOIN_SECONDS = 20.0
+"""how long the end waits for a loop and its operation to come to a resumable place"""
+
+
+class Keeper:
+    """Runs one cluster's loop; one loop at a time, whoever asks."""
+
+    def __init__(self, platform: Platform, name: str) -> None:
+        self._platform = platform
+        self._name = name
+        self._one = threading.Lock()
+
+    def keep(self, wait: Callable[[float], bool]) -> None:
+        """Keep the cluster as declared until told to stop, or until it is gone.
+
+        :param wait: waits so many seconds, returns whether to stop
+        """
+        with self._one:
+            stop = threading.Event()
+            loop = self._start(stop)
+            while not wait(LOOK_SECONDS):
+                if not loop.is_alive():
+                    if not self._wants_care():
+                        continue
+                    loop = self._start(stop)
+            stop.set()
+            loop.join(JOIN_SECONDS)
+            loop.join_operation(JOIN_SECONDS)
+
+    def _start(self, stop: threading.Event) -> ClusterLoop:
+        loop = ClusterLoop(self._platform, self._name, stop)
+        loop.start()
+        return loop
+
+    def _wants_care(self) -> bool:
+        try:
+            declaration = self._platform.declaration(self._name)
+            if declaration.deleting or not declaration.stopped:
+                return True
+            status = self._platform.read_status(self._name) or {}
+            if status.get("generation") != declaration.generation or status.get("phase") != "Stopped":
+                return True
+            return any(view.running for view in self._platform.members(self._name).values())
+        except PgherdError:
+            return False
+
+    def wind_down(self, seconds: float) -> bool:
+        """Bring a cluster that is being deleted to its end; False if it takes longer than this."""
+        with self._one:
+            stop = threading.Event()
+            loop = self._start(stop)
+            loop.join(seconds)
+            ended = not loop.is_alive()
+            stop.set()
+            loop.join(JOIN_SECONDS)
+            return ended

@@ -1,0 +1,109 @@
+"""``python -m pgherd.operator``: kopf's handlers, and what they need.
+
+Settings come from the environment: ``PGHERD_WATCH_NAMESPACE`` (empty: all namespaces), ``PGHERD_POSTGRES_IMAGE`` (what
+members run unless their cluster says otherwise), ``PGHERD_LOG_LEVEL``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+import kopf
+from lightkube import Client
+
+from pgherd.operator.keeper import Keeper
+from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.api import ALL_NAMESPACES, Api
+from pgherd.platform.kubernetes.cache import Watched
+from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
+from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
+
+logger = logging.getLogger(__name__)
+
+LIVENESS = "http://0.0.0.0:8080/healthz"
+MAX_CLUSTERS = 1000
+DELETE_SECONDS = 20.0
+"""how long one call of the deletion's handler works on it before kopf calls again"""
+
+
+class Operator:
+    """What all handlers share.
+
+    :param namespace: ``*`` for all
+    """
+
+    def __init__(self, api: Api, namespace: str, defaults: Defaults) -> None:
+        self._api = api
+        self._defaults = defaults
+        self.objects = Watched(api, namespace)
+        self._guard = threading.Lock()
+        self._platforms: dict[str, KubernetesPlatform] = {}
+        self._keepers: dict[tuple[str, str], Keeper] = {}
+
+    def keeper(self, namespace: str, name: str) -> Keeper:
+        """Who looks after a cluster."""
+        with self._guard:
+            if namespace not in self._platforms:
+                platform = KubernetesPlatform(self._api, namespace, self.objects, self._defaults)
+                self._platforms[namespace] = platform
+            key = (namespace, name)
+            if key not in self._keepers:
+                self._keepers[key] = Keeper(self._platforms[namespace], name)
+            return self._keepers[key]
+
+
+def register(operator: Operator) -> kopf.OperatorRegistry:
+    """kopf's handlers."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=registry)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.persistence.finalizer = names.FINALIZER
+        storage = f"operator.{names.DOMAIN}"
+        settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=storage)
+        settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=storage)
+        settings.posting.enabled = False
+        settings.execution.max_workers = MAX_CLUSTERS
+        settings.watching.server_timeout = 60
+        settings.watching.client_timeout = 75
+        operator.objects.start()
+        logger.info("watching")
+
+    @kopf.on.login(registry=registry)
+    def login(**known: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+
+    # Without this kopf looks only once a minute whether a loop that was told to has ended.
+    @kopf.daemon(GROUP, VERSION, PLURAL, registry=registry, cancellation_polling=1.0)
+    def keep(stopped: kopf.DaemonStopped, namespace: str | None, name: str, **_: Any) -> None:
+        operator.keeper(str(namespace), name).keep(lambda seconds: bool(stopped.wait(seconds)))
+
+    @kopf.on.delete(GROUP, VERSION, PLURAL, registry=registry)
+    def wind_down(namespace: str | None, name: str, **_: Any) -> None:
+        if not operator.keeper(str(namespace), name).wind_down(DELETE_SECONDS):
+            raise kopf.TemporaryError("members are still ending", delay=0.5)
+
+    return registry
+
+
+def main() -> None:
+    """Run until a signal."""
+    logging.basicConfig(
+        level=os.environ.get("PGHERD_LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(threadName)s %(message)s",
+    )
+    for noisy in ("httpx", "httpx2", "kopf.objects", "kopf._core", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    namespace = os.environ.get("PGHERD_WATCH_NAMESPACE") or ALL_NAMESPACES
+    operator = Operator(Api(Client()), namespace, Defaults.from_environment())
+    everywhere = namespace == ALL_NAMESPACES
+    kopf.run(
+        registry=register(operator),
+        clusterwide=everywhere,
+        namespaces=[] if everywhere else [namespace],
+        standalone=True,
+        liveness_endpoint=os.environ.get("PGHERD_LIVENESS", LIVENESS),
+    )

@@ -1,0 +1,281 @@
+"""The Kubernetes API as this package uses it: objects are plain data, applied as a whole, under one field manager.
+
+A thin layer over lightkube. Errors come out as pgherd's own: what the API server refuses is a
+:class:`~pgherd.errors.PgherdError` that says what and why, a server that does not answer is
+:class:`~pgherd.errors.Unavailable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from lightkube import ApiError, Client
+from lightkube.core.resource import ApiInfo
+from lightkube.generic_resource import (
+    GenericGlobalResource,
+    GenericNamespacedResource,
+    GenericNamespacedStatus,
+    create_api_info,
+)
+from lightkube.types import CascadeType, PatchType
+
+from pgherd.errors import PgherdError, Unavailable
+from pgherd.model.spec import KIND
+from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
+
+Object = dict[str, Any]
+ALL_NAMESPACES = "*"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of namespaced object."""
+
+    group: str
+    version: str
+    name: str
+    plural: str
+
+    @property
+    def api_version(self) -> str:
+        """``apps/v1``"""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+CLUSTER = Kind(GROUP, VERSION, KIND, PLURAL)
+POD = Kind("", "v1", "Pod", "pods")
+SERVICE = Kind("", "v1", "Service", "services")
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
+SECRET = Kind("", "v1", "Secret", "secrets")
+EVENT = Kind("", "v1", "Event", "events")
+SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts")
+VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets")
+DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+ROLE = Kind("rbac.authorization.k8s.io", "v1", "Role", "roles")
+ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
+
+MANAGED = (
+    SERVICE_ACCOUNT,
+    ROLE,
+    ROLE_BINDING,
+    NETWORK_POLICY,
+    SECRET,
+    SERVICE,
+    CONFIG_MAP,
+    DISRUPTION_BUDGET,
+    STATEFUL_SET,
+)
+"""Kinds of which a cluster has objects that pgherd applies."""
+
+_KINDS = {(kind.api_version, kind.name): kind for kind in (*MANAGED, CLUSTER, POD, EVENT, VOLUME_CLAIM)}
+
+
+def kind_of(obj: Mapping[str, Any]) -> Kind:
+    """The kind of a rendered object."""
+    return _KINDS[obj["apiVersion"], obj["kind"]]
+
+
+_resources: dict[Kind, Any] = {}
+
+
+def resource(kind: Kind) -> Any:
+    """lightkube's class for a kind, with plain data as objects."""
+    if kind not in _resources:
+        info = create_api_info(kind.group, kind.version, kind.name, kind.plural)
+        _resources[kind] = type(kind.name, (GenericNamespacedResource,), {"_api_info": info})
+    return _resources[kind]
+
+
+_STATUS = type(
+    "ClusterStatus",
+    (GenericNamespacedStatus,),
+    {
+        "_api_info": ApiInfo(
+            resource=create_api_info(GROUP, VERSION, KIND, PLURAL).resource,
+            parent=create_api_info(GROUP, VERSION, KIND, PLURAL).resource,
+            plural=PLURAL,
+            verbs=["get", "patch", "put"],
+            action="status",
+        )
+    },
+)
+
+
+def complete(kind: Kind, obj: Mapping[str, Any]) -> Object:
+    """An object with its kind, which lists leave out."""
+    return {**obj, "apiVersion": kind.api_version, "kind": kind.name}
+
+
+_NODE: Any = type("Node", (GenericGlobalResource,), {"_api_info": create_api_info("", "v1", "Node", "nodes")})
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn errors of the API into pgherd's own.
+
+    :param what: goes on after "could not"
+    """
+    try:
+        yield
+    except ApiError as error:
+        if error.status.code in (429, 500, 502, 503, 504):
+            raise Unavailable(f"could not {what}: {error.status.message}") from error
+        raise PgherdError(f"could not {what}: {error.status.message}") from error
+    except (httpx2.HTTPError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise Unavailable(f"could not {what}: the Kubernetes API server does not answer: {reason}") from error
+
+
+class Api:
+    """Calls to one Kubernetes cluster. Safe to share between threads."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """One object, or None if there is none.
+
+        :raises PgherdError: it could not be asked
+        """
+        with explained(f"read {kind.name} {name}"):
+            try:
+                return dict(self.client.get(resource(kind), name, namespace=namespace))
+            except ApiError as error:
+                if error.status.code == 404:
+                    return None
+                raise
+
+    def node(self, name: str) -> Object | None:
+        """A node, or None if there is none.
+
+        :raises PgherdError: it could not be asked
+        """
+        with explained(f"read node {name}"):
+            try:
+                return dict(self.client.get(_NODE, name))
+            except ApiError as error:
+                if error.status.code == 404:
+                    return None
+                raise
+
+    def warnings(self, namespace: str, about: str) -> Sequence[Object]:
+        """Warnings about an object of this name.
+
+        :raises PgherdError: they could not be asked
+        """
+        with explained(f"list events of {about}"):
+            fields: dict[str, Any] = {"involvedObject.name": about, "type": "Warning"}
+            found = self.client.list(resource(EVENT), namespace=namespace, fields=fields)
+            return [dict(each) for each in found]
+
+    def list(self, kind: Kind, namespace: str, labels: Mapping[str, str] | None = None) -> list[Object]:
+        """All objects of a kind with these labels.
+
+        :raises PgherdError: they could not be asked
+        """
+        with explained(f"list {kind.plural}"):
+            found = self.client.list(resource(kind), namespace=namespace, labels=dict(labels or {}))
+            return [complete(kind, each) for each in found]
+
+    def apply(self, namespace: str, obj: Mapping[str, Any]) -> Object:
+        """Make an object, or bring what pgherd says of it up to date; fields of others stay as they are.
+
+        :raises PgherdError: refused
+        """
+        kind, name = kind_of(obj), obj["metadata"]["name"]
+        with explained(f"apply {kind.name} {name}"):
+            applied = self.client.patch(
+                resource(kind),
+                name,
+                dict(obj),
+                namespace=namespace,
+                patch_type=PatchType.APPLY,
+                field_manager=names.FIELD_MANAGER,
+                force=True,
+            )
+            return dict(applied)
+
+    def create(self, namespace: str, obj: Mapping[str, Any]) -> Object | None:
+        """Make an object; None if there is one of this name already.
+
+        :raises PgherdError: refused
+        """
+        kind, name = kind_of(obj), obj["metadata"].get("name", obj["metadata"].get("generateName"))
+        with explained(f"create {kind.name} {name}"):
+            try:
+                made = resource(kind)({**obj, "metadata": {**obj["metadata"], "namespace": namespace}})
+                return dict(self.client.create(made, namespace=namespace))
+            except ApiError as error:
+                if error.status.code == 409:
+                    return None
+                raise
+
+    def merge(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Object | None:
+        """Change some fields of an object (None removes one); None if it is gone.
+
+        :raises PgherdError: refused
+        """
+        with explained(f"change {kind.name} {name}"):
+            try:
+                return dict(
+                    self.client.patch(
+                        resource(kind),
+                        name,
+                        dict(patch),
+                        namespace=namespace,
+                        patch_type=PatchType.MERGE,
+                        field_manager=names.FIELD_MANAGER,
+                    )
+                )
+            except ApiError as error:
+                if error.status.code == 404:
+                    return None
+                raise
+
+    def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        """Replace a cluster's status; no-op if it is gone.
+
+        :raises PgherdError: refused
+        """
+        # A JSON patch replaces as a whole: what a merge leaves out would stay.
+        patch = [{"op": "add", "path": "/status", "value": json.loads(json.dumps(status))}]
+        with explained(f"write the status of {name}"):
+            try:
+                self.client.patch(
+                    _STATUS,
+                    name,
+                    patch,
+                    namespace=namespace,
+                    patch_type=PatchType.JSON,
+                    field_manager=names.FIELD_MANAGER,
+                )
+            except ApiError as error:
+                if error.status.code != 404:
+                    raise
+
+    def delete(
+        self, kind: Kind, namespace: str, name: str, *, orphan: bool = False, grace: int | None = None
+    ) -> None:
+        """Remove an object; no-op if it is gone.
+
+        :param orphan: leave what it owns
+        :param grace: seconds that a pod gets, instead of its own; 0 forgets it at once, whatever its node does
+        :raises PgherdError: refused
+        """
+        cascade = CascadeType.ORPHAN if orphan else CascadeType.BACKGROUND
+        with explained(f"delete {kind.name} {name}"):
+            try:
+                self.client.delete(
+                    resource(kind), name, namespace=namespace, cascade=cascade, grace_period=grace
+                )
+            except ApiError as error:
+                if error.status.code != 404:
+                    raise

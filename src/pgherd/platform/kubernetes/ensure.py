@@ -1,0 +1,96 @@
+"""Apply what was rendered, when it is not so already.
+
+An object is applied anew when what we say of it changed, or when somebody else changed it: its ``generation`` (where
+Kubernetes counts changes of the specification) or its ``resourceVersion`` is not what our last application left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pgherd.model.spec import parse_bytes
+from pgherd.platform.kubernetes.api import STATEFUL_SET, Api, Kind, Object, kind_of
+from pgherd.platform.kubernetes.cache import Reader
+
+_COUNTED = frozenset({"StatefulSet", "PodDisruptionBudget", "NetworkPolicy"})
+"""kinds whose ``generation`` grows with each change of what was asked for, and only then"""
+
+
+class Applier:
+    """Remembers what was applied and what that left; safe to share between threads."""
+
+    def __init__(self, api: Api, reader: Reader) -> None:
+        self._api = api
+        self._reader = reader
+        self._done: dict[tuple[str, Kind, str], tuple[str, str]] = {}
+        self._guard = threading.Lock()
+
+    def ensure(self, namespace: str, objects: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Make the world say what these objects say; returns what was applied, as ``Kind name``.
+
+        :raises PgherdError: refused
+        """
+        return [f"{obj['kind']} {obj['metadata']['name']}" for obj in objects if self._ensure(namespace, obj)]
+
+    def _ensure(self, namespace: str, obj: Mapping[str, Any]) -> bool:
+        kind, name = kind_of(obj), obj["metadata"]["name"]
+        key = (namespace, kind, name)
+        said = hashlib.sha256(json.dumps(obj, sort_keys=True).encode()).hexdigest()
+        live = self._reader.get(kind, namespace, name)
+        with self._guard:
+            if live is not None and self._done.get(key) == (said, _mark(live)):
+                return False
+        if kind == STATEFUL_SET and live is not None and _is_fixed_otherwise(live, obj):
+            # What is fixed in it differs: it is made anew around the pods, which go on.
+            self._api.delete(kind, namespace, name, orphan=True)
+            return True
+        applied = self._api.apply(namespace, obj)
+        self._reader.put(kind, applied)
+        with self._guard:
+            self._done[key] = (said, _mark(applied))
+        return True
+
+    def forget(self, namespace: str, cluster: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
+        with self._guard:
+            for key in [key for key in self._done if key[0] == namespace and _belongs(key[2], cluster)]:
+                del self._done[key]
+
+
+def _belongs(name: str, cluster: str) -> bool:
+    return name == cluster or name.startswith(f"{cluster}-")
+
+
+def _mark(obj: Object) -> str:
+    metadata = obj["metadata"]
+    return str(metadata["generation"] if obj.get("kind") in _COUNTED else metadata["resourceVersion"])
+
+
+def _is_fixed_otherwise(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a StatefulSet's volumes, which can't be changed in it, are not as wanted."""
+
+    def volume(obj: Mapping[str, Any]) -> tuple[int, str | None]:
+        claim = obj["spec"]["volumeClaimTemplates"][0]["spec"]
+        return parse_bytes(claim["resources"]["requests"]["storage"]), claim.get("storageClassName")
+
+    size, storage_class = volume(wanted)
+    now, class_now = volume(live)
+    return size != now or (storage_class is not None and storage_class != class_now)
+
+
+def owned(obj: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:
+    """The object, owned by a cluster's resource: it goes with it, whatever happens to us."""
+    metadata = owner["metadata"]
+    reference = {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {**obj, "metadata": {**obj["metadata"], "ownerReferences": [reference]}}

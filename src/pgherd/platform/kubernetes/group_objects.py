@@ -1,0 +1,73 @@
+"""What one group needs besides pods: a name for each member, its configuration, a disruption budget. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pgherd.model.spec import PostgresCluster
+from pgherd.platform.kubernetes import names, patroni_files, pods
+
+
+def group_objects(
+    cluster: PostgresCluster,
+    group: int,
+    *,
+    namespace: str,
+    replicas: int,
+    image: str,
+    server_major: int,
+    dcs_config: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Everything of one group, in the order in which it is needed.
+
+    :param replicas: how many members there should be
+    :param dcs_config: Patroni's dynamic configuration, used when the group is founded
+    """
+    name, labels = (
+        names.group_object(cluster.metadata.name, group),
+        names.labels(cluster.metadata.name, group),
+    )
+    labels = {**cluster.metadata.labels, **labels}
+    return [
+        headless_service(cluster, group, labels),
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "labels": labels},
+            "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major),
+        },
+        disruption_budget(cluster, group, labels),
+        pods.stateful_set(cluster, group, namespace=namespace, replicas=replicas, image=image),
+    ]
+
+
+def headless_service(cluster: PostgresCluster, group: int, labels: dict[str, str]) -> dict[str, Any]:
+    """Gives each member its stable name, from the moment it has an address."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": names.group_object(cluster.metadata.name, group), "labels": labels},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": names.selector(cluster.metadata.name, group),
+            "ports": [
+                {"name": "postgres", "port": names.POSTGRES_PORT, "targetPort": "postgres"},
+                {"name": "patroni", "port": names.REST_PORT, "targetPort": "patroni"},
+            ],
+        },
+    }
+
+
+def disruption_budget(cluster: PostgresCluster, group: int, labels: dict[str, str]) -> dict[str, Any]:
+    """Whoever drains nodes takes one member of a group at a time."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": names.group_object(cluster.metadata.name, group), "labels": labels},
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": names.selector(cluster.metadata.name, group)},
+        },
+    }

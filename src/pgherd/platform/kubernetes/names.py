@@ -1,0 +1,108 @@
+"""What the objects of a cluster are called, and how they are labelled. Pure.
+
+Everything of one cluster starts with its name; ``NAME-coordinator`` and ``NAME-segment-N`` are what one group needs.
+Patroni adds ``-leader``, ``-config``, ``-sync`` and ``-failover`` to the group's name for its own store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pgherd.model.spec import API_VERSION
+from pgherd.model.topology import Member, group_id, group_name
+
+DOMAIN = API_VERSION.split("/")[0]
+FIELD_MANAGER = "pgherd"
+FINALIZER = f"{DOMAIN}/cluster"
+
+CLUSTER_LABEL = f"{DOMAIN}/cluster"
+GROUP_LABEL = f"{DOMAIN}/group"
+SCOPE_LABEL = f"{DOMAIN}/scope"
+ROLE_LABEL = f"{DOMAIN}/role"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+
+STOPPED_ANNOTATION = f"{DOMAIN}/stopped"
+TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
+"""on pods: of which template they were made"""
+
+POSTGRES_PORT = 5432
+REST_PORT = 8008
+VOLUME = "data"
+
+
+def labels(cluster: str, group: int | None = None) -> dict[str, str]:
+    """Labels of every object of a cluster, or of one of its groups."""
+    common = {
+        "app.kubernetes.io/name": "postgresql",
+        "app.kubernetes.io/instance": cluster,
+        MANAGED_BY: "pgherd",
+        CLUSTER_LABEL: cluster,
+    }
+    return common if group is None else {**common, GROUP_LABEL: group_name(group)}
+
+
+def selector(cluster: str, group: int | None = None) -> dict[str, str]:
+    """Labels by which a cluster's (or a group's) pods are found."""
+    found = {CLUSTER_LABEL: cluster}
+    return found if group is None else {**found, GROUP_LABEL: group_name(group)}
+
+
+def group_object(cluster: str, group: int) -> str:
+    """Name of the StatefulSet, headless Service, disruption budget and ConfigMap of a group."""
+    return f"{cluster}-{group_name(group)}"
+
+
+def volume_claim(member: Member) -> str:
+    """Name of the claim of a member's volume, as its StatefulSet makes it."""
+    return f"{VOLUME}-{member.name}"
+
+
+def host(member: Member, namespace: str) -> str:
+    """The stable name under which a member is reached from everywhere in the Kubernetes cluster."""
+    return f"{member.name}.{member.scope}.{namespace}.svc"
+
+
+def credentials_secret(cluster: str) -> str:
+    """Name of the Secret that holds pgherd's own passwords."""
+    return f"{cluster}-credentials"
+
+
+def accepted(cluster: str) -> str:
+    """Name of the ConfigMap that holds the declaration that was accepted last."""
+    return cluster
+
+
+def authority_secret(cluster: str) -> str:
+    """Name of the Secret with the cluster's certificate authority."""
+    return f"{cluster}-ca"
+
+
+def tls_secret(cluster: str, group: int) -> str:
+    """Name of the Secret with a group's certificate."""
+    return f"{group_object(cluster, group)}-tls"
+
+
+def authority_file(cluster: str, namespace: str) -> str:
+    """Where the certificate authority is found: at the same place by members and by the operator.
+
+    A subscription's connection string is made by the operator and used by a member.
+    """
+    return f"/tmp/pgherd-{namespace}-{cluster}-ca.crt"
+
+
+def owner_secret(cluster: str) -> str:
+    """Name of the Secret for applications."""
+    return f"{cluster}-owner"
+
+
+def member_of(cluster: str, labelled: Mapping[str, str], name: str) -> Member | None:
+    """The member that a pod or a claim belongs to, by its labels and its name's ordinal; None if it is none."""
+    try:
+        group = group_id(labelled.get(GROUP_LABEL, ""))
+    except ValueError:
+        return None
+    ordinal = name.rpartition("-")[2]
+    if not ordinal.isdecimal():
+        return None
+    member = Member(cluster, group, int(ordinal))
+    return member if name in (member.name, volume_claim(member)) else None

@@ -1,0 +1,184 @@
+"""What a member's pod finds in its group's ConfigMap: ``patroni.yml`` and the script that starts Patroni. Pure.
+
+All members of a group share these files. What differs from one to the next (name, address) and what is secret
+(passwords) comes from the pod's environment, which Patroni reads over the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
+from pgherd.patroni.config import REST_USER, member_config
+from pgherd.platform.kubernetes import names
+
+DIRECTORY = "/etc/pgherd"
+TLS_DIRECTORY = "/etc/pgherd-tls"
+VOLUME_PATH = "/var/lib/postgresql"
+DATA_PATH = f"{VOLUME_PATH}/data"
+SOCKET_PATH = "/run/postgresql"
+
+_ENVIRONMENT = Credentials("", "", "", "")
+"""passwords are in the environment"""
+
+START_SCRIPT = f"""\
+#!/bin/sh
+# Remove what an initdb or a clone that was killed has left: Patroni would take it for a damaged database.
+# A clone gets pg_control last; users' data begin at number 16384.
+# As process 1 nothing ends by a signal that it does not handle, and Patroni takes a moment until it does: so it is a
+# child, from its first moment on.
+set -eu
+ending= patroni= code=0
+trap 'ending=1; [ -z "$patroni" ] || kill -TERM "$patroni"' TERM INT
+trap '[ -z "$patroni" ] || kill -HUP "$patroni"' HUP
+data={DATA_PATH}
+founded={VOLUME_PATH}/founded
+mkdir -p "$data"
+chmod 0700 "$data"
+if [ ! -f "$data/global/pg_control" ]; then
+    if [ -n "$(ls -A "$data")" ]; then
+        echo "removing an incomplete copy in $data"
+        find "$data" -mindepth 1 -delete
+    fi
+    rm -f "$founded"
+elif [ ! -e "$founded" ] && [ ! -e "$data/backup_label" ] && [ ! -e "$data/standby.signal" ] &&
+     [ -z "$(find "$data/base" -mindepth 1 -regex '.*/[0-9]+' -printf '%f\\n' | awk '$1 >= 16384' | head -n 1)" ]
+then
+    echo "removing an incomplete founding in $data"
+    find "$data" -mindepth 1 -delete
+fi
+ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
+# Certificates are renewed under our feet: Patroni and PostgreSQL read them again when they are told to.
+(
+    known=$(cksum < {TLS_DIRECTORY}/tls.crt)
+    while sleep 20; do
+        now=$(cksum < {TLS_DIRECTORY}/tls.crt)
+        if [ "$now" != "$known" ]; then
+            echo "the certificate was renewed"
+            known=$now
+            kill -HUP 1
+        fi
+    done
+) &
+[ -z "$ending" ] || exit 143
+patroni {DIRECTORY}/patroni.yml &
+patroni=$!
+[ -z "$ending" ] || kill -TERM "$patroni"
+while kill -0 "$patroni" 2> /dev/null; do
+    code=0
+    wait "$patroni" || code=$?
+done
+exit "$code"
+"""
+
+MARK_SCRIPT = f"""\
+#!/bin/sh
+# Patroni runs this when PostgreSQL is up: from now on what is here is a database.
+touch {VOLUME_PATH}/founded
+"""
+
+
+def files(
+    cluster: PostgresCluster, group: int, dcs_config: Mapping[str, Any], namespace: str, server_major: int
+) -> dict[str, str]:
+    """The ConfigMap's contents.
+
+    :param dcs_config: of :func:`pgherd.patroni.config.dynamic_config`; used when the group is founded
+    """
+    config = _patroni_yml(cluster, group, dcs_config, namespace, server_major)
+    return {
+        "patroni.yml": yaml.safe_dump(config, sort_keys=False),
+        "start.sh": START_SCRIPT,
+        "mark.sh": MARK_SCRIPT,
+    }
+
+
+def _patroni_yml(
+    cluster: PostgresCluster, group: int, dcs_config: Mapping[str, Any], namespace: str, server_major: int
+) -> dict[str, Any]:
+    name = cluster.metadata.name
+    config = member_config(
+        cluster,
+        Member(name, group, 0),
+        postgres=Endpoint("*", names.POSTGRES_PORT),
+        rest=Endpoint("0.0.0.0", names.REST_PORT),
+        data_dir=DATA_PATH,
+        bin_dir=f"/usr/lib/postgresql/{server_major}/bin",
+        pgpass="/tmp/pgpass",
+        credentials=_ENVIRONMENT,
+        store={"kubernetes": _store(name, group, namespace)},
+        namespace="",
+        dcs_config=dcs_config,
+        server_major=server_major,
+        parameters={
+            "unix_socket_directories": SOCKET_PATH,
+            "ssl": "on",
+            "ssl_cert_file": f"{TLS_DIRECTORY}/tls.crt",
+            "ssl_key_file": f"{TLS_DIRECTORY}/tls.key",
+            "ssl_ca_file": f"{TLS_DIRECTORY}/ca.crt",
+        },
+    )
+    for differs in (config["restapi"], config["postgresql"]):
+        del differs["connect_address"]
+    del config["name"], config["namespace"], config["restapi"]["authentication"]
+    del config["postgresql"]["authentication"]
+    config["restapi"]["certfile"] = f"{TLS_DIRECTORY}/tls.crt"
+    config["restapi"]["keyfile"] = f"{TLS_DIRECTORY}/tls.key"
+    # Members ask one another by address, which no certificate names: encrypted, but not verified. Calls that change
+    # something need the password all the same.
+    config["ctl"] = {"insecure": True}
+    mark = f"/bin/sh {DIRECTORY}/mark.sh"
+    config["postgresql"]["callbacks"] = {"on_start": mark, "on_role_change": mark}
+    config["postgresql"]["use_unix_socket"] = True
+    config["postgresql"]["use_unix_socket_repl"] = True
+    config["bootstrap"]["post_bootstrap"] = mark
+    return config
+
+
+def _store(cluster: str, group: int, namespace: str) -> dict[str, Any]:
+    return {
+        "namespace": namespace,
+        # Config maps, not Endpoints: those need a Service each, or the control plane removes them.
+        "use_endpoints": False,
+        "labels": names.labels(cluster, group),
+        "scope_label": names.SCOPE_LABEL,
+        "role_label": names.ROLE_LABEL,
+        "leader_label_value": "primary",
+        "follower_label_value": "replica",
+        "standby_leader_label_value": "primary",
+    }
+
+
+def environment(cluster: str, namespace: str) -> list[dict[str, Any]]:
+    """The pod's environment: who this member is, and the passwords."""
+    secret = names.credentials_secret(cluster)
+    return [
+        _field("PATRONI_NAME", "metadata.name"),
+        _field("POD_IP", "status.podIP"),
+        {"name": "PATRONI_RESTAPI_CONNECT_ADDRESS", "value": f"$(POD_IP):{names.REST_PORT}"},
+        {"name": "PATRONI_POSTGRESQL_CONNECT_ADDRESS", "value": f"$(POD_IP):{names.POSTGRES_PORT}"},
+        {"name": "PATRONI_SUPERUSER_USERNAME", "value": SUPERUSER},
+        _secret("PATRONI_SUPERUSER_PASSWORD", secret, "superuser"),
+        {"name": "PATRONI_REPLICATION_USERNAME", "value": REPLICATION_USER},
+        _secret("PATRONI_REPLICATION_PASSWORD", secret, "replication"),
+        {"name": "PATRONI_RESTAPI_USERNAME", "value": REST_USER},
+        _secret("PATRONI_RESTAPI_PASSWORD", secret, "rest"),
+        {"name": "PGHERD_AUTHORITY", "value": names.authority_file(cluster, namespace)},
+        *(
+            {"name": f"PATRONI_{role}_{option}", "value": value}
+            for role in ("SUPERUSER", "REPLICATION")
+            for option, value in (("SSLMODE", "verify-ca"), ("SSLROOTCERT", f"{TLS_DIRECTORY}/ca.crt"))
+        ),
+    ]
+
+
+def _field(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def _secret(name: str, secret: str, key: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}

@@ -1,0 +1,446 @@
+"""The Kubernetes platform: what :class:`~pgherd.platform.base.Platform` promises, by objects of one namespace."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pgherd.errors import BadInput, NoSuchCluster
+from pgherd.model.spec import PostgresCluster, from_mapping, load, to_mapping
+from pgherd.model.topology import Credentials, Member, group_id
+from pgherd.platform.base import Declaration, MemberView, Platform
+from pgherd.platform.kubernetes import names, views
+from pgherd.platform.kubernetes.api import (
+    CLUSTER,
+    CONFIG_MAP,
+    DISRUPTION_BUDGET,
+    MANAGED,
+    POD,
+    SECRET,
+    SERVICE,
+    STATEFUL_SET,
+    VOLUME_CLAIM,
+    Api,
+    Object,
+)
+from pgherd.platform.kubernetes.cache import Direct, Reader
+from pgherd.platform.kubernetes.cluster_objects import (
+    ACCEPTED_KEY,
+    cluster_objects,
+)
+from pgherd.platform.kubernetes.ensure import Applier, owned
+from pgherd.platform.kubernetes.events import Events, Hints
+from pgherd.platform.kubernetes.group_objects import group_objects
+from pgherd.platform.kubernetes.nodes import Nodes
+from pgherd.platform.kubernetes.trust import Trust
+from pgherd.platform.kubernetes.upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_IMAGE = "localhost/pgherd-postgres:17"
+DEFAULT_MAJOR = 17
+STATUS_SECONDS = 30.0
+"""how often a status that says nothing new is written all the same"""
+STORE_PARTS = ("leader", "config", "sync", "failover")
+"""Patroni's own config maps of a group"""
+
+ANYWHERE = ("0.0.0.0/0", "::/0")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the operator decides for all clusters.
+
+    :param image: of members, unless the declaration names one
+    """
+
+    image: str = DEFAULT_IMAGE
+
+    @classmethod
+    def from_environment(cls) -> Defaults:
+        """``PGHERD_POSTGRES_IMAGE``"""
+        return cls(os.environ.get("PGHERD_POSTGRES_IMAGE") or DEFAULT_IMAGE)
+
+
+class KubernetesPlatform(Platform):
+    """The clusters of one namespace. Safe to share between threads.
+
+    :param reader: where objects are looked up; left out: the API server is asked each time
+    """
+
+    name = "kubernetes"
+    networks = ANYWHERE
+    shared_machine = False
+    tls = True
+    calm_seconds = 5.0
+
+    def __init__(
+        self, api: Api, namespace: str, reader: Reader | None = None, defaults: Defaults | None = None
+    ) -> None:
+        self.api = api
+        self.namespace = namespace
+        self._reader: Reader = reader or Direct(api)
+        self._defaults = defaults or Defaults.from_environment()
+        self._applier = Applier(api, self._reader)
+        self._events = Events(api)
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.RLock] = {}
+        self._parsed: dict[str, tuple[Any, Declaration]] = {}
+        self._upkeep = Upkeep(api, namespace, self._reader)
+        self._nodes = Nodes(api)
+        self._hints = Hints(api, namespace)
+        self._trust = Trust(api, namespace, self._reader)
+        self._written: dict[str, tuple[str, float]] = {}
+
+    # declarations
+
+    def clusters(self) -> Sequence[str]:
+        """Names of all clusters, sorted."""
+        return sorted(each["metadata"]["name"] for each in self.api.list(CLUSTER, self.namespace))
+
+    def declaration(self, name: str) -> Declaration:
+        """What was asked for.
+
+        :raises NoSuchCluster: there is none of this name
+        :raises BadInput: the resource holds what the schema can't refuse
+        """
+        return self._read(self._resource(name))
+
+    def _resource(self, name: str) -> Object:
+        found = self._reader.get(CLUSTER, self.namespace, name)
+        if found is None:
+            raise NoSuchCluster(f"there is no cluster {name!r} in namespace {self.namespace}")
+        return found
+
+    def _read(self, found: Object) -> Declaration:
+        metadata = found["metadata"]
+        stopped = is_stopped(found)
+        deleting = "deletionTimestamp" in metadata
+        key = (metadata["uid"], metadata["generation"], stopped, deleting)
+        known = self._parsed.get(metadata["name"])
+        if known is not None and known[0] == key:
+            return known[1]
+        cluster, problems = self._accepted(found)
+        declaration = Declaration(
+            cluster,
+            problems=problems,
+            stopped=stopped,
+            deleting=deleting,
+            purge=cluster.spec.deletion_policy == "Delete",
+            generation=metadata["generation"],
+        )
+        self._parsed[metadata["name"]] = (key, declaration)
+        return declaration
+
+    def _accepted(self, found: Object) -> tuple[PostgresCluster, Sequence[str]]:
+        """What was declared, or if that can't be what was accepted last, and why."""
+        try:
+            return parse(found), ()
+        except BadInput as error:
+            name = found["metadata"]["name"]
+            kept = self._reader.get(CONFIG_MAP, self.namespace, names.accepted(name))
+            if kept is None:
+                raise
+            before = load(kept["data"][ACCEPTED_KEY], source=names.accepted(name), platform=self.name)
+            return before, error.problems
+
+    def generation(self, name: str) -> int:
+        """Which change of the declaration is the last one, whether it makes sense or not."""
+        return int(self._resource(name)["metadata"]["generation"])
+
+    def declare(self, cluster: PostgresCluster) -> None:
+        """Create a cluster or change its declaration."""
+        wanted = to_mapping(cluster)
+        wanted["metadata"].pop("namespace", None)
+        self.api.apply(self.namespace, wanted)
+
+    def set_stopped(self, name: str, stopped: bool) -> None:
+        """Ask for the members to be gone (data kept), or back."""
+        patch = {"metadata": {"annotations": {names.STOPPED_ANNOTATION: "true" if stopped else None}}}
+        if self.api.merge(CLUSTER, self.namespace, name, patch) is None:
+            raise NoSuchCluster(f"there is no cluster {name!r} in namespace {self.namespace}")
+
+    def set_deleting(self, name: str, *, purge: bool) -> None:
+        """Ask for the cluster to be removed; with ``purge`` its data too."""
+        self._resource(name)
+        if purge:
+            self.api.merge(CLUSTER, self.namespace, name, {"spec": {"deletionPolicy": "Delete"}})
+        self.api.delete(CLUSTER, self.namespace, name)
+
+    def forget(self, name: str, *, purge: bool) -> None:
+        """Last act of a deletion, when all members are gone.
+
+        Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords, and
+        Patroni's store, which knows who had everything that was acknowledged.
+        """
+        kept = {(SECRET, names.credentials_secret(name)), (SECRET, names.authority_secret(name))}
+        for kind in reversed(MANAGED):
+            for obj in self._reader.of_cluster(kind, self.namespace, name):
+                if purge or (kind, obj["metadata"]["name"]) not in kept:
+                    self.api.delete(kind, self.namespace, obj["metadata"]["name"])
+        if purge:
+            for obj in self.api.list(CONFIG_MAP, self.namespace, names.selector(name)):
+                self.api.delete(CONFIG_MAP, self.namespace, obj["metadata"]["name"])
+            for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
+                self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
+        self._applier.forget(self.namespace, name)
+        self._trust.forget(name)
+        for memory in (self._parsed, self._written):
+            memory.pop(name, None)
+
+    def credentials(self, name: str) -> Credentials:
+        """The cluster's passwords, made at the first call."""
+        return self._trust.credentials(name)
+
+    def authority(self, name: str) -> str | None:
+        """File of the cluster's own certificate authority."""
+        return self._trust.authority_file(name)
+
+    def connection_options(self, name: str) -> Mapping[str, str]:
+        """Encrypted, to members whose names the cluster's own authority vouches for."""
+        return {"sslmode": "verify-full", "sslrootcert": self._trust.authority_file(name)}
+
+    def read_status(self, name: str) -> dict[str, Any] | None:
+        """The status written last, or None."""
+        found = self._reader.get(CLUSTER, self.namespace, name)
+        return (found or {}).get("status") or None
+
+    def write_status(self, name: str, status: Mapping[str, Any]) -> None:
+        """Publish the status. One that says nothing new is written now and then only."""
+        full = {
+            **status,
+            "segments": sum(1 for group in status.get("groups", []) if group["id"]),
+            "selector": f"{names.CLUSTER_LABEL}={name}",
+        }
+        news = json.dumps({**full, "observedAt": None}, sort_keys=True)
+        said, at = self._written.get(name, ("", 0.0))
+        if news == said and time.monotonic() - at < STATUS_SECONDS:
+            return
+        self.api.write_status(self.namespace, name, full)
+        self._written[name] = (news, time.monotonic())
+
+    # members
+
+    def deletion(self, name: str) -> bool | None:
+        """Whether the cluster is to be deleted, and its data with it."""
+        found = self._resource(name)
+        if "deletionTimestamp" not in found["metadata"]:
+            return None
+        return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
+
+    def revision(self, name: str) -> object:
+        """Grows with everything that is watched of the cluster and matters to it."""
+        return self._reader.revision(self.namespace, name)
+
+    def members(self, name: str) -> Mapping[str, MemberView]:
+        """Every member that exists in any form (a pod, a volume), by member name."""
+        resource = self._reader.get(CLUSTER, self.namespace, name)
+        if resource is None:
+            return {}
+        winding_down = is_stopped(resource) or "deletionTimestamp" in resource["metadata"]
+        sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
+        pods_now = self._reader.of_cluster(POD, self.namespace, name)
+        return views.members(
+            name,
+            self.namespace,
+            pods=pods_now,
+            claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
+            sets=sets,
+            winding_down=winding_down,
+            templates=_templates(sets),
+            hint=(lambda name: "") if winding_down else self._hints.of,
+            silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
+        )
+
+    def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
+        """See to it that the member's group has everything, and enough replicas that it is among them."""
+        with self._changing(member.cluster):
+            if not self._claims(member.cluster, member.group):
+                self._remove_store(member.cluster, member.group)
+            self._ensure_cluster(cluster)
+            replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
+            self._ensure_group(cluster, member.group, replicas, dcs_config)
+
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Bring what is around the members into line with the declaration; put back what somebody changed.
+
+        :param configs: Patroni's dynamic configuration of each group that should be
+        :return: whether anything was changed
+        """
+        name = cluster.metadata.name
+        changed: list[str] = []
+        with self._changing(name):
+            present = self._groups(name)
+            if present:
+                changed += self._ensure_cluster(cluster)
+            for group in present:
+                if group in configs:
+                    replicas = self._replicas(name, group)
+                    changed += self._ensure_group(cluster, group, replicas, configs[group])
+                    self._upkeep.group(cluster, group)
+                elif not self._has_members(name, group):
+                    self._remove_group(name, group)
+        return bool(changed)
+
+    def _changing(self, cluster: str) -> threading.RLock:
+        """Held while what a cluster consists of is changed: its members are started side by side."""
+        with self._guard:
+            return self._locks.setdefault(cluster, threading.RLock())
+
+    def stop_member(self, member: Member) -> None:
+        """Ask a member's pod to go, and keep it from coming back. Returns at once."""
+        self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
+        self._delete_pod(member)
+
+    def replace_member(self, member: Member) -> None:
+        """Let a member's pod go, so that it comes back as declared."""
+        self._delete_pod(member)
+
+    def rebuild_member(self, member: Member) -> None:
+        """Give a member that is lost with its node a new volume, and so a new place.
+
+        Forgetting its pod also ends the rights of the old one, if it lives on a node that was only cut off: its
+        token is bound to the pod that is gone, so that it can't touch Patroni's store any more.
+        """
+        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        self.api.delete(POD, self.namespace, member.name, grace=0)
+
+    def _delete_pod(self, member: Member) -> None:
+        pod = self._reader.get(POD, self.namespace, member.name)
+        if pod is None or "deletionTimestamp" not in pod["metadata"]:
+            self.api.delete(POD, self.namespace, member.name)
+
+    def remove_member(self, member: Member) -> None:
+        """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
+        with self._changing(member.cluster):
+            if self._replicas(member.cluster, member.group) > member.ordinal:
+                patch = {"spec": {"replicas": member.ordinal}}
+                changed = self.api.merge(STATEFUL_SET, self.namespace, member.scope, patch)
+                if changed is not None:
+                    self._reader.put(STATEFUL_SET, changed)
+        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+
+    def announce(self, name: str, what: str, *, failed: bool = False) -> None:
+        """Tell it as an Event of the cluster; the same one counts up."""
+        found = self._reader.get(CLUSTER, self.namespace, name)
+        if found is not None:
+            self._events.tell(found, what, failed=failed)
+
+    def free_bytes(self, member: Member) -> int | None:
+        """Not known here: a volume's fill is known to its node only."""
+        return None
+
+    def logs(self, name: str, member: str | None, *, follow: bool) -> Iterator[str]:
+        """Log lines of one member or, one after the other, of all."""
+        wanted = [member] if member else sorted(self.members(name))
+        for each in wanted:
+            prefix = "" if member else f"{each}: "
+            for line in self.api.client.log(each, namespace=self.namespace, follow=follow and bool(member)):
+                yield prefix + line.rstrip("\n")
+
+    # groups
+
+    def _ensure_cluster(self, cluster: PostgresCluster) -> list[str]:
+        name = cluster.metadata.name
+        owner = self._resource(name)
+        objects = cluster_objects(
+            cluster, self.namespace, self.credentials(name), self._trust.authority(name)
+        )
+        return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+
+    def _ensure_group(
+        self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
+    ) -> list[str]:
+        owner = self._resource(cluster.metadata.name)
+        self._trust.ensure_certificate(cluster.metadata.name, group)
+        objects = group_objects(
+            cluster,
+            group,
+            namespace=self.namespace,
+            replicas=replicas,
+            image=cluster.spec.postgres.image or self._defaults.image,
+            server_major=cluster.spec.postgres.version or DEFAULT_MAJOR,
+            dcs_config=dcs_config,
+        )
+        return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+
+    def _groups(self, cluster: str) -> list[int]:
+        sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, cluster)
+        groups = {group_id(each["metadata"]["labels"][names.GROUP_LABEL]) for each in sets}
+        # A StatefulSet may be away for a moment, to be made anew around its pods.
+        return sorted(groups | {member.group for member in self._with_pods(cluster)})
+
+    def _with_pods(self, cluster: str) -> list[Member]:
+        found = self._reader.of_cluster(POD, self.namespace, cluster)
+        metadata = (each["metadata"] for each in found)
+        known = (names.member_of(cluster, each["labels"], each["name"]) for each in metadata)
+        return [member for member in known if member is not None]
+
+    def _replicas(self, cluster: str, group: int) -> int:
+        """How many members the group's StatefulSet has; while it is away as many as leave every pod where it is."""
+        found = self._reader.get(STATEFUL_SET, self.namespace, names.group_object(cluster, group))
+        if found is not None and "deletionTimestamp" not in found["metadata"]:
+            return int(found["spec"].get("replicas") or 0)
+        ordinals = (member.ordinal for member in self._with_pods(cluster) if member.group == group)
+        return max(ordinals, default=-1) + 1
+
+    def _claims(self, cluster: str, group: int) -> list[Object]:
+        # Asked, not looked up: a store is given up on this answer.
+        return self.api.list(VOLUME_CLAIM, self.namespace, names.selector(cluster, group))
+
+    def _has_members(self, cluster: str, group: int) -> bool:
+        if self._claims(cluster, group):
+            return True
+        return bool(self.api.list(POD, self.namespace, names.selector(cluster, group)))
+
+    def _remove_group(self, cluster: str, group: int) -> None:
+        """Remove what a group without members has left."""
+        name = names.group_object(cluster, group)
+        for kind in (STATEFUL_SET, DISRUPTION_BUDGET, SERVICE, CONFIG_MAP):
+            self.api.delete(kind, self.namespace, name)
+        self.api.delete(SECRET, self.namespace, names.tls_secret(cluster, group))
+        self._remove_store(cluster, group)
+
+    def _remove_store(self, cluster: str, group: int) -> None:
+        """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
+        for part in STORE_PARTS:
+            self.api.delete(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-{part}")
+
+
+def is_stopped(found: Object) -> bool:
+    """Whether its members are to be gone, data kept."""
+    return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
+
+
+def parse(found: Object) -> PostgresCluster:
+    """The declaration in a resource.
+
+    :raises BadInput: with every problem
+    """
+    metadata = found["metadata"]
+    plain = {
+        "apiVersion": found["apiVersion"],
+        "kind": found["kind"],
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "labels": metadata.get("labels") or {},
+        },
+        "spec": found.get("spec") or {},
+    }
+    return from_mapping(plain, source=metadata["name"], platform="kubernetes")
+
+
+def _templates(sets: Sequence[Object]) -> dict[int, str]:
+    found = {}
+    for each in sets:
+        group = group_id(each["metadata"]["labels"][names.GROUP_LABEL])
+        annotations = each["spec"]["template"]["metadata"].get("annotations") or {}
+        found[group] = annotations.get(names.TEMPLATE_ANNOTATION, "")
+    return found

@@ -1,0 +1,129 @@
+"""A cluster's passwords and certificates: made once, kept in Secrets, made anew before they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pgherd.errors import PgherdError
+from pgherd.model.topology import Credentials
+from pgherd.platform.kubernetes import certificates, names
+from pgherd.platform.kubernetes.api import SECRET, Api, Object
+from pgherd.platform.kubernetes.cache import Reader
+from pgherd.platform.kubernetes.certificates import Authority
+from pgherd.platform.kubernetes.cluster_objects import (
+    authority_secret,
+    credentials_secret,
+    decoded,
+    tls_secret,
+)
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 600.0
+"""how often a certificate that nobody touched is looked at"""
+
+T = TypeVar("T")
+
+
+class Trust:
+    """Passwords, authorities and certificates of one namespace's clusters. Safe to share between threads.
+
+    :param now: the time
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        reader: Reader,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._reader = reader
+        self._now = now
+        self._known: dict[str, tuple[str, Any]] = {}
+        self._checked: dict[str, tuple[str, float]] = {}
+        self._guard = threading.RLock()
+
+    def credentials(self, cluster: str) -> Credentials:
+        """The cluster's passwords, made at the first call."""
+
+        def make() -> dict[str, Any]:
+            made = Credentials(*(secrets.token_urlsafe(24) for _ in fields(Credentials)))
+            return credentials_secret(cluster, made)
+
+        return self._kept(names.credentials_secret(cluster), make, lambda values: Credentials(**values))
+
+    def authority(self, cluster: str) -> Authority:
+        """The cluster's certificate authority, made at the first call."""
+
+        def make() -> dict[str, Any]:
+            return authority_secret(cluster, certificates.make_authority(cluster, self._now()))
+
+        return self._kept(names.authority_secret(cluster), make, Authority.of)
+
+    def authority_file(self, cluster: str) -> str:
+        """A file with the authority's certificate, where members have it, too."""
+        path = Path(names.authority_file(cluster, self._namespace))
+        certificate = self.authority(cluster).certificate
+        with self._guard:
+            if not path.exists() or path.read_text() != certificate:
+                new = path.with_suffix(f".{os.getpid()}.new")
+                new.write_text(certificate)
+                new.rename(path)
+        return str(path)
+
+    def ensure_certificate(self, cluster: str, group: int) -> None:
+        """See to it that a group has a certificate that is good for some time."""
+        name = names.tls_secret(cluster, group)
+        found = self._reader.get(SECRET, self._namespace, name)
+        version = found["metadata"]["resourceVersion"] if found else ""
+        seen, at = self._checked.get(name, ("", 0.0))
+        if found and seen == version and time.monotonic() - at < CHECK_SECONDS:
+            return
+        authority = self.authority(cluster)
+        hosts = certificates.hosts(cluster, group, self._namespace)
+        if found is None or not authority.is_good(decoded(found), hosts, self._now()):
+            logger.info("%s: a new certificate", name)
+            secret = tls_secret(cluster, group, authority.issue(hosts, self._now()))
+            found = self._api.apply(self._namespace, secret)
+            self._reader.put(SECRET, found)
+        self._checked[name] = (found["metadata"]["resourceVersion"], time.monotonic())
+
+    def forget(self, cluster: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
+        for name in (names.credentials_secret(cluster), names.authority_secret(cluster)):
+            self._known.pop(name, None)
+
+    def _kept(
+        self, name: str, make: Callable[[], dict[str, Any]], read: Callable[[Mapping[str, str]], T]
+    ) -> T:
+        """What a Secret holds that is made once. Whoever was first decides; it is never written over."""
+        found = self._reader.get(SECRET, self._namespace, name) or self._make(name, make)
+        version = found["metadata"]["resourceVersion"]
+        known = self._known.get(name)
+        if known is None or known[0] != version:
+            try:
+                known = (version, read(decoded(found)))
+            except (TypeError, ValueError) as error:
+                raise PgherdError(f"Secret {name} is damaged ({error}): restore it from a copy") from None
+            self._known[name] = known
+        kept: T = known[1]
+        return kept
+
+    def _make(self, name: str, make: Callable[[], dict[str, Any]]) -> Object:
+        found = self._api.create(self._namespace, make()) or self._api.get(SECRET, self._namespace, name)
+        if found is None:
+            raise PgherdError(f"Secret {name} was removed just now: trying again")
+        self._reader.put(SECRET, found)
+        return found

@@ -1,0 +1,174 @@
+"""From pods, volume claims and StatefulSets to members. Pure.
+
+A member exists if it has a pod or a volume claim. It runs if its container does; while the cluster is being wound down
+also if anything could still bring it to life, so that it counts as gone only when it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pgherd.model.topology import Endpoint, Member
+from pgherd.platform.base import MemberView
+from pgherd.platform.kubernetes import names
+
+Object = Mapping[str, Any]
+
+
+def members(
+    cluster: str,
+    namespace: str,
+    *,
+    pods: Sequence[Object],
+    claims: Sequence[Object],
+    sets: Sequence[Object],
+    winding_down: bool,
+    templates: Mapping[int, str],
+    silent: Mapping[str, float],
+    hint: Callable[[str], str] = lambda name: "",
+) -> dict[str, MemberView]:
+    """Every member that exists in any form, by name.
+
+    :param winding_down: the cluster was told to stop or to go
+    :param templates: fingerprint of the pod template of each group as it should be
+    :param hint: the newest warning about an object of this name
+    :param silent: nodes that don't report any more, and for how many seconds
+    """
+    by_pod = _by_member(cluster, pods)
+    by_claim = _by_member(cluster, claims)
+    expected = _expected(cluster, sets)
+    return {
+        member.name: _view(
+            member,
+            namespace,
+            by_pod.get(member),
+            by_claim.get(member),
+            winding_down and (member in expected or member in by_pod),
+            templates.get(member.group),
+            silent,
+            hint,
+        )
+        for member in sorted({*by_pod, *by_claim, *expected})
+    }
+
+
+def _by_member(cluster: str, objects: Sequence[Object]) -> dict[Member, Object]:
+    found = {}
+    for obj in objects:
+        metadata = obj["metadata"]
+        member = names.member_of(cluster, metadata.get("labels") or {}, metadata["name"])
+        if member is not None:
+            found[member] = obj
+    return found
+
+
+def _expected(cluster: str, sets: Sequence[Object]) -> set[Member]:
+    """Members that a StatefulSet would bring (back) to life."""
+    members = set()
+    for each in sets:
+        labels = each["metadata"].get("labels") or {}
+        for ordinal in range((each.get("spec") or {}).get("replicas") or 0):
+            name = f"{each['metadata']['name']}-{ordinal}"
+            if member := names.member_of(cluster, labels, name):
+                members.add(member)
+    return members
+
+
+def _view(
+    member: Member,
+    namespace: str,
+    pod: Object | None,
+    claim: Object | None,
+    held: bool,
+    template: str | None,
+    silent: Mapping[str, float],
+    hint: Callable[[str], str],
+) -> MemberView:
+    node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
+    lost = silent.get(node)
+    host = names.host(member, namespace)
+    address = ((pod or {}).get("status") or {}).get("podIP") or host
+    return MemberView(
+        member,
+        running=held or (pod is not None and is_running(pod)),
+        has_data=claim is not None,
+        postgres=Endpoint(host, names.POSTGRES_PORT),
+        rest=Endpoint(address, names.REST_PORT),
+        note=_note(member, pod, claim, lost, hint),
+        lost=lost,
+        outdated=pod is not None and template is not None and template_of(pod) != template,
+    )
+
+
+def _note(
+    member: Member,
+    pod: Object | None,
+    claim: Object | None,
+    lost: float | None,
+    hint: Callable[[str], str],
+) -> str:
+    """Why it does not run, from the cause that is nearest."""
+    if pod is None:
+        return hint(member.scope)
+    if lost is not None:
+        return f"its node {pod['spec'].get('nodeName')} does not report any more"
+    if is_running(pod):
+        return ""
+    unbound = claim is not None and (claim.get("status") or {}).get("phase") == "Pending"
+    return (hint(names.volume_claim(member)) if unbound else "") or why_not(pod)
+
+
+def doubtful_node(pod: Object) -> str | None:
+    """The node of a pod that is not ready: it is worth a look."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "Ready" and condition.get("status") == "True":
+            return None
+    node = pod["spec"].get("nodeName")
+    return str(node) if node else None
+
+
+def patroni_state(pod: Object) -> str:
+    """What a pod's Patroni noted on it last: the state of its PostgreSQL."""
+    note = (pod["metadata"].get("annotations") or {}).get("status") or "{}"
+    try:
+        return str(json.loads(note).get("state", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def has_ended(pod: Object) -> bool:
+    """Its node reports that its container ended, and has not started it again."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any(
+        "terminated" in (status.get("state") or {})
+        or ("waiting" in (status.get("state") or {}) and "terminated" in (status.get("lastState") or {}))
+        for status in statuses
+    )
+
+
+def template_of(pod: Object) -> str | None:
+    """The fingerprint of the template that a pod was made of."""
+    found = (pod["metadata"].get("annotations") or {}).get(names.TEMPLATE_ANNOTATION)
+    return str(found) if found else None
+
+
+def is_running(pod: Object) -> bool:
+    """Its container runs, as far as its node reports."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any("running" in (status.get("state") or {}) for status in statuses)
+
+
+def why_not(pod: Object) -> str:
+    """Why a pod's container does not run, in Kubernetes' words."""
+    status = pod.get("status") or {}
+    for container in status.get("containerStatuses") or []:
+        state = container.get("state") or {}
+        for kind in ("waiting", "terminated"):
+            if detail := state.get(kind):
+                return ": ".join(filter(None, (detail.get("reason"), detail.get("message"))))
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+    return "deleted" if pod["metadata"].get("deletionTimestamp") else ""

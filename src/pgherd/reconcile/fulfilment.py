@@ -1,0 +1,54 @@
+"""Whether a wish has come true, judged from a status: the same on every platform. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pgherd.errors import PgherdError
+
+AT_REST = ("Running", "Stopped")
+
+
+def is_fulfilled(
+    name: str, now: Mapping[str, Any] | None, generation: int, *, operation: int = 0, silence: str
+) -> bool:
+    """Whether the cluster is as this generation of its declaration says.
+
+    :param now: its status, None while there is none
+    :param operation: one that has to have ended too, or a later one
+    :param silence: what to say of a supervisor or operator that has not reported
+    :raises PgherdError: it never will be: it failed, or its operation was called off
+    """
+    if now is None or now.get("generation", -1) < generation:
+        return False
+    if now["phase"] == "Failed":
+        raise PgherdError(f"{name}: {obstacle(now, silence)}")
+    last = now.get("lastOperation") or {}
+    if last.get("id", 0) < operation or now["phase"] not in AT_REST or now.get("operation") is not None:
+        return False
+    if last.get("generation") == generation and last.get("phase") in ("failed", "cancelled"):
+        reason = last.get("error") or last.get("message")
+        raise PgherdError(f"{name}: {last.get('kind')} {last['phase']}: {reason}")
+    return bool(now.get("settled")) and not now.get("errors")
+
+
+def time_is_up(
+    name: str, now: Mapping[str, Any] | None, generation: int, timeout: float, silence: str
+) -> str:
+    """What to say when a wish has not come true in time."""
+    # An older generation's status says nothing about this wish.
+    seen = now if now is not None and now.get("generation", -1) >= generation else None
+    return f"{name}: not ready after {timeout:.0f} s: {obstacle(seen, silence)}"
+
+
+def obstacle(now: Mapping[str, Any] | None, silence: str) -> str:
+    """Why a cluster is not there yet, in one line."""
+    if now is None:
+        return silence
+    if now.get("errors"):
+        return str(now["errors"][0])
+    conditions = {condition["type"]: condition for condition in now.get("conditions", ())}
+    degraded = conditions.get("Degraded", {})
+    telling = degraded if degraded.get("status") == "True" else conditions.get("Progressing", {})
+    return str(telling.get("message", now["phase"]))

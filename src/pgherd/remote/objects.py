@@ -1,0 +1,71 @@
+"""What a cluster's custom resource says. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pgherd.model import spec as declaration
+from pgherd.model.spec import PostgresCluster
+from pgherd.platform.kubernetes import names
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+SILENCE = (
+    "nothing is heard of the operator: 'kubectl -n pgherd-system get pods' shows whether it runs,"
+    " 'pgherd install' installs it"
+)
+
+
+def could_be_name(name: str) -> bool:
+    """Whether Kubernetes would take it for an object's name; others must not get into a URL."""
+    return _NAME.fullmatch(name) is not None
+
+
+def cluster_of(resource: Mapping[str, Any]) -> PostgresCluster:
+    """The declaration that a custom resource holds, with the platform's defaults.
+
+    :raises BadInput: it is none that this version understands
+    """
+    metadata = resource["metadata"]
+    kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
+    value = {key: resource[key] for key in ("apiVersion", "kind", "spec") if key in resource}
+    return declaration.from_mapping({**value, "metadata": kept}, platform="kubernetes")
+
+
+def is_stopped(resource: Mapping[str, Any]) -> bool:
+    """``pgherd stop`` was asked for."""
+    return (resource["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
+
+
+def generation(resource: Mapping[str, Any]) -> int:
+    """Grows with every change of the spec."""
+    return int(resource["metadata"].get("generation", 0))
+
+
+def status_of(resource: Mapping[str, Any]) -> dict[str, Any]:
+    """What the operator wrote (DESIGN section 3), whole even if it has not written anything yet."""
+    name = resource["metadata"]["name"]
+    found: dict[str, Any] = {**nothing_known(resource), **(resource.get("status") or {}), "name": name}
+    if resource["metadata"].get("deletionTimestamp"):
+        found["phase"] = "Deleting"
+    return found
+
+
+def nothing_known(resource: Mapping[str, Any]) -> dict[str, Any]:
+    """The status of a cluster that nobody has looked at."""
+    unknown = {"status": "Unknown", "reason": "Pending", "message": SILENCE, "lastTransitionTime": None}
+    return {
+        "name": resource["metadata"]["name"],
+        "phase": "Pending",
+        "engine": (resource.get("spec") or {}).get("engine"),
+        "generation": -1,
+        "observedAt": None,
+        "settled": False,
+        "conditions": [{"type": kind, **unknown} for kind in ("Ready", "Progressing")],
+        "groups": [],
+        "operation": None,
+        "lastOperation": None,
+        "errors": [],
+    }

@@ -1,0 +1,227 @@
+"""Pods, nodes, the API server and the operator fail under writers; no acknowledged row is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.kube import Cluster, Namespace, lab, wait_for
+from tests.kubernetes.writer import Writers, writers
+
+pytestmark = pytest.mark.kubernetes
+
+POD_SECONDS = 5.0
+"""after a primary's container was killed, writes go on within this time (95th percentile)"""
+NODE_SECONDS = 25.0
+"""the same after a node was killed"""
+
+
+@pytest.fixture
+def breakable(in_lab: bool) -> None:
+    """These break nodes."""
+    if not in_lab:
+        pytest.skip("breaks nodes: runs in the lab only")
+
+
+@pytest.fixture(autouse=True)
+def _healthy(shop: Cluster) -> None:
+    shop.wait_phase("Running", timeout=180)
+
+
+def percentile_95(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[-1] if len(ordered) < 20 else statistics.quantiles(ordered, n=20)[-1]
+
+
+def kill_container(cluster: Cluster, member: str) -> None:
+    """``kill -9`` of everything in a member's container, from its node (in the lab: from here)."""
+    uid = cluster.namespace.get("pod", member)["metadata"]["uid"]
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            inside = process.name.isdecimal() and uid in (process / "cgroup").read_text()
+            command = (process / "cmdline").read_text() if inside else ""
+        except OSError:
+            continue
+        if command and "pause" not in command.split("\0")[0]:
+            found.append(int(process.name))
+    assert found, f"no processes of {member}"
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def outage(at_work: Writers, broken_at: float, timeout: float = 60.0) -> float:
+    """Seconds until rows are acknowledged again, seen from here."""
+    time.sleep(1.0)
+    wait_for(lambda: (at_work.report()["silence"] or 99) < 0.3, "writes go on", timeout, every=0.1)
+    at_work.go_on(50)
+    return time.monotonic() - broken_at
+
+
+@pytest.mark.parametrize("how", ["gently", "by force"])
+@pytest.mark.parametrize("role", ["primary", "standby"])
+@pytest.mark.parametrize("group", ["coordinator", "segment-1"])
+def test_a_deleted_pod(shop: Cluster, group: str, role: str, how: str) -> None:
+    member = shop.member(group, role)
+    with writers(shop) as at_work:
+        force = ["--grace-period=0", "--force"] if how == "by force" else ["--wait=false"]
+        uid = shop.namespace.get("pod", member)["metadata"]["uid"]
+        shop.namespace.kubectl("delete", "pod", member, *force)
+        wait_for(
+            lambda: shop.namespace.get("pod", member)["metadata"]["uid"] != uid, "there is a new pod", 60
+        )
+        at_work.go_on()
+        shop.wait_phase("Running", timeout=90)
+        final = at_work.finish()
+    print(group, role, how, final)
+    assert final["gaps"][0] <= 10.0
+
+
+@pytest.mark.parametrize("group", ["coordinator", "segment-1"])
+def test_a_primarys_container_killed(shop: Cluster, breakable: None, group: str) -> None:
+    rounds = int(os.environ.get("PGHERD_E2E_KILLS", "5"))
+    gaps = []
+    for _ in range(rounds):
+        with writers(shop) as at_work:
+            kill_container(shop, str(shop.leader(group)))
+            at_work.go_on(200)
+            final = at_work.finish()
+            gaps.append(final["gaps"][0])
+        shop.wait_phase("Running", timeout=90)
+    print(f"{group}: longest silence of writers per kill: {gaps}, p95 {percentile_95(gaps):.1f} s")
+    assert percentile_95(gaps) <= POD_SECONDS
+
+
+def test_the_api_server_away_for_a_minute(shop: Cluster, breakable: None) -> None:
+    before = {group: shop.leader(group) for group in ("coordinator", "segment-1", "segment-2")}
+    with writers(shop) as at_work:
+        lab("stop-api")
+        try:
+            time.sleep(60)
+        finally:
+            lab("start-api")
+        wait_for(at_work.report, "the API server answers", 60)
+        at_work.go_on()
+        final = at_work.finish()
+    print(final)
+    assert {group: shop.leader(group) for group in before} == before
+    assert final["gaps"][0] <= 5.0
+    assert final["unknown"] == 0
+
+
+@pytest.mark.parametrize("group", ["coordinator", "segment-1"])
+def test_a_node_killed(shop: Cluster, breakable: None, group: str) -> None:
+    node = shop.node_of(str(shop.leader(group)))
+    with writers(shop, avoid=node) as at_work:
+        lab("kill-node", node.removeprefix("node"))
+        try:
+            took = outage(at_work, time.monotonic(), 90)
+        finally:
+            lab("mend", node.removeprefix("node"))
+        shop.wait_phase("Running", timeout=180)
+        final = at_work.finish()
+    print(f"{group} on {node}: writes went on {took:.1f} s after its death; {final}")
+    assert final["gaps"][0] <= NODE_SECONDS
+
+
+LONELY_WRITER = """\
+import os, sys, time, psycopg
+connection = psycopg.connect(host="/run/postgresql", user="postgres", password=os.environ["PATRONI_SUPERUSER_PASSWORD"],
+                             dbname="app", autocommit=True)
+connection.execute("SET synchronous_commit = on")
+connection.execute("CREATE TABLE IF NOT EXISTS public.lonely (n int PRIMARY KEY, at float8)")
+with open("/var/lib/postgresql/lonely", "w", buffering=1) as journal:
+    for n in range(1000000):
+        connection.execute("INSERT INTO public.lonely VALUES (%s, %s)", [n, time.time()])
+        journal.write(f"{n} {time.time()}\\n")
+        time.sleep(0.02)
+"""
+
+
+def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) -> None:
+    """Its primary, alone with a writer beside it, acknowledges nothing that the others will not know."""
+    old = str(shop.leader("segment-1"))
+    node = shop.node_of(old)
+    shop.psql(old, "DROP TABLE IF EXISTS public.lonely")
+    namespace.kubectl(
+        "exec", old, "--", "sh", "-c", 'nohup python3 -c "$0" > /tmp/lonely.log 2>&1 &', LONELY_WRITER
+    )
+    with writers(shop, avoid=node) as at_work:
+        cut_at = time.time()
+        lab("cut", node.removeprefix("node"))
+        try:
+            took = outage(at_work, time.monotonic(), 90)
+        finally:
+            lab("mend", node.removeprefix("node"))
+        new = str(shop.leader("segment-1"))
+        assert new != old
+        shop.wait_phase("Running", timeout=180)
+        final = at_work.finish()
+    journal = namespace.kubectl("exec", old, "--", "cat", "/var/lib/postgresql/lonely").splitlines()
+    acknowledged = {int(line.split()[0]): float(line.split()[1]) for line in journal if " " in line}
+    kept = {int(n) for n in shop.psql(new, "SELECT n FROM public.lonely").split()}
+    late = [at for at in acknowledged.values() if at > cut_at + 1]
+    print(
+        f"{took:.1f} s; beside the old primary: {len(acknowledged)} rows, {len(late)} after the cut; {final}"
+    )
+    assert set(acknowledged) <= kept
+    assert not late
+    assert final["gaps"][0] <= NODE_SECONDS + 5
+    shop.psql(new, "DROP TABLE public.lonely")
+
+
+def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakable: None) -> None:
+    """The StatefulSet alone would wait for its node for ever; it gets a new volume, and the old one is nobody's."""
+    shop.patch({"replaceLostAfter": 20})
+    shop.wait_phase("Running")
+    standby = shop.member("segment-1", "standby")
+    node = shop.node_of(standby)
+    claim = shop.namespace.get("pvc", f"data-{standby}")["metadata"]["uid"]
+    with writers(shop, avoid=node) as at_work:
+        lab("kill-node", node.removeprefix("node"))
+        try:
+            wait_for(
+                lambda: (
+                    shop.node_of(standby) != node
+                    and shop.namespace.get("pvc", f"data-{standby}")["metadata"]["uid"] != claim
+                ),
+                "the member is somewhere else, on another volume",
+                150,
+            )
+            wait_for(
+                lambda: shop.namespace.get("pod", standby)["status"]["containerStatuses"][0]["ready"],
+                "it runs",
+                90,
+            )
+            at_work.go_on()
+        finally:
+            lab("mend", node.removeprefix("node"))
+        shop.wait_phase("Running", timeout=180)
+        final = at_work.finish()
+    print(final)
+    shop.patch({"replaceLostAfter": None})
+
+
+def test_the_operator_away(shop: Cluster, operator: Namespace) -> None:
+    """Databases fail over by themselves; what was asked for meanwhile is done afterwards."""
+    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=0")
+    try:
+        wait_for(lambda: not operator.list("pods"), "the operator is gone", 60)
+        with writers(shop) as at_work:
+            old = str(shop.leader("coordinator"))
+            shop.namespace.kubectl("delete", "pod", old, "--grace-period=0", "--force")
+            at_work.go_on(200)
+            final = at_work.finish()
+        print(final)
+        shop.patch({"postgres": {"parameters": {"work_mem": "9MB"}}})
+    finally:
+        operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=1")
+    member = shop.member("segment-1", "primary")
+    wait_for(lambda: shop.psql(member, "SHOW work_mem") == "9MB", "the wish is fulfilled", 60)

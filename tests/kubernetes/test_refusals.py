@@ -1,0 +1,73 @@
+"""What the API server itself refuses: the schema's rules, each by a resource that breaks it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.kubernetes.kube import Cluster, KubectlError, Namespace
+
+pytestmark = pytest.mark.kubernetes
+
+
+def merged(into: Any, changes: Mapping[str, Any]) -> Any:
+    for key, value in changes.items():
+        into[key] = merged(into.get(key, {}), value) if isinstance(value, Mapping) else value
+    return into
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"spec": {"segments": {"count": 0}}}, "spec.segments.count"),
+        ({"spec": {"segments": {"count": 9}}}, "spec.segments.count: Invalid value"),
+        ({"spec": {"shardCount": 0}}, "spec.shardCount"),
+        ({"spec": {"engine": "oracle"}}, "spec.engine"),
+        ({"spec": {"durability": "hope"}}, "spec.durability"),
+        ({"spec": {"coordinator": {"antiAffinity": "maybe"}}}, "spec.coordinator.antiAffinity"),
+        ({"spec": {"postgres": {"version": 9}}}, "spec.postgres.version"),
+        ({"metadata": {"name": "a-segment-1"}}, "metadata.name must not end in"),
+        ({"metadata": {"name": "a" * 41}}, "metadata.name"),
+        ({"metadata": {"name": "1a"}}, "metadata.name"),
+        ({"spec": {"colour": "red"}}, "spec.colour"),
+    ],
+)
+def test_a_wrong_resource_is_refused_with_its_path(
+    namespace: Namespace, change: dict[str, Any], says: str
+) -> None:
+    manifest = merged(copy.deepcopy(Cluster(namespace, "wrong").declaration()), change)
+    with pytest.raises(KubectlError, match=says):
+        namespace.apply(manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"engine": "citus"}, "spec.engine"),
+        ({"database": "other"}, "spec.database"),
+        ({"shardCount": 16}, "spec.shardCount"),
+        ({"postgres": {"version": 16}}, "spec.postgres.version"),
+        (
+            {"coordinator": {"storage": {"storageClassName": "b"}}},
+            "spec.coordinator.storage.storageClassName",
+        ),
+        ({"segments": {"storage": {"storageClassName": "b"}}}, "spec.segments.storage.storageClassName"),
+        ({"coordinator": {"storage": {"size": "512Mi"}}}, "spec.coordinator.storage.size"),
+        ({"segments": {"storage": {"size": "512Mi"}}}, "spec.segments.storage.size"),
+    ],
+)
+def test_what_may_not_change_is_refused(namespace: Namespace, change: dict[str, Any], path: str) -> None:
+    cluster = Cluster(namespace, "fixed")
+    storage = {"storage": {"size": "1Gi", "storageClassName": "a"}}
+    manifest = cluster.declaration(group=storage, postgres={"version": 17})
+    # Never reconciled: a cluster that is stopped from the beginning needs no members.
+    manifest["metadata"]["annotations"] = {"pgherd.io/stopped": "true"}
+    namespace.apply(manifest)
+    try:
+        with pytest.raises(KubectlError, match=f"{path}.*(can't be changed|may not shrink)"):
+            cluster.patch(change)
+    finally:
+        cluster.delete()

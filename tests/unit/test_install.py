@@ -1,0 +1,110 @@
+"""What is installed: complete, without a privilege too many, and the same on every road."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from pgherd import __version__
+from pgherd.cli.main import run
+from pgherd.deploy import manifests, rbac
+from pgherd.deploy.manifests import Settings
+from pgherd.errors import BadInput
+from pgherd.model.spec import crd_schema
+from pgherd.platform.kubernetes.platform import DEFAULT_IMAGE
+
+
+def of_kind(kind: str, settings: Settings | None = None) -> list[dict[str, Any]]:
+    return [each for each in manifests.manifests(settings or Settings()) if each["kind"] == kind]
+
+
+def test_the_order_is_the_one_in_which_things_can_be_made() -> None:
+    kinds = [each["kind"] for each in manifests.manifests(Settings())]
+    assert kinds[:2] == ["Namespace", "CustomResourceDefinition"]
+    assert kinds[-1] == "Deployment"
+
+
+def test_the_definition_has_the_declaration_as_its_schema() -> None:
+    [definition] = of_kind("CustomResourceDefinition")
+    assert definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] == crd_schema()
+
+
+def test_everything_says_what_it_belongs_to() -> None:
+    for each in manifests.manifests(Settings()):
+        found = each["metadata"]["labels"]
+        assert found["app.kubernetes.io/name"] == "pgherd-operator"
+        assert found["app.kubernetes.io/version"] == __version__
+
+
+def test_the_operators_pod_meets_the_restricted_standard() -> None:
+    [deployment] = of_kind("Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}, "never two at once"
+
+
+def test_the_operator_has_no_right_over_everything() -> None:
+    for rule in (*rbac.operator_rules(), *rbac.cluster_rules()):
+        assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+        assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+    for rule in rbac.cluster_rules():
+        assert set(rule["verbs"]) <= {"get", "list", "watch"}, (
+            "what belongs to no namespace is only looked at"
+        )
+
+
+def test_one_namespace_is_enough_if_asked_for() -> None:
+    settings = Settings(namespace="tools", watch_namespace="shop")
+    [role], [binding] = of_kind("Role", settings), of_kind("RoleBinding", settings)
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "shop"
+    assert binding["subjects"][0]["namespace"] == "tools"
+    own = next(
+        each
+        for each in of_kind("ClusterRole", settings)
+        if each["metadata"]["name"] == binding["roleRef"]["name"]
+    )
+    assert own["rules"] == rbac.cluster_rules()
+    [deployment] = of_kind("Deployment", settings)
+    environment = {
+        each["name"]: each["value"] for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert environment["PGHERD_WATCH_NAMESPACE"] == "shop"
+
+
+def test_two_installations_share_no_name_outside_their_namespaces() -> None:
+    def global_names(namespace: str) -> set[str]:
+        settings = Settings(namespace=namespace, watch_namespace=namespace)
+        kinds = ("ClusterRole", "ClusterRoleBinding")
+        return {each["metadata"]["name"] for kind in kinds for each in of_kind(kind, settings)}
+
+    assert global_names("a") & global_names("b") == {"pgherd-view", "pgherd-edit"}
+
+
+def test_members_run_the_image_that_the_operator_would_choose() -> None:
+    assert manifests.POSTGRES_IMAGE == DEFAULT_IMAGE
+
+
+def test_wrong_settings_are_refused_all_at_once() -> None:
+    with pytest.raises(BadInput) as refused:
+        manifests.check(Settings(namespace="Tools", watch_namespace="a b", image="", postgres_image="x y"))
+    assert len(refused.value.problems) == 4
+
+
+def test_a_dry_run_prints_what_kubectl_can_apply(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    assert run(["install", "--dry-run", "-n", "tools", "--image", "registry.example/operator:2"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    settings = Settings(namespace="tools", image="registry.example/operator:2")
+    assert list(yaml.safe_load_all(printed.out)) == manifests.manifests(settings)
