@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def check_available(cluster: PostgresCluster) -> None:
 def patroni_section(cluster: PostgresCluster, group: int) -> Mapping[str, Any]:
     """What this cluster's engine has Patroni know of the other groups; empty: nothing."""
     return ENGINES[_name(cluster)].patroni_section(cluster.spec.database, group)
+
+
+def required_files(cluster: PostgresCluster) -> Sequence[tuple[str, str]]:
+    """Files without which PostgreSQL can't run this cluster's engine: the folder's name in ``pg_config``, and the path
+    in it."""
+    return installation.FILES if _name(cluster) == CitusEngine.name else ()
 
 
 def installation_problems(

@@ -26,13 +26,14 @@ _PARAMETERS: Mapping[str, str | int | bool] = {
     "wal_receiver_status_interval": "1s",
     # A session whose client was killed must not carry a move on unseen.
     "client_connection_check_interval": "1s",
-    "citus.node_conninfo": "sslmode=prefer keepalives_idle=5 keepalives_interval=2 keepalives_count=3",
     "citus.node_connection_timeout": "5s",
     # What a failover left prepared holds locks until it is resolved.
     "citus.recover_2pc_interval": "5s",
     "citus.defer_shard_delete_interval": "5s",
     "citus.shard_replication_factor": 1,
 }
+
+_KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 
 
 class CitusEngine(Engine):
@@ -53,9 +54,15 @@ class CitusEngine(Engine):
         # max_prepared_transactions is Patroni's: twice max_connections, unless the user says something else.
         return {
             **_PARAMETERS,
+            "citus.node_conninfo": self._node_conninfo(),
             "citus.shard_count": shard_count,
             "max_locks_per_transaction": max(256, 4 * shard_count),
         }
+
+    def _node_conninfo(self) -> str:
+        """How nodes reach one another: as we reach them."""
+        encryption = {"sslmode": "prefer", **self.databases.options}
+        return " ".join(f"{name}={value}" for name, value in {**encryption, **_KEEPALIVES}.items())
 
     @classmethod
     def patroni_section(cls, database: str, group: int) -> Mapping[str, Any]:

@@ -9,6 +9,9 @@ from pathlib import Path
 SUPPORTED: Mapping[int, tuple[int, int]] = {13: (15, 17), 14: (16, 18)}
 """for each major version of Citus, the first and the last PostgreSQL that it supports"""
 
+FILES = (("sharedir", "extension/citus.control"), ("pkglibdir", "citus.so"))
+"""what an installation has if Citus is in it: a folder by its name in ``pg_config``, and the path in it"""
+
 _ADVICE = "install Citus for it, or name the directory of a PostgreSQL that has it with --bin-dir"
 
 
@@ -20,8 +23,9 @@ def problems(postgres_major: int, folder: Callable[[str], Path | None]) -> list[
     libraries, shared = folder("pkglibdir"), folder("sharedir")
     if libraries is None or shared is None:
         return [f"spec.engine: citus: there is no pg_config here to tell whether Citus is there: {_ADVICE}"]
-    control = shared / "extension" / "citus.control"
-    missing = [path for path in (control, libraries / "citus.so") if not path.is_file()]
+    known = {"sharedir": shared, "pkglibdir": libraries}
+    control, library = (known[where] / file for where, file in FILES)
+    missing = [path for path in (control, library) if not path.is_file()]
     if missing:
         return [
             f"spec.engine: citus is not in the PostgreSQL {postgres_major} here (no {missing[0]}): {_ADVICE}"
