@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests.support.home import Home, temporary_home
@@ -44,3 +47,17 @@ def citus_home(env: dict[str, str] | None = None) -> Iterator[Home]:
     """A home whose PostgreSQL has Citus."""
     with temporary_home({"PGHERD_BIN_DIR": str(bin_dir()), **(env or {})}) as home:
         yield home
+
+
+def superuser(home: Home, group: str = "coordinator", name: str = "shop") -> psycopg.Connection[Any]:
+    """A session of the superuser at a group's primary."""
+    password = json.loads((home.path / name / "credentials.json").read_text())["superuser"]
+    primary = home.member(group, "primary", name)
+    return psycopg.connect(
+        host=primary["host"],
+        port=primary["port"],
+        user="postgres",
+        password=password,
+        dbname="app",
+        autocommit=True,
+    )

@@ -37,6 +37,32 @@ class ShardGroup:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Rows of a table that are in one place."""
+
+    group: int
+    relation: str
+    """its name there, with its schema, quoted"""
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """One of the users' tables: how it is spread, and where its rows are."""
+
+    name: str
+    """with its schema, quoted"""
+    kind: str
+    """``distributed``, ``reference`` or ``local`` (on the coordinator only)"""
+    key: str | None
+    """the distribution column"""
+    colocation: int | None
+    pieces: tuple[Piece, ...]
+    """every row is in exactly one of them"""
+    constraints: tuple[str, ...] = ()
+    """statements that make what its definition on the coordinator lacks"""
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing that a check found wrong. ``fix`` says what to do."""
 
@@ -167,6 +193,10 @@ class Engine(ABC):
     @abstractmethod
     def create_restore_point(self, name: str) -> Mapping[int, str]:
         """A point at which all groups agree. Returns each group's LSN."""
+
+    @abstractmethod
+    def layout(self) -> Sequence[TableLayout]:
+        """The users' tables and where their rows are, in the order in which they were distributed."""
 
     @abstractmethod
     def check(self) -> Sequence[Finding]:

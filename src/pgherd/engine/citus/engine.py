@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId
-from pgherd.engine.citus import checks, cleanup, install, move, nodes, preflight, restore_point, shards
+from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
+from pgherd.engine.citus import (
+    checks,
+    cleanup,
+    install,
+    layout,
+    move,
+    nodes,
+    preflight,
+    restore_point,
+    shards,
+)
 from pgherd.engine.citus.session import superuser
 from pgherd.model.topology import COORDINATOR, Endpoints
 from pgherd.postgres.connections import Databases
@@ -124,6 +134,9 @@ class CitusEngine(Engine):
 
     def create_restore_point(self, name: str) -> Mapping[int, str]:
         return restore_point.create_restore_point(self.databases, name)
+
+    def layout(self) -> Sequence[TableLayout]:
+        return layout.layout(self.databases)
 
     def check(self) -> Sequence[Finding]:
         return checks.check(self.databases)

@@ -18,6 +18,24 @@ CREATE TABLE IF NOT EXISTS pgherd.restore_points (
     PRIMARY KEY (name, group_id)
 );
 
+-- The copy of another cluster's database into this one, and which parts of it are here: each row is written in the
+-- transaction that brings its rows.
+CREATE TABLE IF NOT EXISTS pgherd.copy (
+    only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    source      text NOT NULL,                  -- the system identifier of its coordinator
+    definitions text NOT NULL,                  -- their digest
+    phase       text NOT NULL,                  -- rows | constraints | compare | done
+    begun_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    done_at     timestamptz
+);
+CREATE TABLE IF NOT EXISTS pgherd.copy_piece (
+    table_name text    NOT NULL,
+    relation   text    NOT NULL,                -- what it is called at the source, wherever it is there
+    row_count  bigint  NOT NULL,
+    checksum   numeric NOT NULL,
+    PRIMARY KEY (table_name, relation)
+);
+
 -- Every shard of a distributed table with what it moves with. A hash-distributed table's shards go by colocation and
 -- hash range; tables of one shard (those of a distributed schema) all belong to one family, number 0, so that they are
 -- spread evenly although each has a colocation of its own.
