@@ -8,7 +8,7 @@ failover of everything, or a kill -9 of the caller, loses nothing. All methods a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -161,6 +161,10 @@ class Engine(ABC):
 
         :param blocking: moved with writers kept out, so whatever concerns replication does not matter
         """
+
+    def alone(self) -> Callable[[ShardGroupId], object]:
+        """Of shard groups for which this gives the same, only one may move at a time."""
+        return lambda group: group
 
     @abstractmethod
     def move(

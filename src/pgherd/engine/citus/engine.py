@@ -6,7 +6,7 @@ and the operations; one move is ``move``), and what is looked after (``cleanup``
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
@@ -116,6 +116,9 @@ class CitusEngine(Engine):
 
     def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
         return preflight.preflight(self.databases, groups, blocking=blocking)
+
+    def alone(self) -> Callable[[ShardGroupId], object]:
+        return move.alone(self.databases)
 
     def move(
         self,

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psycopg
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 END_SECONDS = 20.0
 """how long a session that was told to end may take to undo what it has made"""
+
+_PARALLEL_SINCE = (13, 2)
 
 MOMENTS: Mapping[str, str] = {
     "Setting Up": "created",
@@ -81,6 +83,22 @@ def move(
                 raise
         _judge(databases, mover, route)
     control.checkpoint("switched")
+
+
+def alone(databases: Databases) -> Callable[[ShardGroupId], object]:
+    """See :meth:`pgherd.engine.base.Engine.alone`: before 13.2 one shard group of a colocation moves at a time."""
+    with superuser(databases) as desk:
+        version = value(desk, "SELECT extversion FROM pg_extension WHERE extname = 'citus'")
+    return alone_in(str(version))
+
+
+def alone_in(version: str) -> Callable[[ShardGroupId], object]:
+    """The same, for one version of the extension such as ``13.0-1``."""
+    numbers = tuple(int(part) for part in version.replace("-", ".").split(".")[:2])
+    if numbers >= _PARALLEL_SINCE:
+        return lambda group: group
+    # Tables of one shard are one family for us, for Citus each is a colocation.
+    return lambda group: group.colocation or group
 
 
 def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> Route | None:
