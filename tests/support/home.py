@@ -22,6 +22,9 @@ from typing import Any
 import psutil
 import psycopg
 
+DEFAULTS = {"engine": "fdw", "bin_dir": ""}
+"""of declarations and homes; see ``engines``"""
+
 DECLARATION = """\
 apiVersion: pgherd.io/v1alpha1
 kind: PostgresCluster
@@ -41,9 +44,10 @@ def declaration(
     standbys: int = 1,
     shards: int = 8,
     extra: str = "",
-    engine: str = "fdw",
+    engine: str | None = None,
 ) -> str:
     """A declaration as YAML; ``extra`` is appended to ``spec`` (indented by two)."""
+    engine = engine or DEFAULTS["engine"]
     text = DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards, engine=engine)
     return text + extra
 
@@ -69,7 +73,15 @@ class Home:
 
     def __init__(self, path: Path, env: dict[str, str] | None = None) -> None:
         self.path = path
-        self.env = {**os.environ, "PGHERD_HOME": str(path), "NO_COLOR": "1", "COLUMNS": "200", **(env or {})}
+        chosen = {"PGHERD_BIN_DIR": DEFAULTS["bin_dir"]} if DEFAULTS["bin_dir"] else {}
+        self.env = {
+            **os.environ,
+            **chosen,
+            "PGHERD_HOME": str(path),
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            **(env or {}),
+        }
 
     def run(
         self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 180.0
