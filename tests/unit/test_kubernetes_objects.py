@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
+from patroni.dcs import AbstractDCS
+from patroni.dcs.kubernetes import Kubernetes
+from patroni.postgresql.mpp import get_mpp
 
 from pgherd.engine.citus.engine import CitusEngine
 from pgherd.model.spec import PostgresCluster, from_mapping
@@ -271,3 +276,20 @@ def test_an_image_without_citus_ends_with_one_line_that_says_so(tmp_path: Path) 
         " spec.postgres.image\n"
     )
     assert "for file in ; do" in objects()["ConfigMap"]["data"]["start.sh"]
+
+
+@pytest.mark.parametrize(("declared", "group"), [(CITUS, 0), (CITUS, 2), (cluster(), 2)])
+def test_patroni_s_own_config_maps_are_called_as_patroni_calls_them(
+    declared: PostgresCluster, group: int
+) -> None:
+    config = yaml.safe_load(objects(declared, group)["ConfigMap"]["data"]["patroni.yml"])
+    mpp = get_mpp(config)
+    store = Kubernetes.__new__(Kubernetes)
+    common = {"scope": config["scope"], "namespace": "", "name": "any", "loop_wait": 1}
+    AbstractDCS.__init__(store, common, mpp)
+    store._api = SimpleNamespace(use_endpoints=False)
+    asked = (store.leader_path, store.config_path, store.sync_path, store.failover_path)
+    parts = ("leader", "config", "sync", "failover")
+    assert asked == tuple(names.store_object(declared, group, part) for part in parts)
+    labels = names.store_labels(declared, group)
+    assert labels == ({mpp.k8s_group_label: str(group)} if mpp.is_enabled() else {})
