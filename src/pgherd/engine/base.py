@@ -42,7 +42,7 @@ class Piece:
 
     group: int
     relation: str
-    """its name there, with its schema, quoted"""
+    """its name there, with its schema, quoted; after ONLY where other tables inherit from it"""
 
 
 @dataclass(frozen=True)

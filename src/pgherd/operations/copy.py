@@ -8,6 +8,7 @@ anew what is not. The last step compares counts and checksums of all tables.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -109,7 +110,10 @@ def _frozen(source: Side, tell: Tell) -> Iterator[Connection]:
     """A session at the source's coordinator that keeps writers and definitions at rest."""
     with copy_rows.session(source.databases, autocommit=False) as connection:
         connection.execute("LOCK TABLE pgherd.ddl_barrier IN SHARE MODE")
-        tables = [f"ONLY {table.name}" for table in source.engine.layout()]
+        # A distributed table's shards are foreign tables, which can't be locked, nor written to but through it.
+        tables = [
+            ("ONLY " if each.kind == "distributed" else "") + each.name for each in source.engine.layout()
+        ]
         deadline = time.monotonic() + LOCK_SECONDS
         while tables and not _locked(connection, tables):
             tell(f"waiting for writers of {source.name} to end their transactions", 0, 0)
@@ -153,6 +157,7 @@ class _Copy:
         self._tell = tell
         self._parallel = parallel
         self._tables = source.engine.layout()
+        self._abort = threading.Event()
         self._columns = copy_rows.columns(frozen, self._tables)
 
     def run(self, pg_dump: Path) -> Summary:
@@ -275,21 +280,26 @@ class _Copy:
                 while queue and len(running) < self._parallel:
                     table, piece = queue.pop()
                     running[pool.submit(self._piece, table, piece)] = table
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
+                try:
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield running.pop(future), future.result()
+                except BaseException:
+                    self._abort.set()  # the others need not come to their ends
+                    raise
 
     def _piece(self, table: TableLayout, piece: Piece) -> Total:
         listed = self._columns[table.name]
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return copy_rows.copy(
-                    self._source.databases, self._destination.databases, table, piece, listed
+                    self._source.databases, self._destination.databases, table, piece, listed, self._abort
                 )
             except (Unavailable, psycopg.Error) as error:
                 lost = isinstance(error, Unavailable) or copy_rows.is_lost(error)
                 if not lost or attempt == ATTEMPTS:
                     raise
-                time.sleep(PAUSE_SECONDS)
+                if self._abort.wait(PAUSE_SECONDS):
+                    raise
         raise AssertionError("unreachable")
 
     # the end

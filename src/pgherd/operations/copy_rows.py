@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from threading import Event
 
 import psycopg
 
@@ -91,10 +92,16 @@ def give_up(connection: Connection, table: str) -> None:
 
 
 def copy(
-    source: Databases, destination: Databases, table: TableLayout, piece: Piece, listed: Sequence[str]
+    source: Databases,
+    destination: Databases,
+    table: TableLayout,
+    piece: Piece,
+    listed: Sequence[str],
+    abort: Event,
 ) -> Total:
     """Bring one piece over, unless it is there.
 
+    :param abort: set when this is to be left off
     :raises Unavailable: a server went away; it is not known whether the piece is there
     :raises PgherdError: the destination refuses it, or it changed meanwhile
     """
@@ -102,10 +109,11 @@ def copy(
     with session(source, piece.group) as reader, session(destination) as writer, writer.transaction():
         if not _record(writer, table.name, piece.relation, expected):
             return expected
-        if (
-            expected.rows
-            and _pipe(reader, writer, table.name, piece.relation, ", ".join(listed)) != expected.rows
-        ):
+        if not expected.rows:
+            return expected
+        out = f"COPY (SELECT {', '.join(listed)} FROM {piece.relation}) TO STDOUT"
+        into = f"COPY {table.name} ({', '.join(listed)}) FROM STDIN"
+        if _pipe(reader, out, writer, into, abort) != expected.rows:
             raise PgherdError(f"{table.name} changed while it was copied: run the command again")
     return expected
 
@@ -118,14 +126,12 @@ def _record(writer: Connection, table: str, relation: str, expected: Total) -> b
     return done.rowcount == 1
 
 
-def _pipe(reader: Connection, writer: Connection, table: str, relation: str, listed: str) -> int:
-    out = f"COPY (SELECT {listed} FROM {relation}) TO STDOUT"
+def _pipe(reader: Connection, out: str, writer: Connection, into: str, abort: Event) -> int:
     cursor = writer.cursor()
-    with (
-        reader.cursor().copy(out.encode()) as reading,
-        cursor.copy(f"COPY {table} ({listed}) FROM STDIN".encode()) as writing,
-    ):
+    with reader.cursor().copy(out.encode()) as reading, cursor.copy(into.encode()) as writing:
         for block in reading:
+            if abort.is_set():
+                raise PgherdError("the copy was called off")
             writing.write(block)
     return cursor.rowcount
 

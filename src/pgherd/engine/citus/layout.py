@@ -10,7 +10,8 @@ from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Databases
 
 _TABLES = r"""
-SELECT format('%I.%I', n.nspname, c.relname),
+SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END,
+      
        CASE WHEN t.partmethod = 'n' AND t.repmodel = 't' THEN 'reference'
             WHEN t.partmethod = 'h' OR t.colocationid > 0 THEN 'distributed' ELSE 'local' END,
        CASE t.partmethod WHEN 'h' THEN column_to_column_name(t.logicalrelid, t.partkey) END, t.colocationid,
@@ -42,7 +43,7 @@ def layout(databases: Databases) -> Sequence[TableLayout]:
             kind,
             key,
             colocation,
-            tuple(Piece(*piece) for piece in pieces) or (Piece(COORDINATOR, name),),
+            tuple(Piece(*piece) for piece in pieces) or (Piece(COORDINATOR, only + name),),
         )
-        for name, kind, key, colocation, pieces in rows
+        for name, only, kind, key, colocation, pieces in rows
     ]

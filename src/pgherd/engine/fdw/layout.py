@@ -11,7 +11,8 @@ from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Databases
 
 _TABLES = r"""
-SELECT format('%I.%I', n.nspname, c.relname), coalesce(d.kind, 'local'), d.key_column::text, d.colocation_id,
+SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END,
+       coalesce(d.kind, 'local'), d.key_column::text, d.colocation_id,
        ARRAY(SELECT jsonb_build_array(g.group_id, format('pgherd_shards.%I', s.name))
                FROM pgherd.shard s JOIN pgherd.shard_group g ON g.colocation_id = d.colocation_id AND g.index = s.index
               WHERE s.relation = c.oid ORDER BY s.index),
@@ -36,10 +37,10 @@ def layout(databases: Databases) -> Sequence[TableLayout]:
             kind,
             key,
             colocation,
-            tuple(Piece(*piece) for piece in pieces) or (Piece(COORDINATOR, name),),
+            tuple(Piece(*piece) for piece in pieces) or (Piece(COORDINATOR, only + name),),
             tuple(_statement(name, entry) for entry in constraints),
         )
-        for name, kind, key, colocation, pieces, constraints in rows
+        for name, only, kind, key, colocation, pieces, constraints in rows
     ]
 
 
