@@ -11,7 +11,6 @@ from pgherd.postgres.connections import Databases
 
 _TABLES = r"""
 SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END,
-      
        CASE WHEN t.partmethod = 'n' AND t.repmodel = 't' THEN 'reference'
             WHEN t.partmethod = 'h' OR t.colocationid > 0 THEN 'distributed' ELSE 'local' END,
        CASE t.partmethod WHEN 'h' THEN column_to_column_name(t.logicalrelid, t.partkey) END, t.colocationid,
