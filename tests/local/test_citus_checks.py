@@ -143,3 +143,12 @@ def test_an_upgrade_that_is_half_done_is_named_and_keeps_shards_where_they_are(h
     )
     assert refused.returncode == 1
     assert "segment-2 has Citus 13.2-1 in the database" in refused.stdout + refused.stderr
+
+
+def test_a_node_that_is_registered_where_no_member_is(herd: Home) -> None:
+    with superuser(herd) as desk:
+        desk.execute("UPDATE pgherd.segment_configuration SET port = port + 1 WHERE group_id = 1")
+        message = the_only(herd, "registered")
+        desk.execute("UPDATE pgherd.segment_configuration SET port = port - 1 WHERE group_id = 1")
+    assert message.startswith("segment-1 is registered as 127.0.0.1:")
+    assert message.endswith(", where no member of it is")

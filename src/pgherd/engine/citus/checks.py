@@ -64,7 +64,7 @@ def check(databases: Databases) -> list[Finding]:
     with superuser(databases) as desk:
         desk.execute("SET search_path TO public, pg_catalog, pg_temp")
         segments = nodes.segments(databases)
-        found = list(_nodes(databases, desk, segments))
+        found = list(_nodes(desk, segments))
         for group in [COORDINATOR, *segments]:
             try:
                 with superuser(databases, group) as here:
@@ -77,14 +77,14 @@ def check(databases: Databases) -> list[Finding]:
     return found
 
 
-def _nodes(databases: Databases, desk: Connection, segments: Sequence[int]) -> Iterator[Finding]:
-    known, addresses = nodes.nodes(desk), databases.addresses()
+def _nodes(desk: Connection, segments: Sequence[int]) -> Iterator[Finding]:
+    known, members = nodes.nodes(desk), _members(desk)
     for group in [COORDINATOR, *segments]:
         node, name = known.get(group), group_name(group)
         if node is None:
             fix = "Patroni registers it: see the log of the coordinator's primary"
             yield Finding(group, "registered", f"{name} is not registered as a node", fix)
-        elif Endpoint(node.host, node.port) not in addresses.get(group, ()):
+        elif Endpoint(node.host, node.port) not in members.get(group, {Endpoint(node.host, node.port)}):
             message = f"{name} is registered as {node.host}:{node.port}, where no member of it is"
             yield Finding(group, "registered", message, "see the log of the coordinator's primary")
         elif not node.active:
@@ -94,6 +94,14 @@ def _nodes(databases: Databases, desk: Connection, segments: Sequence[int]) -> I
             message = f"{name} is {'open' if node.open else 'closed'} to new shards"
             fix = f"SELECT citus_set_node_property('{node.host}', {node.port}, 'shouldhaveshards', {not node.open})"
             yield Finding(group, "registered", message, fix)
+
+
+def _members(desk: Connection) -> dict[int, set[Endpoint]]:
+    """Where members are for one another, which need not be where we reach them."""
+    found: dict[int, set[Endpoint]] = {}
+    for group, host, port in desk.execute("SELECT group_id, host, port FROM pgherd.segment_configuration"):
+        found.setdefault(group, set()).add(Endpoint(host, port))
+    return found
 
 
 def _version(node: _Node) -> Iterator[Finding]:
