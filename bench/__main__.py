@@ -19,8 +19,19 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench.scenarios import engine, failover, moves, planning, ready
+from bench.scenarios import (
+    citus_failover,
+    citus_moves,
+    citus_pauses,
+    citus_ratio,
+    engine,
+    failover,
+    moves,
+    planning,
+    ready,
+)
 from bench.scenarios.base import Lab, Result, Scenario
+from bench.scenarios.citus import why_not
 from bench.support import BUILD, RunError, alone, timed
 
 SCENARIOS: dict[str, tuple[Scenario, int]] = {
@@ -29,6 +40,10 @@ SCENARIOS: dict[str, tuple[Scenario, int]] = {
     "engine": (engine.run, 5),
     "moves": (moves.run, 1),
     "failover": (failover.run, 20),
+    "citus-pauses": (citus_pauses.run, 3),
+    "citus-failover": (citus_failover.run, 10),
+    "citus-moves": (citus_moves.run, 1),
+    "citus-ratio": (citus_ratio.run, 5),
 }
 """each with how often it is repeated if nobody says otherwise"""
 
@@ -84,6 +99,10 @@ def _run(arguments: argparse.Namespace, lab: Lab, console: Console) -> int:
         table.add_column(column)
     failed = False
     for name in arguments.only or SCENARIOS:
+        if name.startswith("citus-") and (reason := why_not()):
+            console.print(f"{name}: left out: {reason}", markup=False)
+            failed = failed or bool(arguments.only)
+            continue
         scenario, runs = SCENARIOS[name]
         console.print(f"{name} ...")
         seconds, result = timed(lambda s=scenario, n=arguments.runs or runs: _attempt(s, lab, n))  # type: ignore[misc]

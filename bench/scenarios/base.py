@@ -15,11 +15,12 @@ apiVersion: pgherd.io/v1alpha1
 kind: PostgresCluster
 metadata: {{name: {name}}}
 spec:
-  engine: fdw
+  engine: {engine}
   durability: synchronous
   shardCount: {shards}
   coordinator: {{standbys: {standbys}}}
   segments: {{count: {segments}, standbys: {standbys}}}
+  expansion: {{parallelMoves: {parallel_moves}}}
 """
 
 SAME_SETTINGS = (
@@ -44,13 +45,27 @@ class Lab:
 
     @contextmanager
     def cluster(
-        self, name: str, *, segments: int = 2, standbys: int = 1, shards: int = 16
+        self,
+        name: str,
+        *,
+        segments: int = 2,
+        standbys: int = 1,
+        shards: int = 16,
+        engine: str = "fdw",
+        parallel_moves: int = 2,
     ) -> Iterator[Pgherd]:
         """A fresh cluster for the length of a ``with`` block."""
         pgherd = self.home()
         declaration = self.directory / f"{name}.yaml"
         declaration.write_text(
-            DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards)
+            DECLARATION.format(
+                name=name,
+                engine=engine,
+                segments=segments,
+                standbys=standbys,
+                shards=shards,
+                parallel_moves=parallel_moves,
+            )
         )
         try:
             pgherd("up", "-f", str(declaration))

@@ -20,10 +20,10 @@ WRITERS = 4
 PAUSE_SECONDS = 0.01
 
 
-def run(lab: Lab, runs: int) -> Result:
+def run(lab: Lab, runs: int, engine: str = "fdw") -> Result:
     """``runs`` crashes of each kind, one after the other on one cluster that heals in between."""
     result = Result()
-    with lab.cluster("failover") as pgherd:
+    with lab.cluster("failover", engine=engine) as pgherd:
         dsn = pgherd.dsn("failover")
         workload = Workload(dsn, WRITERS, PAUSE_SECONDS)
         with closing(psycopg.connect(dsn, autocommit=True)) as connection:

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 MEMBERS = {f"shop-{group}-{n}" for group in ("coordinator", "segment-1", "segment-2") for n in (0, 1)}
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(declaration())
         home.query("SELECT 1")
@@ -46,7 +48,7 @@ def test_up_again_changes_nothing(home: Home) -> None:
 
 
 def test_rows_are_spread_over_the_segments(home: Home) -> None:
-    counts = home.query("SELECT result FROM run_command_on_workers('SELECT count(*) FROM item')")
+    counts = home.query("SELECT result FROM run_command_on_shards('item', 'SELECT count(*) FROM %s')")
     assert sum(int(row[0]) for row in counts) == 500
     assert all(int(row[0]) > 0 for row in counts)
 

@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 
 from tests.support.contents import ROWS, contents, fill, nothing_is_left_over
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.writers import audit, writers
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[Home]:
+def herd(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(declaration(shards=8))
-        fill(home)
+        fill(home, engine)
         yield home
 
 

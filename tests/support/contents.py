@@ -10,14 +10,16 @@ from tests.support.writers import make_table
 ROWS = 3000
 
 
-def fill(home: Home) -> None:
+def fill(home: Home, engine: str = "fdw") -> None:
+    """Citus does not move tables without a key online; there that one stays on the coordinator."""
     with home.connect() as connection:
         make_table(connection)
         connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
         connection.execute("SELECT create_distributed_table('item', 'id')")
         connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
         connection.execute("CREATE TABLE keyless (id int, note text)")
-        connection.execute("SELECT create_distributed_table('keyless', 'id')")
+        if engine == "fdw":
+            connection.execute("SELECT create_distributed_table('keyless', 'id')")
         connection.execute(f"INSERT INTO keyless SELECT g % 100, 'n' || g FROM generate_series(1, {ROWS}) g")
 
 
@@ -51,4 +53,6 @@ def leftovers(home: Home) -> dict[str, list[Any]]:
 
 def nothing_is_left_over(home: Home) -> None:
     wait_for(lambda: not leftovers(home), "nothing is left over from the moves", 60)
-    assert home.run("check", "shop", check=False).stdout.strip().endswith("nothing found wrong")
+    wait_for(
+        lambda: "nothing found wrong" in home.run("check", "shop", check=False).stdout, "a sound cluster", 30
+    )

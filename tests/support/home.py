@@ -22,12 +22,15 @@ from typing import Any
 import psutil
 import psycopg
 
+DEFAULTS = {"engine": "fdw", "bin_dir": ""}
+"""of declarations and homes; see ``engines``"""
+
 DECLARATION = """\
 apiVersion: pgherd.io/v1alpha1
 kind: PostgresCluster
 metadata: {{name: {name}}}
 spec:
-  engine: fdw
+  engine: {engine}
   shardCount: {shards}
   coordinator: {{standbys: {standbys}}}
   segments: {{count: {segments}, standbys: {standbys}}}
@@ -35,10 +38,18 @@ spec:
 
 
 def declaration(
-    name: str = "shop", *, segments: int = 2, standbys: int = 1, shards: int = 8, extra: str = ""
+    name: str = "shop",
+    *,
+    segments: int = 2,
+    standbys: int = 1,
+    shards: int = 8,
+    extra: str = "",
+    engine: str | None = None,
 ) -> str:
     """A declaration as YAML; ``extra`` is appended to ``spec`` (indented by two)."""
-    return DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards) + extra
+    engine = engine or DEFAULTS["engine"]
+    text = DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards, engine=engine)
+    return text + extra
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.1) -> Any:
@@ -62,7 +73,15 @@ class Home:
 
     def __init__(self, path: Path, env: dict[str, str] | None = None) -> None:
         self.path = path
-        self.env = {**os.environ, "PGHERD_HOME": str(path), "NO_COLOR": "1", "COLUMNS": "200", **(env or {})}
+        chosen = {"PGHERD_BIN_DIR": DEFAULTS["bin_dir"]} if DEFAULTS["bin_dir"] else {}
+        self.env = {
+            **os.environ,
+            **chosen,
+            "PGHERD_HOME": str(path),
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            **(env or {}),
+        }
 
     def run(
         self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 180.0

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
+from patroni.dcs import AbstractDCS
+from patroni.dcs.kubernetes import Kubernetes
+from patroni.postgresql.mpp import get_mpp
 
+from pgherd.engine.citus.engine import CitusEngine
 from pgherd.model.spec import PostgresCluster, from_mapping
 from pgherd.model.topology import Credentials
 from pgherd.patroni.config import dynamic_config
@@ -16,6 +24,7 @@ from pgherd.platform.kubernetes.cluster_objects import cluster_objects, decoded
 from pgherd.platform.kubernetes.crd import crd
 from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.group_objects import group_objects
+from pgherd.postgres.connections import Databases
 
 PASSWORDS = Credentials("super-secret", "replication-secret", "owner/secret", "rest-secret")
 
@@ -144,7 +153,7 @@ def test_patroni_takes_what_differs_from_the_environment() -> None:
     assert config["postgresql"]["parameters"]["ssl"] == "on"
     lines = config["bootstrap"]["dcs"]["postgresql"]["pg_hba"]
     assert all(line.startswith(("hostssl ", "local ")) for line in lines)
-    environment = {each["name"] for each in patroni_files.environment("shop", "prod")}
+    environment = {each["name"] for each in patroni_files.environment(cluster(), 1, "prod")}
     assert {"PATRONI_NAME", "PATRONI_POSTGRESQL_CONNECT_ADDRESS", "PATRONI_RESTAPI_PASSWORD"} <= environment
 
 
@@ -214,3 +223,73 @@ def test_the_definition_has_what_kubectl_shows() -> None:
     ]
     assert version["subresources"]["scale"]["specReplicasPath"] == ".spec.segments.count"
     assert crd()["spec"]["names"]["shortNames"] == ["pgc"]
+
+
+# an engine whose groups know of one another
+
+CITUS = cluster(engine="citus")
+
+
+def test_groups_of_citus_share_one_scope_and_keep_their_own_pods() -> None:
+    made = [objects(CITUS, group) for group in (0, 2)]
+    for group, found in zip((0, 2), made, strict=True):
+        config = yaml.safe_load(found["ConfigMap"]["data"]["patroni.yml"])
+        labels = found["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
+        assert config["scope"] == "shop"
+        assert config["citus"] == {"group": group, "database": "app"}
+        # Patroni finds the pods of all groups by these, and each group's by the last.
+        assert config["kubernetes"]["labels"] == names.labels("shop")
+        assert {**config["kubernetes"]["labels"], names.SCOPE_LABEL: "shop"}.items() <= labels.items()
+        assert labels["citus-group"] == str(group)
+        assert found["Service"]["spec"]["selector"] == names.selector("shop", group)
+    assert names.store_object(CITUS, 2, "leader") == "shop-2-leader"
+    assert names.store_object(cluster(), 2, "leader") == "shop-segment-2-leader"
+    assert "citus-group" not in json.dumps(objects())
+
+
+def test_nodes_of_citus_have_stable_names_and_check_one_another() -> None:
+    address = {each["name"]: each for each in patroni_files.environment(CITUS, 1, "prod")}[
+        "PATRONI_POSTGRESQL_CONNECT_ADDRESS"
+    ]
+    assert address["value"] == "$(PATRONI_NAME).shop-segment-1.prod.svc:5432"
+    databases = Databases("app", PASSWORDS, dict, options={"sslmode": "verify-full", "sslrootcert": "/ca"})
+    conninfo = CitusEngine(databases).parameters(1, 32)["citus.node_conninfo"]
+    assert str(conninfo).startswith("sslmode=verify-full sslrootcert=/ca ")
+
+
+def test_an_image_without_citus_ends_with_one_line_that_says_so(tmp_path: Path) -> None:
+    required = [
+        "/usr/share/postgresql/17/extension/citus.control",
+        "/usr/lib/postgresql/17/lib/citus.so",
+    ]
+    script = objects(CITUS)["ConfigMap"]["data"]["start.sh"]
+    assert f"for file in {' '.join(required)}; do" in script
+    script = script.replace(required[0], str(tmp_path / "none")).replace(
+        "/dev/termination-log", str(tmp_path / "log")
+    )
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False, env={})
+    assert done.returncode == 2
+    assert (tmp_path / "log").read_text() == done.stdout
+    assert (
+        done.stdout
+        == f"spec.engine: citus is not in this image (no {tmp_path}/none): name one that has it with"
+        " spec.postgres.image\n"
+    )
+    assert "for file in ; do" in objects()["ConfigMap"]["data"]["start.sh"]
+
+
+@pytest.mark.parametrize(("declared", "group"), [(CITUS, 0), (CITUS, 2), (cluster(), 2)])
+def test_patroni_s_own_config_maps_are_called_as_patroni_calls_them(
+    declared: PostgresCluster, group: int
+) -> None:
+    config = yaml.safe_load(objects(declared, group)["ConfigMap"]["data"]["patroni.yml"])
+    mpp = get_mpp(config)
+    store = Kubernetes.__new__(Kubernetes)
+    common = {"scope": config["scope"], "namespace": "", "name": "any", "loop_wait": 1}
+    AbstractDCS.__init__(store, common, mpp)
+    store._api = SimpleNamespace(use_endpoints=False)
+    asked = (store.leader_path, store.config_path, store.sync_path, store.failover_path)
+    parts = ("leader", "config", "sync", "failover")
+    assert asked == tuple(names.store_object(declared, group, part) for part in parts)
+    labels = names.store_labels(declared, group)
+    assert labels == ({mpp.k8s_group_label: str(group)} if mpp.is_enabled() else {})

@@ -85,6 +85,14 @@ def test_a_pod_that_can_not_start_says_why() -> None:
     assert seen(pods=[pending])["shop-segment-1-0"].note == "Unschedulable: 0/3 nodes"
 
 
+def test_what_a_container_said_last_tells_why_it_is_started_over_and_over() -> None:
+    looping = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+    last = {"terminated": {"exitCode": 2, "message": "citus is not in this image\n"}}
+    assert (
+        seen(pods=[a_pod(state=looping, last=last)])["shop-segment-1-0"].note == "citus is not in this image"
+    )
+
+
 def test_a_pod_of_an_older_template_is_outdated() -> None:
     assert seen(pods=[a_pod()], templates={1: "newer"})["shop-segment-1-0"].outdated
 

@@ -307,6 +307,19 @@ class TestFounding:
         world.running.clear()
         assert world.start(FIRST) != place
 
+    def test_groups_that_share_a_place_have_their_part_erased_instead(self, world: World) -> None:
+        erased: list[str] = []
+        place = world.foundings.admit(FIRST, [FIRST], erased.append)
+        other = Member(FIRST.cluster, FIRST.group + 1, 0)
+        assert world.foundings.admit(other, [other], erased.append) == place
+        assert erased == []
+        # Everything was killed before anybody had data: what the founder noted in the store has to go.
+        assert world.foundings.admit(FIRST, [FIRST], erased.append) == place
+        assert erased == [place]
+        # The group is gone for good: a successor of the same number must find nothing.
+        world.foundings.forget(other, erased.append)
+        assert erased == [place, place]
+
 
 class World:
     """A home whose processes are only pretended."""

@@ -6,14 +6,17 @@ from datetime import datetime
 
 import pytest
 
+from pgherd.engine.base import ShardGroupId
+from pgherd.engine.citus.move import alone_in
 from pgherd.model.spec import ExpansionSpec
 from pgherd.operations.journal import Step
 from pgherd.operations.moves import next_move, why_not_now
 from pgherd.operations.runner import crash_points
 
 
-def step(number: int, source: int, target: int) -> Step:
-    return Step(number, "move", {"source": source, "target": target}, "pending", "", 0)
+def step(number: int, source: int, target: int, colocation: int = 1) -> Step:
+    detail = {"source": source, "target": target, "colocation": colocation, "index": number}
+    return Step(number, "move", detail, "pending", "", 0)
 
 
 def expansion(**fields: object) -> ExpansionSpec:
@@ -62,6 +65,19 @@ def test_rather_a_shared_segment_than_nothing_to_do() -> None:
 
 def test_no_move_waits() -> None:
     assert next_move([], []) is None
+
+
+def test_an_old_citus_moves_one_shard_group_of_a_colocation_at_a_time() -> None:
+    waiting, running = [step(1, 2, 4), step(2, 2, 4, colocation=2)], [step(0, 1, 3)]
+    assert next_move(waiting, running, alone_in("14.0-1")) == waiting[0]
+    assert next_move(waiting, running, alone_in("13.2-1")) == waiting[0]
+    assert next_move(waiting, running, alone_in("13.0-1")) == waiting[1]
+    assert next_move(waiting[:1], running, alone_in("13.1-1")) is None
+
+
+def test_tables_of_one_shard_may_always_move_together() -> None:
+    alone = alone_in("13.0-1")
+    assert alone(ShardGroupId(0, 5)) != alone(ShardGroupId(0, 6))
 
 
 @pytest.mark.parametrize("kind", ["expand", "shrink", "rebalance"])

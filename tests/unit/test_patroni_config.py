@@ -143,6 +143,11 @@ def test_a_members_file_names_it_and_its_group() -> None:
     assert "self_addr" not in found["raft"]
 
 
+def test_groups_that_know_of_one_another_share_a_scope() -> None:
+    found = member(mpp={"citus": {"group": 1, "database": "app"}})
+    assert (found["scope"], found["citus"]["group"]) == ("shop", 1)
+
+
 def test_only_a_member_that_may_found_its_group_knows_how() -> None:
     assert member(may_found=True)["bootstrap"]["dcs"] == config()
     assert "bootstrap" not in member(may_found=False)

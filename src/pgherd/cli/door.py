@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pgherd.engine.base import Finding
     from pgherd.model.spec import PostgresCluster
+    from pgherd.operations.copy import Summary, Tell
 
 
 class Door(Protocol):
@@ -94,6 +95,9 @@ class Door(Protocol):
 
     def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
         """The moves that a rebalance would make."""
+
+    def copy_to(self, source: str, destination: str, tell: Tell, parallel: int) -> Summary:
+        """Copy a cluster's database to another cluster, or go on with it."""
 
     # what Patroni does
 

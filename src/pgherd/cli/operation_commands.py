@@ -9,6 +9,7 @@ import typer
 from pgherd.cli import render
 from pgherd.cli.cluster_commands import Name, NoWait, Output, OutputOption, Timeout, await_fulfilment, seconds
 from pgherd.cli.context import current, emit, out, plural, say, tell
+from pgherd.cli.progress import watching
 
 FOR_EVER = 0
 
@@ -17,8 +18,9 @@ Group = Annotated[str, typer.Option(help="coordinator or segment-N.", metavar="G
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (scale, rebalance, pause, resume, cancel, switchover, restart):
-        app.command(rich_help_panel="Changes")(command)
+    for command in (scale, rebalance, pause, resume, cancel, switchover, restart, copy_to):
+        name = "copy-to" if command is copy_to else None
+        app.command(name, rich_help_panel="Changes")(command)
 
 
 def scale(
@@ -151,3 +153,40 @@ def restart(
     context.going_on = "the member at hand finishes its restart, the others keep running as they are"
     context.client().restart(name, group, lambda text: tell(f"{name}: {text}"))
     say(f"{name}: restarted {group or 'all groups'}")
+
+
+def copy_to(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The cluster to copy from.", show_default=False)
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="A new cluster to copy to.", show_default=False)
+    ],
+    parallel: Annotated[
+        int, typer.Option(help="How many shards to copy at a time.", min=1, max=16, metavar="N")
+    ] = 2,
+) -> None:
+    """Copy a database from an fdw cluster to a citus cluster. Writers at SRC wait until it is over; readers go on.
+
+    Definitions, distribution, rows and sequences go over; at the end counts and checksums of all tables are compared.
+    Interrupted, the same command goes on where it was.
+    """
+    current().going_on = "nothing; writers go on, and the same command goes on with the copy"
+    with watching(destination) as watch:
+
+        def told(message: str, done: int, total: int) -> None:
+            operation = {
+                "kind": "copy",
+                "phase": message,
+                "movesDone": done,
+                "movesTotal": total,
+                "unit": "parts",
+            }
+            watch({"name": destination, "phase": "Copying", "operation": operation})
+
+        done = current().client().copy_to(source, destination, told, parallel)
+    rows, sequences = f"{done.rows:,} rows", plural(done.sequences, "sequence")
+    say(
+        f"{destination}: has all of {source}: {plural(done.tables, 'table')}, {rows}, {sequences};"
+        " counts and checksums are equal"
+    )

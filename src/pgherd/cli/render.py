@@ -127,7 +127,9 @@ def operation_line(operation: Mapping[str, Any]) -> str:
     """``expand, moving: 3 of 16 moves, 12.0 MiB of 50.0 MiB, about 12 s left: moving 1/5 to segment-3``"""
     facts = []
     if operation.get("movesTotal"):
-        facts.append(f"{operation.get('movesDone', 0)} of {operation['movesTotal']} moves")
+        facts.append(
+            f"{operation.get('movesDone', 0)} of {operation['movesTotal']} {operation.get('unit', 'moves')}"
+        )
     if operation.get("bytesTotal"):
         facts.append(f"{size(operation.get('bytesDone', 0))} of {size(operation['bytesTotal'])}")
     if operation.get("etaSeconds") is not None:

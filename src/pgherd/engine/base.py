@@ -8,9 +8,9 @@ failover of everything, or a kill -9 of the caller, loses nothing. All methods a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pgherd.model.topology import Endpoints
 
@@ -34,6 +34,32 @@ class ShardGroup:
     segment: int
     bytes: int
     tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a table that are in one place."""
+
+    group: int
+    relation: str
+    """its name there, with its schema, quoted; after ONLY where other tables inherit from it"""
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """One of the users' tables: how it is spread, and where its rows are."""
+
+    name: str
+    """with its schema, quoted"""
+    kind: str
+    """``distributed``, ``reference`` or ``local`` (on the coordinator only)"""
+    key: str | None
+    """the distribution column"""
+    colocation: int | None
+    pieces: tuple[Piece, ...]
+    """every row is in exactly one of them"""
+    constraints: tuple[str, ...] = ()
+    """statements that make what its definition on the coordinator lacks"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,12 @@ class Engine(ABC):
 
     def parameters(self, group: int, shard_count: int) -> Mapping[str, str | int | bool]:
         """PostgreSQL parameters that this engine needs in a group, below the user's own."""
+        return {}
+
+    @classmethod
+    def patroni_section(cls, database: str, group: int) -> Mapping[str, Any]:
+        """What Patroni is told so that groups know of one another, for example ``{"citus": {...}}``; empty: each
+        group is a Patroni cluster of its own."""
         return {}
 
     @abstractmethod
@@ -120,12 +152,19 @@ class Engine(ABC):
     def shard_groups(self) -> Sequence[ShardGroup]:
         """Every shard group with its place and size (bytes with indexes and TOAST, asked in one query a segment)."""
 
+    def steer(self, retiring: Collection[int]) -> None:  # noqa: B027 (nothing to do is a right answer)
+        """Where shards of tables made from now on go: to every admitted segment but those that are ``retiring``."""
+
     @abstractmethod
     def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
         """What keeps these shard groups from being moved, one sentence each with the way out; empty: nothing.
 
         :param blocking: moved with writers kept out, so whatever concerns replication does not matter
         """
+
+    def alone(self) -> Callable[[ShardGroupId], object]:
+        """Of shard groups for which this gives the same, only one may move at a time."""
+        return lambda group: group
 
     @abstractmethod
     def move(
@@ -158,6 +197,10 @@ class Engine(ABC):
     @abstractmethod
     def create_restore_point(self, name: str) -> Mapping[int, str]:
         """A point at which all groups agree. Returns each group's LSN."""
+
+    @abstractmethod
+    def layout(self) -> Sequence[TableLayout]:
+        """The users' tables and where their rows are, in the order in which they were distributed."""
 
     @abstractmethod
     def check(self) -> Sequence[Finding]:

@@ -14,6 +14,7 @@ from pgherd.operations.store import OperationRow
 
 
 def _plan(work: Work, step: Step) -> Planned:
+    work.engine.steer(())
     segments = work.engine.segments()
     new = set(step.detail["segments"]) | left_unfinished(work.context.databases, work.row.id)
     moves = plan(work.items(), dict.fromkeys(segments, 1.0), new=new)

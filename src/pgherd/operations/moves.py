@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,10 +49,23 @@ def why_not_now(expansion: ExpansionSpec, now: datetime) -> str | None:
     return None
 
 
-def next_move(waiting: Sequence[Step], running: Sequence[Step]) -> Step | None:
-    """The first move that shares no segment with a running one, else the first; None if none waits."""
+def next_move(
+    waiting: Sequence[Step],
+    running: Sequence[Step],
+    alone: Callable[[ShardGroupId], object] = lambda group: group,
+) -> Step | None:
+    """The first move that shares no segment with a running one, else the first; None if none may begin.
+
+    :param alone: of shard groups for which this gives the same, only one moves at a time
+    """
     busy = {segment for step in running for segment in _segments(step)}
-    return next((step for step in waiting if not busy & _segments(step)), waiting[0] if waiting else None)
+    taken = {alone(_group(step)) for step in running}
+    free = [step for step in waiting if alone(_group(step)) not in taken]
+    return next((step for step in free if not busy & _segments(step)), free[0] if free else None)
+
+
+def _group(step: Step) -> ShardGroupId:
+    return ShardGroupId(int(step.detail["colocation"]), int(step.detail["index"]))
 
 
 def _segments(step: Step) -> set[int]:
@@ -80,6 +93,7 @@ class Mover:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._attempts: dict[int, _Attempts] = {}
+        self._alone: Callable[[ShardGroupId], object] = lambda group: group
         self._cleaned = time.monotonic()
 
     def run(self) -> None:
@@ -88,6 +102,7 @@ class Mover:
         :raises EndingError: the operation is to end; what was running is undone
         :raises PgherdError: a move can't succeed
         """
+        self._alone = self._work.engine.alone()
         with ThreadPoolExecutor(MAX_PARALLEL, thread_name_prefix="move") as pool:
             running: dict[Future[None], Step] = {}
             try:
@@ -125,7 +140,7 @@ class Mover:
         now = time.monotonic()
         ready = [step for step in waiting if self._of(step).not_before <= now]
         while len(running) < min(expansion.parallel_moves, MAX_PARALLEL):
-            step = next_move(ready, list(running.values()))
+            step = next_move(ready, list(running.values()), self._alone)
             if step is None:
                 break
             ready.remove(step)
@@ -149,7 +164,7 @@ class Mover:
 
     def _move(self, step: Step, blocking: bool) -> None:
         work = self._work
-        group = ShardGroupId(int(step.detail["colocation"]), int(step.detail["index"]))
+        group = _group(step)
         source, target = int(step.detail["source"]), int(step.detail["target"])
         route = f"shard group {group} from {group_name(source)} to {group_name(target)}"
         began = time.monotonic()
@@ -190,7 +205,7 @@ class Mover:
         return all(attempts.not_before > time.monotonic() for attempts in self._attempts.values())
 
     def _is_gone(self, step: Step) -> bool:
-        group = ShardGroupId(int(step.detail["colocation"]), int(step.detail["index"]))
+        group = _group(step)
         return all(each.id != group for each in self._work.engine.shard_groups())
 
     def _await_the_end(self, running: dict[Future[None], Step]) -> None:

@@ -23,6 +23,7 @@ def plan_rebalance(engine: Engine) -> list[Move]:
 
 
 def _plan(work: Work, step: Step) -> Planned:
+    work.engine.steer(())
     moves = plan_rebalance(work.engine)
     steps.require_space(work, moves)
     return Planned(f"{counted(len(moves))} to move", moves)

@@ -154,6 +154,7 @@ class Runner:
     def _undo(self, work: Work) -> None:
         """What moves of a killed predecessor left is removed before the operation counts as ended, if possible."""
         try:
+            work.engine.steer(())
             work.engine.clean_up(work.row.id)
         except (PgherdError, psycopg.Error) as error:
             logger.info("operation %s: clean-up is left for later: %s", work.row.id, error)

@@ -27,6 +27,7 @@ def _moves(work: Work, retiring: Sequence[int]) -> Sequence[Move]:
 
 def _plan(work: Work, step: Step) -> Planned:
     retiring = step.detail["segments"]
+    work.engine.steer(retiring)
     moves = _moves(work, retiring)
     return Planned(f"{counted(len(moves))} to leave {names(retiring)}", moves)
 

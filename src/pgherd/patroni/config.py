@@ -216,6 +216,7 @@ def member_config(
     server_major: int,
     parameters: Mapping[str, str] | None = None,
     may_found: bool = True,
+    mpp: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One member's ``patroni.yml``; holds passwords.
 
@@ -228,11 +229,13 @@ def member_config(
     :param dcs_config: of :func:`dynamic_config`; used if this member founds its group
     :param server_major: PostgreSQL's major version, for initdb's options
     :param may_found: whether it may make a new database when its group has none
+    :param mpp: the section by which Patroni knows the cluster's other groups, for example ``{"citus": {...}}``; all
+        groups then share one scope, in one namespace
     :param parameters: PostgreSQL parameters of this member alone (socket directory and the like)
     """
     bootstrap = {"dcs": dict(dcs_config), "initdb": initdb_options(server_major)}
     return {
-        "scope": member.scope,
+        "scope": member.cluster if mpp else member.scope,
         "namespace": namespace,
         "name": member.name,
         "log": {"level": "INFO", "deduplicate_heartbeat_logs": True},
@@ -242,6 +245,7 @@ def member_config(
             "authentication": {"username": REST_USER, "password": credentials.rest},
         },
         **store,
+        **(mpp or {}),
         **({"bootstrap": bootstrap} if may_found else {}),
         "postgresql": {
             "listen": _address(postgres),

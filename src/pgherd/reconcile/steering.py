@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pgherd.engine.base import Finding, ShardGroupId
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import group_id, group_name
-from pgherd.operations import store
+from pgherd.operations import copy, store
 from pgherd.operations.rebalance import plan_rebalance
 from pgherd.reconcile import observe, status
 from pgherd.reconcile.state import MemberState, Observed
@@ -44,6 +45,14 @@ def request_rebalance(world: observe.World) -> int:
     """
     generation = world.platform.declaration(world.name).generation
     return store.request(world.databases, "rebalance", parameters={"generation": generation})
+
+
+def copy_to(
+    source: observe.World, destination: observe.World, pg_dump: Path, tell: copy.Tell, parallel: int
+) -> copy.Summary:
+    """Copy the database of one cluster to another, or go on with it; see :func:`pgherd.operations.copy.copy`."""
+    here, there = (copy.Side(world.name, world.databases, world.engine) for world in (source, destination))
+    return copy.copy(here, there, pg_dump, tell, parallel=parallel)
 
 
 def request_cancel(world: observe.World) -> int | None:

@@ -24,6 +24,7 @@ from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR, Member, group_id, group_name
+from pgherd.operations.copy import Summary, Tell
 from pgherd.platform.kubernetes import names
 from pgherd.platform.local import binaries
 from pgherd.reconcile import steering
@@ -383,6 +384,16 @@ class KubernetesClient:
         """Everything that the catalogue and the world disagree on."""
         with self._world(name) as there:
             return steering.findings(there)
+
+    def copy_to(self, source: str, destination: str, tell: Tell, parallel: int) -> Summary:
+        """Copy a cluster's database to another cluster of this namespace, or go on with it.
+
+        :raises BadInput: this can't be copied there
+        :raises PgherdError: a cluster is stopped, or what came over is not what was sent
+        """
+        pg_dump = binaries.find(self._bin_dir).program("pg_dump")
+        with self._world(source) as here, self._world(destination) as there:
+            return steering.copy_to(here, there, pg_dump, tell, parallel)
 
     def plan_rebalance(self, name: str) -> list[dict[str, Any]]:
         """The moves that a rebalance would make, in order."""

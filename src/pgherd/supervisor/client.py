@@ -26,6 +26,7 @@ from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR
+from pgherd.operations.copy import Summary, Tell
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe, plan, status, steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
@@ -302,6 +303,18 @@ class Client:
     def check(self, name: str) -> list[Finding]:
         """Everything that the catalogue and the world disagree on."""
         return steering.findings(self._world(name))
+
+    def copy_to(self, source: str, destination: str, tell: Tell, parallel: int) -> Summary:
+        """Copy a cluster's database to another cluster, or go on with it.
+
+        :raises BadInput: this can't be copied there
+        :raises PgherdError: a cluster is stopped, or what came over is not what was sent
+        """
+        for name in (source, destination):
+            if self._staying(name) and self._platform.declaration(name).stopped:
+                raise PgherdError(f"{name} is stopped: 'pgherd start {name}' brings it back")
+        pg_dump = self._platform.program("pg_dump")
+        return steering.copy_to(self._world(source), self._world(destination), pg_dump, tell, parallel)
 
     # what Patroni does
 

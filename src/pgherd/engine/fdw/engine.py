@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId
-from pgherd.engine.fdw import checks, cleanup, install, move, restore_point, segments
+from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
+from pgherd.engine.fdw import checks, cleanup, install, layout, move, restore_point, segments
 from pgherd.model.topology import COORDINATOR, Endpoints
 from pgherd.postgres.connections import Databases
 
@@ -101,6 +101,9 @@ class FdwEngine(Engine):
 
     def create_restore_point(self, name: str) -> Mapping[int, str]:
         return restore_point.create_restore_point(self.databases, name)
+
+    def layout(self) -> Sequence[TableLayout]:
+        return layout.layout(self.databases)
 
     def check(self) -> Sequence[Finding]:
         return checks.check(self.databases)

@@ -1,14 +1,16 @@
 """What the objects of a cluster are called, and how they are labelled. Pure.
 
 Everything of one cluster starts with its name; ``NAME-coordinator`` and ``NAME-segment-N`` are what one group needs.
-Patroni adds ``-leader``, ``-config``, ``-sync`` and ``-failover`` to the group's name for its own store.
+Patroni adds ``-leader``, ``-config``, ``-sync`` and ``-failover`` for its own store: to the group's name, or where the
+engine has it know all groups of a cluster (one scope) to ``NAME-GROUPID``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pgherd.model.spec import API_VERSION
+from pgherd.engine import registry
+from pgherd.model.spec import API_VERSION, PostgresCluster
 from pgherd.model.topology import Member, group_id, group_name
 
 DOMAIN = API_VERSION.split("/")[0]
@@ -50,6 +52,27 @@ def selector(cluster: str, group: int | None = None) -> dict[str, str]:
 def group_object(cluster: str, group: int) -> str:
     """Name of the StatefulSet, headless Service, disruption budget and ConfigMap of a group."""
     return f"{cluster}-{group_name(group)}"
+
+
+def scope(cluster: PostgresCluster, group: int) -> str:
+    """The Patroni scope of a group: its own, or the one that all groups of its cluster share."""
+    name = cluster.metadata.name
+    return name if registry.patroni_section(cluster, group) else group_object(name, group)
+
+
+def store_object(cluster: PostgresCluster, group: int, part: str) -> str:
+    """Name of one of Patroni's own config maps of a group.
+
+    :param part: ``leader``, ``config``, ``sync`` or ``failover``
+    """
+    shared = registry.patroni_section(cluster, group)
+    return f"{scope(cluster, group)}-{group}-{part}" if shared else f"{scope(cluster, group)}-{part}"
+
+
+def store_labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
+    """By which Patroni tells the groups of one scope apart; empty where each has a scope of its own."""
+    section = registry.patroni_section(cluster, group)
+    return {f"{kind}-group": str(values["group"]) for kind, values in section.items()}
 
 
 def volume_claim(member: Member) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pgherd.engine import registry
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
 from pgherd.patroni.config import REST_USER, member_config
@@ -32,6 +33,14 @@ START_SCRIPT = f"""\
 # As process 1 nothing ends by a signal that it does not handle, and Patroni takes a moment until it does: so it is a
 # child, from its first moment on.
 set -eu
+for file in @REQUIRED@; do
+    if [ ! -e "$file" ]; then
+        message="spec.engine: @ENGINE@ is not in this image (no $file): name one that has it with spec.postgres.image"
+        echo "$message"
+        echo "$message" > /dev/termination-log || true
+        exit 2
+    fi
+done
 ending= patroni= code=0
 trap 'ending=1; [ -z "$patroni" ] || kill -TERM "$patroni"' TERM INT
 trap '[ -z "$patroni" ] || kill -HUP "$patroni"' HUP
@@ -92,9 +101,20 @@ def files(
     config = _patroni_yml(cluster, group, dcs_config, namespace, server_major)
     return {
         "patroni.yml": yaml.safe_dump(config, sort_keys=False),
-        "start.sh": START_SCRIPT,
+        "start.sh": start_script(cluster, server_major),
         "mark.sh": MARK_SCRIPT,
     }
+
+
+def start_script(cluster: PostgresCluster, server_major: int) -> str:
+    """What a pod runs. An image that lacks the engine ends it at once, with one line that Kubernetes keeps."""
+    folders = {
+        "pkglibdir": f"/usr/lib/postgresql/{server_major}/lib",
+        "sharedir": f"/usr/share/postgresql/{server_major}",
+    }
+    required = [f"{folders[folder]}/{file}" for folder, file in registry.required_files(cluster)]
+    script = START_SCRIPT.replace("@REQUIRED@", " ".join(required))
+    return script.replace("@ENGINE@", str(cluster.spec.engine))
 
 
 def _patroni_yml(
@@ -110,7 +130,8 @@ def _patroni_yml(
         bin_dir=f"/usr/lib/postgresql/{server_major}/bin",
         pgpass="/tmp/pgpass",
         credentials=_ENVIRONMENT,
-        store={"kubernetes": _store(name, group, namespace)},
+        store={"kubernetes": _store(cluster, group, namespace)},
+        mpp=registry.patroni_section(cluster, group),
         namespace="",
         dcs_config=dcs_config,
         server_major=server_major,
@@ -139,12 +160,14 @@ def _patroni_yml(
     return config
 
 
-def _store(cluster: str, group: int, namespace: str) -> dict[str, Any]:
+def _store(cluster: PostgresCluster, group: int, namespace: str) -> dict[str, Any]:
+    # In a shared scope Patroni looks for the pods of all groups by these labels, and adds the group's by itself.
+    shared = registry.patroni_section(cluster, group)
     return {
         "namespace": namespace,
         # Config maps, not Endpoints: those need a Service each, or the control plane removes them.
         "use_endpoints": False,
-        "labels": names.labels(cluster, group),
+        "labels": names.labels(cluster.metadata.name, None if shared else group),
         "scope_label": names.SCOPE_LABEL,
         "role_label": names.ROLE_LABEL,
         "leader_label_value": "primary",
@@ -153,21 +176,25 @@ def _store(cluster: str, group: int, namespace: str) -> dict[str, Any]:
     }
 
 
-def environment(cluster: str, namespace: str) -> list[dict[str, Any]]:
+def environment(cluster: PostgresCluster, group: int, namespace: str) -> list[dict[str, Any]]:
     """The pod's environment: who this member is, and the passwords."""
-    secret = names.credentials_secret(cluster)
+    name = cluster.metadata.name
+    secret = names.credentials_secret(name)
+    # Where members' addresses become the engine's node names they must be the stable ones.
+    stable = f"$(PATRONI_NAME).{names.group_object(name, group)}.{namespace}.svc"
+    host = stable if registry.patroni_section(cluster, group) else "$(POD_IP)"
     return [
         _field("PATRONI_NAME", "metadata.name"),
         _field("POD_IP", "status.podIP"),
         {"name": "PATRONI_RESTAPI_CONNECT_ADDRESS", "value": f"$(POD_IP):{names.REST_PORT}"},
-        {"name": "PATRONI_POSTGRESQL_CONNECT_ADDRESS", "value": f"$(POD_IP):{names.POSTGRES_PORT}"},
+        {"name": "PATRONI_POSTGRESQL_CONNECT_ADDRESS", "value": f"{host}:{names.POSTGRES_PORT}"},
         {"name": "PATRONI_SUPERUSER_USERNAME", "value": SUPERUSER},
         _secret("PATRONI_SUPERUSER_PASSWORD", secret, "superuser"),
         {"name": "PATRONI_REPLICATION_USERNAME", "value": REPLICATION_USER},
         _secret("PATRONI_REPLICATION_PASSWORD", secret, "replication"),
         {"name": "PATRONI_RESTAPI_USERNAME", "value": REST_USER},
         _secret("PATRONI_RESTAPI_PASSWORD", secret, "rest"),
-        {"name": "PGHERD_AUTHORITY", "value": names.authority_file(cluster, namespace)},
+        {"name": "PGHERD_AUTHORITY", "value": names.authority_file(name, namespace)},
         *(
             {"name": f"PATRONI_{role}_{option}", "value": value}
             for role in ("SUPERUSER", "REPLICATION")

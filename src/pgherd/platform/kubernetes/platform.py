@@ -265,7 +265,7 @@ class KubernetesPlatform(Platform):
         """See to it that the member's group has everything, and enough replicas that it is among them."""
         with self._changing(member.cluster):
             if not self._claims(member.cluster, member.group):
-                self._remove_store(member.cluster, member.group)
+                self._remove_store(cluster, member.group)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
@@ -303,7 +303,7 @@ class KubernetesPlatform(Platform):
         name = cluster.metadata.name
         if group not in configs:
             if not self._has_members(name, group):
-                self._remove_group(name, group)
+                self._remove_group(cluster, group)
             return []
         changed = self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
         self._upkeep.group(cluster, group)
@@ -425,18 +425,18 @@ class KubernetesPlatform(Platform):
             return True
         return bool(self.api.list(POD, self.namespace, names.selector(cluster, group)))
 
-    def _remove_group(self, cluster: str, group: int) -> None:
+    def _remove_group(self, cluster: PostgresCluster, group: int) -> None:
         """Remove what a group without members has left."""
-        name = names.group_object(cluster, group)
+        name = names.group_object(cluster.metadata.name, group)
         for kind in (STATEFUL_SET, DISRUPTION_BUDGET, SERVICE, CONFIG_MAP):
             self.api.delete(kind, self.namespace, name)
-        self.api.delete(SECRET, self.namespace, names.tls_secret(cluster, group))
+        self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self._remove_store(cluster, group)
 
-    def _remove_store(self, cluster: str, group: int) -> None:
+    def _remove_store(self, cluster: PostgresCluster, group: int) -> None:
         """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
         for part in STORE_PARTS:
-            self.api.delete(CONFIG_MAP, self.namespace, f"{names.group_object(cluster, group)}-{part}")
+            self.api.delete(CONFIG_MAP, self.namespace, names.store_object(cluster, group, part))
 
 
 def is_stopped(found: Object) -> bool:

@@ -87,7 +87,11 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
     spec = group_spec(cluster, group)
     return {
         "metadata": {
-            "labels": {**_labels(cluster, group), names.SCOPE_LABEL: names.group_object(name, group)},
+            "labels": {
+                **_labels(cluster, group),
+                names.SCOPE_LABEL: names.scope(cluster, group),
+                **names.store_labels(cluster, group),
+            },
         },
         "spec": {
             "serviceAccountName": name,
@@ -103,25 +107,25 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(cluster, spec, namespace, image)],
+            "containers": [_container(cluster, group, namespace, image)],
             "volumes": _volumes(name, group),
             **_placement(cluster, spec, group),
         },
     }
 
 
-def _container(cluster: PostgresCluster, spec: GroupSpec, namespace: str, image: str) -> dict[str, Any]:
+def _container(cluster: PostgresCluster, group: int, namespace: str, image: str) -> dict[str, Any]:
     return {
         "name": "postgres",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/sh", f"{patroni_files.DIRECTORY}/start.sh"],
-        "env": patroni_files.environment(cluster.metadata.name, namespace),
+        "env": patroni_files.environment(cluster, group, namespace),
         "ports": [
             {"name": "postgres", "containerPort": names.POSTGRES_PORT},
             {"name": "patroni", "containerPort": names.REST_PORT},
         ],
-        "resources": _resources(spec),
+        "resources": _resources(group_spec(cluster, group)),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -38,22 +38,22 @@ class Upkeep:
             for pod in self._reader.of_cluster(POD, self._namespace, cluster.metadata.name)
             if pod["metadata"]["labels"].get(names.GROUP_LABEL) == group_name(group)
         ]
-        self._give_up_founding(cluster.metadata.name, group, found)
-        self._release_lock(cluster.metadata.name, group, found)
-        self._relabel(cluster.metadata.name, group, found)
+        self._give_up_founding(cluster, group, found)
+        self._release_lock(cluster, group, found)
+        self._relabel(cluster, group, found)
         self._grow_volumes(cluster, group)
 
-    def _give_up_founding(self, cluster: str, group: int, found: list[Object]) -> None:
+    def _give_up_founding(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
         """A founder that was killed has left word that it is at work; all others, itself too, would wait for ever.
 
         As long as no system identifier is written down, nothing was founded: what the founder had made, it removes
         when it starts again (see ``start.sh``).
         """
-        scope = names.group_object(cluster, group)
+        scope = names.group_object(cluster.metadata.name, group)
         if any(pod["metadata"]["labels"].get(names.ROLE_LABEL) for pod in found):
             self._unfounded.pop(scope, None)
             return
-        config = self._api.get(CONFIG_MAP, self._namespace, f"{scope}-config")
+        config = self._api.get(CONFIG_MAP, self._namespace, names.store_object(cluster, group, "config"))
         annotations = (config or {}).get("metadata", {}).get("annotations") or {}
         at_work = any(views.patroni_state(pod).startswith(_FOUNDING) for pod in found)
         if config is None or annotations.get("initialize") != "" or at_work:
@@ -67,13 +67,13 @@ class Upkeep:
             self._api.merge(CONFIG_MAP, self._namespace, config["metadata"]["name"], patch)
             self._unfounded.pop(scope, None)
 
-    def _leader(self, cluster: str, group: int) -> tuple[str | None, Object | None]:
-        name = f"{names.group_object(cluster, group)}-leader"
+    def _leader(self, cluster: PostgresCluster, group: int) -> tuple[str | None, Object | None]:
+        name = names.store_object(cluster, group, "leader")
         lock = self._api.get(CONFIG_MAP, self._namespace, name)
         annotations = (lock or {}).get("metadata", {}).get("annotations") or {}
         return annotations.get("leader"), lock
 
-    def _release_lock(self, cluster: str, group: int, found: list[Object]) -> None:
+    def _release_lock(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
         """A primary whose container ended, as its own node reports, leads no more: others need not wait for its time.
 
         Nobody is promoted here; whether and whom is Patroni's decision as ever.
@@ -85,13 +85,13 @@ class Upkeep:
         leader, lock = self._leader(cluster, group)
         if leader not in ended or lock is None:
             return
-        logger.info("%s: the container of %s ended: releasing its leader lock", cluster, leader)
+        logger.info("%s: the container of %s ended: releasing its leader lock", cluster.metadata.name, leader)
         # With the version just read: a Patroni that came back meanwhile and renewed its lock keeps it.
         version = lock["metadata"]["resourceVersion"]
         patch = {"metadata": {"resourceVersion": version, "annotations": {"leader": None}}}
         self._api.merge(CONFIG_MAP, self._namespace, lock["metadata"]["name"], patch)
 
-    def _relabel(self, cluster: str, group: int, found: list[Object]) -> None:
+    def _relabel(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
         """A node that fell silent can't take the primary's label off its pod: clients would still be sent there."""
         labelled = [
             pod["metadata"]["name"]
@@ -103,7 +103,9 @@ class Upkeep:
         leader, _ = self._leader(cluster, group)
         for name in labelled:
             if leader in labelled and name != leader:
-                logger.info("%s: %s leads, taking the primary's label off %s", cluster, leader, name)
+                logger.info(
+                    "%s: %s leads, taking the primary's label off %s", cluster.metadata.name, leader, name
+                )
                 patch: dict[str, Any] = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
                 self._api.merge(POD, self._namespace, name, patch)
 

@@ -183,6 +183,10 @@ def why_not(pod: Object) -> str:
     status = pod.get("status") or {}
     for container in status.get("containerStatuses") or []:
         state = container.get("state") or {}
+        # What the container itself said last is worth more than that it is started over and over.
+        ended = (container.get("lastState") or {}).get("terminated") or {}
+        if "waiting" in state and ended.get("message"):
+            return str(ended["message"]).strip()
         for kind in ("waiting", "terminated"):
             if detail := state.get(kind):
                 return ": ".join(filter(None, (detail.get("reason"), detail.get("message"))))

@@ -5,6 +5,9 @@ is killed right there, they would wait for ever. So each group gets a place in t
 down in ``groups.json`` before anything starts, and as long as nobody has made anything in the group, a founding that
 lost its founder is given up: what it left is removed and the group gets a new place.
 
+Where the engine has Patroni know all groups of a cluster (one scope, one namespace), a group can't get a new place: its
+part of the common one is erased instead, when none of its members runs.
+
 Data is removed here only if *both* hold: the record says that the group was never seen with anything but what initdb
 makes, and no data directory of the group has more now.
 """
@@ -25,6 +28,10 @@ from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 
 logger = logging.getLogger(__name__)
+
+
+Erase = Callable[[str], None]
+"""empties a group's part of a namespace that the cluster's groups share"""
 
 
 @dataclass(frozen=True)
@@ -53,27 +60,39 @@ class Foundings:
         self._is_running = is_running
         self._wipe = wipe
 
-    def admit(self, member: Member, group: Sequence[Member]) -> str:
+    def admit(self, member: Member, group: Sequence[Member], erase: Erase | None = None) -> str:
         """Get everything right for this member to start; returns its group's namespace in Patroni's store.
 
         :param group: all members of the group that exist in any form, this one too
+        :param erase: given where all groups of the cluster share a namespace
         """
-        record = self._read(member) or self._recover(group) or GroupRecord(_new_namespace())
+        record = (
+            self._read(member)
+            or self._recover(group)
+            or GroupRecord(self._namespace(member, shared=erase is not None))
+        )
         if not record.founded:
             if any(self._layout.member(each).has_users_data for each in group):
                 record = replace(record, founded=True)
             elif self._is_dead(record, member, group):
-                record = self._start_over(record, group)
+                record = self._start_over(record, group, erase)
         if member.name not in record.started:
             record = replace(record, started=(*record.started, member.name))
         self._write(member, record)
         self._remove_incomplete_clone(member)
         return record.namespace
 
-    def forget(self, member: Member) -> None:
-        """The last member of the group is gone: its place in the store is never used again."""
+    def forget(self, member: Member, erase: Erase | None = None) -> None:
+        """The last member of the group is gone: its place in the store is never used again.
+
+        :param erase: given where other groups go on in the same namespace
+        """
         records = self._read_all(member.cluster)
-        if records.pop(group_name(member.group), None) is not None:
+        record = self._read(member)
+        if record is not None:
+            if erase is not None:
+                erase(record.namespace)
+            del records[group_name(member.group)]
             files.write_json(self._layout.groups(member.cluster), records)
 
     def _recover(self, group: Sequence[Member]) -> GroupRecord | None:
@@ -99,12 +118,20 @@ class Foundings:
             self._layout.member(each).has_anything for each in running
         )
 
-    def _start_over(self, record: GroupRecord, group: Sequence[Member]) -> GroupRecord:
+    def _start_over(self, record: GroupRecord, group: Sequence[Member], erase: Erase | None) -> GroupRecord:
         for each in group:
             if record.started and (self._is_running(each) or self._layout.member(each).has_anything):
                 logger.info("the founding of %s was cut short: starting over", each.scope)
                 self._wipe(each)
-        return GroupRecord(_new_namespace())
+        if erase is None:
+            return GroupRecord(_new_namespace())
+        if record.started:
+            erase(record.namespace)
+        return GroupRecord(record.namespace)
+
+    def _namespace(self, member: Member, *, shared: bool) -> str:
+        known = [str(each["namespace"]) for each in self._read_all(member.cluster).values()] if shared else []
+        return known[0] if known else _new_namespace()
 
     def _remove_incomplete_clone(self, member: Member) -> None:
         # A clone gets backup_label first and pg_control last; Patroni would take what is in between for damaged.

@@ -12,7 +12,8 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pgherd.model.spec import ParameterValue
+from pgherd.engine import registry
+from pgherd.model.spec import ParameterValue, PostgresCluster
 from pgherd.platform.local.binaries import Binaries
 
 _SECONDS = 30
@@ -26,6 +27,11 @@ def problems(postgres: Binaries, parameters: Mapping[str, ParameterValue]) -> li
         for name, value in parameters.items()
         for problem in _problems(postgres, name, value)
     ]
+
+
+def engine_problems(postgres: Binaries, cluster: PostgresCluster) -> list[str]:
+    """What this PostgreSQL lacks of the declared engine."""
+    return registry.installation_problems(cluster, postgres.major, lambda name: _config(postgres, name))
 
 
 def _problems(postgres: Binaries, name: str, value: ParameterValue) -> Iterator[str]:
@@ -66,16 +72,20 @@ def _refusal(program: Path, name: str, value: str) -> str | None:
 
 def _missing(postgres: Binaries, libraries: str) -> Iterator[str]:
     """Libraries without a file where PostgreSQL would look for them; paths and ``$libdir`` are left to it."""
+    folder = _config(postgres, "pkglibdir")
+    if folder is None:
+        return
+    for library in filter(None, (item.strip().strip('"') for item in libraries.split(","))):
+        if "/" not in library and not list(folder.glob(f"{library.removesuffix('.so')}.*")):
+            yield library
+
+
+def _config(postgres: Binaries, name: str) -> Path | None:
+    """A folder as ``pg_config`` tells it; None where that can't be known."""
     config = postgres.directory / "pg_config"
     if not config.exists():
-        return
-    command: list[str | Path] = [config, "--pkglibdir"]
+        return None
+    command: list[str | Path] = [config, f"--{name}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     folder = Path(done.stdout.strip())
-    for library in filter(None, (item.strip().strip('"') for item in libraries.split(","))):
-        if (
-            "/" not in library
-            and folder.is_dir()
-            and not list(folder.glob(f"{library.removesuffix('.so')}.*"))
-        ):
-            yield library
+    return folder if done.returncode == 0 and folder.is_dir() else None

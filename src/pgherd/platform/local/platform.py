@@ -14,14 +14,15 @@ from typing import Any
 
 import yaml
 
-from pgherd.errors import BadInput, PgherdError
+from pgherd.engine import registry
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import member_config
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.platform.local import binaries, files, logs, parameters, processes, runas
 from pgherd.platform.local.declarations import Declarations
-from pgherd.platform.local.founding import Foundings
+from pgherd.platform.local.founding import Erase, Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports, is_free
 from pgherd.platform.local.raft import RaftStore
@@ -66,8 +67,8 @@ class LocalPlatform(Platform):
     def check_supported(self, cluster: PostgresCluster) -> None:
         """Refuse early what this machine can't run.
 
-        :raises BadInput: the name is the home's own, another PostgreSQL version is asked for, or a parameter that it
-            does not take
+        :raises BadInput: the name is the home's own, another PostgreSQL version is asked for, or an engine or a
+            parameter that it does not have
         :raises PgherdError: programs are missing, or members can't run as an ordinary user
         """
         if self._layout.cluster(cluster.metadata.name) == self._layout.raft:
@@ -82,7 +83,10 @@ class LocalPlatform(Platform):
                 f"spec.postgres.version: {wanted} is not here, {here.directory} has {here.version}: leave the "
                 f"version out, or name the directory of a PostgreSQL {wanted} with --bin-dir"
             )
-        problems = parameters.problems(here, cluster.spec.postgres.parameters)
+        problems = [
+            *parameters.engine_problems(here, cluster),
+            *parameters.problems(here, cluster.spec.postgres.parameters),
+        ]
         if problems:
             raise BadInput(*problems)
         runas.prefix()
@@ -286,11 +290,31 @@ class LocalPlatform(Platform):
                 for view in self.members(member.cluster).values()
                 if view.member.group == member.group
             ]
-            namespace = self._foundings.admit(member, group)
+            namespace = self._foundings.admit(member, group, self._eraser(cluster, member))
             self._write_config(cluster, member, ports, namespace, dcs_config)
             layout = self._layout.member(member)
             logs.rotate(layout.log)
             self._daemons.start_patroni(layout.config, layout.log, prefix)
+
+    def _eraser(self, cluster: PostgresCluster, member: Member) -> Erase | None:
+        """How to empty a group's part of the store, if its cluster's groups share one place there."""
+        section = registry.patroni_section(cluster, member.group)
+        if not section:
+            return None
+
+        def erase(namespace: str) -> None:
+            self._raft.ensure_running(runas.prefix())
+            self._raft.erase(member.cluster, namespace, section)
+
+        return erase
+
+    def _eraser_of_survivors(self, member: Member) -> Erase | None:
+        """The same, unless the whole cluster goes: then nobody comes to its place any more."""
+        try:
+            declared = self._declarations.get(member.cluster)
+        except NoSuchCluster:
+            return None
+        return None if declared.deleting else self._eraser(declared.cluster, member)
 
     def _end_strays(self, member: Member) -> None:
         """A Patroni that was killed may leave a server, which the next one adopts, or tools, which must not go on."""
@@ -343,6 +367,7 @@ class LocalPlatform(Platform):
             server_major=postgres.major,
             # So the preferred primary leads from the beginning.
             may_found=member.ordinal == 0,
+            mpp=registry.patroni_section(cluster, member.group),
             # Sockets' paths are limited to 107 characters, homes are not.
             parameters={"unix_socket_directories": ""},
         )
@@ -362,10 +387,12 @@ class LocalPlatform(Platform):
 
     def _wipe(self, member: Member) -> None:
         """A member that holds nothing of value: no need for a last checkpoint."""
-        layout = self._layout.member(member)
-        while (patroni := self._daemons.find(layout.config)) is not None:
-            processes.end([patroni], signal.SIGKILL, 5.0)
+        self._kill(member)
         self._remove_data(member)
+
+    def _kill(self, member: Member) -> None:
+        while (patroni := self._daemons.find(self._layout.member(member).config)) is not None:
+            processes.end([patroni], signal.SIGKILL, 5.0)
 
     def _remove_data(self, member: Member) -> None:
         layout = self._layout.member(member)
@@ -375,6 +402,9 @@ class LocalPlatform(Platform):
 
     def remove_member(self, member: Member) -> None:
         """Stop a member and remove its data and whatever was reserved for it."""
+        if self._eraser_of_survivors(member):
+            # Its Patroni would announce a switchover to the other groups, to a successor that never comes.
+            self._kill(member)
         self.stop_member(member)
         layout = self._layout.member(member)
         with self.locked():
@@ -383,7 +413,7 @@ class LocalPlatform(Platform):
             logs.remove(layout.log)
             others = (view.member for view in self.members(member.cluster).values() if view.member != member)
             if not any(other.group == member.group for other in others):
-                self._foundings.forget(member)
+                self._foundings.forget(member, self._eraser_of_survivors(member))
             self._ports.release(member.cluster, member.name)
 
     def free_bytes(self, member: Member) -> int | None:

@@ -8,6 +8,7 @@ objects, which must not be accepted from strangers on the same machine.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import secrets
 import signal
@@ -27,6 +28,7 @@ from pgherd.platform.local.ports import HOST, STORE, PortBook, is_free
 from pgherd.platform.local.processes import Daemons, end, listener
 
 START_SECONDS = 10.0
+ERASE_SECONDS = 20.0
 READY_SECONDS = 10.0
 """a lone voter elects itself within two seconds; it is asked whether it did only after this time"""
 _POLL_SECONDS = 0.02
@@ -38,6 +40,12 @@ from pysyncobj.utility import TcpUtility
 raft = yaml.safe_load(open(sys.argv[1]))["raft"]
 status = TcpUtility(raft["password"], timeout=5.0).executeCommand(raft["self_addr"], ["status"])
 sys.exit(0 if status and status.get("leader") else 1)
+"""
+
+_ERASE = """
+import json, sys
+from patroni.dcs import get_dcs
+sys.exit("it was refused" if get_dcs(json.load(sys.stdin)).delete_cluster() is False else 0)
 """
 
 
@@ -119,6 +127,39 @@ class RaftStore:
     def member_section(self) -> Mapping[str, Any]:
         """What a member's ``patroni.yml`` says about the store."""
         return {"raft": {"partner_addrs": [f"{HOST}:{self._port()}"], "password": self._password()}}
+
+    def erase(self, scope: str, namespace: str, section: Mapping[str, Any]) -> None:
+        """Remove what one Patroni cluster keeps in the store, which must run.
+
+        :param section: what tells a group from the others of its scope
+        :raises PgherdError: the store does not answer
+        """
+        config = {
+            **self.member_section(),
+            **section,
+            "scope": scope,
+            "namespace": namespace,
+            "name": "pgherd",
+            "patronictl": True,
+            "ttl": 20,
+            "loop_wait": 1,
+            "retry_timeout": 3,
+        }
+        # In a process of its own, for the same reason as above.
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", _ERASE],
+                input=json.dumps(config),
+                capture_output=True,
+                text=True,
+                timeout=ERASE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PgherdError("Patroni's store does not answer: it is tried again") from error
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise PgherdError(f"Patroni's store does not forget {scope}: {reason}")
 
     def _port(self) -> int:
         if not self._ports.of_cluster(STORE) and self._config.exists():

@@ -1,0 +1,193 @@
+"""Metadata against world: are all nodes one, and is there what the metadata says.
+
+Each check compares one aspect and yields findings; none changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from pgherd.engine.base import Finding
+from pgherd.engine.citus import nodes
+from pgherd.engine.citus.install import half_upgraded
+from pgherd.engine.citus.session import superuser, value
+from pgherd.errors import Unavailable
+from pgherd.model.topology import COORDINATOR, Endpoint, group_name
+from pgherd.postgres.connections import Connection, Databases
+
+_CLEAN_UP = "run CALL citus_cleanup_orphaned_resources() as superuser, then check again"
+OLD = "interval '1 minute'"
+"""older than this, a prepared transaction is one that nobody resolves"""
+
+_METADATA = {
+    "pg_dist_node": "SELECT (nodeid, groupid, nodename, nodeport, noderole, isactive, shouldhaveshards)::text"
+    " FROM pg_dist_node",
+    "pg_dist_partition": "SELECT (logicalrelid::regclass, partmethod, colocationid, repmodel)::text"
+    " FROM pg_dist_partition WHERE NOT (partmethod = 'n' AND repmodel = 's' AND colocationid = 0)",
+    "pg_dist_shard": "SELECT (logicalrelid::regclass, shardid, shardminvalue, shardmaxvalue)::text FROM pg_dist_shard",
+    "pg_dist_placement": "SELECT (shardid, groupid, shardstate)::text FROM pg_dist_placement",
+    "pg_dist_colocation": "SELECT (colocationid, shardcount, replicationfactor)::text FROM pg_dist_colocation",
+}
+_EXPECTED = """
+SELECT s.shardid, n.nspname, shard_name(s.logicalrelid, s.shardid, true)
+  FROM pg_dist_placement p JOIN pg_dist_shard s USING (shardid) JOIN pg_class c ON c.oid = s.logicalrelid
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE p.groupid = %s
+"""
+_PRESENT = """
+SELECT substring(c.relname from '_(\\d+)$')::bigint, n.nspname, c.relname::text
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND c.relname ~ '_\\d{6,18}$' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+"""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A group's primary under examination, and the coordinator to compare it with."""
+
+    group: int
+    here: Connection
+    desk: Connection
+
+    def finding(self, check: str, message: str, fix: str) -> Finding:
+        return Finding(self.group, check, f"{group_name(self.group)} {message}", fix)
+
+
+def check(databases: Databases) -> list[Finding]:
+    """All findings, group by group.
+
+    :raises Unavailable: the coordinator can't be asked
+    """
+    with superuser(databases) as desk:
+        desk.execute("SET search_path TO public, pg_catalog, pg_temp")
+        segments = nodes.segments(databases)
+        found = list(_nodes(desk, segments))
+        for group in [COORDINATOR, *segments]:
+            try:
+                with superuser(databases, group) as here:
+                    here.execute("SET search_path TO public, pg_catalog, pg_temp")
+                    node = _Node(group, here, desk)
+                    found.extend(finding for each in CHECKS for finding in each(node))
+            except (Unavailable, psycopg.OperationalError) as error:
+                message = f"{group_name(group)} can't be asked: {' '.join(str(error).split())}"
+                found.append(Finding(group, "reachable", message, "see pgherd status"))
+    return found
+
+
+def _nodes(desk: Connection, segments: Sequence[int]) -> Iterator[Finding]:
+    known, members = nodes.nodes(desk), _members(desk)
+    for group in [COORDINATOR, *segments]:
+        node, name = known.get(group), group_name(group)
+        if node is None:
+            fix = "Patroni registers it: see the log of the coordinator's primary"
+            yield Finding(group, "registered", f"{name} is not registered as a node", fix)
+        elif Endpoint(node.host, node.port) not in members.get(group, {Endpoint(node.host, node.port)}):
+            message = f"{name} is registered as {node.host}:{node.port}, where no member of it is"
+            yield Finding(group, "registered", message, "see the log of the coordinator's primary")
+        elif not node.active:
+            fix = f"SELECT citus_activate_node('{node.host}', {node.port})"
+            yield Finding(group, "registered", f"{name} is registered, but not active", fix)
+        elif node.open != (group != COORDINATOR):
+            message = f"{name} is {'open' if node.open else 'closed'} to new shards"
+            fix = f"SELECT citus_set_node_property('{node.host}', {node.port}, 'shouldhaveshards', {not node.open})"
+            yield Finding(group, "registered", message, fix)
+
+
+def _members(desk: Connection) -> dict[int, set[Endpoint]]:
+    """Where members are for one another, which need not be where we reach them."""
+    found: dict[int, set[Endpoint]] = {}
+    for group, host, port in desk.execute("SELECT group_id, host, port FROM pgherd.segment_configuration"):
+        found.setdefault(group, set()).add(Endpoint(host, port))
+    return found
+
+
+def _version(node: _Node) -> Iterator[Finding]:
+    if difference := half_upgraded(node.here):
+        yield node.finding("version", f"has {difference}", "ALTER EXTENSION citus UPDATE on each node")
+    query = "SELECT citus_version()"
+    here, there = value(node.here, query), value(node.desk, query)
+    if here != there:
+        yield node.finding(
+            "version", f"runs {here}, the coordinator {there}", "install one version everywhere"
+        )
+
+
+def _metadata(node: _Node) -> Iterator[Finding]:
+    if node.group == COORDINATOR:
+        return
+    for table, query in _METADATA.items():
+        digest = f"SELECT coalesce(md5(string_agg(line, ',' ORDER BY line)), '-') FROM ({query}) t (line)"
+        if value(node.here, digest) != value(node.desk, digest):
+            fix = "SELECT start_metadata_sync_to_all_nodes() on the coordinator"
+            yield node.finding("metadata", f"has another {table} than the coordinator", fix)
+
+
+def _placements(node: _Node) -> Iterator[Finding]:
+    expected = {row[0]: row[1:] for row in node.desk.execute(_EXPECTED.encode(), [node.group]).fetchall()}
+    present = {row[0]: row[1:] for row in node.here.execute(_PRESENT.encode()).fetchall()}
+    for shard in sorted(expected.keys() - present.keys()):
+        yield node.finding(
+            "placements", f"lacks shard {shard} ({expected[shard][1]})", "restore it from a backup"
+        )
+    shards = {row[0] for row in node.desk.execute("SELECT shardid FROM pg_dist_shard").fetchall()}
+    for shard in sorted((present.keys() - expected.keys()) & shards):
+        yield node.finding(
+            "placements", f"has the orphan {'.'.join(present[shard])} of shard {shard}", _CLEAN_UP
+        )
+
+
+def _states(node: _Node) -> Iterator[Finding]:
+    query = "SELECT shardid FROM pg_dist_placement WHERE groupid = %s AND shardstate <> 1 ORDER BY 1"
+    for (shard,) in node.desk.execute(query.encode(), [node.group]).fetchall():
+        yield node.finding("placements", f"has an invalid placement of shard {shard}", _CLEAN_UP)
+
+
+def _prepared(node: _Node) -> Iterator[Finding]:
+    rows = node.here.execute(
+        f"SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'citus_%' AND prepared < now() - {OLD} ORDER BY 1".encode()
+    ).fetchall()
+    for (gid,) in rows:
+        fix = "SELECT recover_prepared_transactions() on the coordinator"
+        yield node.finding("prepared", f"has the prepared transaction {gid} for more than a minute", fix)
+
+
+def _leftovers(node: _Node) -> Iterator[Finding]:
+    if value(node.desk, "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'pgherd move %' LIMIT 1"):
+        return
+    for kind, query in (
+        (
+            "replication slot",
+            "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'citus\\_shard\\_%'",
+        ),
+        ("subscription", "SELECT subname FROM pg_subscription WHERE subname LIKE 'citus\\_shard\\_%'"),
+        ("publication", "SELECT pubname FROM pg_publication WHERE pubname LIKE 'citus\\_shard\\_%'"),
+    ):
+        for (name,) in node.here.execute(query.encode()).fetchall():
+            yield node.finding("leftovers", f"has the {kind} {name} of a move that is over", _CLEAN_UP)
+
+
+def _reference_tables(node: _Node) -> Iterator[Finding]:
+    rows = node.desk.execute(
+        "SELECT s.logicalrelid::regclass::text FROM pg_dist_partition t JOIN pg_dist_shard s USING (logicalrelid)"
+        " WHERE t.partmethod = 'n' AND t.repmodel = 't' AND NOT EXISTS"
+        " (SELECT FROM pg_dist_placement p WHERE p.shardid = s.shardid AND p.groupid = %s) ORDER BY 1",
+        [node.group],
+    ).fetchall()
+    for (table,) in rows:
+        yield node.finding(
+            "reference tables", f"has no copy of {table}", "SELECT replicate_reference_tables()"
+        )
+
+
+CHECKS: Sequence[Callable[[_Node], Iterator[Finding]]] = (
+    _version,
+    _metadata,
+    _placements,
+    _states,
+    _prepared,
+    _leftovers,
+    _reference_tables,
+)

@@ -1,0 +1,48 @@
+"""The users' tables and where their rows are: placements on nodes, everything else on the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pgherd.engine.base import Piece, TableLayout
+from pgherd.engine.citus.session import superuser
+from pgherd.model.topology import COORDINATOR
+from pgherd.postgres.connections import Databases
+
+_TABLES = r"""
+SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END,
+       CASE WHEN t.partmethod = 'n' AND t.repmodel = 't' THEN 'reference'
+            WHEN t.partmethod = 'h' OR t.colocationid > 0 THEN 'distributed' ELSE 'local' END,
+       CASE t.partmethod WHEN 'h' THEN column_to_column_name(t.logicalrelid, t.partkey) END, t.colocationid,
+       ARRAY(SELECT jsonb_build_array(p.groupid, shard_name(s.logicalrelid, s.shardid, false))
+               FROM pg_dist_shard s
+               JOIN LATERAL (SELECT groupid FROM pg_dist_placement p WHERE p.shardid = s.shardid
+                              ORDER BY groupid LIMIT 1) p ON true
+              WHERE s.logicalrelid = c.oid ORDER BY s.shardid)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_dist_partition t ON t.logicalrelid = c.oid
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+   AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgherd', 'citus', 'citus_internal',
+                                                 'columnar', 'columnar_internal')
+   AND NOT EXISTS (SELECT FROM pg_depend p
+                    WHERE p.objid = c.oid AND p.classid = 'pg_class'::regclass AND p.deptype = 'e')
+   AND NOT EXISTS (SELECT FROM pg_dist_shard s
+                    WHERE s.shardid = substring(c.relname FROM '_(\d{5,18})$')::bigint AND s.logicalrelid <> c.oid)
+ ORDER BY t.colocationid, c.oid
+"""
+
+
+def layout(databases: Databases) -> Sequence[TableLayout]:
+    """See :meth:`pgherd.engine.base.Engine.layout`."""
+    with superuser(databases) as connection:
+        rows = connection.execute(_TABLES.encode()).fetchall()
+    return [
+        TableLayout(
+            name,
+            kind,
+            key,
+            colocation,
+            tuple(Piece(*piece) for piece in pieces) or (Piece(COORDINATOR, only + name),),
+        )
+        for name, only, kind, key, colocation, pieces in rows
+    ]

@@ -1,0 +1,43 @@
+"""A point at which all nodes agree: Citus writes it while no distributed transaction can commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pgherd.engine.citus import nodes
+from pgherd.engine.citus.session import superuser, value
+from pgherd.errors import BadInput
+from pgherd.model.topology import COORDINATOR
+from pgherd.postgres.connections import Databases
+
+MAX_NAME = 63
+
+
+def create_restore_point(databases: Databases, name: str) -> Mapping[int, str]:
+    """Write a restore point of this name into every node's log, and remember where it is.
+
+    Before Citus 14.0 only transactions that were begun at the coordinator are held off meanwhile: with these versions
+    nobody may write through other nodes while it is taken.
+
+    :return: for each group an LSN that the point is at or before; recovery finds the point itself by its name
+    :raises BadInput: a name that PostgreSQL does not take
+    """
+    if not name or len(name.encode()) > MAX_NAME:
+        raise BadInput(f"a restore point's name must have 1 to {MAX_NAME} bytes, got {name!r}")
+    with superuser(databases) as connection:
+        connection.execute("SELECT citus_create_restore_point(%s)", [name])
+        groups = [COORDINATOR, *nodes.segments(databases)]
+        points = {group: _position(databases, group) for group in groups}
+        with connection.transaction():
+            connection.execute("DELETE FROM pgherd.restore_points WHERE name = %s", [name])
+            for group, lsn in points.items():
+                connection.execute(
+                    "INSERT INTO pgherd.restore_points (name, group_id, lsn) VALUES (%s, %s, %s)",
+                    [name, group, lsn],
+                )
+    return points
+
+
+def _position(databases: Databases, group: int) -> str:
+    with superuser(databases, group) as connection:
+        return str(value(connection, "SELECT pg_current_wal_insert_lsn()::text"))

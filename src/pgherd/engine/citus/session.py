@@ -1,0 +1,42 @@
+"""Sessions of ours on the nodes of a Citus cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pgherd.model.topology import COORDINATOR
+from pgherd.postgres.connections import Connection, Databases
+
+LOCK_TIMEOUT = "10s"
+
+
+def superuser(
+    databases: Databases,
+    group: int = COORDINATOR,
+    *,
+    autocommit: bool = True,
+    application_name: str = "pgherd",
+    lock_timeout: str = LOCK_TIMEOUT,
+) -> Connection:
+    """A superuser's connection that finds PostgreSQL's and Citus's own functions only, unless told a schema, and sees
+    shards as the tables they are.
+
+    :param lock_timeout: while Patroni switches a segment over, ``pg_dist_node`` is locked; whoever waits is in a loop
+        that has other things to do
+    :raises Unavailable: the group's primary does not answer
+    """
+    connection = databases.connect(group, autocommit=autocommit, application_name=application_name)
+    connection.execute(
+        "SET search_path TO pg_catalog, pg_temp; SET citus.override_table_visibility TO off;"
+        f"SET lock_timeout TO '{lock_timeout}'".encode()
+    )
+    if not autocommit:
+        connection.commit()
+    return connection
+
+
+def value(connection: Connection, query: str, values: Sequence[Any] = ()) -> Any:
+    """The first column of the first row, or None."""
+    row = connection.execute(query.encode(), values or None).fetchone()
+    return None if row is None else row[0]

@@ -1,0 +1,350 @@
+"""A cluster of the engine citus: its life, its faults and its growing, by the command line, under load.
+
+What these tests say of data they say of acknowledged transactions: each is there, once, whatever died.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.citus import citus_home, needs_citus, superuser
+from tests.support.home import Home, declaration, wait_for
+from tests.support.writers import Journal, audit, make_table, writers
+
+pytestmark = needs_citus
+
+ROWS = 4000
+ACCOUNTS = 40
+MEMBERS = {f"shop-{group}-{n}" for group in ("coordinator", "segment-1", "segment-2") for n in (0, 1)}
+
+
+def declared(segments: int = 2, standbys: int = 1, extra: str = "") -> str:
+    return declaration(engine="citus", segments=segments, standbys=standbys, extra=extra)
+
+
+@pytest.fixture(scope="module")
+def herd() -> Iterator[Home]:
+    with citus_home() as home:
+        home.up(declared(), timeout=300)
+        with home.connect() as connection:
+            make_table(connection)
+            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
+            connection.execute("SELECT create_distributed_table('item', 'id')")
+            connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+            connection.execute("CREATE TABLE kind (id int PRIMARY KEY, name text)")
+            connection.execute("SELECT create_reference_table('kind')")
+            connection.execute("INSERT INTO kind VALUES (1, 'one'), (2, 'two')")
+            connection.execute("CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL)")
+            connection.execute("SELECT create_distributed_table('account', 'id')")
+            connection.execute(f"INSERT INTO account SELECT g, 1000 FROM generate_series(1, {ACCOUNTS}) g")
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def _empty_ledger(herd: Home) -> None:
+    herd.wait_phase("Running", timeout=180)
+    with herd.connect() as connection:
+        connection.execute("TRUNCATE ledger")
+
+
+def sessions(home: Home) -> Callable[[], psycopg.Connection[Any]]:
+    """How writers connect: by the one URI that stays right, not by asking pgherd each time."""
+    dsn = home.dsn()
+    return lambda: psycopg.connect(dsn, autocommit=True, connect_timeout=3)
+
+
+def reconcile(home: Home, journal: Journal) -> None:
+    """Every acknowledged row is there, once; a session whose postmaster was killed may say so in Citus's own words."""
+    journal.errors = [error for error in journal.errors if "postmaster was shut down" not in error]
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def contents(home: Home) -> list[Any]:
+    queries = (
+        "SELECT count(*), sum(id)::bigint FROM item",
+        "SELECT count(*), min(name) FROM kind",
+        "SELECT count(*), sum(balance)::bigint FROM account",
+    )
+    return [home.query(query) for query in queries]
+
+
+def kill_primary(home: Home, group: str) -> str:
+    name: str = home.member(group, "primary")["name"]
+    os.kill(home.postmaster(name), signal.SIGKILL)
+    return name
+
+
+def sound(home: Home) -> None:
+    """``pgherd check`` finds nothing (leftovers may take Citus some seconds)."""
+    wait_for(
+        lambda: home.run("check", "shop", check=False).stdout.strip().endswith("nothing found wrong"),
+        f"a sound cluster: {home.run('check', 'shop', check=False).stdout}",
+        60,
+        every=1.0,
+    )
+
+
+# life
+
+
+def test_up_makes_a_citus_cluster_that_is_closed_to_strangers(herd: Home) -> None:
+    status = herd.status()
+    assert {m["name"] for group in status["groups"] for m in group["members"]} == MEMBERS
+    with superuser(herd) as connection:
+        rows = connection.execute(
+            "SELECT groupid, shouldhaveshards, hasmetadata, metadatasynced, isactive FROM pg_dist_node"
+            " WHERE noderole = 'primary' ORDER BY 1"
+        ).fetchall()
+        lines = connection.execute(
+            "SELECT count(*) FROM pg_hba_file_rules WHERE auth_method = 'trust'"
+        ).fetchone()
+    assert rows == [(0, False, True, True, True), (1, True, True, True, True), (2, True, True, True, True)]
+    assert lines == (0,)
+    sound(herd)
+
+
+def test_every_node_answers_and_nobody_else_writes_passwords(herd: Home) -> None:
+    for group in ("coordinator", "segment-1", "segment-2"):
+        with herd.connect("shop", "--group", group) as connection:
+            assert connection.execute("SELECT count(*) FROM item").fetchone() == (ROWS,)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SELECT * FROM pg_dist_authinfo")
+
+
+def test_restore_points_are_remembered_for_each_node(herd: Home) -> None:
+    from pgherd.engine.registry import make_engine
+    from pgherd.platform.local.platform import LocalPlatform
+    from pgherd.reconcile import observe
+
+    world = observe.connect(LocalPlatform(herd.path), "shop", make_engine)
+    points = world.engine.create_restore_point("before-lunch")
+    assert sorted(points) == [0, 1, 2]
+    rows = herd.query("SELECT group_id, lsn::text FROM pgherd.restore_points WHERE name = 'before-lunch'")
+    assert dict(rows) == dict(points)
+
+
+# high availability
+
+
+@pytest.mark.parametrize("group", ["segment-1", "coordinator"])
+def test_a_primary_killed_under_writers_loses_nothing(herd: Home, group: str) -> None:
+    with writers(sessions(herd)) as journal:
+        wait_for(lambda: len(journal.acknowledged) > 50, "writers are at work")
+        killed = time.monotonic()
+        before = kill_primary(herd, group)
+        wait_for(lambda: herd.member(group, "primary")["name"] != before, "another one leads", 60)
+        done = len(journal.acknowledged)
+        wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 60)
+    herd.wait_phase("Running", timeout=180)
+    gap = longest_gap(journal.latencies, killed)
+    print(f"{group}: no acknowledged write for {gap:.2f} s")
+    reconcile(herd, journal)
+    sound(herd)
+
+
+def longest_gap(latencies: list[tuple[float, float]], since: float) -> float:
+    ends = sorted(began + seconds for began, seconds in latencies if began + seconds >= since)
+    return max((b - a for a, b in zip([since, *ends], ends, strict=False)), default=0.0)
+
+
+@dataclass
+class Bank:
+    """Transfers between accounts on different segments."""
+
+    done: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def transfers(home: Home, threads: int = 4) -> Iterator[Bank]:
+    bank, stop = Bank(), threading.Event()
+    dsn = home.dsn()
+
+    def work(number: int) -> None:
+        connection: psycopg.Connection[Any] | None = None
+        n = number
+        while not stop.is_set():
+            n += 7
+            source, target = sorted((n % ACCOUNTS + 1, (n * 3 + 1) % ACCOUNTS + 1))
+            try:
+                connection = connection or psycopg.connect(dsn, connect_timeout=3)
+                with connection.transaction():
+                    connection.execute("SET LOCAL statement_timeout TO '15s'")
+                    connection.execute("UPDATE account SET balance = balance - 1 WHERE id = %s", [source])
+                    connection.execute("UPDATE account SET balance = balance + 1 WHERE id = %s", [target])
+                bank.done += 1
+            except psycopg.Error as error:
+                bank.errors.append(str(error))
+                if connection is not None:
+                    connection.close()
+                connection = None
+                time.sleep(0.05)
+        if connection is not None:
+            connection.close()
+
+    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield bank
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(60)
+
+
+@pytest.mark.parametrize("group", ["segment-2", "coordinator"])
+def test_money_is_neither_made_nor_lost_when_a_primary_dies_in_two_phase_commits(
+    herd: Home, group: str
+) -> None:
+    with transfers(herd) as bank:
+        wait_for(lambda: bank.done > 50, "transfers go on")
+        before = kill_primary(herd, group)
+        wait_for(lambda: herd.member(group, "primary")["name"] != before, "another one leads", 60)
+        done = bank.done
+        wait_for(lambda: bank.done > done + 50, "transfers go on again", 60)
+    herd.wait_phase("Running", timeout=180)
+
+    def resolved() -> bool:
+        return all(no_prepared(herd, each) for each in ("coordinator", "segment-1", "segment-2"))
+
+    wait_for(resolved, "what was left prepared is resolved by itself", 60, every=0.5)
+    assert herd.query("SELECT sum(balance)::bigint FROM account") == [(1000 * ACCOUNTS,)]
+    print(f"{group}: {bank.done} transfers, {len(bank.errors)} failed")
+
+
+def no_prepared(home: Home, group: str) -> bool:
+    with superuser(home, group) as connection:
+        return connection.execute("SELECT count(*) FROM pg_prepared_xacts").fetchone() == (0,)
+
+
+def test_a_switchover_pauses_writers_and_fails_nobody(herd: Home) -> None:
+    with writers(sessions(herd), 8) as journal:
+        wait_for(lambda: len(journal.acknowledged) > 100, "writers are at work")
+        began = time.monotonic()
+        herd.run("switchover", "shop", "--group", "segment-1")
+        done = len(journal.acknowledged)
+        wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 60)
+    gap = longest_gap(journal.latencies, began)
+    print(f"switchover: the longest pause was {gap:.2f} s, {len(journal.unknown)} writes failed")
+    assert journal.unknown == []
+    reconcile(herd, journal)
+
+
+# growing and shrinking
+
+
+def test_out_to_four_and_back_under_writers(herd: Home) -> None:
+    expected = contents(herd)
+    shards = sum(group["shards"] for group in herd.status()["groups"])
+    with writers(sessions(herd), 8) as journal:
+        herd.run("scale", "shop", "--segments", "4", timeout=400)
+        grown = herd.wait_phase("Running", timeout=120)
+        herd.run("scale", "shop", "--segments", "2", timeout=400)
+    herd.wait_phase("Running", timeout=120)
+    counts = [group["shards"] for group in grown["groups"][1:]]
+    assert sum(counts) == shards
+    assert max(counts) - min(counts) <= 1
+    assert contents(herd) == expected
+    assert journal.unknown == []
+    reconcile(herd, journal)
+    with superuser(herd) as connection:
+        nodes = connection.execute("SELECT DISTINCT groupid FROM pg_dist_node ORDER BY 1").fetchall()
+    assert nodes == [(0,), (1,), (2,)]
+    slowest = max(seconds for _, seconds in journal.latencies)
+    print(f"{len(journal.acknowledged)} writes, the slowest took {slowest:.2f} s")
+    sound(herd)
+
+
+@pytest.mark.parametrize("victim", ["source", "target", "coordinator"])
+def test_a_primary_killed_in_the_middle_of_a_move_loses_nothing(herd: Home, victim: str) -> None:
+    expected = contents(herd)
+    with writers(sessions(herd), 2) as journal:
+        herd.run("scale", "shop", "--segments", "3", "--no-wait")
+        move = moving(herd)
+        kill_primary(herd, "coordinator" if victim == "coordinator" else f"segment-{move[victim]}")
+        herd.wait_phase("Running", timeout=240)
+        herd.run("scale", "shop", "--segments", "2", timeout=400)
+    herd.wait_phase("Running", timeout=120)
+    assert contents(herd) == expected
+    reconcile(herd, journal)
+    sound(herd)
+
+
+def moving(home: Home) -> dict[str, Any]:
+    def look() -> Any:
+        rows = home.query(
+            "SELECT detail FROM pgherd.operation_steps s JOIN pgherd.operations o ON o.id = s.operation_id"
+            " WHERE o.finished_at IS NULL AND s.kind = 'move' AND s.state = 'running'"
+        )
+        return rows[0][0] if rows else None
+
+    return dict(wait_for(look, "a move is under way", 120, every=0.02))
+
+
+def test_a_cancelled_expansion_leaves_everything_as_it_was(herd: Home) -> None:
+    expected = contents(herd)
+    herd.run("scale", "shop", "--segments", "3", "--no-wait")
+    moving(herd)
+    herd.run("cancel", "shop")
+    herd.run("scale", "shop", "--segments", "2", timeout=400)
+    assert len(herd.wait_phase("Running", timeout=180)["groups"]) == 3
+    assert contents(herd) == expected
+    sound(herd)
+
+
+def test_tables_that_cannot_move_online_are_named_before_anything_starts(herd: Home) -> None:
+    with herd.connect() as connection:
+        connection.execute("CREATE TABLE keyless (id int, note text)")
+        connection.execute("SELECT create_distributed_table('keyless', 'id')")
+        connection.execute("INSERT INTO keyless SELECT g, 'x' FROM generate_series(1, 100) g")
+    refused = herd.run("rebalance", "shop", check=False)
+    assert refused.returncode == 1
+    assert "keyless has no primary key: add one" in refused.stdout + refused.stderr
+    herd.up(declared(3, extra="  expansion: {mode: blocking}\n"), timeout=400)
+    assert herd.query("SELECT count(*) FROM keyless") == [(100,)]
+    herd.up(declared(2, extra="  expansion: {mode: blocking}\n"), timeout=400)
+    assert herd.query("SELECT count(*) FROM keyless") == [(100,)]
+    with herd.connect() as connection:
+        connection.execute("DROP TABLE keyless")
+
+
+def test_schemas_as_tenants_move_like_shards(herd: Home) -> None:
+    with herd.connect() as connection:
+        for tenant in range(4):
+            connection.execute(f"CREATE SCHEMA tenant{tenant}")
+            connection.execute(f"CREATE TABLE tenant{tenant}.note (id int PRIMARY KEY)")
+            connection.execute(f"SELECT citus_schema_distribute('tenant{tenant}')")
+            connection.execute(f"INSERT INTO tenant{tenant}.note VALUES (1), (2)")
+    herd.up(declared(3), timeout=400)
+    placed = herd.query("SELECT DISTINCT group_id FROM pgherd.shard_map WHERE relation::text LIKE 'tenant%'")
+    assert len(placed) == 3
+    herd.up(declared(2), timeout=400)
+    for tenant in range(4):
+        assert herd.query(f"SELECT count(*) FROM tenant{tenant}.note") == [(2,)]
+        with herd.connect() as connection:
+            connection.execute(f"DROP SCHEMA tenant{tenant} CASCADE")
+    sound(herd)
+
+
+# bad input
+
+
+def test_a_postgresql_without_citus_is_refused_in_one_line() -> None:
+    with citus_home({"PGHERD_BIN_DIR": ""}) as home:
+        done = home.up(declared(), check=False)
+        assert done.returncode == 2
+        assert "citus is not in the PostgreSQL" in done.stderr
+        assert "--bin-dir" in done.stderr
+        assert not home.path.exists() or not home.processes()

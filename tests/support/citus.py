@@ -1,0 +1,63 @@
+"""Where a server with Citus is, and homes that use it.
+
+``PGHERD_CITUS_BIN_DIR``, else ``PGHERD_BIN_DIR``, names PostgreSQL's programs; without Citus there, tests marked
+``citus`` are skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.home import Home, temporary_home
+
+
+@cache
+def bin_dir() -> Path | None:
+    """The programs of a PostgreSQL that has Citus, or None."""
+    named = os.environ.get("PGHERD_CITUS_BIN_DIR") or os.environ.get("PGHERD_BIN_DIR")
+    config = Path(named or "/nowhere") / "pg_config"
+    if not config.exists():
+        return None
+    done = subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True)
+    return Path(named or "") if (Path(done.stdout.strip()) / "extension/citus.control").exists() else None
+
+
+needs_citus = [
+    pytest.mark.local,
+    pytest.mark.citus,
+    pytest.mark.skipif(
+        bin_dir() is None,
+        reason="no Citus: name the programs of a PostgreSQL that has it with PGHERD_CITUS_BIN_DIR",
+    ),
+]
+
+
+@contextmanager
+def citus_home(env: dict[str, str] | None = None) -> Iterator[Home]:
+    """A home whose PostgreSQL has Citus."""
+    with temporary_home({"PGHERD_BIN_DIR": str(bin_dir()), **(env or {})}) as home:
+        yield home
+
+
+def superuser(home: Home, group: str = "coordinator", name: str = "shop") -> psycopg.Connection[Any]:
+    """A session of the superuser at a group's primary."""
+    password = json.loads((home.path / name / "credentials.json").read_text())["superuser"]
+    primary = home.member(group, "primary", name)
+    return psycopg.connect(
+        host=primary["host"],
+        port=primary["port"],
+        user="postgres",
+        password=password,
+        dbname="app",
+        autocommit=True,
+    )
