@@ -57,11 +57,12 @@ def ends() -> Iterator[tuple[socket.socket, Pod, list[BaseException]]]:
     raised: list[BaseException] = []
 
     def carry() -> None:
-        try:
-            with near, far:
+        # The sockets are closed last: whoever sees an end sees why.
+        with near, far:
+            try:
                 Carrier(near, far, b"").run()
-        except PgherdError as error:
-            raised.append(error)
+            except PgherdError as error:
+                raised.append(error)
 
     thread = threading.Thread(target=carry)
     thread.start()
