@@ -72,10 +72,8 @@ def copy(source: Side, destination: Side, pg_dump: Path, tell: Tell, *, parallel
     try:
         with _alone(destination) as desk, _frozen(source, tell) as frozen:
             return _Copy(source, destination, desk, frozen, tell, parallel).run(pg_dump)
-    except psycopg.OperationalError as error:
-        raise Unavailable(
-            f"a server went away ({_line(error)}): run the command again, it goes on"
-        ) from error
+    except (Unavailable, psycopg.OperationalError) as error:
+        raise Unavailable(f"a server is away ({_line(error)}): run the command again, it goes on") from error
     except psycopg.Error as error:
         raise PgherdError(f"{destination.name} refuses it: {_line(error)}") from error
 
