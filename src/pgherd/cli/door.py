@@ -52,6 +52,40 @@ class Door(Protocol):
     def require_known(self, name: str) -> None:
         """Refuse what can't be deleted: nothing of this name is here, not even data that a deletion kept."""
 
+    # backups
+
+    def backup(self, name: str, kind: str) -> str:
+        """Ask for a backup; returns its id."""
+
+    def wait_backup(
+        self,
+        name: str,
+        backup: str,
+        *,
+        timeout: float = 600.0,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Until a backup has ended."""
+
+    def backups(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every backup, oldest first."""
+
+    def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every restore point, oldest first."""
+
+    def restore(
+        self,
+        source: str,
+        target: str,
+        *,
+        repository: str | None = None,
+        restore_point: str | None = None,
+        time: str | None = None,
+        backup: str | None = None,
+        declared: PostgresCluster | None = None,
+    ) -> dict[str, Any]:
+        """Declare a new cluster made from backups."""
+
     # looks
 
     def names(self) -> list[str]:

@@ -48,6 +48,7 @@ def build(
         "groups": [_group(seen, group) for group in _groups(seen)],
         "operation": seen.operation_status,
         "lastOperation": seen.last_operation_status,
+        "backups": dict(seen.backups) if seen.backups is not None else None,
         "errors": [*seen.declaration.problems, *errors],
     }
 
@@ -158,7 +159,7 @@ def _conditions(
     now: str,
     previous: Mapping[str, Any] | None,
 ) -> list[dict[str, str]]:
-    serving = _is_serving(seen)
+    serving = is_serving(seen)
     why_not = problems[0] if problems else (str(steps[0]) if steps else phase)
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
@@ -178,6 +179,12 @@ def _conditions(
         conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
+    if seen.backups is not None:
+        trouble = [*seen.backups.get("problems", ()), *filter(None, [seen.backups.get("error")])]
+        reason = "Failing" if trouble else "AsDeclared"
+        conditions.append(
+            ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
+        )
     before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
@@ -193,7 +200,8 @@ def _condition(
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
 
 
-def _is_serving(seen: Observed) -> bool:
+def is_serving(seen: Observed) -> bool:
+    """Whether every group that takes part takes writes."""
     if (
         seen.declaration.stopped
         or seen.declaration.deleting

@@ -30,7 +30,7 @@ from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe, plan, status, steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
-from pgherd.supervisor import daemon
+from pgherd.supervisor import backups, daemon
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Client:
         with self._platform.locked():
             with contextlib.suppress(NoSuchCluster):
                 declaration.validate_change(self._staying(name), cluster)
+            backups.prepare(self._platform, cluster)
             self._platform.declare(cluster)
             self._platform.set_stopped(name, False)
         self.ensure_daemon()
@@ -167,6 +168,76 @@ class Client:
             if changed != current:
                 self._platform.declare(changed)
         self.ensure_daemon()
+
+    # backups
+
+    def backup(self, name: str, kind: str) -> str:
+        """Ask for a backup; returns its id, to :meth:`wait_backup` for.
+
+        :raises BadInput: no such type, none are declared, another one is not done, or the cluster is stopped
+        """
+        self._staying(name)
+        made = backups.request(self._platform, name, kind)
+        self.ensure_daemon()
+        return made
+
+    def wait_backup(
+        self, name: str, backup: str, *, timeout: float = 600.0, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Until a backup has ended.
+
+        :raises PgherdError: it failed, or time ran out
+        """
+        self.ensure_daemon()
+        method = backups.method_of(self._platform, name, None)
+        return backups.wait(method, name, backup, timeout=timeout, progress=progress)
+
+    def backups(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every backup of a cluster, oldest first.
+
+        :param repository: where they are, if the cluster is gone
+        """
+        kept = backups.method_of(self._platform, name, repository).repository
+        kept.require()
+        return [backups.described(each) for each in kept.backups()]
+
+    def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every restore point of a cluster, oldest first."""
+        return backups.restore_points(backups.method_of(self._platform, name, repository))
+
+    def restore(
+        self,
+        source: str,
+        target: str,
+        *,
+        repository: str | None = None,
+        restore_point: str | None = None,
+        time: str | None = None,
+        backup: str | None = None,
+        declared: PostgresCluster | None = None,
+    ) -> dict[str, Any]:
+        """Declare a new cluster made from backups; :meth:`wait` for it.
+
+        :return: ``restorePoint``, its ``time``, and the ``following`` one (None: there is none)
+        :raises BadInput: there is no such point, or the new name is taken
+        """
+        found = backups.plan(
+            self._platform,
+            source,
+            target,
+            repository=repository,
+            restore_point=restore_point,
+            moment=time,
+            backup=backup,
+            declared=declared,
+        )
+        self.up(found.cluster)
+        following = found.following
+        return {
+            "restorePoint": found.point.name,
+            "time": found.point.time,
+            "following": {"name": following.name, "time": following.time} if following else None,
+        }
 
     # looks
 

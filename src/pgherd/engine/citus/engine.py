@@ -6,11 +6,21 @@ and the operations; one move is ``move``), and what is looked after (``cleanup``
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId
-from pgherd.engine.citus import checks, cleanup, install, move, nodes, preflight, restore_point, shards
+from pgherd.engine.citus import (
+    checks,
+    cleanup,
+    install,
+    move,
+    nodes,
+    preflight,
+    restore_point,
+    restored,
+    shards,
+)
 from pgherd.engine.citus.session import superuser
 from pgherd.model.topology import COORDINATOR, Endpoints
 from pgherd.postgres.connections import Databases
@@ -115,8 +125,13 @@ class CitusEngine(Engine):
         remaining = cleanup.clean_up(self.databases, operation)
         return remaining + (nodes.remove_retired(self.databases) if operation is None else 0)
 
-    def create_restore_point(self, name: str) -> Mapping[int, str]:
-        return restore_point.create_restore_point(self.databases, name)
+    def create_restore_point(
+        self, name: str, measured: Callable[[float], None] = lambda seconds: None
+    ) -> Mapping[int, str]:
+        return restore_point.create_restore_point(self.databases, name, measured)
+
+    def settle_restored(self, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
+        return restored.settle(self.databases, endpoints)
 
     def check(self) -> Sequence[Finding]:
         return checks.check(self.databases)

@@ -8,6 +8,7 @@
     HOME/NAME/cluster.yaml               the declaration (and what was asked for besides: stopped, deleting)
     HOME/NAME/credentials.json           passwords
     HOME/NAME/status.json                the status written last
+    HOME/NAME/restore.json               how far the cluster's making from a backup is, if it is made from one
     HOME/NAME/groups.json                each group's place in Patroni's store
     HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL
     HOME/NAME/members/MEMBER/patroni.yml
@@ -126,6 +127,10 @@ class Layout:
     def status(self, name: str) -> Path:
         """A cluster's ``status.json``"""
         return self.cluster(name) / "status.json"
+
+    def restore(self, name: str) -> Path:
+        """A cluster's ``restore.json``"""
+        return self.cluster(name) / "restore.json"
 
     def groups(self, name: str) -> Path:
         """A cluster's ``groups.json``"""

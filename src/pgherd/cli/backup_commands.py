@@ -1,0 +1,179 @@
+"""Commands about backups: make one, look at what there is, restore a cluster from it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from pgherd.cli import render
+from pgherd.cli.cluster_commands import (
+    Name,
+    NoWait,
+    Output,
+    OutputOption,
+    Timeout,
+    await_fulfilment,
+    read,
+    seconds,
+)
+from pgherd.cli.context import current, emit, out, plural, say, tell
+from pgherd.cli.progress import watching
+from pgherd.model import spec
+
+FOR_EVER = 0
+
+Repository = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Where the backups are (repository.path), if the cluster is gone.",
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (backup, backups, restore_points, restore):
+        app.command(command.__name__.replace("_", "-"), rich_help_panel="Backups")(command)
+
+
+def backup(
+    name: Name,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="full: everything. differential: what changed since the last full one. incremental: what changed "
+            "since the last one.",
+        ),
+    ] = "full",
+    no_wait: NoWait = False,
+    timeout: Timeout = FOR_EVER,
+) -> None:
+    """Back up a cluster. Every group side by side, closed by a restore point."""
+    limit = seconds(timeout)
+    context = current()
+    client, begun = context.client(), time.monotonic()
+    made = client.backup(name, kind)
+    if no_wait:
+        say(f"{name}: backup {made} begins; 'pgherd backups {name}' shows how far it is")
+        return
+    context.going_on = (
+        f"the {context.keeper} goes on backing {name} up; 'pgherd backups {name}' shows how far it is"
+    )
+    with watching(name) as watcher:
+        done = client.wait_backup(name, made, timeout=limit, progress=watcher)
+    context.going_on = ""
+    for group in done["groups"].values():
+        if group["note"]:
+            tell(f"{name}: {group['note']}")
+    amount = f"{plural(len(done['groups']), 'group')}, {render.size(done['bytes'])}"
+    say(f"{name}: backup {made} is done ({amount}, {time.monotonic() - begun:.1f} s)")
+
+
+def backups(name: Name, repository: Repository = None, output: OutputOption = Output.table) -> None:
+    """Show the backups of a cluster."""
+    rows = current().client().backups(name, repository)
+    if output is not Output.table:
+        emit(rows, output)
+    elif rows:
+        out().print(render.backups(rows))
+    else:
+        tell(f"no backups of {name} yet; 'pgherd backup {name}' makes one")
+
+
+def restore_points(
+    name: Name,
+    repository: Repository = None,
+    last: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Only the last N; 0: all, as -o json shows them.")
+    ] = 20,
+    output: OutputOption = Output.table,
+) -> None:
+    """Show the moments to which a cluster can be restored."""
+    rows = current().client().restore_points(name, repository)
+    if output is not Output.table:
+        emit(rows, output)
+        return
+    if not rows:
+        tell(f"no restore points of {name} yet; spec.backup.restorePointEvery says how often one is made")
+        return
+    shown = rows[-last:]
+    out().print(render.restore_points(shown))
+    good = sum(row["restorable"] for row in rows)
+    say(f"\n{good} of {plural(len(rows), 'restore point')} can be restored" + more(len(rows) - len(shown)))
+
+
+def more(count: int) -> str:
+    """How many are not shown."""
+    return f"; {count} earlier ones are not shown (--last 0)" if count else ""
+
+
+def restore(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The cluster that was backed up.", show_default=False)
+    ],
+    target: Annotated[str, typer.Argument(metavar="NAME", help="The new cluster.", show_default=False)],
+    point: Annotated[
+        str | None, typer.Option(metavar="POINT", help="To this restore point.", show_default=False)
+    ] = None,
+    moment: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            metavar="TIME",
+            help="To the newest restore point at or before this time (2026-11-21T09:15:00Z).",
+            show_default=False,
+        ),
+    ] = None,
+    made: Annotated[
+        str | None,
+        typer.Option("--backup", metavar="BACKUP", help="To the end of this backup.", show_default=False),
+    ] = None,
+    repository: Repository = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="What the new cluster should be (other standbys, other parameters); left out: what SOURCE was.",
+            show_default=False,
+        ),
+    ] = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = FOR_EVER,
+) -> None:
+    """Make a new cluster from the backups of another. To a restore point, a time or a backup; left out: the newest."""
+    limit, begun = seconds(timeout), time.monotonic()
+    context = current()
+    declared = None if file is None else spec.load(read(file), source=file, platform=context.platform)
+    found = context.client().restore(
+        source,
+        target,
+        repository=repository,
+        restore_point=point,
+        time=moment,
+        backup=made,
+        declared=declared,
+    )
+    tell(
+        f"{target}: {source} as of restore point {found['restorePoint']} ({found['time']}); {between(found)}"
+    )
+    if no_wait:
+        say(f"{target}: being restored; 'pgherd status {target} --watch' shows how far it is")
+        return
+    await_fulfilment(target, limit, f"restoring {target}")
+    say(f"{target}: restored after {time.monotonic() - begun:.1f} s; connect with 'pgherd psql {target}'")
+
+
+def between(found: dict[str, object]) -> str:
+    """What lies after the point."""
+    following = found["following"]
+    if not isinstance(following, dict):
+        return "it is the newest one"
+    return f"the next one is {following['name']} ({following['time']})"
