@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pgherd.backup.records import Backup, GroupBackup, GroupPoint, Point, moment
 from pgherd.backup.wal import History, parse_lsn
 from pgherd.errors import BadInput
-from pgherd.model.topology import group_name
+from pgherd.model.topology import COORDINATOR
 
 Histories = Callable[[int, str], Sequence[History]]
 """of a group's database system"""
@@ -143,7 +143,12 @@ def waste(
 
     :param systems: group and system of every archived log
     """
-    whole = [each for each in backups if each.phase == "done" and each.type == "full"]
+    # Those without the coordinator are of single segments that were new.
+    whole = [
+        each
+        for each in backups
+        if each.phase == "done" and each.type == "full" and COORDINATOR in each.groups
+    ]
     if not whole:
         return Waste(frozenset(), (), {})
     limit = min(moment(whole[-full:][0].requested_at), now - timedelta(days=days))
@@ -213,8 +218,3 @@ def parent_for(kind: str, group: int, system: str, backups: Sequence[Backup]) ->
         if kind == "incremental" or made.parent is None:
             return backup.id
     return None
-
-
-def describe_missing(groups: Iterable[int]) -> str:
-    """``coordinator, segment-2``"""
-    return ", ".join(group_name(group) for group in groups)

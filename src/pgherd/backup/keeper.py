@@ -22,7 +22,7 @@ from pgherd.backup import choice, points
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.maker import Job, Maker, request, tidy
 from pgherd.backup.points import Standing
-from pgherd.backup.records import Backup, Point
+from pgherd.backup.records import Backup, Point, moment
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError
 from pgherd.model.spec import BackupSpec, parse_duration
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
 RETENTION_SECONDS = 3600.0
+AGAIN_SECONDS = 60.0
+"""until a backup that is needed and failed is tried again"""
 LEFTOVER_SECONDS = 3600.0
 """age from which a temporary file of an archiving that was killed may go"""
 
@@ -181,10 +183,11 @@ class Keeper(threading.Thread):
         if due is None:
             systems = {group: standing.system for group, standing in self._standing.items()}
             usable = [backup for backup in known if backup.phase == "done"]
-            failed = known and known[-1].phase == "failed"
-            if not systems or failed or not choice.missing_base(systems, usable):
+            missing = choice.missing_base(systems, usable)
+            if not missing or (known and _failed_lately(known[-1])):
                 return
-            due = request(self._repository, "full")
+            # Without it no point could be restored: the first of all, or that of a segment that is new.
+            due = request(self._repository, "full", missing)
         self._start(due)
 
     def _start(self, backup: Backup) -> None:
@@ -232,6 +235,12 @@ class Keeper(threading.Thread):
             method.remove_log(group, system, None if begins is None else begins[1])
         _sweep(repository.root / "wal")
         self._retained = time.monotonic()
+
+
+def _failed_lately(backup: Backup) -> bool:
+    if backup.phase != "failed" or backup.finished_at is None:
+        return False
+    return (datetime.now(UTC) - moment(backup.finished_at)).total_seconds() < AGAIN_SECONDS
 
 
 def _systems(logs: Path) -> list[tuple[int, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -48,9 +48,10 @@ class Job:
     stopping: Callable[[], bool]
 
 
-def request(repository: Repository, kind: BackupType) -> Backup:
+def request(repository: Repository, kind: BackupType, groups: Sequence[int] = ()) -> Backup:
     """Write down that a backup is to be made.
 
+    :param groups: of these only; none: of all
     :raises BadInput: another one is not done yet
     """
     with repository.locked():
@@ -60,7 +61,7 @@ def request(repository: Repository, kind: BackupType) -> Backup:
         taken = {known.id for known in repository.backups()}
         base = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}"
         name = next(each for n in range(1000) if (each := f"{base}-{n}" if n else base) not in taken)
-        backup = Backup(name, kind, "requested", records.now())
+        backup = Backup(name, kind, "requested", records.now(), wanted=tuple(groups))
         repository.remember_backup(backup)
     return backup
 

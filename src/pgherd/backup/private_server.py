@@ -46,6 +46,8 @@ _ALONE = {
     "fsync": "on",
     "shared_buffers": "64MB",
 }
+_SOCKETS = "pgherd-"
+_NOTES = ("private_hba.conf", "private.conf", "private_sockets")
 _CONTROLLED = {
     "max_connections": "max_connections",
     "max_worker_processes": "max_worker_processes",
@@ -77,7 +79,7 @@ class PrivateServer:
 
         :param settings: over those that every such server has
         """
-        self._sockets = Path(tempfile.mkdtemp(prefix="pgherd-"))
+        self._sockets = self._make_sockets()
         hba, config = self._folder / "private_hba.conf", self._folder / "private.conf"
         files.write(hba, f"local all {SUPERUSER} trust\n")
         files.write(config, "")
@@ -108,6 +110,17 @@ class PrivateServer:
                     start_new_session=True,
                     umask=0o077,
                 )
+
+    def _make_sockets(self) -> Path:
+        """A short path (a socket's is limited to 107 characters); that of a killed process is removed."""
+        note = self._folder / "private_sockets"
+        if note.exists():
+            before = Path(note.read_text().strip())
+            if before.name.startswith(_SOCKETS) and before.parent == Path(tempfile.gettempdir()):
+                shutil.rmtree(before, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=_SOCKETS))
+        files.write(note, str(made))
+        return made
 
     @property
     def endpoint(self) -> Endpoint:
@@ -158,6 +171,8 @@ class PrivateServer:
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
+        for name in _NOTES:
+            (self._folder / name).unlink(missing_ok=True)
 
     def said(self) -> str:
         """What it said since it was started."""
