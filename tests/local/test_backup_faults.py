@@ -117,6 +117,44 @@ def test_an_idle_cluster_makes_no_points(home: Home) -> None:
     home.query("DELETE FROM item WHERE id = -1 RETURNING 1")
 
 
+def test_a_cluster_is_taken_back_in_place_and_can_be_restored_from_then_on(home: Home) -> None:
+    before, target = contents(home), restorable(home)[-1]
+    dsn = home.dsn()
+    home.query("DELETE FROM item RETURNING 1")
+    assert "add --yes" in home.run("restore", "shop", "--in-place", check=False).stderr
+    home.run("restore", "shop", "--in-place", "--point", target["name"], "--yes", timeout=400)
+    assert contents(home) == before
+    assert home.dsn() == dsn
+    assert home.run("check", "shop").returncode == 0
+    again = home.run("restore", "shop", "--in-place", "--yes", check=False)
+    assert "what shop was before its last restore is still kept" in again.stderr
+    home.run("restore", "shop", "--confirm")
+    assert not (home.path / "shop" / "before-restore").exists()
+    written = now()
+    home.query("INSERT INTO item VALUES (-3, 'on the new timeline') RETURNING 1")
+    later = await_point_after(home, written)
+    assert later["lsns"]["1"]["timeline"] > target["lsns"]["1"]["timeline"]
+    home.run("restore", "shop", "later", "--point", later["name"], timeout=400)
+    assert home.query("SELECT count(*) FROM item WHERE id = -3", "later") == [(1,)]
+    home.run("delete", "later", "--purge", "--yes")
+    home.query("DELETE FROM item WHERE id = -3 RETURNING 1")
+
+
+def test_a_running_cluster_is_cloned_without_any_repository(home: Home) -> None:
+    before = contents(home)
+    home.run("clone", "shop", "dolly", timeout=400)
+    assert contents(home, "dolly") == before
+    assert home.run("check", "dolly").returncode == 0
+    assert not (home.path / "dolly" / "source").exists()
+    home.query("DELETE FROM item WHERE id > 5 RETURNING 1", "dolly")
+    assert contents(home) == before
+    # A clone has no backups, and can be cloned in turn.
+    home.run("clone", "dolly", "polly", timeout=400)
+    assert contents(home, "polly")[0] == 5
+    for name in ("polly", "dolly"):
+        home.run("delete", name, "--purge", "--yes")
+
+
 # bad input
 
 
@@ -139,6 +177,8 @@ def test_what_can_not_be_is_refused_in_one_line_and_changes_nothing(home: Home) 
         ): "only one of restorePoint, time and backup",
         ("restore", "shop", "shop"): "shop is here already: choose another name",
         ("restore", "nobody", "x"): "no cluster 'nobody'",
+        ("clone", "shop", "shop"): "shop is here already: choose another name",
+        ("clone", "nobody", "x"): "no cluster 'nobody'",
         ("restore", "shop", "x", "--repository", "/nowhere"): "holds no backups of shop",
         ("restore", "shop", "x", "--repository", "rel%ative"): "must be an absolute path",
         ("backup", "shop", "--type", "huge"): "must be one of full, differential, incremental",
@@ -221,9 +261,15 @@ def test_a_damaged_copy_is_found_before_anything_is_made_of_it(home: Home) -> No
         for path in before:
             path.write_bytes(b"19\n")
         done = home.run("restore", "shop", "broken", "--point", target["name"], check=False, timeout=300)
+        kept, target = contents(home), restorable(home)[-1]
+        back = ("restore", "shop", "--in-place", "--yes", "--point", target["name"])
+        in_place = home.run(*back, check=False, timeout=300)
     finally:
         for path, content in before.items():
             path.write_bytes(content)
+    assert in_place.returncode == 1
+    assert "is as it was before, the restore failed" in in_place.stderr
+    assert contents(home) == kept
     assert done.returncode == 1
     assert "segment-1 is damaged" in done.stderr
     assert "restore to a point that another backup serves" in done.stderr

@@ -86,11 +86,18 @@ def new_name(prefix: str = "p") -> str:
 
 
 def make(
-    engine: Engine, databases: Databases, method: BackupMethod, name: str, *, backup: str | None = None
+    engine: Engine,
+    databases: Databases,
+    method: BackupMethod,
+    name: str,
+    *,
+    backup: str | None = None,
+    recorded: bool = True,
 ) -> Point:
     """Make a point and remember it, in the repository and in the coordinator's database.
 
     :param backup: the backup that it closes
+    :param recorded: False: not in the database, the repository is no lasting one
     :raises PgherdError: there is none: writers were never at rest, or a group changed its primary meanwhile
     """
     groups = [COORDINATOR, *engine.segments()]
@@ -123,7 +130,8 @@ def make(
     )
     method.repository.remember_point(point)
     crash_point("point:remembered")
-    record(databases, point)
+    if recorded:
+        record(databases, point)
     close_logs(databases, groups)
     return point
 

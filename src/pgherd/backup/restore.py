@@ -1,4 +1,4 @@
-"""Making a new cluster from a repository.
+"""Making a cluster from a repository, a new one or, in place, one that is there already.
 
 Five steps, each of them persisted (``Workshop.write_state``) and done for all groups before the next begins:
 
@@ -11,6 +11,9 @@ Five steps, each of them persisted (``Workshop.write_state``) and done for all g
 Nobody can connect before the last step: the servers have no network, and Patroni knows nothing of them. Killed
 anywhere, the next process takes it up at the last step that is written down; what a killed one was about to do is done
 again.
+
+In place, the members' old data are set aside first, all of them by one rename, and stay until somebody confirms. If the
+restore fails they are put back.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ from pgherd.postgres.connections import Connection, Databases
 logger = logging.getLogger(__name__)
 
 STEPS = ("copied", "reached", "opened", "settled", "placed")
-DONE, FAILED = "done", "failed"
+DONE, FAILED, REVERTED = "done", "failed", "reverted"
+IN_PLACE = {"phase": "requested", "inPlace": True}
+"""what asks for a restore in place, as the first state"""
 PARALLEL = 4
 """groups at a time"""
 FOLDER = "from-backup"
@@ -98,8 +103,8 @@ def is_due(state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: 
     :param has_data: whether any member has data
     """
     if state is not None:
-        return state.get("phase") != DONE
-    return cluster.spec.bootstrap is not None and cluster.spec.bootstrap.recovery is not None and not has_data
+        return state.get("phase") not in (DONE, REVERTED)
+    return cluster.spec.bootstrap is not None and cluster.spec.bootstrap.is_needed and not has_data
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,9 @@ class Site:
     """Where a cluster is restored.
 
     :param method: of the repository that it is restored from
+    :param source: the name of the cluster that it was
+    :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
+        and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
     """
 
@@ -115,6 +123,8 @@ class Site:
     method: BackupMethod
     make_engine: MAKE_ENGINE
     stopping: Callable[[], bool]
+    source: str
+    live: Callable[[Callable[[int, int, int], None]], Point] | None = None
 
     @property
     def name(self) -> str:
@@ -155,8 +165,11 @@ class Restore:
         """
         self._state = self._workshop.read_state() or {}
         try:
-            if not self._state:
+            if "point" not in self._state:
                 self._plan()
+            if self._in_place and self._reached("aside"):
+                self._workshop.set_aside()
+                self._pass("aside")
             with ExitStack() as servers:
                 servers.callback(self._stop_servers)
                 self._carry_on()
@@ -164,8 +177,11 @@ class Restore:
             raise
         except PgherdError as error:
             logger.error("%s could not be restored: %s", self._site.name, error)
-            self._tell(phase=FAILED, error=str(error), finishedAt=records.now())
             self._remove_unfinished()
+            if self._in_place:
+                self._workshop.put_back()
+            phase = REVERTED if self._in_place else FAILED
+            self._tell(phase=phase, error=str(error), finishedAt=records.now())
             raise
 
     def _carry_on(self) -> None:
@@ -183,10 +199,16 @@ class Restore:
             self._stop_servers()
         if self._reached("placed"):
             for group in self._groups():
+                _have_histories_archived(self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
                 crash_point(f"restore:placed:{group}")
             self._pass("placed")
         self._tell(phase=DONE, finishedAt=records.now(), message="")
+        self._drop_live_copy()
+
+    @property
+    def _in_place(self) -> bool:
+        return bool(self._state.get("inPlace"))
 
     # where it stands
 
@@ -220,8 +242,14 @@ class Restore:
     # planning
 
     def _plan(self) -> None:
-        site, wanted = self._site, self._site.wanted
-        point = find_point(site.method, wanted)
+        site = self._site
+        if site.live is not None:
+            self._tell(
+                phase="copying", steps=[], bases={}, startedAt=records.now(), message=f"copying {site.source}"
+            )
+            point = site.live(self._report)
+        else:
+            point = find_point(site.method, site.wanted)
         check_fits(site.cluster, point)
         repository = site.method.repository
         backups = [backup for backup in repository.backups() if backup.phase == "done"]
@@ -230,7 +258,6 @@ class Restore:
         self._tell(
             phase="copying",
             steps=[],
-            wanted=wanted.model_dump(mode="json", exclude_none=True),
             point=point.as_json(),
             bases={str(group): copies for group, copies in bases.items()},
             startedAt=records.now(),
@@ -323,8 +350,8 @@ class Restore:
     def _settle(self) -> None:
         site = self._site
         databases = private_databases(site, {group: each.endpoint for group, each in self._servers.items()})
-        reason = f"{site.wanted.cluster} was restored to {self._point.name}"
-        done = settle.settle(databases, self._groups(), reason)
+        reason = f"{site.source} was restored to {self._point.name}"
+        done = settle.settle(databases, self._groups(), reason, in_place=self._in_place)
         spec = site.cluster.spec
         members = {
             group: [
@@ -348,12 +375,24 @@ class Restore:
             with ThreadPoolExecutor(max_workers=len(servers)) as pool:
                 list(pool.map(PrivateServer.stop, servers.values()))
 
+    def _drop_live_copy(self) -> None:
+        if self._site.live is not None:
+            files.remove(self._site.method.repository.root.parent)
+
     def _remove_unfinished(self) -> None:
+        self._drop_live_copy()
         for group in map(int, self._state.get("bases", {})):
             try:
                 files.remove(self._data(group))
             except PgherdError as error:
                 logger.warning("%s: %s", self._site.name, error)
+
+
+def _have_histories_archived(data: Path) -> None:
+    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
+    log = data / "pg_wal"
+    for history in log.glob("*.history") if log.is_dir() else ():
+        files.write(log / "archive_status" / f"{history.name}.ready", "")
 
 
 def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:

@@ -15,17 +15,18 @@ from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, grou
 from pgherd.postgres.connections import Databases
 
 
-def settle(databases: Databases, groups: Sequence[int], reason: str) -> list[str]:
+def settle(databases: Databases, groups: Sequence[int], reason: str, *, in_place: bool = False) -> list[str]:
     """Tell all groups' servers, at which nobody else is.
 
     :param reason: why what was under way is called off
+    :param in_place: the cluster goes on with the same repository: its points are its own
     :return: what was done, a sentence each
     """
     done: list[str] = []
     for group in groups:
         _passwords(databases, group)
         done += _subscriptions(databases, group)
-    done += _operations(databases, reason)
+    done += _operations(databases, reason, in_place)
     return done
 
 
@@ -63,7 +64,7 @@ def _subscriptions(databases: Databases, group: int) -> list[str]:
     return done
 
 
-def _operations(databases: Databases, reason: str) -> list[str]:
+def _operations(databases: Databases, reason: str, in_place: bool) -> list[str]:
     with databases.connect(COORDINATOR, autocommit=False) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
         rows = connection.execute(
@@ -75,5 +76,6 @@ def _operations(databases: Databases, reason: str) -> list[str]:
             "UPDATE pgherd.operation_steps SET state = 'undone' WHERE state IN ('pending', 'running')"
         )
         connection.execute("DELETE FROM pgherd.segment_configuration")
-        connection.execute("DELETE FROM pgherd.restore_points")
+        if not in_place:
+            connection.execute("DELETE FROM pgherd.restore_points")
     return [f"{row[0]} was called off: {reason}" for row in rows]

@@ -20,6 +20,7 @@ from pgherd.cli.cluster_commands import (
 )
 from pgherd.cli.context import current, emit, out, plural, say, tell
 from pgherd.cli.progress import watching
+from pgherd.errors import BadInput, PgherdError
 from pgherd.model import spec
 
 FOR_EVER = 0
@@ -36,7 +37,7 @@ Repository = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (backup, backups, restore_points, restore):
+    for command in (backup, backups, restore_points, restore, clone):
         app.command(command.__name__.replace("_", "-"), rich_help_panel="Backups")(command)
 
 
@@ -117,7 +118,10 @@ def restore(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="The cluster that was backed up.", show_default=False)
     ],
-    target: Annotated[str, typer.Argument(metavar="NAME", help="The new cluster.", show_default=False)],
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="The new cluster; left out with --in-place.", show_default=False),
+    ] = None,
     point: Annotated[
         str | None, typer.Option(metavar="POINT", help="To this restore point.", show_default=False)
     ] = None,
@@ -145,12 +149,24 @@ def restore(
             show_default=False,
         ),
     ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Take SOURCE itself back; its data are kept until --confirm.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, take it back (with --in-place).")] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="SOURCE is well as it is: remove what --in-place kept.")
+    ] = False,
     no_wait: NoWait = False,
     timeout: Timeout = FOR_EVER,
 ) -> None:
     """Make a new cluster from the backups of another. To a restore point, a time or a backup; left out: the newest."""
     limit, begun = seconds(timeout), time.monotonic()
     context = current()
+    if confirm:
+        context.client().confirm_restore(source)
+        say(f"{source}: what it was before its restore is removed")
+        return
+    target = checked_target(source, target, in_place=in_place, yes=yes, file=file)
     declared = None if file is None else spec.load(read(file), source=file, platform=context.platform)
     found = context.client().restore(
         source,
@@ -160,6 +176,7 @@ def restore(
         time=moment,
         backup=made,
         declared=declared,
+        in_place=in_place,
     )
     tell(
         f"{target}: {source} as of restore point {found['restorePoint']} ({found['time']}); {between(found)}"
@@ -168,7 +185,59 @@ def restore(
         say(f"{target}: being restored; 'pgherd status {target} --watch' shows how far it is")
         return
     await_fulfilment(target, limit, f"restoring {target}")
+    if in_place and (error := context.client().restore_outcome(target)):
+        raise PgherdError(f"{target}: is as it was before, the restore failed: {error}")
     say(f"{target}: restored after {time.monotonic() - begun:.1f} s; connect with 'pgherd psql {target}'")
+    if in_place:
+        tell(f"{target}: what it was before is kept; 'pgherd restore {target} --confirm' removes it")
+
+
+def checked_target(source: str, target: str | None, *, in_place: bool, yes: bool, file: str | None) -> str:
+    """The name of the cluster that is made.
+
+    :raises BadInput: options that don't go together
+    """
+    if not in_place:
+        if target is None:
+            raise BadInput("NAME is missing: how shall the new cluster be called? (or --in-place)")
+        return target
+    if target is not None and target != source:
+        raise BadInput(f"--in-place takes {source} itself back: leave {target} out")
+    if file is not None:
+        raise BadInput("--in-place keeps the declaration: leave --file out")
+    if not yes:
+        raise BadInput(f"{source} was not restored: add --yes to take it back in place (its data are kept)")
+    return source
+
+
+def clone(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The cluster to copy.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="NAME", help="The new cluster.", show_default=False)],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POINT",
+            help="As of this restore point, from the backups. Left out: as it is now; backups are not needed.",
+            show_default=False,
+        ),
+    ] = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = FOR_EVER,
+) -> None:
+    """Copy a running cluster. The copy has its own passwords and no backups until they are declared."""
+    limit, begun = seconds(timeout), time.monotonic()
+    client = current().client()
+    if at is None:
+        client.clone(source, target)
+    else:
+        client.restore(source, target, restore_point=at)
+    if no_wait:
+        say(f"{target}: being made; 'pgherd status {target} --watch' shows how far it is")
+        return
+    await_fulfilment(target, limit, f"making {target}")
+    say(
+        f"{target}: a copy of {source} after {time.monotonic() - begun:.1f} s; connect with 'pgherd psql {target}'"
+    )
 
 
 def between(found: dict[str, object]) -> str:

@@ -83,8 +83,18 @@ class Door(Protocol):
         time: str | None = None,
         backup: str | None = None,
         declared: PostgresCluster | None = None,
+        in_place: bool = False,
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups."""
+
+    def restore_outcome(self, name: str) -> str | None:
+        """Why the last restore in place was taken back."""
+
+    def confirm_restore(self, name: str) -> None:
+        """Remove what a restore in place kept."""
+
+    def clone(self, source: str, target: str) -> None:
+        """Declare a new cluster that is a copy of a running one."""
 
     # looks
 

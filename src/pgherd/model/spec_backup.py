@@ -115,7 +115,27 @@ class RecoverySpec(Model):
         return self
 
 
+class CloneSpec(Model):
+    """Which running cluster is copied."""
+
+    cluster: str = Field(description="The name of the cluster; it needs no backups, and goes on meanwhile.")
+
+
 class BootstrapSpec(Model):
     """Where a new cluster gets its data from."""
 
     recovery: RecoverySpec | None = Field(default=None, description="From the backups of another cluster.")
+    clone: CloneSpec | None = Field(
+        default=None, description="From another cluster as it is when it is copied."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BootstrapSpec:
+        if self.recovery is not None and self.clone is not None:
+            raise ValueError("only one of recovery and clone may be given")
+        return self
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything is to be brought in."""
+        return self.recovery is not None or self.clone is not None

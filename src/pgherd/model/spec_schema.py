@@ -30,7 +30,8 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.segments.count",
     },
     {
-        "rule": "!has(self.spec.backup) && (!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery))",
+        "rule": "!has(self.spec.backup) && (!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " && !has(self.spec.bootstrap.clone))",
         "message": "backups are not available on kubernetes in this version",
         "fieldPath": ".spec",
     },

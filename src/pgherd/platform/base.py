@@ -81,6 +81,10 @@ class Workshop(ABC):
         """Where servers in it say what they do."""
 
     @abstractmethod
+    def scratch(self) -> Path:
+        """A folder of the cluster's for what is needed only meanwhile; it need not be there."""
+
+    @abstractmethod
     def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
         """Where these members will listen, by name; from now on they are the cluster's."""
 
@@ -88,6 +92,14 @@ class Workshop(ABC):
     def place(self, member: Member, data: Path) -> None:
         """Make a finished data directory in :meth:`folder` the member's own, as the first of its group; no-op if that
         was done before."""
+
+    @abstractmethod
+    def set_aside(self) -> None:
+        """Take all members' data out of their places, as a whole; no-op if that was done before."""
+
+    @abstractmethod
+    def put_back(self) -> None:
+        """Undo :meth:`set_aside`, whatever was made in the places meanwhile; no-op if nothing is aside."""
 
     @abstractmethod
     def end_processes(self, member: Member, data: Path) -> None:

@@ -21,11 +21,13 @@ from pgherd.backup import restoring
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.registry import make_method
+from pgherd.engine.base import Engine
 from pgherd.engine.registry import make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.spec import to_mapping
 from pgherd.operations.runner import Context, Runner
 from pgherd.platform.base import Platform
+from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe, plan, status
 from pgherd.reconcile.act import Actor
 from pgherd.reconcile.state import Observed
@@ -240,7 +242,13 @@ class ClusterLoop(threading.Thread):
         if self._recovery is not None and self._recovery.is_alive():
             return
         logger.info("%s: carry on making the cluster from its backup", self.cluster)
-        restore = restoring.begin(self._platform, seen.declaration.cluster, make_engine, self._stop_asked)
+        platform = self._platform
+
+        def running(source: str) -> tuple[Engine, Databases]:
+            other = observe.connect(platform, source, make_engine)
+            return other.engine, other.databases
+
+        restore = restoring.begin(platform, seen.declaration.cluster, make_engine, self._stop_asked, running)
 
         def run() -> None:
             try:

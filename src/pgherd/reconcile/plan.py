@@ -212,7 +212,9 @@ def plan(seen: Observed) -> list[Step]:
     if seen.declaration.deleting or seen.declaration.stopped:
         return _wind_down(seen)
     if seen.recovery is not None:
-        # Nothing may start before all groups have reached the same point.
+        # Nothing may start before all groups have reached the same point; in place, nothing may run.
+        if running := [state.member for state in seen.members.values() if state.view.running]:
+            return [StopMember(member) for member in running]
         return [Recover(seen.recovery.get("error"))]
     return [
         *_members(seen),

@@ -14,6 +14,8 @@ from pgherd.patroni.client import lag_bytes
 from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
 
+_UNBORN = (None, "Pending", "Creating", "Failed")
+"""phases of a cluster that was never there"""
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
 
@@ -128,6 +130,8 @@ def _phase(
         return "Updating" if running else "Stopped"
     if fatal:
         return "Failed"
+    if seen.recovery is not None and (previous or {}).get("phase") not in _UNBORN:
+        return "Updating"
     if not seen.members:
         return "Pending"
     if is_being_created(seen, steps, previous):
@@ -143,7 +147,7 @@ def _phase(
 def is_being_created(seen: Observed, steps: Sequence[Step], previous: Mapping[str, Any] | None) -> bool:
     """It has never been Running, and is not yet."""
     before = (previous or {}).get("phase")
-    if before not in (None, "Pending", "Creating", "Failed"):
+    if before not in _UNBORN:
         return False
     if before is None and seen.catalogue is not None and seen.catalogue.segments:
         return False

@@ -25,6 +25,15 @@ class WithoutBackups:
     def restore(self, source: str, target: str, **options: Any) -> NoReturn:
         raise _refusal()
 
+    def restore_outcome(self, name: str) -> NoReturn:
+        raise _refusal()
+
+    def confirm_restore(self, name: str) -> NoReturn:
+        raise _refusal()
+
+    def clone(self, source: str, target: str) -> NoReturn:
+        raise _refusal()
+
 
 def _refusal() -> BadInput:
     return BadInput("backups are not available on kubernetes in this version: they are on --platform local")

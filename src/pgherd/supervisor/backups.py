@@ -19,6 +19,7 @@ from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster, RecoverySpec, RepositorySpec
 from pgherd.model.topology import COORDINATOR
+from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 
@@ -222,14 +223,18 @@ def plan(
     moment: str | None = None,
     backup: str | None = None,
     declared: PostgresCluster | None = None,
+    in_place: bool = False,
 ) -> Target:
     """What a restore would make; nothing is changed.
 
+    :param in_place: ``target`` is there, and keeps its declaration
     :param declared: what the new cluster should be; left out: what the source was
     :raises BadInput: there is no such point, or the new name is taken
     """
-    if target in platform.clusters() or platform.keeps(target):
-        raise BadInput(f"{target} is here already: choose another name, or delete it first (with --purge)")
+    if in_place:
+        declared = platform.declaration(target).cluster
+    else:
+        _require_free(platform, target)
     method = method_of(platform, source, repository)
     path = str(method.repository.root.parent)
     wanted: dict[str, Any] = {"cluster": source, "repository": {"path": path}}
@@ -242,9 +247,75 @@ def plan(
     point = restore.find_point(method, _recovery(wanted))
     exact = {"cluster": source, "repository": {"path": path}, "restorePoint": point.name}
     shape = declaration.to_mapping(declared) if declared else dict(method.repository.identity().declared)
-    cluster = _declared(shape, target, point, exact, own_segments=declared is not None)
+    cluster = _declared(shape, target, point, exact, own_segments=declared is not None and not in_place)
     restore.check_fits(cluster, point)
     return Target(point, choice.after(points, point), cluster)
+
+
+def restore_in_place(platform: LocalPlatform, name: str, target: Target) -> None:
+    """Write the wish down: first where to, then that it is to be done.
+
+    :raises BadInput: the last one has not been confirmed, or another is going on
+    """
+    workshop = platform.workshop(name)
+    if Layout(platform.home).aside(name).exists():
+        raise BadInput(
+            f"what {name} was before its last restore is still kept: 'pgherd restore {name} --confirm' removes it"
+        )
+    if (workshop.read_state() or {}).get("phase") not in (
+        None,
+        restore.DONE,
+        restore.REVERTED,
+        restore.FAILED,
+    ):
+        raise BadInput(f"{name} is being restored already: 'pgherd status {name}' shows how far it is")
+    platform.declare(target.cluster)
+    workshop.write_state(restore.IN_PLACE)
+    # A generation of its own: what was seen before says nothing of this wish.
+    platform.set_stopped(name, True)
+    platform.set_stopped(name, False)
+
+
+def outcome(platform: LocalPlatform, name: str) -> str | None:
+    """Why the last restore in place was taken back; None: it was not."""
+    state = platform.workshop(name).read_state() or {}
+    return str(state.get("error")) if state.get("phase") == restore.REVERTED else None
+
+
+def confirm(platform: LocalPlatform, name: str) -> None:
+    """Remove what a restore in place kept.
+
+    :raises BadInput: nothing is kept, or the restore is not done
+    """
+    platform.declaration(name)
+    kept = Layout(platform.home).aside(name)
+    if not kept.exists():
+        raise BadInput(f"{name}: nothing is kept from before a restore")
+    if (platform.workshop(name).read_state() or {}).get("phase") != restore.DONE:
+        raise BadInput(f"{name} is being restored: 'pgherd status {name}' shows how far it is")
+    with platform.locked():
+        files.remove(kept)
+
+
+def plan_clone(platform: LocalPlatform, source: str, target: str) -> PostgresCluster:
+    """The declaration of a clone; nothing is changed.
+
+    :raises BadInput: the source can't be copied now, or the new name is taken
+    """
+    _require_free(platform, target)
+    found = platform.declaration(source)
+    if found.stopped or found.deleting:
+        raise BadInput(f"{source} is not running: 'pgherd start {source}' brings it back")
+    shape = declaration.to_mapping(found.cluster)
+    spec = {key: value for key, value in shape["spec"].items() if key != "backup"}
+    spec = {**spec, "bootstrap": {"clone": {"cluster": source}}}
+    raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
+    return declaration.from_mapping(raw, source=target)
+
+
+def _require_free(platform: LocalPlatform, target: str) -> None:
+    if target in platform.clusters() or platform.keeps(target):
+        raise BadInput(f"{target} is here already: choose another name, or delete it first (with --purge)")
 
 
 def _recovery(wanted: dict[str, Any]) -> RecoverySpec:

@@ -215,9 +215,11 @@ class Client:
         time: str | None = None,
         backup: str | None = None,
         declared: PostgresCluster | None = None,
+        in_place: bool = False,
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups; :meth:`wait` for it.
 
+        :param in_place: ``target`` is ``source`` itself, whose data are set aside
         :return: ``restorePoint``, its ``time``, and the ``following`` one (None: there is none)
         :raises BadInput: there is no such point, or the new name is taken
         """
@@ -230,14 +232,38 @@ class Client:
             moment=time,
             backup=backup,
             declared=declared,
+            in_place=in_place,
         )
-        self.up(found.cluster)
+        if in_place:
+            self._staying(target)
+            backups.restore_in_place(self._platform, target, found)
+            self.ensure_daemon()
+        else:
+            self.up(found.cluster)
         following = found.following
         return {
             "restorePoint": found.point.name,
             "time": found.point.time,
             "following": {"name": following.name, "time": following.time} if following else None,
         }
+
+    def restore_outcome(self, name: str) -> str | None:
+        """Why the last restore in place was taken back; None: it was not."""
+        return backups.outcome(self._platform, name)
+
+    def confirm_restore(self, name: str) -> None:
+        """Remove what a restore in place kept.
+
+        :raises BadInput: nothing is kept, or the restore is not done
+        """
+        backups.confirm(self._platform, name)
+
+    def clone(self, source: str, target: str) -> None:
+        """Declare a new cluster that is a copy of a running one; :meth:`wait` for it.
+
+        :raises BadInput: it is not running, or the new name is taken
+        """
+        self.up(backups.plan_clone(self._platform, source, target))
 
     # looks
 

@@ -43,6 +43,9 @@ class LocalWorkshop(Workshop):
     def log(self, member: Member) -> Path:
         return self._layout.member(member).log
 
+    def scratch(self) -> Path:
+        return self._layout.cluster(self._cluster) / "source"
+
     def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
         return {member.name: self._reserve(member) for member in members}
 
@@ -57,6 +60,33 @@ class LocalWorkshop(Workshop):
                 files.sync_directory(data)
                 data.rename(layout.data)
                 files.sync_directory(layout.directory)
+
+    def set_aside(self) -> None:
+        aside, members = self._layout.aside(self._cluster), self._layout.members(self._cluster)
+        groups = self._layout.groups(self._cluster)
+        with self._locked(), files.explained(f"set {members} aside"):
+            aside.mkdir(exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+            if not (aside / members.name).exists():
+                members.rename(aside / members.name)
+            # Their places in Patroni's store know of a log that was longer: the new members get new ones.
+            if groups.exists():
+                groups.replace(aside / groups.name)
+            for each in (aside, aside.parent):
+                files.sync_directory(each)
+
+    def put_back(self) -> None:
+        aside, members = self._layout.aside(self._cluster), self._layout.members(self._cluster)
+        groups = self._layout.groups(self._cluster)
+        with self._locked(), files.explained(f"put {members} back"):
+            if not aside.exists():
+                return
+            if (aside / members.name).exists():
+                files.remove(members)
+                (aside / members.name).rename(members)
+            if (aside / groups.name).exists():
+                (aside / groups.name).replace(groups)
+            files.sync_directory(aside.parent)
+            files.remove(aside)
 
     def end_processes(self, member: Member, data: Path) -> None:
         processes.end_postgres(self._layout.member(member).directory, data)
