@@ -13,7 +13,13 @@ import pytest
 from tests.support.citus import citus_home, needs_citus
 from tests.support.home import Home
 from tests.support.money import audit, make_tables, movers
-from tests.support.repositories import await_first_backup, await_point_after, restorable, with_backups
+from tests.support.repositories import (
+    assert_sound,
+    await_first_backup,
+    await_point_after,
+    restorable,
+    with_backups,
+)
 
 pytestmark = needs_citus
 
@@ -59,7 +65,7 @@ def test_points_under_two_phase_commits_have_the_right_sum(herd: Home) -> None:
         # It writes to its own nodes, and to those of its source it does not.
         connection.execute("UPDATE account SET balance = 0")
     assert herd.query("SELECT sum(balance) > 0 FROM account") == [(True,)]
-    assert herd.run("check", "then").returncode == 0
+    assert_sound(herd, "then")
     herd.run("delete", "then", "--purge", "--yes")
 
 

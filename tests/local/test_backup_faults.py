@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
+    assert_sound,
     await_first_backup,
     await_point_after,
     backups,
@@ -125,7 +126,7 @@ def test_a_cluster_is_taken_back_in_place_and_can_be_restored_from_then_on(home:
     home.run("restore", "shop", "--in-place", "--point", target["name"], "--yes", timeout=400)
     assert contents(home) == before
     assert home.dsn() == dsn
-    assert home.run("check", "shop").returncode == 0
+    assert_sound(home, "shop")
     again = home.run("restore", "shop", "--in-place", "--yes", check=False)
     assert "what shop was before its last restore is still kept" in again.stderr
     home.run("restore", "shop", "--confirm")
@@ -144,7 +145,7 @@ def test_a_running_cluster_is_cloned_without_any_repository(home: Home) -> None:
     before = contents(home)
     home.run("clone", "shop", "dolly", timeout=400)
     assert contents(home, "dolly") == before
-    assert home.run("check", "dolly").returncode == 0
+    assert_sound(home, "dolly")
     assert not (home.path / "dolly" / "source").exists()
     home.query("DELETE FROM item WHERE id > 5 RETURNING 1", "dolly")
     assert contents(home) == before
@@ -299,7 +300,7 @@ def test_killed_at_every_step_backups_and_restores_come_to_their_end(tmp_path: P
         target = await_point_after(home, written)
         home.run("restore", "shop", "again", "--point", target["name"], timeout=600)
         assert contents(home, "again") == contents(home)
-        assert home.run("check", "again").returncode == 0
+        assert_sound(home, "again")
         assert set(STEPS) == set(log.read_text().split())
         assert not home.running("from-backup"), "no private server is left"
 

@@ -18,7 +18,13 @@ import pytest
 
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
-from tests.support.repositories import await_first_backup, await_point_after, restorable, with_backups
+from tests.support.repositories import (
+    assert_sound,
+    await_first_backup,
+    await_point_after,
+    restorable,
+    with_backups,
+)
 
 pytestmark = pytest.mark.local
 
@@ -93,7 +99,7 @@ def test_points_restored_at_random_have_the_right_sum_and_no_later_row(
                     until=datetime.fromisoformat(point["time"]),
                 )
             )
-        assert home.run("check", "then").returncode == 0
+        assert_sound(home, "then")
         home.run("delete", "then", "--purge", "--yes")
     assert held == sorted(held), "a later point holds more"
     assert held[-1] > held[0]
@@ -112,7 +118,7 @@ def test_the_restored_cluster_is_one_of_its_own(home: Home, past: Ledger, tmp_pa
     assert home.dsn("twin") != home.dsn("shop")
     for group in ("coordinator", "segment-1", "segment-2"):
         assert home.member(group, "standby", "twin")["state"] in ("running", "streaming")
-    assert home.run("check", "twin").returncode == 0
+    assert_sound(home, "twin")
     # It keeps backups of its own, beside those of its source, and can be restored from them in turn.
     await_first_backup(home, "twin")
     lean = tmp_path / "lean.yaml"

@@ -26,9 +26,9 @@ SUM = ACCOUNTS * EACH
 class Ledger:
     """What the writers know."""
 
-    began: dict[int, datetime] = field(default_factory=dict)
+    began: dict[int, datetime] = field(default_factory=dict, repr=False)
     """transfer -> when its transaction was begun"""
-    acknowledged: dict[int, datetime] = field(default_factory=dict)
+    acknowledged: dict[int, datetime] = field(default_factory=dict, repr=False)
     """transfer -> when its commit was acknowledged"""
     paused: threading.Event = field(default_factory=threading.Event)
     resting: set[int] = field(default_factory=set)
