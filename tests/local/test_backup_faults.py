@@ -141,6 +141,15 @@ def test_a_cluster_is_taken_back_in_place_and_can_be_restored_from_then_on(home:
     home.query("DELETE FROM item WHERE id = -3 RETURNING 1")
 
 
+def test_a_drill_restores_examines_and_removes(home: Home) -> None:
+    done = home.run("drill", "shop", timeout=600)
+    assert "was restored and is sound" in done.stdout
+    assert home.run("list").stdout.count("shop") == 1
+    last = home.status()["backups"]["lastDrill"]
+    assert last["passed"]
+    assert last["restorePoint"] in {point["name"] for point in points(home)}
+
+
 def test_a_running_cluster_is_cloned_without_any_repository(home: Home) -> None:
     before = contents(home)
     home.run("clone", "shop", "dolly", timeout=400)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -53,8 +56,12 @@ def view(
     running = next((backup for backup in backups if backup.is_open), None)
     if backups and backups[-1].phase == "failed":
         problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
+    drills = _drills(method.repository.root / "drills.json")
+    if drills and not drills[-1].get("passed"):
+        problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
     return {
         **found,
+        "lastDrill": drills[-1] if drills else None,
         "lastRestorePoint": _point(offered[-1]) if offered else None,
         "lastBackup": _backup(done[-1]) if done else None,
         "running": _backup(running) if running else None,
@@ -97,6 +104,13 @@ def _archiving_problems(group: int, state: dict[str, Any], declared: BackupSpec)
             f"({declared.wal_limit}): its disk fills up"
         )
     return problems
+
+
+def _drills(path: Path) -> list[dict[str, Any]]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return []
 
 
 def _point(point: Point) -> dict[str, Any]:

@@ -37,7 +37,7 @@ Repository = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (backup, backups, restore_points, restore, clone):
+    for command in (backup, backups, restore_points, restore, clone, drill):
         app.command(command.__name__.replace("_", "-"), rich_help_panel="Backups")(command)
 
 
@@ -238,6 +238,28 @@ def clone(
     say(
         f"{target}: a copy of {source} after {time.monotonic() - begun:.1f} s; connect with 'pgherd psql {target}'"
     )
+
+
+def drill(
+    name: Name,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the scratch cluster there.")] = False,
+    output: OutputOption = Output.table,
+    timeout: Timeout = FOR_EVER,
+) -> None:
+    """Prove that the backups are good. The newest point is restored into a scratch cluster, examined, and removed."""
+    limit = seconds(timeout)
+    context = current()
+    context.going_on = (
+        f"the scratch cluster stays until the next drill, or 'pgherd delete {name}-drill --purge --yes'"
+    )
+    result = context.client().drill(name, keep=keep, timeout=limit, told=lambda text: tell(f"{name}: {text}"))
+    context.going_on = ""
+    if output is not Output.table:
+        emit(result, output)
+    if not result["passed"]:
+        raise PgherdError(f"{name}: the drill failed: {'; '.join(result['problems'])}")
+    if output is Output.table:
+        say(f"{name}: {result['restorePoint']} was restored and is sound ({result['seconds']:.1f} s)")
 
 
 def between(found: dict[str, object]) -> str:

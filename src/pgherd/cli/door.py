@@ -87,6 +87,16 @@ class Door(Protocol):
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups."""
 
+    def drill(
+        self,
+        name: str,
+        *,
+        keep: bool = False,
+        timeout: float = 3600.0,
+        told: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Restore the newest point into a scratch cluster, examine it, remove it."""
+
     def restore_outcome(self, name: str) -> str | None:
         """Why the last restore in place was taken back."""
 

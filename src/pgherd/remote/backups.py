@@ -25,6 +25,9 @@ class WithoutBackups:
     def restore(self, source: str, target: str, **options: Any) -> NoReturn:
         raise _refusal()
 
+    def drill(self, name: str, **options: Any) -> NoReturn:
+        raise _refusal()
+
     def restore_outcome(self, name: str) -> NoReturn:
         raise _refusal()
 

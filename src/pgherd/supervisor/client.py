@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
+from pgherd.backup.repository import Repository
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
@@ -31,6 +32,7 @@ from pgherd.reconcile import observe, plan, status, steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
 from pgherd.supervisor import backups, daemon
+from pgherd.supervisor import drill as drilling
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +248,27 @@ class Client:
             "time": found.point.time,
             "following": {"name": following.name, "time": following.time} if following else None,
         }
+
+    def drill(
+        self,
+        name: str,
+        *,
+        keep: bool = False,
+        timeout: float = 3600.0,
+        told: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Restore the newest point into a scratch cluster, examine it, remove it; the result is kept with the backups.
+
+        :raises BadInput: there is nothing to restore
+        """
+        return drilling.drill(self, self._world, name, keep=keep, timeout=timeout, told=told)
+
+    def repository(self, name: str) -> Repository:
+        """Where a cluster's backups are.
+
+        :raises BadInput: none are declared
+        """
+        return backups.method_of(self._platform, name, None).repository
 
     def restore_outcome(self, name: str) -> str | None:
         """Why the last restore in place was taken back; None: it was not."""
