@@ -19,7 +19,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from bench.scenarios import engine, failover, moves, planning, ready
+from bench.scenarios import backups, engine, failover, moves, planning, ready
 from bench.scenarios.base import Lab, Result, Scenario
 from bench.support import BUILD, RunError, alone, timed
 
@@ -29,6 +29,7 @@ SCENARIOS: dict[str, tuple[Scenario, int]] = {
     "engine": (engine.run, 5),
     "moves": (moves.run, 1),
     "failover": (failover.run, 20),
+    "backups": (backups.run, 1),
 }
 """each with how often it is repeated if nobody says otherwise"""
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import archive
+from pgherd.backup.native import Native
 from pgherd.backup.repository import Repository
+from pgherd.backup.wal import SEGMENT_BYTES
+from pgherd.platform.base import Programs
 
 NAME = "000000010000000000000001"
 SEGMENT = b"log" * 1000 + bytes(1 << 20)
@@ -105,3 +108,30 @@ def test_a_killed_archiver_leaves_nothing_under_the_name(member: Path, repositor
     assert repository.log_files(1, "7123") == {}
     assert push(member, repository).returncode == 0
     assert (place / NAME).read_bytes() == SEGMENT
+
+
+def test_retention_removes_logs_before_a_position_and_keeps_histories(repository: Repository) -> None:
+    method = Native(repository.root, _no_programs)
+    place = repository.logs(1) / "7123"
+    place.mkdir(parents=True)
+    names = [f"00000001000000000000000{number}" for number in range(1, 6)]
+    for name in (*names, "00000002.history", "000000020000000000000004"):
+        (place / name).write_bytes(b"log")
+    assert method.remove_log(1, "7123", 3 * SEGMENT_BYTES + 40) == 2
+    assert sorted(repository.log_files(1, "7123")) == [
+        *names[2:],
+        "00000002.history",
+        "000000020000000000000004",
+    ]
+    assert method.remove_log(1, "7123", None) == 5
+    assert not place.exists()
+
+
+def test_the_archive_command_is_safe_for_the_shell_and_for_postgresql(tmp_path: Path) -> None:
+    command = Native(tmp_path / "50%=a~b", _no_programs).parameters(1)["archive_command"]
+    assert command.endswith(" %p %f")
+    assert "50%%=a~b" in command
+
+
+def _no_programs() -> Programs:
+    raise AssertionError("no program is needed")
