@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.scenarios import (
+    backups,
     citus_failover,
     citus_moves,
     citus_pauses,
@@ -44,6 +45,7 @@ SCENARIOS: dict[str, tuple[Scenario, int]] = {
     "citus-failover": (citus_failover.run, 10),
     "citus-moves": (citus_moves.run, 1),
     "citus-ratio": (citus_ratio.run, 5),
+    "backups": (backups.run, 1),
 }
 """each with how often it is repeated if nobody says otherwise"""
 

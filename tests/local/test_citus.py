@@ -6,6 +6,7 @@ What these tests say of data they say of acknowledged transactions: each is ther
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -122,7 +123,7 @@ def test_every_node_answers_and_nobody_else_writes_passwords(herd: Home) -> None
                 connection.execute("SELECT * FROM pg_dist_authinfo")
 
 
-def test_restore_points_are_remembered_for_each_node(herd: Home) -> None:
+def test_a_restore_point_is_made_on_each_node(herd: Home) -> None:
     from pgherd.engine.registry import make_engine
     from pgherd.platform.local.platform import LocalPlatform
     from pgherd.reconcile import observe
@@ -130,8 +131,7 @@ def test_restore_points_are_remembered_for_each_node(herd: Home) -> None:
     world = observe.connect(LocalPlatform(herd.path), "shop", make_engine)
     points = world.engine.create_restore_point("before-lunch")
     assert sorted(points) == [0, 1, 2]
-    rows = herd.query("SELECT group_id, lsn::text FROM pgherd.restore_points WHERE name = 'before-lunch'")
-    assert dict(rows) == dict(points)
+    assert all(re.fullmatch("[0-9A-F]+/[0-9A-F]+", lsn) for lsn in points.values())
 
 
 # high availability

@@ -53,6 +53,60 @@ class Door(Protocol):
     def require_known(self, name: str) -> None:
         """Refuse what can't be deleted: nothing of this name is here, not even data that a deletion kept."""
 
+    # backups
+
+    def backup(self, name: str, kind: str) -> str:
+        """Ask for a backup; returns its id."""
+
+    def wait_backup(
+        self,
+        name: str,
+        backup: str,
+        *,
+        timeout: float = 600.0,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Until a backup has ended."""
+
+    def backups(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every backup, oldest first."""
+
+    def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every restore point, oldest first."""
+
+    def restore(
+        self,
+        source: str,
+        target: str,
+        *,
+        repository: str | None = None,
+        restore_point: str | None = None,
+        time: str | None = None,
+        backup: str | None = None,
+        declared: PostgresCluster | None = None,
+        in_place: bool = False,
+    ) -> dict[str, Any]:
+        """Declare a new cluster made from backups."""
+
+    def drill(
+        self,
+        name: str,
+        *,
+        keep: bool = False,
+        timeout: float = 3600.0,
+        told: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Restore the newest point into a scratch cluster, examine it, remove it."""
+
+    def restore_outcome(self, name: str) -> str | None:
+        """Why the last restore in place was taken back."""
+
+    def confirm_restore(self, name: str) -> None:
+        """Remove what a restore in place kept."""
+
+    def clone(self, source: str, target: str) -> None:
+        """Declare a new cluster that is a copy of a running one."""
+
     # looks
 
     def names(self) -> list[str]:

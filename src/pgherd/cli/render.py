@@ -132,6 +132,8 @@ def operation_line(operation: Mapping[str, Any]) -> str:
         )
     if operation.get("bytesTotal"):
         facts.append(f"{size(operation.get('bytesDone', 0))} of {size(operation['bytesTotal'])}")
+    if operation.get("bytesPerSecond"):
+        facts.append(f"{operation['bytesPerSecond'] / 1e6:.1f} MB/s")
     if operation.get("etaSeconds") is not None:
         facts.append(f"about {duration(operation['etaSeconds'])} left")
     text = f"{operation.get('kind')}, {operation.get('phase')}"
@@ -178,6 +180,30 @@ def moves(plan: Sequence[Mapping[str, Any]]) -> Table:
         made.add_row(
             str(number), shard_group, str(move["source"]), str(move["target"]), size(move["bytes"]), tables
         )
+    return made
+
+
+def backups(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each backup, oldest first."""
+    made = table("BACKUP", "TYPE", "PHASE", ">SIZE", "FINISHED", "RESTORE POINT")
+    for row in rows:
+        made.add_row(
+            row["id"],
+            row["type"],
+            row["phase"] + (f": {row['error']}" if row.get("error") else ""),
+            size(row["bytes"] or None),
+            row.get("finishedAt") or "-",
+            row.get("restorePoint") or "-",
+        )
+    return made
+
+
+def restore_points(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each restore point, oldest first."""
+    made = table("RESTORE POINT", "TIME", "STATE", ">GROUPS", ">PLACEMENT", ">WRITERS HELD")
+    for row in rows:
+        held = "-" if row.get("heldMs") is None else f"{row['heldMs']:.1f} ms"
+        made.add_row(row["name"], row["time"], row["state"], str(row["groups"]), str(row["placement"]), held)
     return made
 
 

@@ -195,8 +195,25 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def create_restore_point(self, name: str) -> Mapping[int, str]:
-        """A point at which all groups agree. Returns each group's LSN."""
+    def create_restore_point(
+        self, name: str, measured: Callable[[float], None] = lambda seconds: None
+    ) -> Mapping[int, str]:
+        """A point at which all groups agree. Returns for each group an LSN that the point is at or before.
+
+        :param measured: told for how many seconds commits were held off
+        """
+
+    @abstractmethod
+    def settle_restored(self, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
+        """Make a restored cluster one of its own: transactions that were half committed are ended as the commit records
+        say, and whatever holds addresses or passwords gets those of this cluster.
+
+        Asked before anybody can connect, of servers in which none of the engine's libraries is loaded and no trigger
+        fires; they must not be made to connect to one another.
+
+        :param endpoints: where each group's members will listen
+        :return: what was done, a sentence each
+        """
 
     @abstractmethod
     def layout(self) -> Sequence[TableLayout]:

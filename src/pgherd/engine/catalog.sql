@@ -82,5 +82,20 @@ CREATE TABLE IF NOT EXISTS pgherd.cleanup (
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
-GRANT SELECT ON pgherd.segment_configuration, pgherd.operations, pgherd.operation_steps,
+-- Moments at which all groups agree, to which the cluster can be restored: one row per point and group. The repository of
+-- the backups holds the same, for when the cluster is gone.
+CREATE TABLE IF NOT EXISTS pgherd.restore_points (
+    name       text NOT NULL,
+    group_id   int  NOT NULL,
+    lsn        pg_lsn NOT NULL,                 -- the point is at or before it in this group's log
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    timeline   int,
+    engine     text,
+    placement  bigint,                          -- how many moves of shards were done
+    held_ms    float8,                          -- how long writers were kept out
+    archived   boolean NOT NULL DEFAULT false,  -- every group's log up to it is in the repository
+    PRIMARY KEY (name, group_id)
+);
+
+GRANT SELECT ON pgherd.restore_points, pgherd.segment_configuration, pgherd.operations, pgherd.operation_steps,
                 pgherd.operation_progress TO PUBLIC;

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
+from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RepositorySpec, RetentionSpec
 from pgherd.model.spec_models import (
     API_VERSION,
     KIND,
@@ -31,12 +32,14 @@ from pgherd.model.spec_models import (
 )
 from pgherd.model.spec_parameters import ParameterValue
 from pgherd.model.spec_problems import Found, field_names, model_at, nearest, problems_of, relations, shown
-from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_time
+from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_duration, parse_time
 from pgherd.model.spec_schema import IMMUTABLE, crd_schema
 
 __all__ = [
     "API_VERSION",
     "KIND",
+    "BackupSpec",
+    "BootstrapSpec",
     "ClusterSpec",
     "ExpansionSpec",
     "GroupSpec",
@@ -44,7 +47,10 @@ __all__ = [
     "ParameterValue",
     "PostgresCluster",
     "PostgresSpec",
+    "RecoverySpec",
+    "RepositorySpec",
     "Resources",
+    "RetentionSpec",
     "SegmentsSpec",
     "Storage",
     "Toleration",
@@ -56,6 +62,7 @@ __all__ = [
     "load",
     "parse_bytes",
     "parse_cpu",
+    "parse_duration",
     "parse_time",
     "to_mapping",
     "validate_change",

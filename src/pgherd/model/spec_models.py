@@ -14,16 +14,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
-from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from pgherd.model.spec_backup import BackupSpec, BootstrapSpec
+from pgherd.model.spec_base import Model
 from pgherd.model.spec_parameters import ParameterValue, hba_problems, parameter_problem, same_but_for_case
 from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_time
 
@@ -60,19 +59,6 @@ def _raise(title: str, problems: list[Problem]) -> None:
             for path, text, value in problems
         ]
         raise ValidationError.from_exception_data(title, details)
-
-
-class Model(BaseModel):
-    """What all parts of a declaration have in common."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
 
 
 def _number_as_text(value: object) -> object:
@@ -388,6 +374,15 @@ class ClusterSpec(Model):
     )
     expansion: ExpansionSpec = Field(
         default_factory=ExpansionSpec, description="How shards move when segments come or go."
+    )
+    backup: BackupSpec | None = Field(
+        default=None,
+        description="Local only: backups and restore points of the whole cluster. Left out: there are none.",
+    )
+    bootstrap: BootstrapSpec | None = Field(
+        default=None,
+        description="Local only: where a new cluster gets its data from. Left out: it begins empty. Of no effect once "
+        "the cluster has data.",
     )
     replace_lost_after: int = Field(
         default=300,

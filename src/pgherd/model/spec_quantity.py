@@ -1,4 +1,4 @@
-"""Quantities and times of day as people write them: ``10Gi``, ``500m``, ``22:00``.
+"""Quantities, durations and times of day as people write them: ``10Gi``, ``500m``, ``30s``, ``22:00``.
 
 The notation is Kubernetes' own, so that one declaration means the same on every platform: a decimal
 number with a binary (``Ki``) or decimal (``k``) suffix for bytes, whole or thousandth (``500m``) cores
@@ -17,6 +17,8 @@ _BYTES = {
     **{letter: 1000**power for power, letter in enumerate("kMGTPE", start=1)},
 }
 _QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)([A-Za-z]*)", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 
 
@@ -54,3 +56,14 @@ def parse_time(text: str) -> time:
     if match is None:
         raise ValueError("must be a time of day HH:MM such as 22:00")
     return time(int(match[1]), int(match[2]))
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of a duration such as ``30s``, ``5m``, ``2h`` or ``7d``.
+
+    :raises ValueError: it is not one
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("must be a duration such as 30s, 5m, 2h or 7d")
+    return int(match[1]) * _SECONDS[match[2]]

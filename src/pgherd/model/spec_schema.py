@@ -30,6 +30,12 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.segments.count",
     },
     {
+        "rule": "!has(self.spec.backup) && (!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " && !has(self.spec.bootstrap.clone))",
+        "message": "backups are not available on kubernetes in this version",
+        "fieldPath": ".spec",
+    },
+    {
         "rule": "!self.metadata.name.matches('-(coordinator|segment-[0-9]+|ro)$')",
         "message": "metadata.name must not end in -coordinator, -segment-N or -ro: pgherd names its own parts so",
     },

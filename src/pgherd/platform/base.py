@@ -7,10 +7,12 @@ planner's business, who leads is Patroni's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pgherd.errors import BadInput
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import LOOPBACK
@@ -51,6 +53,65 @@ class MemberView:
     """why it does not run, where the platform knows"""
     outdated: bool = False
     """what it runs in (image, resources, ...) is not as declared any more: it has to be replaced"""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """PostgreSQL's programs, and how to run them as members run.
+
+    :param find: the path of one of them
+    :param prefix: what to put before a command
+    :param major: PostgreSQL's major version
+    """
+
+    find: Callable[[str], Path]
+    prefix: Sequence[str]
+    major: int
+
+
+class Workshop(ABC):
+    """Where the data of a new cluster's first members are put together, before anybody can connect to them."""
+
+    @abstractmethod
+    def folder(self, member: Member) -> Path:
+        """A member's folder: what is made in it is removed with the member."""
+
+    @abstractmethod
+    def log(self, member: Member) -> Path:
+        """Where servers in it say what they do."""
+
+    @abstractmethod
+    def scratch(self) -> Path:
+        """A folder of the cluster's for what is needed only meanwhile; it need not be there."""
+
+    @abstractmethod
+    def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
+        """Where these members will listen, by name; from now on they are the cluster's."""
+
+    @abstractmethod
+    def place(self, member: Member, data: Path) -> None:
+        """Make a finished data directory in :meth:`folder` the member's own, as the first of its group; no-op if that
+        was done before."""
+
+    @abstractmethod
+    def set_aside(self) -> None:
+        """Take all members' data out of their places, as a whole; no-op if that was done before."""
+
+    @abstractmethod
+    def put_back(self) -> None:
+        """Undo :meth:`set_aside`, whatever was made in the places meanwhile; no-op if nothing is aside."""
+
+    @abstractmethod
+    def end_processes(self, member: Member, data: Path) -> None:
+        """End every PostgreSQL process that works on an unfinished data directory."""
+
+    @abstractmethod
+    def read_state(self) -> dict[str, Any] | None:
+        """What was written last of how far the work is."""
+
+    @abstractmethod
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Write down how far the work is, durably."""
 
 
 class Platform(ABC):
@@ -177,6 +238,25 @@ class Platform(ABC):
     def authority(self, name: str) -> str | None:
         """File of the certificate authority of the cluster's REST APIs; None where they are not encrypted."""
         return None
+
+    def programs(self) -> Programs:
+        """PostgreSQL's programs of this process's own machine.
+
+        :raises BadInput: members run elsewhere
+        """
+        raise BadInput(f"backups are not available on {self.name} in this version")
+
+    def workshop(self, name: str) -> Workshop:
+        """Where a new cluster is put together from a backup.
+
+        :raises BadInput: this platform can't do that
+        """
+        raise BadInput(f"restoring is not available on {self.name} in this version")
+
+    @property
+    def keeps_backups(self) -> bool:
+        """Whether ``spec.backup`` and ``spec.bootstrap`` can be followed here."""
+        return False
 
     @abstractmethod
     def free_bytes(self, member: Member) -> int | None:

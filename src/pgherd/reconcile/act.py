@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import singledispatchmethod
 
+from pgherd.errors import BadInput
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.operations import store
 from pgherd.reconcile import plan as steps
@@ -19,11 +20,15 @@ class Actor:
     """Does the steps of one cluster.
 
     :param run_operation: sees to it that an operation is being run (returns at once)
+    :param recover: sees to it that the cluster is being made from its backup (returns at once)
     """
 
-    def __init__(self, world: World, run_operation: Callable[[int], None]) -> None:
+    def __init__(
+        self, world: World, run_operation: Callable[[int], None], recover: Callable[[], None]
+    ) -> None:
         self.world = world
         self._run_operation = run_operation
+        self._recover = recover
 
     @singledispatchmethod
     def act(self, step: steps.Step, seen: Observed) -> None:
@@ -102,6 +107,12 @@ class Actor:
     @act.register
     def _(self, step: steps.RunOperation, seen: Observed) -> None:
         self._run_operation(step.operation)
+
+    @act.register
+    def _(self, step: steps.Recover, seen: Observed) -> None:
+        if step.error is not None:
+            raise BadInput(step.error)
+        self._recover()
 
     @act.register
     def _(self, step: steps.CleanUp, seen: Observed) -> None:

@@ -9,16 +9,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
+from pgherd.backup import restoring
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.keeper import Keeper, Kept
+from pgherd.backup.registry import make_method
+from pgherd.engine.base import Engine
 from pgherd.engine.registry import make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model.spec import to_mapping
 from pgherd.operations.runner import Context, Runner
 from pgherd.platform.base import Platform
+from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe, plan, status
 from pgherd.reconcile.act import Actor
 from pgherd.reconcile.state import Observed
@@ -47,6 +56,10 @@ class ClusterLoop(threading.Thread):
         self._platform = platform
         self._stop_asked = stop
         self._operation: threading.Thread | None = None
+        self._recovery: threading.Thread | None = None
+        self._keeper: Keeper | None = None
+        self._serving = False
+        self._last_backups: Mapping[str, Any] | None = None
         self._errors: list[str] = []
         self._problems: dict[str, float | None] = {}
         self._fatal_generation: int | None = None
@@ -110,6 +123,7 @@ class ClusterLoop(threading.Thread):
             hindrances = [" ".join(str(error).split())]
         steps = plan.plan(seen)
         self._tell(seen, steps, hindrances)
+        self._see_to_backups(world, seen)
         self._act(world, seen, steps)
         if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
@@ -132,11 +146,17 @@ class ClusterLoop(threading.Thread):
         seen = observe.observe(world, sizes=due)
         if due:
             self._sizes_at = time.monotonic()
+            self._last_backups = seen.backups
+        seen = replace(seen, backups=self._with_complaint(self._last_backups))
         if seen.sizes:
             self._last_sizes = dict(seen.sizes)
         else:
             object.__setattr__(seen, "sizes", self._last_sizes)
         return seen
+
+    def _with_complaint(self, backups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        complaint = self._keeper.error if self._keeper is not None else None
+        return {**backups, "error": complaint} if backups is not None and complaint else backups
 
     def _tell(self, seen: Observed, steps: list[plan.Step], hindrances: list[str]) -> None:
         previous = self._platform.read_status(self.cluster)
@@ -213,7 +233,9 @@ class ClusterLoop(threading.Thread):
         return self._platform.align(seen.declaration.cluster, wanted)
 
     def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
-        actor = Actor(world, lambda operation: self._run_operation(world, operation))
+        actor = Actor(
+            world, lambda operation: self._run_operation(world, operation), lambda: self._recover(seen)
+        )
         if not steps:
             self._errors = []
             return
@@ -222,7 +244,7 @@ class ClusterLoop(threading.Thread):
         self._errors = [outcome for outcome in outcomes if outcome]
 
     def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
-        if not isinstance(step, plan.RunOperation):
+        if not isinstance(step, plan.RunOperation | plan.Recover):
             logger.info("%s: %s", self.cluster, step)
             self._announce(step)
         try:
@@ -256,6 +278,62 @@ class ClusterLoop(threading.Thread):
         self._operation = threading.Thread(target=run, name=f"operation-{self.cluster}", daemon=True)
         self._operation.start()
 
+    def _recover(self, seen: Observed) -> None:
+        if self._recovery is not None and self._recovery.is_alive():
+            return
+        logger.info("%s: carry on making the cluster from its backup", self.cluster)
+        platform = self._platform
+
+        def running(source: str) -> tuple[Engine, Databases]:
+            other = observe.connect(platform, source, make_engine)
+            return other.engine, other.databases
+
+        restore = restoring.begin(platform, seen.declaration.cluster, make_engine, self._stop_asked, running)
+
+        def run() -> None:
+            try:
+                restore.run()
+            except PgherdError:  # written down where it matters, or to be carried on
+                return
+            except Exception:
+                logger.exception("%s: its making from a backup was interrupted", self.cluster)
+
+        self._recovery = threading.Thread(target=run, name=f"restore-{self.cluster}", daemon=True)
+        self._recovery.start()
+
+    def _see_to_backups(self, world: observe.World, seen: Observed) -> None:
+        """A keeper runs while backups are declared; it waits by itself where the cluster does not serve."""
+        self._serving = status.is_serving(seen)
+        cluster = seen.declaration.cluster
+        method = make_method(self._platform, cluster)
+        wanted = (
+            cluster.spec.backup is not None
+            and self._platform.keeps_backups
+            and not (seen.declaration.stopped or seen.declaration.deleting)
+            and seen.recovery is None
+        )
+        keeper = self._keeper
+        if keeper is not None and keeper.is_alive():
+            if not wanted or keeper.root != method.repository.root:
+                keeper.leave()
+            return
+        if wanted:
+            self._keeper = Keeper(self._kept(world, method))
+            self._keeper.start()
+
+    def _kept(self, world: observe.World, method: BackupMethod) -> Kept:
+        platform, name = self._platform, self.cluster
+        return Kept(
+            name=name,
+            engine=world.engine,
+            databases=world.databases,
+            method=method,
+            declared=lambda: platform.declaration(name).cluster.spec.backup,
+            declaration=lambda: to_mapping(platform.declaration(name).cluster),
+            ready=lambda: self._serving,
+            stop=self._stop_asked,
+        )
+
     def _context(self, world: observe.World) -> Context:
         platform, name = self._platform, self.cluster
 
@@ -283,6 +361,9 @@ class ClusterLoop(threading.Thread):
         )
 
     def join_operation(self, timeout: float) -> None:
-        """Wait for the operation's thread to reach a resumable place after ``stop`` was set."""
-        if self._operation is not None:
-            self._operation.join(timeout)
+        """Wait for what runs beside the loop to reach a resumable place after ``stop`` was set."""
+        for thread in (self._operation, self._recovery, self._keeper):
+            if thread is not None:
+                thread.join(timeout)
+        if self._keeper is not None:
+            self._keeper.join_maker(timeout)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import psycopg
 
+from pgherd.backup import restoring
+from pgherd.backup.registry import make_method
+from pgherd.backup.view import view as view_backups
 from pgherd.engine.base import Engine
 from pgherd.errors import PgherdError
 from pgherd.model.spec import PostgresCluster
@@ -78,6 +81,8 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
     :param sizes: also ask each segment for its shards' sizes (a query per segment)
     """
     declaration = world.platform.declaration(world.name)
+    if (recovery := restoring.state(world.platform, declaration.cluster)) is not None:
+        return _of_recovery(world, declaration, recovery)
     members = _members(world.patroni, world.platform.members(world.name))
     bare = Observed(declaration, members, {}, _wanted_configs(world, declaration, members), None, {})
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -88,7 +93,26 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         )
     known = {group: state for group, state in prepared.items() if state is not None}
     seen = Observed(declaration, members, configs, bare.wanted_configs, None, known)
+    if sizes and declaration.cluster.spec.backup is not None:
+        method = make_method(world.platform, declaration.cluster)
+        answering = [group for group in known if seen.primary(group) is not None]
+        seen = replace(seen, backups=view_backups(method, world.databases, declaration.cluster, answering))
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
+
+
+def _of_recovery(world: World, declaration: Declaration, recovery: Mapping[str, Any]) -> Observed:
+    """While a cluster is made from a backup there is nobody to ask."""
+    members = {name: MemberState(view) for name, view in world.platform.members(world.name).items()}
+    return Observed(
+        declaration,
+        members,
+        {},
+        _wanted_configs(world, declaration, members),
+        None,
+        {},
+        operation_status=restoring.operation_status(recovery),
+        recovery=recovery,
+    )
 
 
 def _members(patroni: PatroniClient, views: Mapping[str, MemberView]) -> dict[str, MemberState]:
@@ -113,7 +137,10 @@ def _wanted_configs(
 
 def wanted_config(platform: Platform, engine: Engine, cluster: PostgresCluster, group: int) -> dict[str, Any]:
     """Patroni's dynamic configuration as it should be in this group."""
-    parameters = engine.parameters(group, cluster.spec.shard_count)
+    parameters = {
+        **engine.parameters(group, cluster.spec.shard_count),
+        **make_method(platform, cluster).parameters(group),
+    }
     return dynamic_config(
         cluster,
         group,
@@ -151,16 +178,12 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
         with world.databases.connect(COORDINATOR) as connection:
             catalogue = _catalogue(world.engine, connection)
         running, last = store.statuses(world.databases)
-        return Observed(
-            seen.declaration,
-            seen.members,
-            seen.configs,
-            seen.wanted_configs,
-            catalogue,
-            seen.initialised,
-            _sizes(world.engine, catalogue.segments) if sizes else {},
-            running,
-            last,
+        return replace(
+            seen,
+            catalogue=catalogue,
+            sizes=_sizes(world.engine, catalogue.segments) if sizes else {},
+            operation_status=running,
+            last_operation_status=last,
         )
     except (PgherdError, psycopg.Error) as error:
         logger.info("the coordinator can't be asked: %s", error)

@@ -177,6 +177,17 @@ class RunOperation(Step):
 
 
 @dataclass(frozen=True)
+class Recover(Step):
+    """Carry on making the cluster from a backup (no-op where that runs already)."""
+
+    error: str | None = None
+    """why it can't be done"""
+
+    def __str__(self) -> str:
+        return "make the cluster from its backup"
+
+
+@dataclass(frozen=True)
 class CleanUp(Step):
     """Carry out clean-up records that are due."""
 
@@ -200,6 +211,11 @@ def plan(seen: Observed) -> list[Step]:
     """What to do now; empty when the world is as declared."""
     if seen.declaration.deleting or seen.declaration.stopped:
         return _wind_down(seen)
+    if seen.recovery is not None:
+        # Nothing may start before all groups have reached the same point; in place, nothing may run.
+        if running := [state.member for state in seen.members.values() if state.view.running]:
+            return [StopMember(member) for member in running]
+        return [Recover(seen.recovery.get("error"))]
     return [
         *_members(seen),
         *_configs(seen),

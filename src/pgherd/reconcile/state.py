@@ -98,6 +98,10 @@ class Observed:
     operation_status: Mapping[str, Any] | None = None
     """``status.operation`` as the operation's store renders it"""
     last_operation_status: Mapping[str, Any] | None = None
+    recovery: Mapping[str, Any] | None = None
+    """how far the cluster's making from a backup is; None: it is not (any more) to be made from one"""
+    backups: Mapping[str, Any] | None = None
+    """``status.backups``; None: none are declared"""
 
     def of_group(self, group: int) -> list[MemberState]:
         """The group's members, by ordinal."""

@@ -16,6 +16,8 @@ from pgherd.reconcile.state import GroupSize, MemberState, Observed
 
 HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
+_UNBORN = (None, "Pending", "Creating", "Failed")
+"""phases of a cluster that was never there"""
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
 
@@ -51,6 +53,7 @@ def build(
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
         **_operations(seen, previous),
+        "backups": dict(seen.backups) if seen.backups is not None else None,
         "errors": [*seen.declaration.problems, *errors],
     }
 
@@ -177,6 +180,8 @@ def _phase(
         return "Updating" if running else "Stopped"
     if fatal:
         return "Failed"
+    if seen.recovery is not None and (previous or {}).get("phase") not in _UNBORN:
+        return "Updating"
     if not seen.members:
         return "Pending"
     if is_being_created(seen, steps, previous):
@@ -192,7 +197,7 @@ def _phase(
 def is_being_created(seen: Observed, steps: Sequence[Step], previous: Mapping[str, Any] | None) -> bool:
     """It has never been Running, and is not yet."""
     before = (previous or {}).get("phase")
-    if before not in (None, "Pending", "Creating", "Failed"):
+    if before not in _UNBORN:
         return False
     if before is None and seen.catalogue is not None and seen.catalogue.segments:
         return False
@@ -208,7 +213,7 @@ def _conditions(
     now: str,
     previous: Mapping[str, Any] | None,
 ) -> list[dict[str, str]]:
-    serving = _is_serving(seen)
+    serving = is_serving(seen)
     why_not = problems[0] if problems else (str(steps[0]) if steps else phase)
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
@@ -228,6 +233,12 @@ def _conditions(
         conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
+    if seen.backups is not None:
+        trouble = [*seen.backups.get("problems", ()), *filter(None, [seen.backups.get("error")])]
+        reason = "Failing" if trouble else "AsDeclared"
+        conditions.append(
+            ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
+        )
     before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
@@ -243,7 +254,8 @@ def _condition(
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
 
 
-def _is_serving(seen: Observed) -> bool:
+def is_serving(seen: Observed) -> bool:
+    """Whether every group that takes part takes writes."""
     if (
         seen.declaration.stopped
         or seen.declaration.deleting

@@ -32,6 +32,7 @@ from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.observe import World
 from pgherd.remote import logs, objects, world
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound, PostgresClusterResource
+from pgherd.remote.backups import WithoutBackups
 from pgherd.remote.layers import PostgresTls, fatal
 from pgherd.remote.tunnel import HOST, Tunnel
 
@@ -58,7 +59,7 @@ class Heard:
         return self._said is not None and time.monotonic() - self._since < SILENT_SECONDS
 
 
-class KubernetesClient:
+class KubernetesClient(WithoutBackups):
     """The clusters of one namespace.
 
     :param context: the kubeconfig's context; left out, its current one

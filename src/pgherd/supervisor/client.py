@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
+from pgherd.backup.repository import Repository
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
@@ -31,7 +32,8 @@ from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe, plan, status, steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
-from pgherd.supervisor import daemon
+from pgherd.supervisor import backups, daemon
+from pgherd.supervisor import drill as drilling
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class Client:
         with self._platform.locked():
             with contextlib.suppress(NoSuchCluster):
                 declaration.validate_change(self._staying(name), cluster)
+            backups.prepare(self._platform, cluster)
             self._platform.declare(cluster)
             self._platform.set_stopped(name, False)
         self.ensure_daemon()
@@ -170,6 +173,123 @@ class Client:
             if changed != current:
                 self._platform.declare(changed)
         self.ensure_daemon()
+
+    # backups
+
+    def backup(self, name: str, kind: str) -> str:
+        """Ask for a backup; returns its id, to :meth:`wait_backup` for.
+
+        :raises BadInput: no such type, none are declared, another one is not done, or the cluster is stopped
+        """
+        self._staying(name)
+        made = backups.request(self._platform, name, kind)
+        self.ensure_daemon()
+        return made
+
+    def wait_backup(
+        self, name: str, backup: str, *, timeout: float = 600.0, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Until a backup has ended.
+
+        :raises PgherdError: it failed, or time ran out
+        """
+        self.ensure_daemon()
+        method = backups.method_of(self._platform, name, None)
+        return backups.wait(method, name, backup, timeout=timeout, progress=progress)
+
+    def backups(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every backup of a cluster, oldest first.
+
+        :param repository: where they are, if the cluster is gone
+        """
+        kept = backups.method_of(self._platform, name, repository).repository
+        kept.require()
+        return [backups.described(each) for each in kept.backups()]
+
+    def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every restore point of a cluster, oldest first."""
+        return backups.restore_points(backups.method_of(self._platform, name, repository))
+
+    def restore(
+        self,
+        source: str,
+        target: str,
+        *,
+        repository: str | None = None,
+        restore_point: str | None = None,
+        time: str | None = None,
+        backup: str | None = None,
+        declared: PostgresCluster | None = None,
+        in_place: bool = False,
+    ) -> dict[str, Any]:
+        """Declare a new cluster made from backups; :meth:`wait` for it.
+
+        :param in_place: ``target`` is ``source`` itself, whose data are set aside
+        :return: ``restorePoint``, its ``time``, and the ``following`` one (None: there is none)
+        :raises BadInput: there is no such point, or the new name is taken
+        """
+        found = backups.plan(
+            self._platform,
+            source,
+            target,
+            repository=repository,
+            restore_point=restore_point,
+            moment=time,
+            backup=backup,
+            declared=declared,
+            in_place=in_place,
+        )
+        if in_place:
+            self._staying(target)
+            backups.restore_in_place(self._platform, target, found)
+            self.ensure_daemon()
+        else:
+            self.up(found.cluster)
+        following = found.following
+        return {
+            "restorePoint": found.point.name,
+            "time": found.point.time,
+            "following": {"name": following.name, "time": following.time} if following else None,
+        }
+
+    def drill(
+        self,
+        name: str,
+        *,
+        keep: bool = False,
+        timeout: float = 3600.0,
+        told: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Restore the newest point into a scratch cluster, examine it, remove it; the result is kept with the backups.
+
+        :raises BadInput: there is nothing to restore
+        """
+        return drilling.drill(self, self._world, name, keep=keep, timeout=timeout, told=told)
+
+    def repository(self, name: str) -> Repository:
+        """Where a cluster's backups are.
+
+        :raises BadInput: none are declared
+        """
+        return backups.method_of(self._platform, name, None).repository
+
+    def restore_outcome(self, name: str) -> str | None:
+        """Why the last restore in place was taken back; None: it was not."""
+        return backups.outcome(self._platform, name)
+
+    def confirm_restore(self, name: str) -> None:
+        """Remove what a restore in place kept.
+
+        :raises BadInput: nothing is kept, or the restore is not done
+        """
+        backups.confirm(self._platform, name)
+
+    def clone(self, source: str, target: str) -> None:
+        """Declare a new cluster that is a copy of a running one; :meth:`wait` for it.
+
+        :raises BadInput: it is not running, or the new name is taken
+        """
+        self.up(backups.plan_clone(self._platform, source, target))
 
     # looks
 

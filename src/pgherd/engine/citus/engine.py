@@ -19,6 +19,7 @@ from pgherd.engine.citus import (
     nodes,
     preflight,
     restore_point,
+    restored,
     shards,
 )
 from pgherd.engine.citus.session import superuser
@@ -135,8 +136,13 @@ class CitusEngine(Engine):
         remaining = cleanup.clean_up(self.databases, operation)
         return remaining + (nodes.remove_retired(self.databases) if operation is None else 0)
 
-    def create_restore_point(self, name: str) -> Mapping[int, str]:
-        return restore_point.create_restore_point(self.databases, name)
+    def create_restore_point(
+        self, name: str, measured: Callable[[float], None] = lambda seconds: None
+    ) -> Mapping[int, str]:
+        return restore_point.create_restore_point(self.databases, name, measured)
+
+    def settle_restored(self, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
+        return restored.settle(self.databases, endpoints)
 
     def layout(self) -> Sequence[TableLayout]:
         return layout.layout(self.databases)

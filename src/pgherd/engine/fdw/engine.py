@@ -8,7 +8,7 @@ what spans several connections is a module of its own: moving shards (``move``),
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
 from pgherd.engine.fdw import checks, cleanup, install, layout, move, restore_point, segments
@@ -99,8 +99,13 @@ class FdwEngine(Engine):
         remaining = cleanup.clean_up(self.databases, operation)
         return remaining + (segments.drop_gone_tables(self.databases) if operation is None else 0)
 
-    def create_restore_point(self, name: str) -> Mapping[int, str]:
-        return restore_point.create_restore_point(self.databases, name)
+    def create_restore_point(
+        self, name: str, measured: Callable[[float], None] = lambda seconds: None
+    ) -> Mapping[int, str]:
+        return restore_point.create_restore_point(self.databases, name, measured)
+
+    def settle_restored(self, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
+        return segments.settle_restored(self.databases, endpoints)
 
     def layout(self) -> Sequence[TableLayout]:
         return layout.layout(self.databases)

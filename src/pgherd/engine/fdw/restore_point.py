@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import psycopg
 
@@ -29,23 +30,36 @@ GIVE_UP_SECONDS = 60.0
 MAX_NAME = 63
 
 
-def create_restore_point(databases: Databases, name: str) -> Mapping[int, str]:
+def create_restore_point(
+    databases: Databases, name: str, measured: Callable[[float], None] = lambda seconds: None
+) -> Mapping[int, str]:
     """Write a restore point of this name into every group's WAL while no distributed transaction is half committed.
 
+    :param measured: told for how many seconds writers were kept out
     :return: each group's LSN
     :raises BadInput: a name that PostgreSQL does not take
     :raises PgherdError: writers could not be paused within a minute
     """
     if not name or len(name.encode()) > MAX_NAME:
         raise BadInput(f"a restore point's name must have 1 to {MAX_NAME} bytes, got {name!r}")
-    with superuser(databases, COORDINATOR, autocommit=False) as connection:
+    with ExitStack() as stack:
+        connection = stack.enter_context(superuser(databases, COORDINATOR, autocommit=False))
         connection.execute("LOCK TABLE pgherd.ddl_barrier IN SHARE MODE")
         connection.execute("SAVEPOINT unlocked")
         segments = [row[0] for row in connection.execute("SELECT group_id FROM pgherd.segment").fetchall()]
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=8))
+        # Connected before the lock: nothing but the marks themselves is done while writers wait.
+        groups = [COORDINATOR, *sorted(segments)]
+        sessions = [
+            stack.enter_context(session)
+            for session in pool.map(lambda group: superuser(databases, group), groups)
+        ]
         _pause_writers(connection)
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            points = dict(pool.map(lambda group: (group, _mark(databases, group, name)), segments))
-        return {COORDINATOR: _mark(databases, COORDINATOR, name), **dict(sorted(points.items()))}
+        begun = time.monotonic()
+        points = dict(zip(groups, pool.map(lambda session: _mark(session, name), sessions), strict=True))
+        connection.commit()
+        measured(time.monotonic() - begun)
+        return points
 
 
 def _pause_writers(connection: Connection) -> None:
@@ -71,8 +85,7 @@ def _pause_writers(connection: Connection) -> None:
         time.sleep(random.uniform(0.02, 0.2))
 
 
-def _mark(databases: Databases, group: int, name: str) -> str:
-    with superuser(databases, group) as connection:
-        row = connection.execute("SELECT pg_create_restore_point(%s)::text", [name]).fetchone()
+def _mark(session: Connection, name: str) -> str:
+    row = session.execute("SELECT pg_create_restore_point(%s)::text", [name]).fetchone()
     assert row is not None
     return str(row[0])

@@ -274,6 +274,22 @@ def _open_doors(connection: Connection, group: int) -> None:
     )
 
 
+def settle_restored(databases: Databases, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
+    """See :meth:`pgherd.engine.base.Engine.settle_restored`. No transaction spans servers here: postgres_fdw knows no
+    two-phase commit, and restore points are made while nobody commits."""
+    with superuser(databases, COORDINATOR, autocommit=False) as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")
+        admitted = [row[0] for row in connection.execute("SELECT group_id FROM pgherd.segment ORDER BY 1")]
+        for group in admitted:
+            _set_addresses(connection, group, endpoints[group])
+            connection.execute(
+                sql.SQL("ALTER USER MAPPING FOR PUBLIC SERVER {} OPTIONS (SET password {})").format(
+                    sql.Identifier(server_name(group)), sql.Literal(databases.credentials.owner)
+                )
+            )
+    return [f"the coordinator reaches {len(admitted)} segments at their new addresses"]
+
+
 def _drop_doors(connection: Connection, group: int) -> None:
     connection.execute("SET LOCAL pgherd.propagate = off; SET LOCAL client_min_messages = warning")
     connection.execute(

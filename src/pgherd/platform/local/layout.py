@@ -8,6 +8,8 @@
     HOME/NAME/cluster.yaml               the declaration (and what was asked for besides: stopped, deleting)
     HOME/NAME/credentials.json           passwords
     HOME/NAME/status.json                the status written last
+    HOME/NAME/restore.json               how far the cluster's making from a backup is, if it is made from one
+    HOME/NAME/before-restore/            members/ and groups.json as they were before a restore in place
     HOME/NAME/groups.json                each group's place in Patroni's store
     HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL
     HOME/NAME/members/MEMBER/patroni.yml
@@ -127,6 +129,10 @@ class Layout:
         """A cluster's ``status.json``"""
         return self.cluster(name) / "status.json"
 
+    def restore(self, name: str) -> Path:
+        """A cluster's ``restore.json``"""
+        return self.cluster(name) / "restore.json"
+
     def groups(self, name: str) -> Path:
         """A cluster's ``groups.json``"""
         return self.cluster(name) / "groups.json"
@@ -134,6 +140,10 @@ class Layout:
     def logs(self, name: str) -> Path:
         """A cluster's log directory"""
         return self.cluster(name) / "log"
+
+    def aside(self, name: str) -> Path:
+        """What a restore in place took out of the members' places"""
+        return self.cluster(name) / "before-restore"
 
     def members(self, name: str) -> Path:
         """The directory of all members' directories"""

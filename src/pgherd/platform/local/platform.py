@@ -19,13 +19,14 @@ from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import member_config
-from pgherd.platform.base import Declaration, MemberView, Platform
+from pgherd.platform.base import Declaration, MemberView, Platform, Programs
 from pgherd.platform.local import binaries, files, logs, parameters, processes, runas
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Erase, Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports, is_free
 from pgherd.platform.local.raft import RaftStore
+from pgherd.platform.local.workshop import LocalWorkshop
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,24 @@ class LocalPlatform(Platform):
         :raises PgherdError: it is not there
         """
         return binaries.find(self._bin_dir).program(name)
+
+    @property
+    def keeps_backups(self) -> bool:
+        return True
+
+    def programs(self) -> Programs:
+        """PostgreSQL's programs here."""
+        here = binaries.find(self._bin_dir)
+        return Programs(here.program, runas.prefix(), here.major)
+
+    def workshop(self, name: str) -> LocalWorkshop:
+        """Where a new cluster is put together from a backup."""
+        return LocalWorkshop(
+            self._layout,
+            name,
+            self.locked,
+            lambda member: Endpoint(HOST, self._reserve(member)["postgres"]),
+        )
 
     def ensure_store(self) -> None:
         """Start Patroni's store unless it runs.

@@ -10,14 +10,6 @@ CREATE TABLE IF NOT EXISTS pgherd.segment (
 
 CREATE TABLE IF NOT EXISTS pgherd.settings (name text PRIMARY KEY, value text NOT NULL);
 
-CREATE TABLE IF NOT EXISTS pgherd.restore_points (
-    name       text NOT NULL,
-    group_id   int  NOT NULL,
-    lsn        pg_lsn NOT NULL,                 -- the point is at or before it in this group's log
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (name, group_id)
-);
-
 -- The copy of another cluster's database into this one, and which parts of it are here: each row is written in the
 -- transaction that brings its rows.
 CREATE TABLE IF NOT EXISTS pgherd.copy (
@@ -51,4 +43,4 @@ SELECT CASE t.partmethod WHEN 'h' THEN t.colocationid ELSE 0 END AS colocation_i
           FROM pg_catalog.pg_dist_placement) p ON p.shardid = s.shardid
  WHERE t.partmethod = 'h' OR t.partmethod = 'n' AND t.repmodel = 's' AND t.colocationid > 0;
 
-GRANT SELECT ON pgherd.segment, pgherd.restore_points, pgherd.shard_map TO PUBLIC;
+GRANT SELECT ON pgherd.segment, pgherd.shard_map TO PUBLIC;

@@ -1,0 +1,138 @@
+"""One file of a group's log on its way into the repository, or back: PostgreSQL's archive and restore commands.
+
+    archive.py push FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
+    archive.py fetch FOLDER NAME PATH    the other way round
+
+Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file, in
+the member's data directory, and must neither be slow nor depend on how pgherd is installed.
+
+A file appears in the repository whole, flushed to disk, under its final name, or not at all. Every member of a group
+archives, so that nothing is missing when one dies: the same content a second time is fine, other content under the same
+name is refused. What belongs to another database system (a cluster of the same name, made anew) has a folder of its
+own. A repository that is not there (not mounted) is never made.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+MARK = "repository.json"
+"""in the folder above the logs': only with it is a repository there"""
+CHUNK = 1 << 16
+_ZEROS = bytes(CHUNK)
+
+
+class Refused(Exception):
+    """Why a file was not taken, in one line."""
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 done, 1 not done (PostgreSQL tries again, or takes the log to end here)."""
+    try:
+        command, folder, *rest = arguments
+        if command == "push":
+            push(folder, rest[0], rest[1])
+        else:
+            return 0 if fetch(folder, rest[0], rest[1]) else 1
+    except (OSError, Refused) as error:
+        print(f"pgherd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def push(folder: str, path: str, name: str) -> None:
+    """Archive one file of the data directory that this process works in.
+
+    :param folder: the group's folder of the repository
+    :raises Refused: the repository is not there, or has other content under this name
+    """
+    if not os.path.exists(os.path.join(os.path.dirname(os.path.dirname(folder)), MARK)):
+        raise Refused(f"there is no repository at {os.path.dirname(os.path.dirname(folder))}")
+    place = os.path.join(folder, system_of("."))
+    _make(place)
+    final = os.path.join(place, name)
+    if not os.path.exists(final):
+        temporary = os.path.join(place, f".{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        try:
+            _copy(path, temporary)
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                pass  # another member was faster: compared below
+            else:
+                _sync(place)
+                return
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    if not _same(path, final):
+        raise Refused(f"{final} is there with other content: it is left as it is")
+    _sync(place)
+
+
+def fetch(folder: str, name: str, path: str) -> bool:
+    """Bring one file back.
+
+    :param folder: of one database system
+    :return: whether there is such a file
+    """
+    source = os.path.join(folder, name)
+    if not os.path.exists(source):
+        return False
+    _copy(source, path, durable=False)
+    return True
+
+
+def system_of(data: str) -> str:
+    """The system identifier of a data directory: the first eight bytes of its control file."""
+    with open(os.path.join(data, "global", "pg_control"), "rb") as control:
+        return str(int.from_bytes(control.read(8), sys.byteorder))
+
+
+def _make(place: str) -> None:
+    if not os.path.isdir(place):
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        for each in (place, os.path.dirname(place)):
+            _sync(os.path.dirname(each))
+
+
+def _copy(source: str, target: str, *, durable: bool = True) -> None:
+    """Without what is zero: a log file that was closed early takes no more room than it has content."""
+    with open(source, "rb") as reader, open(target, "wb", opener=_private) as writer:
+        for chunk in _chunks(reader.fileno()):
+            if chunk == _ZEROS[: len(chunk)]:
+                writer.seek(len(chunk), os.SEEK_CUR)
+            else:
+                writer.write(chunk)
+        writer.truncate()
+        writer.flush()
+        if durable:
+            os.fsync(writer.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _chunks(descriptor: int) -> Iterator[bytes]:
+    while chunk := os.read(descriptor, CHUNK):
+        yield chunk
+
+
+def _same(one: str, other: str) -> bool:
+    if os.path.getsize(one) != os.path.getsize(other):
+        return False
+    with open(one, "rb") as first, open(other, "rb") as second:
+        return all(first.read(CHUNK) == chunk for chunk in _chunks(second.fileno()))
+
+
+def _sync(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,220 @@
+"""Which base copies a restore point needs, what can be restored, and what may go. Pure.
+
+A base copy can be brought to a point if it was finished before the point was made, in the same database system, on a
+timeline that the point's own goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pgherd.backup.records import Backup, GroupBackup, GroupPoint, Point, moment
+from pgherd.backup.wal import History, parse_lsn
+from pgherd.errors import BadInput
+from pgherd.model.topology import COORDINATOR
+
+Histories = Callable[[int, str], Sequence[History]]
+"""of a group's database system"""
+
+
+def base_for(
+    group: int, at: GroupPoint, time: str, backups: Iterable[Backup], histories: Histories
+) -> str | None:
+    """The newest backup from whose copy of the group the point can be reached; None: there is none."""
+    best: tuple[int, str] | None = None
+    for backup in backups:
+        made = backup.groups.get(group)
+        if made is None or made.system != at.system or moment(made.stopped_at) > moment(time):
+            continue
+        if parse_lsn(made.stop) > parse_lsn(at.lsn) or not _on_the_way(made, at, group, histories):
+            continue
+        if best is None or (parse_lsn(made.stop), backup.id) > best:
+            best = (parse_lsn(made.stop), backup.id)
+    return best[1] if best else None
+
+
+def _on_the_way(made: GroupBackup, at: GroupPoint, group: int, histories: Histories) -> bool:
+    if made.timeline == at.timeline:
+        return True
+    return any(
+        history.timeline == at.timeline and history.holds(made.timeline, parse_lsn(made.stop))
+        for history in histories(group, at.system)
+    )
+
+
+def chain(backup: str, group: int, backups: Mapping[str, Backup]) -> list[str]:
+    """The backups whose copies of a group are needed for that of ``backup``, from the whole one on; empty if one of
+    them is not there."""
+    found: list[str] = []
+    wanted: str | None = backup
+    while wanted is not None:
+        made = backups[wanted].groups.get(group) if wanted in backups else None
+        if made is None or wanted in found:
+            return []
+        found.insert(0, wanted)
+        wanted = made.parent
+    return found
+
+
+def bases(point: Point, backups: Sequence[Backup], histories: Histories) -> dict[int, list[str]] | None:
+    """For each group the copies from which the point is reached; None: some group has none."""
+    by_id = {backup.id: backup for backup in backups}
+    found: dict[int, list[str]] = {}
+    for group, at in point.groups.items():
+        base = base_for(group, at, point.time, backups, histories)
+        copies = chain(base, group, by_id) if base else []
+        if not copies:
+            return None
+        found[group] = copies
+    return found
+
+
+def resolve(
+    points: Sequence[Point],
+    *,
+    now: datetime,
+    restore_point: str | None = None,
+    time: str | None = None,
+    backup: str | None = None,
+) -> Point:
+    """The one point that is meant, out of those that can be restored (oldest first).
+
+    :raises BadInput: there is none, with the range that there is
+    """
+    if not points:
+        raise BadInput(
+            "there is no restore point to restore yet: the first comes with the first complete backup"
+        )
+    first, last = points[0], points[-1]
+    span = f"there are {len(points)}, from {first.name} ({first.time}) to {last.name} ({last.time})"
+    if restore_point is not None:
+        named = [point for point in points if point.name == restore_point]
+        if not named:
+            raise BadInput(f"no restore point {restore_point!r} can be restored: {span}")
+        return named[0]
+    if backup is not None:
+        closing = [point for point in points if point.backup == backup]
+        if not closing:
+            raise BadInput(f"no backup {backup!r} can be restored: 'pgherd backups' shows what there is")
+        return closing[-1]
+    if time is None:
+        return last
+    wanted = moment(time)
+    if wanted > now:
+        raise BadInput(f"{time} is in the future: {span}")
+    before = [point for point in points if moment(point.time) <= wanted]
+    if not before:
+        raise BadInput(f"{time} is before the first restore point: {span}")
+    return before[-1]
+
+
+def after(points: Sequence[Point], point: Point) -> Point | None:
+    """The next point."""
+    return next((each for each in points if each.time > point.time), None)
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What nothing kept needs any more."""
+
+    points: frozenset[str]
+    backups: tuple[str, ...]
+    """youngest first, so that no copy goes before those that build on it"""
+    logs: Mapping[tuple[int, str], tuple[int, int] | None]
+    """group and system -> the timeline and position from which on the log is kept; None: all of it goes"""
+
+
+def waste(
+    points: Sequence[Point],
+    backups: Sequence[Backup],
+    histories: Histories,
+    systems: Iterable[tuple[int, str]],
+    *,
+    full: int,
+    days: int,
+    now: datetime,
+) -> Waste:
+    """What retention lets go.
+
+    Kept are the last ``full`` full backups and what was made since the oldest of them, and whatever the points of the
+    last ``days`` days need. A backup that has not ended is kept, and nothing is let go while there is no full one.
+
+    :param systems: group and system of every archived log
+    """
+    # Those without the coordinator are of single segments that were new.
+    whole = [
+        each
+        for each in backups
+        if each.phase == "done" and each.type == "full" and COORDINATOR in each.groups
+    ]
+    if not whole:
+        return Waste(frozenset(), (), {})
+    limit = min(moment(whole[-full:][0].requested_at), now - timedelta(days=days))
+    kept = _kept(points, backups, histories, limit)
+    by_id = {backup.id: backup for backup in backups}
+    gone = tuple(backup.id for backup in reversed(backups) if backup.id not in kept and not backup.is_open)
+    left = [by_id[each] for each in kept]
+    lost = frozenset(
+        point.name for point in points if moment(point.time) < limit and bases(point, left, histories) is None
+    )
+    needed = {
+        (group, at.system) for point in points if point.name not in lost for group, at in point.groups.items()
+    }
+    logs: dict[tuple[int, str], tuple[int, int] | None] = {}
+    for group, system in systems:
+        begins = _beginning(group, system, left)
+        if begins is not None or (group, system) not in needed:
+            logs[group, system] = begins
+    return Waste(lost, gone, logs)
+
+
+def _kept(
+    points: Sequence[Point], backups: Sequence[Backup], histories: Histories, limit: datetime
+) -> set[str]:
+    by_id = {backup.id: backup for backup in backups}
+    kept = {each.id for each in backups if each.is_open or moment(each.requested_at) >= limit}
+    for point in points:
+        if moment(point.time) >= limit:
+            kept.update(
+                each for copies in (bases(point, backups, histories) or {}).values() for each in copies
+            )
+    for backup in tuple(kept):
+        kept.update(each for group in by_id[backup].groups for each in chain(backup, group, by_id))
+    return kept
+
+
+def _beginning(group: int, system: str, backups: Iterable[Backup]) -> tuple[int, int] | None:
+    """Where the log of the oldest copy begins: it has to be whole from there on."""
+    starts = [
+        (parse_lsn(made.start), made.timeline)
+        for backup in backups
+        if (made := backup.groups.get(group)) is not None and made.system == system
+    ]
+    return (min(starts)[1], min(starts)[0]) if starts else None
+
+
+def missing_base(groups: Mapping[int, str], backups: Sequence[Backup]) -> list[int]:
+    """Groups whose present database system (by group) no base copy is of."""
+    return [
+        group
+        for group, system in sorted(groups.items())
+        if not any(
+            (made := backup.groups.get(group)) is not None and made.system == system for backup in backups
+        )
+    ]
+
+
+def parent_for(kind: str, group: int, system: str, backups: Sequence[Backup]) -> str | None:
+    """The backup on whose copy of a group a differential or incremental one builds; None: a whole one is due."""
+    if kind == "full":
+        return None
+    by_id = {backup.id: backup for backup in backups}
+    for backup in reversed(backups):
+        made = backup.groups.get(group)
+        if made is None or made.system != system or not chain(backup.id, group, by_id):
+            continue
+        if kind == "incremental" or made.parent is None:
+            return backup.id
+    return None

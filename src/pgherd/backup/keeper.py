@@ -1,0 +1,260 @@
+"""Keeps a running cluster's backups as declared: a thread beside its reconcile loop.
+
+It makes restore points when they are due, notices when they are archived, carries out backups that were requested (or
+that a group without any base copy needs), and removes what retention lets go. All it knows is in the repository;
+killed anywhere, the next one finds out where things stand.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgherd.backup import choice, points
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.maker import Job, Maker, request, tidy
+from pgherd.backup.points import Standing
+from pgherd.backup.records import Backup, Point, moment
+from pgherd.engine.base import Engine
+from pgherd.errors import Cancelled, PgherdError
+from pgherd.model.spec import BackupSpec, parse_duration
+from pgherd.model.topology import COORDINATOR, group_id
+from pgherd.postgres.connections import Databases
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2
+RETENTION_SECONDS = 3600.0
+AGAIN_SECONDS = 60.0
+"""until a backup that is needed and failed is tried again"""
+LEFTOVER_SECONDS = 3600.0
+"""age from which a temporary file of an archiving that was killed may go"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a keeper needs to know of its cluster, asked anew each time.
+
+    :param declared: what is declared; None: no backups any more
+    :param declaration: all of it as plain data, for the repository
+    :param ready: whether every group has a primary and the engine's objects
+    """
+
+    name: str
+    engine: Engine
+    databases: Databases
+    method: BackupMethod
+    declared: Callable[[], BackupSpec | None]
+    declaration: Callable[[], Mapping[str, Any]]
+    ready: Callable[[], bool]
+    stop: threading.Event
+
+
+class Keeper(threading.Thread):
+    """See the module. Ends when no backups are declared any more, or on ``stop``."""
+
+    def __init__(self, kept: Kept) -> None:
+        super().__init__(name=f"backups-{kept.name}", daemon=True)
+        self._kept = kept
+        self._repository = kept.method.repository
+        self._pending: dict[str, Point] | None = None
+        self._standing: dict[int, Standing] = {}
+        self._quiet: dict[int, int] = {}
+        self._last_point = float("-inf")
+        self._retained = float("-inf")
+        self._maker: threading.Thread | None = None
+        self._leaving = threading.Event()
+        self.error: str | None = None
+        """what the last round ran into"""
+
+    def run(self) -> None:
+        """Rounds until the end."""
+        while not self._is_over():
+            try:
+                self._round()
+                self.error = None
+            except (PgherdError, psycopg.Error, OSError) as error:
+                text = " ".join(str(error).split()) or type(error).__name__
+                if text != self.error:
+                    logger.warning("%s: backups: %s", self._kept.name, text)
+                self.error = text
+                self._kept.stop.wait(1.0)
+            except Exception:  # the thread must outlive whatever one look ran into
+                logger.exception("%s: a round of the backups failed", self._kept.name)
+                self._kept.stop.wait(1.0)
+            self._kept.stop.wait(LOOK_SECONDS)
+
+    @property
+    def root(self) -> Path:
+        """The repository that it keeps."""
+        return self._repository.root
+
+    def leave(self) -> None:
+        """Ask it to end."""
+        self._leaving.set()
+
+    def join_maker(self, timeout: float) -> None:
+        """Wait for a running backup to come to a resumable place after ``stop`` was set."""
+        if self._maker is not None:
+            self._maker.join(timeout)
+
+    def _is_over(self) -> bool:
+        if self._kept.stop.is_set() or self._leaving.is_set():
+            return True
+        try:
+            return self._kept.declared() is None
+        except PgherdError:
+            return True
+
+    def _round(self) -> None:
+        self._repository.require()
+        self._note_archived()
+        if not self._kept.ready():
+            return
+        declared = self._kept.declared()
+        if declared is None:
+            return
+        if time.monotonic() - self._last_point >= parse_duration(declared.restore_point_every):
+            self._make_point()
+        self._see_to_backups()
+        if time.monotonic() - self._retained >= RETENTION_SECONDS:
+            self.retain(declared)
+
+    # points
+
+    def _make_point(self) -> None:
+        kept = self._kept
+        self._standing = points.look(kept.databases, [COORDINATOR, *kept.engine.segments()])
+        self._claim()
+        self._last_point = time.monotonic()
+        before = self._standing
+        if self._quiet == {group: standing.next for group, standing in before.items()}:
+            return  # nothing was written anywhere: the last point still says how things are
+        point = points.make(kept.engine, kept.databases, kept.method, points.new_name())
+        self._open_points()[point.name] = point
+        at_rest = all(standing.oldest == standing.next for standing in before.values())
+        self._quiet = {group: standing.next for group, standing in before.items()} if at_rest else {}
+        self._wrote()
+
+    def _wrote(self) -> None:
+        """A transaction of our own at the coordinator: it is no change."""
+        if COORDINATOR in self._quiet:
+            self._quiet[COORDINATOR] += 1
+
+    def _claim(self) -> None:
+        systems = {group: standing.system for group, standing in self._standing.items()}
+        self._repository.claim(systems, self._kept.declaration())
+
+    def _open_points(self) -> dict[str, Point]:
+        if self._pending is None:
+            self._pending = {point.name: point for point in self._repository.points() if not point.archived}
+        return self._pending
+
+    def _note_archived(self) -> None:
+        known = self._open_points()
+        if self._maker is not None and self._maker.is_alive():
+            known.update(
+                {point.name: point for point in self._repository.points(days=2) if not point.archived}
+            )
+        for point in sorted(known.values(), key=lambda each: each.time):
+            done = points.archived(self._kept.method, point)
+            if done is None:
+                continue
+            self._repository.remember_point(done)
+            del known[point.name]
+            points.record(self._kept.databases, done)
+            self._wrote()
+
+    # backups
+
+    def _see_to_backups(self) -> None:
+        if self._maker is not None and self._maker.is_alive():
+            return
+        known = self._repository.backups()
+        due = next((backup for backup in known if backup.is_open), None)
+        if due is None:
+            systems = {group: standing.system for group, standing in self._standing.items()}
+            usable = [backup for backup in known if backup.phase == "done"]
+            missing = choice.missing_base(systems, usable)
+            if not missing or (known and _failed_lately(known[-1])):
+                return
+            # Without it no point could be restored: the first of all, or that of a segment that is new.
+            due = request(self._repository, "full", missing)
+        self._start(due)
+
+    def _start(self, backup: Backup) -> None:
+        job = Job(self._kept.engine, self._kept.databases, self._kept.method, self._is_over)
+
+        def make() -> None:
+            try:
+                Maker(job, backup).run()
+            except Cancelled:
+                return
+            except Exception:  # its record stays open: the next round carries it on
+                logger.exception("%s: backup %s was interrupted", self._kept.name, backup.id)
+            self._retained = float("-inf")
+
+        self._maker = threading.Thread(target=make, name=f"backup-{self._kept.name}", daemon=True)
+        self._maker.start()
+
+    # retention
+
+    def retain(self, declared: BackupSpec) -> None:
+        """Remove what retention lets go. Offers vanish first, then copies, then logs."""
+        if self._maker is not None and self._maker.is_alive():
+            return
+        method, repository = self._kept.method, self._repository
+        known = repository.points()
+        backups = repository.backups()
+        for backup in backups:
+            if backup.phase == "failed":
+                tidy(repository, backup)
+        gone = choice.waste(
+            known,
+            backups,
+            repository.histories,
+            _systems(repository.root / "wal"),
+            full=declared.retention.full,
+            days=declared.retention.days,
+            now=datetime.now(UTC),
+        )
+        if gone.points:
+            repository.forget_points(set(gone.points))
+            points.forget(self._kept.databases, sorted(gone.points))
+        for each in gone.backups:
+            repository.remove_backup(each)
+        for (group, system), begins in gone.logs.items():
+            method.remove_log(group, system, None if begins is None else begins[1])
+        _sweep(repository.root / "wal")
+        self._retained = time.monotonic()
+
+
+def _failed_lately(backup: Backup) -> bool:
+    if backup.phase != "failed" or backup.finished_at is None:
+        return False
+    return (datetime.now(UTC) - moment(backup.finished_at)).total_seconds() < AGAIN_SECONDS
+
+
+def _systems(logs: Path) -> list[tuple[int, str]]:
+    return [
+        (group_id(group.name), system.name)
+        for group in sorted(logs.iterdir())
+        if group.is_dir()
+        for system in sorted(group.iterdir())
+        if system.is_dir() and not system.name.startswith(".")
+    ]
+
+
+def _sweep(logs: Path) -> None:
+    limit = time.time() - LEFTOVER_SECONDS
+    for path in logs.glob("*/*/.*.tmp"):
+        if path.stat().st_mtime < limit:
+            path.unlink(missing_ok=True)

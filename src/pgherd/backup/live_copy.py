@@ -1,0 +1,164 @@
+"""A running cluster as a repository of one backup and one point, for a clone.
+
+Its logs are received from now on, its groups are copied, and then a restore point is made; the repository is complete
+once the received logs hold it. It is thrown away when the clone is made. Killed in between, all of it is begun anew: it
+lives as long as one process.
+
+Copies are of primaries: a standby's begins at its last restart point, which may lie before the logs that are received.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import psycopg
+
+from pgherd.backup import points, records, tools
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.records import Backup, Point
+from pgherd.engine.base import Engine
+from pgherd.errors import Cancelled, PgherdError
+from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, group_name
+from pgherd.platform.base import Programs
+from pgherd.platform.local import files
+from pgherd.postgres.connections import Databases
+
+PARALLEL = 4
+ARRIVAL_SECONDS = 120.0
+"""how long a group's log may take to arrive here"""
+
+
+class LiveCopy:
+    """Makes the repository.
+
+    :param engine: the source's
+    :param databases: the source's
+    :param method: of the repository that is made
+    :param stopping: whether to give up
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        databases: Databases,
+        method: BackupMethod,
+        programs: Programs,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._engine = engine
+        self._databases = databases
+        self._method = method
+        self._programs = programs
+        self._stopping = stopping
+        self._enough = threading.Event()
+        self._trouble: dict[int, str] = {}
+
+    def make(self, cluster: str, report: Callable[[int, int, int], None]) -> Point:
+        """All of it; returns the point.
+
+        :param report: told the group, its bytes done, and in all
+        :raises Cancelled: ``stopping`` said so
+        :raises PgherdError: the source could not be copied
+        """
+        repository = self._method.repository
+        groups = [COORDINATOR, *self._engine.segments()]
+        standing = points.look(self._databases, groups)
+        for group in groups:
+            tools.end_strays(repository.logs(group) / standing[group].system)
+        files.remove(repository.root)
+        repository.create(cluster)
+        with ThreadPoolExecutor(max_workers=len(groups)) as receivers:
+            try:
+                for group in groups:
+                    folder = repository.logs(group) / standing[group].system
+                    folder.mkdir(parents=True)
+                    receivers.submit(self._receive, group, folder)
+                self._await(lambda: all(self._is_receiving(group, standing) for group in groups))
+                return self._copy(groups, report)
+            finally:
+                self._enough.set()
+
+    def _copy(self, groups: list[int], report: Callable[[int, int, int], None]) -> Point:
+        repository = self._method.repository
+        backup = Backup("live", "full", "running", records.now(), wanted=tuple(groups))
+        repository.remember_backup(backup)
+
+        def copy(group: int) -> None:
+            nonlocal backup
+            connection = self._databases.parameters(group, user=REPLICATION_USER, database=SUPERUSER)
+            made = self._method.back_up(
+                backup.id,
+                group,
+                "full",
+                None,
+                connection,
+                lambda done, total: report(group, done, total),
+                self._stopping,
+            )
+            backup = backup.with_group(group, made)
+
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            list(pool.map(copy, groups))
+        point = self._point(backup.id)
+        self._await(lambda: points.archived(self._method, point) is not None)
+        done = points.archived(self._method, point) or point
+        repository.remember_point(done)
+        repository.remember_backup(Backup(**{**vars(backup), "phase": "done", "point": point.name}))
+        return done
+
+    def _point(self, backup: str) -> Point:
+        for left in (True, True, False):
+            with suppress(PgherdError) if left else nullcontext():
+                return points.make(
+                    self._engine,
+                    self._databases,
+                    self._method,
+                    points.new_name("c"),
+                    backup=backup,
+                    recorded=False,
+                )
+        raise AssertionError("unreachable")
+
+    # the logs
+
+    def _receive(self, group: int, folder: Path) -> None:
+        parameters = self._databases.parameters(group, user=REPLICATION_USER, database=SUPERUSER)
+        password = parameters.pop("password")
+        command: list[str | Path] = [
+            *self._programs.prefix,
+            self._programs.find("pg_receivewal"),
+            f"--dbname={psycopg.conninfo.make_conninfo('', **parameters)}",
+            "--directory",
+            folder,
+            *("--no-loop", "--status-interval=1"),
+        ]
+        try:
+            tools.run(
+                command,
+                environment={"PGPASSWORD": password},
+                stopping=lambda: self._enough.is_set() or self._stopping(),
+            )
+        except Cancelled:
+            return
+        except PgherdError as error:
+            self._trouble[group] = str(error)
+
+    def _is_receiving(self, group: int, standing: dict[int, points.Standing]) -> bool:
+        folder = self._method.repository.logs(group) / standing[group].system
+        return any(folder.iterdir())
+
+    def _await(self, arrived: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while not arrived():
+            if self._stopping():
+                raise Cancelled("the clone was stopped")
+            for group, trouble in self._trouble.items():
+                raise PgherdError(f"the log of {group_name(group)} can't be received: {trouble}")
+            if time.monotonic() > deadline:
+                raise PgherdError("the groups' logs do not arrive: see whether all groups have a primary")
+            time.sleep(0.1)

@@ -1,0 +1,215 @@
+"""Making a backup: a base copy of every group, side by side, and a restore point that closes it.
+
+The record is written before anything else. Whoever finds it unfinished carries it on: copies that are complete stay,
+the others are made anew. A group whose primary changes meanwhile is copied again from the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pgherd.backup import choice, points, records
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.records import Backup, BackupType
+from pgherd.backup.repository import Repository
+from pgherd.engine.base import Engine
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.faults import crash_point
+from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, group_name
+from pgherd.platform.local import files
+from pgherd.postgres.connections import Databases
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""for each group, and for the closing point"""
+RETRY_SECONDS = 5.0
+PARALLEL = 4
+"""groups at a time"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a backup is made of.
+
+    :param stopping: whether this process is to end, or the cluster to go
+    """
+
+    engine: Engine
+    databases: Databases
+    method: BackupMethod
+    stopping: Callable[[], bool]
+
+
+def request(repository: Repository, kind: BackupType, groups: Sequence[int] = ()) -> Backup:
+    """Write down that a backup is to be made.
+
+    :param groups: of these only; none: of all
+    :raises BadInput: another one is not done yet
+    """
+    with repository.locked():
+        for known in repository.backups():
+            if known.is_open:
+                raise BadInput(f"backup {known.id} is not done yet: 'pgherd backups' shows how far it is")
+        taken = {known.id for known in repository.backups()}
+        base = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}"
+        name = next(each for n in range(1000) if (each := f"{base}-{n}" if n else base) not in taken)
+        backup = Backup(name, kind, "requested", records.now(), wanted=tuple(groups))
+        repository.remember_backup(backup)
+    return backup
+
+
+class Maker:
+    """Carries one backup on to its end."""
+
+    def __init__(self, job: Job, backup: Backup) -> None:
+        self._job = job
+        self._repository = job.method.repository
+        self._backup = backup
+        self._amounts: dict[int, tuple[int, int]] = {}
+        self._guard = threading.Lock()
+        self._told = 0.0
+
+    def run(self) -> Backup:
+        """Until it is done, or has failed; returns the record.
+
+        :raises Cancelled: this process is asked to stop; whoever comes next goes on
+        """
+        try:
+            self._copies()
+            self._close()
+        except Cancelled:
+            raise
+        except PgherdError as error:
+            self._fail(str(error))
+        return self._backup
+
+    def _copies(self) -> None:
+        job = self._job
+        groups = tuple(self._backup.wanted or (COORDINATOR, *job.engine.segments()))
+        self._change(phase="running", wanted=groups, started_at=self._backup.started_at or records.now())
+        crash_point("backup:running")
+        due = [group for group in groups if group not in self._backup.groups]
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            for _ in pool.map(self._copy, due):
+                pass
+
+    def _copy(self, group: int) -> None:
+        for left in reversed(range(TRIES)):
+            try:
+                self._copy_once(group)
+                return
+            except Cancelled:
+                raise
+            except PgherdError as error:
+                if not left:
+                    raise PgherdError(f"{group_name(group)}: {error}") from error
+                logger.warning("backup %s: %s: %s: trying again", self._backup.id, group_name(group), error)
+                self._rest()
+
+    def _copy_once(self, group: int) -> None:
+        job = self._job
+        standing = points.look(job.databases, [group])[group]
+        known = [each for each in self._repository.backups() if each.phase == "done"]
+        parent = choice.parent_for(self._backup.type, group, standing.system, known)
+        connection = job.databases.parameters(group, user=REPLICATION_USER, database=SUPERUSER)
+        made = job.method.back_up(
+            self._backup.id,
+            group,
+            self._backup.type,
+            parent,
+            connection,
+            lambda done, total: self._report(group, done, total),
+            job.stopping,
+        )
+        if made.system != standing.system:
+            raise PgherdError("another database system answered meanwhile")
+        with self._guard:
+            self._backup = self._backup.with_group(group, made)
+            self._repository.remember_backup(self._backup)
+        crash_point("backup:group:recorded")
+
+    def _close(self) -> None:
+        """The point up to which all copies can be brought, archived: only now the backup is worth something."""
+        if self._backup.point is None:
+            self._change(message="making the restore point that closes it")
+            point = self._make_point()
+            crash_point("backup:point")
+            self._change(point=point.name)
+        self._change(message="waiting for the groups' logs to be archived")
+        while not self._is_archived():
+            if self._job.stopping():
+                raise Cancelled("the backup was stopped")
+            time.sleep(0.1)
+        # Its copies may have to be found by their names after a power cut.
+        files.sync_directory(self._repository.folder(self._backup.id))
+        self._change(phase="done", finished_at=records.now(), message="")
+
+    def _make_point(self) -> records.Point:
+        for left in reversed(range(TRIES)):
+            with suppress(PgherdError) if left else nullcontext():
+                return points.make(
+                    self._job.engine,
+                    self._job.databases,
+                    self._job.method,
+                    points.new_name("b"),
+                    backup=self._backup.id,
+                )
+            self._rest()
+        raise Unavailable("the restore point that closes the backup could not be made")
+
+    def _is_archived(self) -> bool:
+        """The point's own keeper may have seen it before; both write the same."""
+        point = next(
+            (each for each in self._repository.points(days=2) if each.name == self._backup.point), None
+        )
+        if point is None:
+            raise PgherdError(f"the repository lost the restore point {self._backup.point}")
+        return point.archived
+
+    def _rest(self) -> None:
+        until = time.monotonic() + RETRY_SECONDS
+        while time.monotonic() < until:
+            if self._job.stopping():
+                raise Cancelled("the backup was stopped")
+            time.sleep(0.1)
+
+    def _report(self, group: int, done: int, total: int) -> None:
+        with self._guard:
+            self._amounts[group] = (done, max(done, total))
+            if time.monotonic() - self._told < 0.5:
+                return
+            self._told = time.monotonic()
+            done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
+            self._backup = replace(self._backup, bytes_done=done, bytes_total=total, message="copying")
+            with suppress(PgherdError):  # only progress
+                self._repository.remember_backup(self._backup, durable=False)
+
+    def _change(self, **what: object) -> None:
+        with self._guard:
+            self._backup = replace(self._backup, **what)  # type: ignore[arg-type]
+            self._repository.remember_backup(self._backup)
+
+    def _fail(self, error: str) -> None:
+        logger.error("backup %s failed: %s", self._backup.id, error)
+        with self._guard:
+            self._backup = replace(
+                self._backup, phase="failed", finished_at=records.now(), error=error, groups={}, message=""
+            )
+            self._repository.remember_backup(self._backup)
+        tidy(self._repository, self._backup)
+
+
+def tidy(repository: Repository, backup: Backup) -> None:
+    """Remove the copies of a backup that failed; its record stays, to tell."""
+    for path in repository.folder(backup.id).iterdir():
+        if path.is_dir():
+            with suppress(PgherdError):
+                files.remove(path)

@@ -1,0 +1,232 @@
+"""The method ``native``: PostgreSQL's own tools into a directory.
+
+A base copy is what ``pg_basebackup`` writes in plain format, with its manifest and without log; a differential or
+incremental one holds the blocks that changed since its parent (by the servers' log summaries, PostgreSQL 17 and later).
+It is made as ``GROUP.partial`` and renamed when it is complete and on disk. To restore, every copy of the chain is
+verified against its manifest and ``pg_combinebackup`` makes a data directory of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+
+from pgherd.backup import archive, tools, wal
+from pgherd.backup.base import BackupMethod, Report
+from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
+from pgherd.backup.repository import Repository
+from pgherd.errors import PgherdError
+from pgherd.faults import crash_point
+from pgherd.platform.base import Programs
+from pgherd.platform.local import files
+
+SUMMARIES_SINCE = 17
+"""the first PostgreSQL that can tell which blocks changed"""
+_LOST_SUMMARIES = ("summaries", "summarize", "manifest")
+
+
+class Native(BackupMethod):
+    """See :class:`~pgherd.backup.base.BackupMethod`.
+
+    :param root: ``PATH/CLUSTER``
+    :param programs: asked for when one is needed
+    """
+
+    name = "native"
+
+    def __init__(self, root: Path, programs: Callable[[], Programs]) -> None:
+        self._repository = Repository(root)
+        self._programs = programs
+
+    @property
+    def repository(self) -> Repository:
+        return self._repository
+
+    def parameters(self, group: int) -> Mapping[str, str]:
+        push = [*_SCRIPT, "push", str(self._repository.logs(group))]
+        return {
+            # Every member archives: what a primary did not get rid of before it died, its standbys have.
+            "archive_mode": "always",
+            "archive_command": f"{_quoted(push)} %p %f",
+            "summarize_wal": "on",
+        }
+
+    # making
+
+    def back_up(
+        self,
+        backup: str,
+        group: int,
+        kind: BackupType,
+        parent: str | None,
+        connection: Mapping[str, str],
+        report: Report,
+        stopping: Callable[[], bool],
+    ) -> GroupBackup:
+        final = self._repository.copy_of(backup, group)
+        partial = final.with_name(f"{final.name}.partial")
+        tools.end_strays(partial)
+        files.remove(partial)
+        files.remove(final)
+        begun, note = time.monotonic(), ""
+        try:
+            self._copy(partial, group, parent, connection, report, stopping)
+        except PgherdError as error:
+            if parent is None or not any(word in str(error) for word in _LOST_SUMMARIES):
+                raise
+            # A primary that is younger than the parent does not know what changed before its time.
+            files.remove(partial)
+            parent, note = None, f"made whole: {error}"
+            self._copy(partial, group, parent, connection, report, stopping)
+        crash_point("backup:group:copied")
+        made = _describe(partial, kind if parent else "full", parent, time.monotonic() - begun, note)
+        with files.explained(f"complete {final}"):
+            partial.rename(final)
+            files.sync_directory(final.parent)
+        crash_point("backup:group:renamed")
+        return made
+
+    def _copy(
+        self,
+        target: Path,
+        group: int,
+        parent: str | None,
+        connection: Mapping[str, str],
+        report: Report,
+        stopping: Callable[[], bool],
+    ) -> None:
+        programs = self._programs()
+        secret = dict(connection)
+        password = secret.pop("password", "")
+        command: list[str | Path] = [
+            *programs.prefix,
+            programs.find("pg_basebackup"),
+            f"--dbname={psycopg.conninfo.make_conninfo('', **secret)}",
+            "--pgdata",
+            target,
+            *("--format=plain", "--wal-method=none", "--checkpoint=fast", "--progress", "--label=pgherd"),
+        ]
+        if parent is not None:
+            command.append(f"--incremental={self._repository.copy_of(parent, group) / 'backup_manifest'}")
+
+        def watch(text: str) -> None:
+            if amount := tools.kilobytes(text):
+                report(*amount)
+
+        tools.run(command, environment={"PGPASSWORD": password}, stopping=stopping, watch=watch)
+
+    # restoring
+
+    def restore(
+        self, copies: Sequence[str], group: int, target: Path, report: Report, stopping: Callable[[], bool]
+    ) -> None:
+        programs = self._programs()
+        sources = [self._repository.copy_of(copy, group) for copy in copies]
+        tools.end_strays(target)
+        files.remove(target)
+        total = sum(map(size_of, sources))
+        for source in sources:
+            _verify(programs, source, stopping)
+        report(0, total)
+        command: list[str | Path]
+        if len(sources) == 1:
+            command = ["cp", "-a", "--reflink=auto", sources[0], target]
+        else:
+            command = [programs.find("pg_combinebackup"), "--output", target, *sources]
+        last = time.monotonic()
+
+        def watch(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 1.0:
+                report(min(size_of(target), total), total)
+                last = time.monotonic()
+
+        tools.run([*programs.prefix, *command], stopping=stopping, watch=watch)
+        report(total, total)
+
+    def restore_command(self, group: int, system: str) -> str:
+        return f"{_quoted([*_SCRIPT, 'fetch', str(self._repository.logs(group) / system)])} %f %p"
+
+    # the log
+
+    def readable_timeline(self, group: int, at: GroupPoint) -> int | None:
+        archived = self._repository.log_files(group, at.system)
+        return wal.readable_timeline(
+            at.timeline, wal.parse_lsn(at.lsn), self._repository.histories(group, at.system), archived
+        )
+
+    def remove_log(self, group: int, system: str, before: int | None) -> int:
+        found = self._repository.log_files(group, system)
+        if before is None:
+            files.remove(self._repository.logs(group) / system)
+            return len(found)
+        first = before // wal.SEGMENT_BYTES
+        numbers = ((entry, wal.segment_number(name)) for name, entry in found.items())
+        old = [entry for entry, number in numbers if number is not None and number < first]
+        for entry in old:
+            with files.explained(f"remove {entry.path}"), suppress(FileNotFoundError):
+                Path(entry.path).unlink()
+        return len(old)
+
+
+_SCRIPT = (sys.executable, "-I", "-S", archive.__file__)
+
+
+def _quoted(command: Sequence[str]) -> str:
+    """For the shell that PostgreSQL runs it with, and for PostgreSQL, to which % means something."""
+    return shlex.join(command).replace("%", "%%")
+
+
+def _verify(programs: Programs, copy: Path, stopping: Callable[[], bool]) -> None:
+    if not (copy / "backup_manifest").is_file():
+        raise PgherdError(f"{copy} is damaged (no manifest): restore to a point that another backup serves")
+    program = programs.find("pg_verifybackup")
+    try:
+        tools.run([*programs.prefix, program, "--no-parse-wal", "--quiet", copy], stopping=stopping)
+    except PgherdError as error:
+        raise PgherdError(
+            f"{copy} is damaged ({error}): restore to a point that another backup serves"
+        ) from error
+
+
+def _describe(copy: Path, kind: BackupType, parent: str | None, seconds: float, note: str) -> GroupBackup:
+    with files.explained(f"read {copy / 'backup_manifest'}"):
+        manifest = json.loads((copy / "backup_manifest").read_text())
+    ranges = manifest["WAL-Ranges"]
+    # The copy is consistent once the log of its last timeline is replayed to the end.
+    last = max(ranges, key=lambda each: int(each["Timeline"]))
+    first = min(ranges, key=lambda each: int(each["Timeline"]))
+    return GroupBackup(
+        system=archive.system_of(str(copy)),
+        timeline=int(last["Timeline"]),
+        start=first["Start-LSN"],
+        stop=last["End-LSN"],
+        stopped_at=now(),
+        type=kind,
+        parent=parent,
+        bytes=size_of(copy),
+        seconds=round(seconds, 3),
+        note=note,
+    )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    stack = [folder]
+    while stack:
+        with suppress(OSError):
+            for path in stack.pop().iterdir():
+                with suppress(OSError):
+                    if path.is_dir() and not path.is_symlink():
+                        stack.append(path)
+                    else:
+                        total += path.lstat().st_size
+    return total

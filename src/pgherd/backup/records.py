@@ -1,0 +1,142 @@
+"""What a repository remembers: restore points and backups. Plain data, to and from JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+BackupType = Literal["full", "differential", "incremental"]
+TYPES: tuple[BackupType, ...] = ("full", "differential", "incremental")
+OPEN_PHASES = ("requested", "running")
+
+
+def now() -> str:
+    """This moment, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def moment(text: str) -> datetime:
+    """The inverse of :func:`now`; a time without a zone is not one."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def pace(since: str | None, done: int, total: int) -> tuple[int | None, int | None]:
+    """Bytes per second since then, and the seconds that are left; None where nobody can tell yet."""
+    if since is None or not done:
+        return None, None
+    seconds = max((datetime.now(UTC) - moment(since)).total_seconds(), 0.001)
+    rate = int(done / seconds)
+    return rate, int(max(total - done, 0) / rate) if rate else None
+
+
+@dataclass(frozen=True)
+class GroupPoint:
+    """Where a restore point is in one group's log."""
+
+    system: str
+    """the database system's identifier"""
+    timeline: int
+    lsn: str
+    """the point is at or before it; recovery finds the point itself by its name"""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """parameters that a recovering server must not have lower than this"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment at which all groups agree."""
+
+    name: str
+    time: str
+    groups: Mapping[int, GroupPoint]
+    engine: str
+    database: str
+    placement: int
+    """how many moves of shards were done: which placement this point holds"""
+    held_ms: float | None = None
+    """how long writers were kept out"""
+    archived: bool = False
+    """every group's log up to it is in the repository"""
+    backup: str | None = None
+    """the backup that it closes"""
+
+    def as_json(self) -> dict[str, Any]:
+        """For :func:`point_from`."""
+        return {**asdict(self), "groups": {str(group): asdict(at) for group, at in self.groups.items()}}
+
+
+def point_from(raw: Mapping[str, Any]) -> Point:
+    """The inverse of ``Point.as_json``.
+
+    :raises ValueError, TypeError, LookupError: it is no point
+    """
+    groups = {int(group): GroupPoint(**at) for group, at in raw["groups"].items()}
+    moment(raw["time"])
+    return Point(**{**raw, "groups": groups})
+
+
+@dataclass(frozen=True)
+class GroupBackup:
+    """One group's base copy."""
+
+    system: str
+    timeline: int
+    start: str
+    stop: str
+    stopped_at: str
+    type: BackupType
+    parent: str | None
+    """the backup on whose copy this one builds; None: it is whole"""
+    bytes: int
+    seconds: float
+    note: str = ""
+    """why it is another type than was asked for"""
+
+
+@dataclass(frozen=True)
+class Backup:
+    """Base copies of all groups, made together, and the restore point that closes them."""
+
+    id: str
+    type: BackupType
+    phase: str
+    """requested, running, then done or failed"""
+    requested_at: str
+    groups: Mapping[int, GroupBackup] = field(default_factory=dict)
+    wanted: tuple[int, ...] = ()
+    """the groups that take part"""
+    point: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    error: str | None = None
+    bytes_total: int = 0
+    bytes_done: int = 0
+    message: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """It has not ended."""
+        return self.phase in OPEN_PHASES
+
+    def with_group(self, group: int, made: GroupBackup) -> Backup:
+        """One group more is done."""
+        return replace(self, groups={**self.groups, group: made})
+
+    def as_json(self) -> dict[str, Any]:
+        """For :func:`backup_from`."""
+        return {
+            **asdict(self),
+            "groups": {str(group): asdict(made) for group, made in self.groups.items()},
+            "wanted": list(self.wanted),
+        }
+
+
+def backup_from(raw: Mapping[str, Any]) -> Backup:
+    """The inverse of ``Backup.as_json``.
+
+    :raises ValueError, TypeError, LookupError: it is no backup
+    """
+    groups = {int(group): GroupBackup(**made) for group, made in raw["groups"].items()}
+    return Backup(**{**raw, "groups": groups, "wanted": tuple(raw["wanted"])})

@@ -1,0 +1,436 @@
+"""Making a cluster from a repository, a new one or, in place, one that is there already.
+
+Five steps, each of them persisted (``Workshop.write_state``) and done for all groups before the next begins:
+
+1. *copied*: a data directory of each group's chain of base copies, verified on the way;
+2. *reached*: each group's server, private to this process, has replayed its log up to the restore point, and waits;
+3. *opened*: only now, when all have reached it, each leaves recovery;
+4. *settled*: passwords, addresses, half-committed transactions (``settle``, ``Engine.settle_restored``);
+5. *placed*: the servers have ended, the directories are their members' data.
+
+Nobody can connect before the last step: the servers have no network, and Patroni knows nothing of them. Killed
+anywhere, the next process takes it up at the last step that is written down; what a killed one was about to do is done
+again.
+
+In place, the members' old data are set aside first, all of them by one rename, and stay until somebody confirms. If the
+restore fails they are put back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pgherd.backup import choice, records, settle
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.private_server import PrivateServer
+from pgherd.backup.records import Point
+from pgherd.engine.base import Engine
+from pgherd.errors import BadInput, Cancelled, PgherdError
+from pgherd.faults import crash_point
+from pgherd.model.spec import PostgresCluster, RecoverySpec
+from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
+from pgherd.platform.base import Platform
+from pgherd.platform.local import files
+from pgherd.postgres.connections import Connection, Databases
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("copied", "reached", "opened", "settled", "placed")
+DONE, FAILED, REVERTED = "done", "failed", "reverted"
+IN_PLACE = {"phase": "requested", "inPlace": True}
+"""what asks for a restore in place, as the first state"""
+PARALLEL = 4
+"""groups at a time"""
+FOLDER = "from-backup"
+"""a member's data directory while it is made"""
+MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
+
+
+def restorable(method: BackupMethod) -> list[Point]:
+    """The points of a repository that can be restored, oldest first.
+
+    :raises PgherdError: it is not there
+    """
+    repository = method.repository
+    repository.require()
+    backups = [backup for backup in repository.backups() if backup.phase == "done"]
+    histories = _remembered(repository.histories)
+    return [
+        point
+        for point in repository.points()
+        if point.archived and choice.bases(point, backups, histories) is not None
+    ]
+
+
+def _remembered(histories: choice.Histories) -> choice.Histories:
+    known: dict[tuple[int, str], Any] = {}
+
+    def ask(group: int, system: str) -> Any:
+        if (group, system) not in known:
+            known[group, system] = histories(group, system)
+        return known[group, system]
+
+    return ask
+
+
+def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
+    """The point that is meant.
+
+    :raises BadInput: there is none, with the range that there is
+    """
+    return choice.resolve(
+        restorable(method),
+        now=datetime.now(UTC),
+        restore_point=wanted.restore_point,
+        time=wanted.time,
+        backup=wanted.backup,
+    )
+
+
+def is_due(state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool) -> bool:
+    """Whether a cluster is (still) to be made from a backup.
+
+    :param state: what was written down of it
+    :param has_data: whether any member has data
+    """
+    if state is not None:
+        return state.get("phase") not in (DONE, REVERTED)
+    return cluster.spec.bootstrap is not None and cluster.spec.bootstrap.is_needed and not has_data
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a cluster is restored.
+
+    :param method: of the repository that it is restored from
+    :param source: the name of the cluster that it was
+    :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
+        and in all
+    :param stopping: whether this process is to end, or the cluster is to stop or to go
+    """
+
+    platform: Platform
+    cluster: PostgresCluster
+    method: BackupMethod
+    make_engine: MAKE_ENGINE
+    stopping: Callable[[], bool]
+    source: str
+    live: Callable[[Callable[[int, int, int], None]], Point] | None = None
+
+    @property
+    def name(self) -> str:
+        """The new cluster's."""
+        return self.cluster.metadata.name
+
+    @property
+    def wanted(self) -> RecoverySpec:
+        """What is declared."""
+        bootstrap = self.cluster.spec.bootstrap
+        if bootstrap is None or bootstrap.recovery is None:
+            raise PgherdError(f"{self.name} is not declared to be made from a backup any more")
+        return bootstrap.recovery
+
+    def member(self, group: int) -> Member:
+        """The first member of a group: the others are cloned from it."""
+        return Member(self.name, group, 0)
+
+
+class Restore:
+    """One cluster's making, from wherever it stands to its end."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._workshop = site.platform.workshop(site.name)
+        self._programs = site.platform.programs()
+        self._state: dict[str, Any] = {}
+        self._guard = threading.Lock()
+        self._amounts: dict[int, tuple[int, int]] = {}
+        self._told = 0.0
+        self._servers: dict[int, PrivateServer] = {}
+
+    def run(self) -> None:
+        """Until it is done.
+
+        :raises Cancelled: this process is asked to stop; whoever comes next goes on
+        :raises PgherdError: it failed for good, which is written down; what was made is removed
+        """
+        self._state = self._workshop.read_state() or {}
+        try:
+            if "point" not in self._state:
+                self._plan()
+            if self._in_place and self._reached("aside"):
+                self._workshop.set_aside()
+                self._pass("aside")
+            with ExitStack() as servers:
+                servers.callback(self._stop_servers)
+                self._carry_on()
+        except Cancelled:
+            raise
+        except PgherdError as error:
+            logger.error("%s could not be restored: %s", self._site.name, error)
+            self._remove_unfinished()
+            if self._in_place:
+                self._workshop.put_back()
+            phase = REVERTED if self._in_place else FAILED
+            self._tell(phase=phase, error=str(error), finishedAt=records.now())
+            raise
+
+    def _carry_on(self) -> None:
+        self._end_strays()
+        if self._reached("copied"):
+            self._each(self._copy)
+            self._pass("copied")
+        if self._reached("settled"):
+            self._each(self._start_and_reach)
+            self._pass("reached")
+            self._each(self._open)
+            self._pass("opened")
+            self._settle()
+            self._pass("settled")
+            self._stop_servers()
+        if self._reached("placed"):
+            for group in self._groups():
+                _have_histories_archived(self._data(group))
+                self._workshop.place(self._site.member(group), self._data(group))
+                crash_point(f"restore:placed:{group}")
+            self._pass("placed")
+        self._tell(phase=DONE, finishedAt=records.now(), message="")
+        self._drop_live_copy()
+
+    @property
+    def _in_place(self) -> bool:
+        return bool(self._state.get("inPlace"))
+
+    # where it stands
+
+    def _reached(self, step: str) -> bool:
+        """Whether this step is still to be done."""
+        return step not in self._state.get("steps", [])
+
+    def _pass(self, step: str) -> None:
+        self._tell(steps=[*dict.fromkeys([*self._state.get("steps", []), step])])
+        crash_point(f"restore:{step}")
+
+    def _tell(self, **what: Any) -> None:
+        with self._guard:
+            self._state = {**self._state, **what}
+            self._workshop.write_state(self._state)
+
+    def _groups(self) -> list[int]:
+        return sorted(map(int, self._state["bases"]))
+
+    @property
+    def _point(self) -> Point:
+        return records.point_from(self._state["point"])
+
+    def _data(self, group: int) -> Path:
+        return self._workshop.folder(self._site.member(group)) / FOLDER
+
+    def _each(self, do: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            list(pool.map(do, self._groups()))
+
+    # planning
+
+    def _plan(self) -> None:
+        site = self._site
+        if site.live is not None:
+            self._tell(
+                phase="copying", steps=[], bases={}, startedAt=records.now(), message=f"copying {site.source}"
+            )
+            point = site.live(self._report)
+        else:
+            point = find_point(site.method, site.wanted)
+        check_fits(site.cluster, point)
+        repository = site.method.repository
+        backups = [backup for backup in repository.backups() if backup.phase == "done"]
+        bases = choice.bases(point, backups, _remembered(repository.histories)) or {}
+        self._check_version(bases)
+        self._tell(
+            phase="copying",
+            steps=[],
+            point=point.as_json(),
+            bases={str(group): copies for group, copies in bases.items()},
+            startedAt=records.now(),
+            message=f"restoring to {point.name} ({point.time})",
+        )
+        crash_point("restore:planned")
+
+    def _check_version(self, bases: Mapping[int, Sequence[str]]) -> None:
+        copies = bases[COORDINATOR]
+        path = self._site.method.repository.copy_of(copies[0], COORDINATOR) / "PG_VERSION"
+        with files.explained(f"read {path}"):
+            major = path.read_text().strip()
+        if major != str(self._programs.major):
+            raise BadInput(
+                f"the backup is of PostgreSQL {major}, but PostgreSQL {self._programs.major} is here: name the "
+                f"directory of a PostgreSQL {major} with --bin-dir"
+            )
+
+    def _end_strays(self) -> None:
+        """What a killed process left running works on our directories."""
+        for group in self._groups():
+            self._workshop.end_processes(self._site.member(group), self._data(group))
+
+    # 1: copies
+
+    def _copy(self, group: int) -> None:
+        copies = self._state["bases"][str(group)]
+        site = self._site
+        site.method.restore(
+            copies,
+            group,
+            self._data(group),
+            lambda done, total: self._report(group, done, total),
+            site.stopping,
+        )
+        crash_point(f"restore:copied:{group}")
+
+    def _report(self, group: int, done: int, total: int) -> None:
+        self._amounts[group] = (done, total)
+        if done < total and time.monotonic() - self._told < 0.5:
+            return
+        self._told = time.monotonic()
+        done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
+        self._tell(bytesDone=done, bytesTotal=total)
+
+    # 2: replay
+
+    def _start_and_reach(self, group: int) -> None:
+        point, at = self._point, self._point.groups[group]
+        member, data = self._site.member(group), self._data(group)
+        server = PrivateServer(
+            self._programs, data, self._workshop.folder(member), self._workshop.log(member)
+        )
+        # Without it, this one has left recovery already: a process that was killed had come that far.
+        if self._reached("reached"):
+            files.write(data / "recovery.signal", "")
+        known = server.controlled_settings()
+        server.start(
+            {
+                **{name: str(max(int(value), known.get(name, 0))) for name, value in at.settings.items()},
+                "restore_command": self._site.method.restore_command(group, at.system),
+                "recovery_target_name": point.name,
+                "recovery_target_timeline": str(at.timeline),
+                "recovery_target_action": "pause",
+            }
+        )
+        with self._guard:
+            self._servers[group] = server
+        server.wait(_is_paused_or_open, self._site.stopping)
+        with server.connect() as connection:
+            in_recovery = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+        if in_recovery == (True,) and f'restore point "{point.name}"' not in server.said():
+            raise PgherdError(
+                f"{group_name(group)} stopped before the restore point {point.name}: see the log of {member.name}"
+            )
+        crash_point(f"restore:reached:{group}")
+
+    # 3: the end of recovery
+
+    def _open(self, group: int) -> None:
+        server = self._servers[group]
+        with server.connect() as connection:
+            if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+                connection.execute("SELECT pg_promote(false)")
+        server.wait(_is_open, self._site.stopping)
+        crash_point(f"restore:opened:{group}")
+
+    # 4: a cluster of its own
+
+    def _settle(self) -> None:
+        site = self._site
+        databases = private_databases(site, {group: each.endpoint for group, each in self._servers.items()})
+        reason = f"{site.source} was restored to {self._point.name}"
+        done = settle.settle(databases, self._groups(), reason, in_place=self._in_place)
+        spec = site.cluster.spec
+        members = {
+            group: [
+                Member(site.name, group, ordinal)
+                for ordinal in range((spec.segments if group else spec.coordinator).standbys + 1)
+            ]
+            for group in self._groups()
+        }
+        ports = self._workshop.reserve([member for each in members.values() for member in each])
+        endpoints = {group: [ports[member.name] for member in each] for group, each in members.items()}
+        done += site.make_engine(site.cluster, databases).settle_restored(endpoints)
+        for sentence in done:
+            logger.info("%s: %s", site.name, sentence)
+        self._tell(done=done)
+
+    # ends
+
+    def _stop_servers(self) -> None:
+        servers, self._servers = self._servers, {}
+        if servers:
+            with ThreadPoolExecutor(max_workers=len(servers)) as pool:
+                list(pool.map(PrivateServer.stop, servers.values()))
+
+    def _drop_live_copy(self) -> None:
+        if self._site.live is not None:
+            files.remove(self._site.method.repository.root.parent)
+
+    def _remove_unfinished(self) -> None:
+        self._drop_live_copy()
+        for group in map(int, self._state.get("bases", {})):
+            try:
+                files.remove(self._data(group))
+            except PgherdError as error:
+                logger.warning("%s: %s", self._site.name, error)
+
+
+def _have_histories_archived(data: Path) -> None:
+    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
+    log = data / "pg_wal"
+    for history in log.glob("*.history") if log.is_dir() else ():
+        files.write(log / "archive_status" / f"{history.name}.ready", "")
+
+
+def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
+    """The way to the private servers, with the new cluster's passwords."""
+    credentials: Credentials = site.platform.credentials(site.name)
+    return Databases(
+        site.cluster.spec.database,
+        credentials,
+        lambda: {group: [endpoint] for group, endpoint in servers.items()},
+    )
+
+
+def check_fits(cluster: PostgresCluster, point: Point) -> None:
+    """Refuse a declaration that does not fit what is restored.
+
+    :raises BadInput: with every difference
+    """
+    spec, segments = cluster.spec, max(point.groups)
+    pairs = (
+        ("spec.engine", spec.engine, point.engine),
+        ("spec.database", spec.database, point.database),
+        ("spec.segments.count", spec.segments.count, segments),
+    )
+    problems = [
+        f"{path}: must be {there} as in the backup, got {here}"
+        for path, here, there in pairs
+        if here != there
+    ]
+    if problems:
+        raise BadInput(*problems)
+
+
+def _is_open(connection: Connection) -> bool:
+    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+
+
+def _is_paused_or_open(connection: Connection) -> bool:
+    row = connection.execute(
+        "SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = 'paused'"
+    ).fetchone()
+    return row == (True,)

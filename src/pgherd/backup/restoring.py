@@ -1,0 +1,106 @@
+"""What a reconcile loop needs to know of a cluster's making from a backup: whether it is due, how far it is, and who
+does it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pgherd.backup import registry, restore
+from pgherd.backup.live_copy import LiveCopy
+from pgherd.backup.native import Native
+from pgherd.backup.records import Point, pace
+from pgherd.backup.restore import MAKE_ENGINE, STEPS, Restore, Site
+from pgherd.engine.base import Engine
+from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.model.spec import PostgresCluster
+from pgherd.platform.base import Platform
+from pgherd.postgres.connections import Databases
+
+
+def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | None:
+    """How far it is, empty if it has not begun; None: it is not to be made from a backup, or that is done."""
+    if not platform.keeps_backups:
+        return None
+    name = cluster.metadata.name
+    known = platform.workshop(name).read_state()
+    if known is None and (cluster.spec.bootstrap is None or not cluster.spec.bootstrap.is_needed):
+        return None
+    has_data = any(view.has_data for view in platform.members(name).values())
+    return (known or {}) if restore.is_due(known, cluster, has_data) else None
+
+
+def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
+    """``status.operation`` while it goes on."""
+    done, total = known.get("bytesDone", 0), known.get("bytesTotal", 0)
+    rate, left = pace(known.get("startedAt"), done, total)
+    return {
+        "kind": "restore",
+        "phase": _doing(known),
+        "bytesTotal": total,
+        "bytesDone": done,
+        "bytesPerSecond": rate,
+        "movesTotal": 0,
+        "movesDone": 0,
+        "etaSeconds": left,
+        "message": known.get("message", ""),
+    }
+
+
+_DOING = ("copying", "replaying", "opening", "settling", "placing")
+
+
+def _doing(known: Mapping[str, Any]) -> str:
+    if known.get("phase") != "copying":
+        return str(known.get("phase", "requested"))
+    done = sum(step in STEPS for step in known.get("steps", ()))
+    return _DOING[min(done, len(_DOING) - 1)]
+
+
+Running = Callable[[str], tuple[Engine, Databases]]
+"""the engine and the databases of another cluster here"""
+
+
+def begin(
+    platform: Platform,
+    cluster: PostgresCluster,
+    make_engine: MAKE_ENGINE,
+    stop: threading.Event,
+    running: Running,
+) -> Restore:
+    """Whoever carries it on.
+
+    :param running: how to reach the cluster that is cloned
+    :raises PgherdError: nothing says any more from where
+    """
+    name = cluster.metadata.name
+    bootstrap = cluster.spec.bootstrap
+    if bootstrap is None or not bootstrap.is_needed:
+        raise PgherdError(
+            f"{name} was being made from a backup, which is not declared any more: declare it again, or delete {name}"
+        )
+
+    def stopping() -> bool:
+        if stop.is_set():
+            return True
+        try:
+            declaration = platform.declaration(name)
+        except NoSuchCluster:
+            return True
+        return declaration.deleting or declaration.stopped
+
+    if bootstrap.clone is not None:
+        source = bootstrap.clone.cluster
+        copy = Native(platform.workshop(name).scratch() / source, platform.programs)
+
+        def live(report: Callable[[int, int, int], None]) -> Point:
+            engine, databases = running(source)
+            made = LiveCopy(engine, databases, copy, platform.programs(), stopping)
+            return made.make(source, report)
+
+        return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live))
+    wanted = bootstrap.recovery
+    assert wanted is not None, "is_needed says that there is one"
+    method = registry.native(platform, wanted.repository, wanted.cluster)
+    return Restore(Site(platform, cluster, method, make_engine, stopping, wanted.cluster))

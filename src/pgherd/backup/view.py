@@ -1,0 +1,128 @@
+"""``status.backups``: what a look at the repository and at the groups' archiving shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.records import Backup, Point
+from pgherd.backup.repository import check_owner
+from pgherd.backup.wal import SEGMENT_BYTES
+from pgherd.errors import PgherdError
+from pgherd.model.spec import BackupSpec, PostgresCluster, parse_bytes
+from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
+from pgherd.postgres.connections import Databases
+
+_ARCHIVING = """
+SELECT (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'),
+       last_failed_time > coalesce(last_archived_time, '-infinity'), last_failed_wal,
+       (SELECT system_identifier::text FROM pg_control_system()), current_setting('archive_mode')
+  FROM pg_stat_archiver
+"""
+
+
+def view(
+    method: BackupMethod, databases: Databases, cluster: PostgresCluster, groups: Sequence[int]
+) -> dict[str, Any]:
+    """What there is, and what is wrong with it.
+
+    :param groups: those whose primary can be asked
+    """
+    declared = cluster.spec.backup
+    assert declared is not None, "asked only where backups are declared"
+    archiving = _archiving(databases, groups)
+    found: dict[str, Any] = {"method": method.name, "repository": str(method.repository.root)}
+    problems = [
+        problem
+        for group, state in sorted(archiving.items())
+        for problem in _archiving_problems(group, state, declared)
+    ]
+    try:
+        coordinator = archiving.get(COORDINATOR)
+        if coordinator is not None:
+            check_owner(method.repository.root, method.repository.identity(), coordinator["system"])
+        points, backups = method.repository.points(days=2), method.repository.backups()
+    except (PgherdError, OSError) as error:
+        return {**found, "problems": [str(error), *problems]}
+    offered = [point for point in points if point.archived]
+    done = [backup for backup in backups if backup.phase == "done"]
+    running = next((backup for backup in backups if backup.is_open), None)
+    if backups and backups[-1].phase == "failed":
+        problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
+    drills = _drills(method.repository.root / "drills.json")
+    if drills and not drills[-1].get("passed"):
+        problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
+    return {
+        **found,
+        "lastDrill": drills[-1] if drills else None,
+        "lastRestorePoint": _point(offered[-1]) if offered else None,
+        "lastBackup": _backup(done[-1]) if done else None,
+        "running": _backup(running) if running else None,
+        "waitingBytes": {
+            group_name(group): state["waiting"] * SEGMENT_BYTES for group, state in archiving.items()
+        },
+        "problems": problems,
+    }
+
+
+def _archiving(databases: Databases, groups: Sequence[int]) -> dict[int, dict[str, Any]]:
+    def ask(group: int) -> tuple[int, dict[str, Any]] | None:
+        try:
+            with databases.connect(group, database=SUPERUSER) as connection:
+                row = connection.execute(_ARCHIVING).fetchone()
+        except (PgherdError, psycopg.Error):
+            return None
+        return None if row is None else (group, _state(row))
+
+    if not groups:
+        return {}
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return dict(each for each in pool.map(ask, groups) if each is not None)
+
+
+def _state(row: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("waiting", "failing", "failed", "system", "mode"), row, strict=True))
+
+
+def _archiving_problems(group: int, state: dict[str, Any], declared: BackupSpec) -> list[str]:
+    waiting = state["waiting"] * SEGMENT_BYTES
+    problems = []
+    if state["failing"]:
+        problems.append(
+            f"{group_name(group)} can't archive {state['failed']}: {waiting >> 20} MiB of its log wait (see its log)"
+        )
+    if waiting > parse_bytes(declared.wal_limit):
+        problems.append(
+            f"{group_name(group)} keeps {waiting >> 20} MiB of its log for the repository, more than walLimit "
+            f"({declared.wal_limit}): its disk fills up"
+        )
+    return problems
+
+
+def _drills(path: Path) -> list[dict[str, Any]]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return []
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {"name": point.name, "time": point.time, "heldMs": point.held_ms}
+
+
+def _backup(backup: Backup) -> dict[str, Any]:
+    return {
+        "id": backup.id,
+        "type": backup.type,
+        "phase": backup.phase,
+        "finishedAt": backup.finished_at,
+        "bytesDone": backup.bytes_done,
+        "bytesTotal": backup.bytes_total,
+    }

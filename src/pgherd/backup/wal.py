@@ -1,0 +1,82 @@
+"""Positions in a log, the files they are in, and the histories of timelines. Pure.
+
+A position (LSN) is a number of bytes, written ``1/A0000028``. A timeline is a branch of the history of one database
+system: every promotion begins a new one, which shares everything before it with the one it left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+SEGMENT_BYTES = 16 << 20
+"""what initdb makes, and pgherd's members are made by initdb"""
+SEGMENT_NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(\.[0-9A-F]{8}\.backup|\.partial)?")
+_PER_ID = (1 << 32) // SEGMENT_BYTES
+
+
+def parse_lsn(text: str) -> int:
+    """``1/A0000028`` as bytes.
+
+    :raises ValueError: it is not a position
+    """
+    high, slash, low = text.partition("/")
+    if not slash:
+        raise ValueError(f"not a position in a log: {text!r}")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def segment_before(timeline: int, lsn: int) -> str:
+    """The name of the file that holds the last byte before a position."""
+    number = max(lsn - 1, 0) // SEGMENT_BYTES
+    return f"{timeline:08X}{number // _PER_ID:08X}{number % _PER_ID:08X}"
+
+
+def segment_number(name: str) -> int | None:
+    """Which file of its timeline this is; None for what is no part of the log (histories)."""
+    match = SEGMENT_NAME.fullmatch(name)
+    return None if match is None else int(match[2], 16) * _PER_ID + int(match[3], 16)
+
+
+@dataclass(frozen=True)
+class History:
+    """Where a timeline comes from: which earlier ones it goes through, and where it left each."""
+
+    timeline: int
+    left: Mapping[int, int]
+    """earlier timeline -> position at which it was left"""
+
+    def holds(self, timeline: int, lsn: int) -> bool:
+        """Whether what is on ``timeline`` before ``lsn`` is part of this timeline's past."""
+        return timeline == self.timeline or (timeline in self.left and lsn <= self.left[timeline])
+
+
+def parse_history(timeline: int, text: str) -> History:
+    """What a ``.history`` file says; lines that say nothing are passed over."""
+    left: dict[int, int] = {}
+    for line in text.splitlines():
+        fields = line.split("#")[0].split()
+        if len(fields) >= 2 and fields[0].isdecimal() and "/" in fields[1]:
+            left[int(fields[0])] = parse_lsn(fields[1])
+    return History(timeline, left)
+
+
+def readable_timeline(
+    timeline: int, lsn: int, histories: Sequence[History], archived: Mapping[str, object]
+) -> int | None:
+    """On which timeline a position can be reached with what is archived; None: on none (yet).
+
+    Usually its own. Where a primary died before its last file was archived, the file of the timeline that its successor
+    began holds the same up to there.
+
+    :param histories: of the later timelines
+    :param archived: the archived files by name
+    """
+    if segment_before(timeline, lsn) in archived:
+        return timeline
+    for history in sorted(histories, key=lambda each: each.timeline):
+        reaches = history.timeline > timeline and history.holds(timeline, lsn)
+        if reaches and segment_before(history.timeline, lsn) in archived:
+            return history.timeline
+    return None

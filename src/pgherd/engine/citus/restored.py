@@ -1,0 +1,101 @@
+"""A restored cluster becomes one of its own: what Citus remembers of nodes, passwords and open commits is put right.
+
+The servers run without Citus's library, so that nothing of it acts: its maintenance would resolve transactions at the
+addresses of the cluster that the backup is of. Its catalogue is then tables like any others, and triggers are off.
+
+A transaction over several nodes is prepared on each; the node where it began commits with a row of
+``pg_dist_transaction`` for each prepared part. That row is the decision: with it the part is committed, without it the
+part is undone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from psycopg import conninfo, sql
+from psycopg.types.json import Jsonb
+
+from pgherd.model.topology import COORDINATOR, SUPERUSER, Endpoints, group_name
+from pgherd.postgres.connections import Connection, Databases
+
+_GID = re.compile(r"citus_(\d+)_\d+_\d+_\d+")
+"""the group where the transaction began, and what tells its parts apart"""
+_EVERY_NODE = 0
+
+
+def settle(databases: Databases, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
+    """See :meth:`pgherd.engine.base.Engine.settle_restored`."""
+    done = [
+        sentence for group in sorted(endpoints) for sentence in _resolve(databases, group, set(endpoints))
+    ]
+    for group in sorted(endpoints):
+        with databases.connect(group, autocommit=False) as connection:
+            connection.execute("SET LOCAL session_replication_role = replica")
+            _nodes(connection, endpoints)
+            _passwords(connection, databases)
+            if group == COORDINATOR:
+                _remember(connection, endpoints)
+    return [*done, f"Citus knows {len(endpoints)} nodes by their new addresses"]
+
+
+def _resolve(databases: Databases, group: int, groups: set[int]) -> list[str]:
+    """End the prepared parts of distributed transactions on one node."""
+    done = []
+    with databases.connect(group) as connection:
+        rows = connection.execute(
+            "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared"
+        ).fetchall()
+        for (gid,) in rows:
+            origin = _GID.fullmatch(gid)
+            if origin is None or int(origin[1]) not in groups:
+                continue  # an application's own: its owner ends it
+            committed = _is_committed(databases, int(origin[1]), gid)
+            connection.execute(
+                sql.SQL("{} PREPARED {}").format(
+                    sql.SQL("COMMIT" if committed else "ROLLBACK"), sql.Literal(gid)
+                )
+            )
+            fate = "committed" if committed else "undone"
+            done.append(f"{gid} on {group_name(group)} was {fate}, as {group_name(int(origin[1]))} says")
+    return done
+
+
+def _is_committed(databases: Databases, origin: int, gid: str) -> bool:
+    with databases.connect(origin) as connection:
+        found = connection.execute("SELECT 1 FROM pg_catalog.pg_dist_transaction WHERE gid = %s", [gid])
+        return found.fetchone() is not None
+
+
+def _nodes(connection: Connection, endpoints: Mapping[int, Endpoints]) -> None:
+    # Patroni registers standbys, and groups that come later, by itself.
+    connection.execute(
+        "DELETE FROM pg_catalog.pg_dist_node WHERE noderole <> 'primary' OR groupid <> ALL (%s)",
+        [list(endpoints)],
+    )
+    for group, members in endpoints.items():
+        connection.execute(
+            "UPDATE pg_catalog.pg_dist_node SET nodename = %s, nodeport = %s WHERE groupid = %s",
+            [members[0].host, members[0].port, group],
+        )
+
+
+def _passwords(connection: Connection, databases: Databases) -> None:
+    passwords = {
+        SUPERUSER: databases.credentials.superuser,
+        databases.owner: databases.credentials.owner,
+    }
+    for role, password in passwords.items():
+        connection.execute(
+            "UPDATE pg_catalog.pg_dist_authinfo SET authinfo = %s WHERE nodeid = %s AND rolename = %s",
+            [conninfo.make_conninfo("", password=password), _EVERY_NODE, role],
+        )
+
+
+def _remember(connection: Connection, endpoints: Mapping[int, Endpoints]) -> None:
+    for group, members in endpoints.items():
+        listed = Jsonb([[each.host, each.port] for each in members])
+        connection.execute(
+            "UPDATE pgherd.segment SET endpoints = %s WHERE group_id = %s AND group_id <> %s",
+            [listed, group, COORDINATOR],
+        )

@@ -1,0 +1,343 @@
+"""Backups and restores of one home's clusters, as the commands ask for them.
+
+Of a cluster that is gone its repository still tells; then its path has to be named.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgherd.backup import archive, choice, maker, registry, restore
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
+from pgherd.backup.repository import check_owner
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model import spec as declaration
+from pgherd.model.spec import PostgresCluster, RecoverySpec, RepositorySpec
+from pgherd.model.topology import COORDINATOR
+from pgherd.platform.local import files
+from pgherd.platform.local.layout import Layout
+from pgherd.platform.local.platform import LocalPlatform
+
+POLL_SECONDS = 0.2
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a restore leads to."""
+
+    point: Point
+    following: Point | None
+    """the next point: what was committed between the two is not in the restored cluster"""
+    cluster: PostgresCluster
+
+
+def prepare(platform: LocalPlatform, cluster: PostgresCluster) -> None:
+    """See to it that a declared repository is there and this cluster's.
+
+    :raises BadInput: it is another cluster's
+    :raises PgherdError: it can't be made
+    """
+    if cluster.spec.backup is None:
+        return
+    name = cluster.metadata.name
+    repository = registry.make_method(platform, cluster).repository
+    if repository.is_there():
+        check_owner(repository.root, repository.identity(), _coordinator_system(platform, name))
+    elif not _had(platform, cluster):
+        # One that was there before and is away now is not made anew: its disk may not be mounted.
+        repository.create(name)
+
+
+def _had(platform: LocalPlatform, cluster: PostgresCluster) -> bool:
+    try:
+        before = platform.declaration(cluster.metadata.name).cluster.spec.backup
+    except NoSuchCluster:
+        return False
+    wanted = cluster.spec.backup
+    return before is not None and wanted is not None and before.repository == wanted.repository
+
+
+def _coordinator_system(platform: LocalPlatform, name: str) -> str | None:
+    layout = Layout(platform.home)
+    for view in platform.members(name).values():
+        if view.member.group == COORDINATOR and view.has_data:
+            return archive.system_of(str(layout.member(view.member).data))
+    return None
+
+
+def method_of(platform: LocalPlatform, name: str, repository: str | None) -> BackupMethod:
+    """The backups of a cluster, or of one that is gone.
+
+    :param repository: the path as it was declared
+    :raises BadInput: none are declared, or nothing is there
+    """
+    if repository is not None:
+        method = registry.native(platform, _repository(repository), name)
+        if not method.repository.is_there():
+            raise BadInput(f"--repository {repository}: holds no backups of {name}")
+        return method
+    try:
+        cluster = platform.declaration(name).cluster
+    except NoSuchCluster as error:
+        raise NoSuchCluster(f"{error}; if it is gone, name its repository with --repository") from None
+    if cluster.spec.backup is None:
+        raise BadInput(
+            f"{name} has no backups: spec.backup says where they should go ('pgherd explain backup')"
+        )
+    return registry.make_method(platform, cluster)
+
+
+def _repository(path: str) -> RepositorySpec:
+    try:
+        return RepositorySpec(path=str(Path(path).absolute()))
+    except ValueError as error:
+        reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
+        raise BadInput(f"--repository {path}: {reason}") from None
+
+
+def request(platform: LocalPlatform, name: str, kind: str) -> str:
+    """Ask for a backup; returns its id.
+
+    :raises BadInput: no such type, none are declared, another one is not done, or the cluster is stopped
+    """
+    if kind not in TYPES:
+        raise BadInput(f"--type: must be one of {', '.join(TYPES)}, got {kind}")
+    wanted: BackupType = kind
+    method = method_of(platform, name, None)
+    if platform.declaration(name).stopped:
+        raise BadInput(f"{name} is stopped: 'pgherd start {name}' brings it back")
+    if wanted != "full" and platform.programs().major < 17:
+        raise BadInput(f"--type {kind}: needs PostgreSQL 17 or later, {platform.programs().major} is here")
+    return maker.request(method.repository, wanted).id
+
+
+def wait(
+    method: BackupMethod, name: str, backup: str, *, timeout: float, progress: Progress | None
+) -> dict[str, Any]:
+    """Until a backup has ended.
+
+    :raises PgherdError: it failed, or time ran out
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        now = method.repository.backup(backup)
+        if progress is not None:
+            progress(_as_status(name, now))
+        if now.phase == "failed":
+            raise PgherdError(f"{name}: backup {backup} failed: {now.error}")
+        if not now.is_open:
+            return described(now)
+        if time.monotonic() > deadline:
+            raise PgherdError(
+                f"{name}: backup {backup} is not done after {timeout:.0f} s: {now.message or now.phase}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _as_status(name: str, now: Backup) -> dict[str, Any]:
+    rate, left = pace(now.started_at, now.bytes_done, now.bytes_total)
+    return {
+        "name": name,
+        "phase": "BackingUp",
+        "operation": {
+            "kind": f"{now.type} backup",
+            "phase": now.phase,
+            "bytesDone": now.bytes_done,
+            "bytesTotal": now.bytes_total,
+            "bytesPerSecond": rate,
+            "etaSeconds": left,
+            "message": now.message,
+        },
+    }
+
+
+def described(backup: Backup) -> dict[str, Any]:
+    """A backup as commands show it."""
+    return {
+        "id": backup.id,
+        "type": backup.type,
+        "phase": backup.phase,
+        "requestedAt": backup.requested_at,
+        "finishedAt": backup.finished_at,
+        "restorePoint": backup.point,
+        "error": backup.error,
+        "bytes": sum(made.bytes for made in backup.groups.values()),
+        "groups": {
+            str(group): {
+                "type": made.type,
+                "bytes": made.bytes,
+                "seconds": made.seconds,
+                "startLsn": made.start,
+                "stopLsn": made.stop,
+                "timeline": made.timeline,
+                "parent": made.parent,
+                "note": made.note,
+            }
+            for group, made in sorted(backup.groups.items())
+        },
+    }
+
+
+def restore_points(method: BackupMethod) -> list[dict[str, Any]]:
+    """Every restore point, oldest first, and whether it can be restored."""
+    offered = {point.name for point in restore.restorable(method)}
+
+    def state(point: Point) -> str:
+        if point.name in offered:
+            return "restorable"
+        return "no backup before it" if point.archived else "not archived yet"
+
+    return [
+        {
+            "name": point.name,
+            "time": point.time,
+            "state": state(point),
+            "archived": point.archived,
+            "restorable": point.name in offered,
+            "groups": len(point.groups),
+            "placement": point.placement,
+            "engine": point.engine,
+            "heldMs": point.held_ms,
+            "backup": point.backup,
+            "lsns": {
+                str(group): {"lsn": at.lsn, "timeline": at.timeline} for group, at in point.groups.items()
+            },
+        }
+        for point in method.repository.points()
+    ]
+
+
+def plan(
+    platform: LocalPlatform,
+    source: str,
+    target: str,
+    *,
+    repository: str | None = None,
+    restore_point: str | None = None,
+    moment: str | None = None,
+    backup: str | None = None,
+    declared: PostgresCluster | None = None,
+    in_place: bool = False,
+) -> Target:
+    """What a restore would make; nothing is changed.
+
+    :param in_place: ``target`` is there, and keeps its declaration
+    :param declared: what the new cluster should be; left out: what the source was
+    :raises BadInput: there is no such point, or the new name is taken
+    """
+    if in_place:
+        declared = platform.declaration(target).cluster
+    else:
+        _require_free(platform, target)
+    method = method_of(platform, source, repository)
+    path = str(method.repository.root.parent)
+    wanted: dict[str, Any] = {"cluster": source, "repository": {"path": path}}
+    wanted |= {
+        key: value
+        for key, value in (("restorePoint", restore_point), ("time", moment), ("backup", backup))
+        if value is not None
+    }
+    points = restore.restorable(method)
+    point = restore.find_point(method, _recovery(wanted))
+    exact = {"cluster": source, "repository": {"path": path}, "restorePoint": point.name}
+    shape = declaration.to_mapping(declared) if declared else dict(method.repository.identity().declared)
+    cluster = _declared(shape, target, point, exact, own_segments=declared is not None and not in_place)
+    restore.check_fits(cluster, point)
+    return Target(point, choice.after(points, point), cluster)
+
+
+def restore_in_place(platform: LocalPlatform, name: str, target: Target) -> None:
+    """Write the wish down: first where to, then that it is to be done.
+
+    :raises BadInput: the last one has not been confirmed, or another is going on
+    """
+    workshop = platform.workshop(name)
+    if Layout(platform.home).aside(name).exists():
+        raise BadInput(
+            f"what {name} was before its last restore is still kept: 'pgherd restore {name} --confirm' removes it"
+        )
+    if (workshop.read_state() or {}).get("phase") not in (
+        None,
+        restore.DONE,
+        restore.REVERTED,
+        restore.FAILED,
+    ):
+        raise BadInput(f"{name} is being restored already: 'pgherd status {name}' shows how far it is")
+    platform.declare(target.cluster)
+    workshop.write_state(restore.IN_PLACE)
+    # A generation of its own: what was seen before says nothing of this wish.
+    platform.set_stopped(name, True)
+    platform.set_stopped(name, False)
+
+
+def outcome(platform: LocalPlatform, name: str) -> str | None:
+    """Why the last restore in place was taken back; None: it was not."""
+    state = platform.workshop(name).read_state() or {}
+    return str(state.get("error")) if state.get("phase") == restore.REVERTED else None
+
+
+def confirm(platform: LocalPlatform, name: str) -> None:
+    """Remove what a restore in place kept.
+
+    :raises BadInput: nothing is kept, or the restore is not done
+    """
+    platform.declaration(name)
+    kept = Layout(platform.home).aside(name)
+    if not kept.exists():
+        raise BadInput(f"{name}: nothing is kept from before a restore")
+    if (platform.workshop(name).read_state() or {}).get("phase") != restore.DONE:
+        raise BadInput(f"{name} is being restored: 'pgherd status {name}' shows how far it is")
+    with platform.locked():
+        files.remove(kept)
+
+
+def plan_clone(platform: LocalPlatform, source: str, target: str) -> PostgresCluster:
+    """The declaration of a clone; nothing is changed.
+
+    :raises BadInput: the source can't be copied now, or the new name is taken
+    """
+    _require_free(platform, target)
+    found = platform.declaration(source)
+    if found.stopped or found.deleting:
+        raise BadInput(f"{source} is not running: 'pgherd start {source}' brings it back")
+    shape = declaration.to_mapping(found.cluster)
+    spec = {key: value for key, value in shape["spec"].items() if key != "backup"}
+    spec = {**spec, "bootstrap": {"clone": {"cluster": source}}}
+    raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
+    return declaration.from_mapping(raw, source=target)
+
+
+def _require_free(platform: LocalPlatform, target: str) -> None:
+    if target in platform.clusters() or platform.keeps(target):
+        raise BadInput(f"{target} is here already: choose another name, or delete it first (with --purge)")
+
+
+def _recovery(wanted: dict[str, Any]) -> RecoverySpec:
+    try:
+        return RecoverySpec.model_validate(wanted, by_alias=True, by_name=False)
+    except ValueError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if line.startswith("Value error, ")), lines[-1])
+        text = reason.removeprefix("Value error, ").split(" [type=")[0]
+        raise BadInput(f"--time: {text}" if "time" in wanted and "zone" in text else text) from None
+
+
+def _declared(
+    shape: dict[str, Any], target: str, point: Point, recovery: dict[str, Any], *, own_segments: bool
+) -> PostgresCluster:
+    if not shape:
+        raise BadInput(
+            "the repository does not say what the cluster was like: describe the new one with --file"
+        )
+    spec = {**shape["spec"], "bootstrap": {"recovery": recovery}}
+    if not own_segments:
+        spec["segments"] = {**spec["segments"], "count": max(point.groups)}
+        spec["expansion"] = {**spec.get("expansion", {}), "paused": False}
+    raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
+    return declaration.from_mapping(raw, source=target)

@@ -1,0 +1,129 @@
+"""The central promise of backups: every restore point is a moment at which the whole cluster agrees.
+
+Writers move money between accounts on different segments while points are made every second; points chosen at random
+are restored into new clusters. ``PGHERD_RESTORES`` says how many (20 and more for the long form).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.home import Home, declaration, temporary_home, wait_for
+from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
+from tests.support.repositories import (
+    assert_sound,
+    await_first_backup,
+    await_point_after,
+    restorable,
+    with_backups,
+)
+
+pytestmark = pytest.mark.local
+
+RESTORES = int(os.environ.get("PGHERD_RESTORES", "4"))
+SECONDS = float(os.environ.get("PGHERD_WRITE_SECONDS", "6"))
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    with temporary_home() as home:
+        home.up(with_backups(home.path.parent / "repository"), timeout=300)
+        with home.connect() as connection:
+            make_tables(connection)
+        await_first_backup(home)
+        yield home
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def kill_primary(home: Home, group: str) -> None:
+    before = home.member(group, "primary")["name"]
+    psutil.Process(home.postmaster(before)).kill()
+    wait_for(lambda: home.member(group, "primary")["name"] != before, "another one leads", 90, every=0.5)
+
+
+@pytest.fixture(scope="module")
+def past(home: Home) -> Ledger:
+    """Money moves, a segment fails over while it rests, and money moves on."""
+    with movers(home.dsn()) as ledger:
+        time.sleep(SECONDS)
+        pause(ledger)
+        await_point_after(home, latest(ledger))
+        kill_primary(home, "segment-1")
+        ledger.paused.clear()
+        await_transfers(ledger, 10)
+        time.sleep(SECONDS)
+    await_point_after(home, latest(ledger))
+    assert not ledger.errors, ledger.errors[:3]
+    assert len(ledger.acknowledged) > 100
+    return ledger
+
+
+def latest(ledger: Ledger) -> str:
+    return max(ledger.acknowledged.values()).isoformat(timespec="milliseconds")
+
+
+def test_points_restored_at_random_have_the_right_sum_and_no_later_row(
+    home: Home, past: Ledger, tmp_path: Path
+) -> None:
+    offered = restorable(home)
+    begun, ended = min(past.began.values()).isoformat(), max(past.acknowledged.values()).isoformat()
+    inside = [n for n, point in enumerate(offered) if n and begun < point["time"] < ended]
+    timelines = {offered[n]["lsns"]["1"]["timeline"] for n in inside}
+    assert timelines == {1, 2}, "there are points from before and from after the failover"
+    chosen = {random.choice([n for n in inside if offered[n]["lsns"]["1"]["timeline"] == t]) for t in (1, 2)}
+    rest = [n for n in inside if n not in chosen]
+    chosen.update(random.sample(rest, min(RESTORES - 2, len(rest))))
+    lean = tmp_path / "lean.yaml"
+    lean.write_text(declaration(name="any", standbys=0))
+    held = []
+    for n in sorted(chosen):
+        point = offered[n]
+        home.run("restore", "shop", "then", "--point", point["name"], "-f", str(lean), timeout=400)
+        with home.connect("then") as connection:
+            held.append(
+                audit(
+                    connection,
+                    past,
+                    since=datetime.fromisoformat(offered[n - 1]["time"]),
+                    until=datetime.fromisoformat(point["time"]),
+                )
+            )
+        assert_sound(home, "then")
+        home.run("delete", "then", "--purge", "--yes")
+    assert held == sorted(held), "a later point holds more"
+    assert held[-1] > held[0]
+
+
+def test_the_restored_cluster_is_one_of_its_own(home: Home, past: Ledger, tmp_path: Path) -> None:
+    target = restorable(home)[-1]
+    told = home.run("restore", "shop", "twin", "--time", target["time"], timeout=400)
+    assert target["name"] in told.stderr
+    before = home.query("SELECT count(*), sum(balance) FROM account")
+    with home.connect("twin") as connection:
+        connection.execute("UPDATE account SET balance = 0")
+        connection.execute("INSERT INTO transfer VALUES (-1, 1, 2, 3)")
+    assert home.query("SELECT count(*), sum(balance) FROM account") == before
+    assert home.query("SELECT count(*) FROM transfer WHERE id = -1") == [(0,)]
+    assert home.dsn("twin") != home.dsn("shop")
+    for group in ("coordinator", "segment-1", "segment-2"):
+        assert home.member(group, "standby", "twin")["state"] in ("running", "streaming")
+    assert_sound(home, "twin")
+    # It keeps backups of its own, beside those of its source, and can be restored from them in turn.
+    await_first_backup(home, "twin")
+    lean = tmp_path / "lean.yaml"
+    lean.write_text(declaration(name="any", standbys=0))
+    home.run("restore", "twin", "third", "-f", str(lean), timeout=400)
+    assert home.query("SELECT sum(balance) FROM account", "third") == [(0,)]
+    for name in ("third", "twin"):
+        home.run("delete", name, "--purge", "--yes")

@@ -1,0 +1,137 @@
+"""Log files on their way into the repository: whole or not at all, never other content, never without a repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgherd.backup import archive
+from pgherd.backup.native import Native
+from pgherd.backup.repository import Repository
+from pgherd.backup.wal import SEGMENT_BYTES
+from pgherd.platform.base import Programs
+
+NAME = "000000010000000000000001"
+SEGMENT = b"log" * 1000 + bytes(1 << 20)
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Path:
+    """A data directory as far as archiving looks at it."""
+    data = tmp_path / "data"
+    (data / "global").mkdir(parents=True)
+    (data / "global" / "pg_control").write_bytes((7123).to_bytes(8, sys.byteorder) + b"rest")
+    (data / "pg_wal").mkdir()
+    (data / "pg_wal" / NAME).write_bytes(SEGMENT)
+    return data
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    made = Repository(tmp_path / "repository" / "shop")
+    made.create("shop")
+    return made
+
+
+def run(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-S", archive.__file__, *arguments]
+    return subprocess.run(command, cwd=data, capture_output=True, text=True, check=False)
+
+
+def push(data: Path, repository: Repository) -> subprocess.CompletedProcess[str]:
+    return run(data, "push", str(repository.logs(1)), f"pg_wal/{NAME}", NAME)
+
+
+def test_a_file_is_archived_below_its_system_and_comes_back_the_same(
+    member: Path, repository: Repository
+) -> None:
+    assert push(member, repository).returncode == 0
+    assert list(repository.log_files(1, "7123")) == [NAME]
+    back = member / "pg_wal" / "RECOVERYXLOG"
+    assert run(member, "fetch", str(repository.logs(1) / "7123"), NAME, str(back)).returncode == 0
+    assert back.read_bytes() == SEGMENT
+
+
+def test_empty_pages_take_no_room(member: Path, repository: Repository) -> None:
+    push(member, repository)
+    stored = (repository.logs(1) / "7123" / NAME).stat()
+    assert stored.st_size == len(SEGMENT)
+    assert stored.st_blocks * 512 < len(SEGMENT) // 4
+
+
+def test_the_same_file_again_is_fine(member: Path, repository: Repository) -> None:
+    assert [push(member, repository).returncode for _ in range(2)] == [0, 0]
+    assert os.listdir(repository.logs(1) / "7123") == [NAME]
+
+
+def test_other_content_under_the_same_name_is_refused_and_changes_nothing(
+    member: Path, repository: Repository
+) -> None:
+    push(member, repository)
+    (member / "pg_wal" / NAME).write_bytes(b"x" * len(SEGMENT))
+    done = push(member, repository)
+    assert done.returncode == 1
+    assert "is there with other content" in done.stderr
+    assert (repository.logs(1) / "7123" / NAME).read_bytes() == SEGMENT
+
+
+def test_a_repository_that_is_away_is_not_made(member: Path, tmp_path: Path) -> None:
+    away = Repository(tmp_path / "not-mounted" / "shop")
+    done = push(member, away)
+    assert done.returncode == 1
+    assert "there is no repository" in done.stderr
+    assert not away.root.exists()
+
+
+def test_another_system_of_the_same_name_has_a_place_of_its_own(member: Path, repository: Repository) -> None:
+    push(member, repository)
+    (member / "global" / "pg_control").write_bytes((7124).to_bytes(8, sys.byteorder))
+    (member / "pg_wal" / NAME).write_bytes(b"another")
+    assert push(member, repository).returncode == 0
+    assert sorted(os.listdir(repository.logs(1))) == ["7123", "7124"]
+
+
+def test_what_is_not_archived_is_not_fetched(member: Path, repository: Repository) -> None:
+    target = member / "pg_wal" / "RECOVERYXLOG"
+    assert run(member, "fetch", str(repository.logs(1) / "7123"), NAME, str(target)).returncode == 1
+    assert not target.exists()
+
+
+def test_a_killed_archiver_leaves_nothing_under_the_name(member: Path, repository: Repository) -> None:
+    place = repository.logs(1) / "7123"
+    place.mkdir(parents=True)
+    (place / f".{NAME}.1.abc.tmp").write_bytes(b"half")
+    assert repository.log_files(1, "7123") == {}
+    assert push(member, repository).returncode == 0
+    assert (place / NAME).read_bytes() == SEGMENT
+
+
+def test_retention_removes_logs_before_a_position_and_keeps_histories(repository: Repository) -> None:
+    method = Native(repository.root, _no_programs)
+    place = repository.logs(1) / "7123"
+    place.mkdir(parents=True)
+    names = [f"00000001000000000000000{number}" for number in range(1, 6)]
+    for name in (*names, "00000002.history", "000000020000000000000004"):
+        (place / name).write_bytes(b"log")
+    assert method.remove_log(1, "7123", 3 * SEGMENT_BYTES + 40) == 2
+    assert sorted(repository.log_files(1, "7123")) == [
+        *names[2:],
+        "00000002.history",
+        "000000020000000000000004",
+    ]
+    assert method.remove_log(1, "7123", None) == 5
+    assert not place.exists()
+
+
+def test_the_archive_command_is_safe_for_the_shell_and_for_postgresql(tmp_path: Path) -> None:
+    command = Native(tmp_path / "50%=a~b", _no_programs).parameters(1)["archive_command"]
+    assert command.endswith(" %p %f")
+    assert "50%%=a~b" in command
+
+
+def _no_programs() -> Programs:
+    raise AssertionError("no program is needed")
