@@ -52,6 +52,7 @@ STATUS_SECONDS = 30.0
 STORE_PARTS = ("leader", "config", "sync", "failover")
 """Patroni's own config maps of a group"""
 
+NO_PASSWORDS = Credentials("", "", "", "")
 ANYWHERE = ("0.0.0.0/0", "::/0")
 
 
@@ -198,8 +199,16 @@ class KubernetesPlatform(Platform):
             memory.pop(name, None)
 
     def credentials(self, name: str) -> Credentials:
-        """The cluster's passwords, made at the first call."""
-        return self._trust.credentials(name)
+        """The cluster's passwords, made at the first call.
+
+        :raises PgherdError: they were lost or damaged
+        """
+        try:
+            return self._trust.credentials(name)
+        except PgherdError:
+            if not _is_winding_down(self._resource(name)):
+                raise
+            return NO_PASSWORDS  # to stop or to go needs none
 
     def authority(self, name: str) -> str | None:
         """File of the cluster's own certificate authority."""
@@ -246,7 +255,7 @@ class KubernetesPlatform(Platform):
         resource = self._reader.get(CLUSTER, self.namespace, name)
         if resource is None:
             return {}
-        winding_down = is_stopped(resource) or "deletionTimestamp" in resource["metadata"]
+        winding_down = _is_winding_down(resource)
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
         return views.members(
@@ -442,6 +451,10 @@ class KubernetesPlatform(Platform):
 def is_stopped(found: Object) -> bool:
     """Whether its members are to be gone, data kept."""
     return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
+
+
+def _is_winding_down(found: Object) -> bool:
+    return is_stopped(found) or "deletionTimestamp" in found["metadata"]
 
 
 def parse(found: Object) -> PostgresCluster:
