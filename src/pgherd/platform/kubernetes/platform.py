@@ -49,6 +49,8 @@ DEFAULT_IMAGE = "localhost/pgherd-postgres:17"
 DEFAULT_MAJOR = 17
 STATUS_SECONDS = 30.0
 """how often a status that says nothing new is written all the same"""
+PURGE_SECONDS = 5
+"""how long a pod may take to end whose volume goes with it"""
 STORE_PARTS = ("leader", "config", "sync", "failover")
 """Patroni's own config maps of a group"""
 
@@ -331,7 +333,8 @@ class KubernetesPlatform(Platform):
     def stop_member(self, member: Member) -> None:
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
-        self._delete_pod(member)
+        # Whose data is destroyed anyway need not take its time for a last checkpoint.
+        self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
 
     def replace_member(self, member: Member) -> None:
         """Let a member's pod go, so that it comes back as declared."""
@@ -346,10 +349,10 @@ class KubernetesPlatform(Platform):
         self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
         self.api.delete(POD, self.namespace, member.name, grace=0)
 
-    def _delete_pod(self, member: Member) -> None:
+    def _delete_pod(self, member: Member, grace: int | None = None) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)
         if pod is None or "deletionTimestamp" not in pod["metadata"]:
-            self.api.delete(POD, self.namespace, member.name)
+            self.api.delete(POD, self.namespace, member.name, grace=grace)
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
