@@ -30,7 +30,7 @@ def broken(namespace: Namespace) -> Iterator[Cluster]:
         ({"nodeSelector": {"disk": "imaginary"}}, {}, "node"),
         ({}, {"postgres": {"image": "localhost/no-such-image:1"}}, "no-such-image"),
         ({"resources": {"cpu": "500", "memory": "256Mi"}}, {}, "Insufficient cpu"),
-        ({"standbys": 8}, {}, "anti-affinity"),
+        ({"standbys": 3}, {}, "anti-affinity"),
     ],
     ids=["class", "node", "image", "cores", "anti-affinity"],
 )
