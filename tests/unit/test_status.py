@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pgherd.model.topology import Member
@@ -116,3 +117,20 @@ def test_members_not_there_yet_are_absent() -> None:
     told = status(look(gone=[(1, 1)]))
     names = {m["name"]: m["state"] for m in told["groups"][1]["members"]}
     assert names[Member("shop", 1, 1).name] == "absent"
+
+
+def test_a_cluster_that_is_restored_is_being_created_or_updated_never_degraded() -> None:
+    seen = replace(look(catalogue=False), recovery={"phase": "copying"}, operation_status={"kind": "restore"})
+    assert status(seen)["phase"] == "Creating"
+    assert status(seen, previous={"phase": "Running", "conditions": []})["phase"] == "Updating"
+
+
+def test_backups_are_shown_with_what_is_wrong_with_them() -> None:
+    assert status(look())["backups"] is None
+    well = status(replace(look(), backups={"method": "native", "problems": []}))
+    assert condition(well, "BackupsHealthy")["status"] == "True"
+    assert well["phase"] == "Running"
+    ill = status(replace(look(), backups={"problems": ["segment-1 can't archive x"], "error": "no point"}))
+    assert condition(ill, "BackupsHealthy")["status"] == "False"
+    assert condition(ill, "BackupsHealthy")["message"] == "segment-1 can't archive x; no point"
+    assert ill["phase"] == "Running"
