@@ -80,8 +80,8 @@ def _nodes(connection: Connection, endpoints: Mapping[int, Endpoints]) -> None:
 
 
 def _forget_passwords(connection: Connection) -> None:
-    """Those of the other cluster must not be used. Ours come when the library is there to check them, with the first look
-    at the running cluster (``install``)."""
+    """Those of the other cluster must not be used. Ours come when the library is there to check them, with the first
+    look at the running cluster (``install``)."""
     connection.execute("DELETE FROM pg_catalog.pg_dist_authinfo")
 
 
