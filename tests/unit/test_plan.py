@@ -226,3 +226,30 @@ def test_no_plan_lets_an_empty_member_found_a_group_that_has_data(
             if state is None or not state.view.has_data:
                 group = seen.of_group(step.member.group)
                 assert seen.primary(step.member.group) or not any(other.view.has_data for other in group)
+
+
+# made from a backup
+
+
+def restoring(running: bool, **state: object) -> list[p.Step]:
+    states = [member(group, 0, running=running) for group in range(3)]
+    bare = look(cluster(standbys=0), changes=states, catalogue=False)
+    return plan(replace(bare, recovery=state))
+
+
+def test_nothing_starts_before_all_groups_are_restored() -> None:
+    assert restoring(False) == [p.Recover()]
+    assert restoring(False, phase="copying", steps=["copied", "reached"]) == [p.Recover()]
+
+
+def test_members_are_stopped_before_they_are_restored_in_place() -> None:
+    assert restoring(True) == [p.StopMember(Member("shop", group, 0)) for group in range(3)]
+
+
+def test_a_restore_that_failed_says_why() -> None:
+    assert restoring(False, phase="failed", error="it is damaged") == [p.Recover("it is damaged")]
+
+
+def test_a_cluster_that_is_to_go_is_not_restored_first() -> None:
+    seen = look(cluster(standbys=0), catalogue=False, deleting=True)
+    assert not any(isinstance(step, p.Recover) for step in plan(replace(seen, recovery={})))

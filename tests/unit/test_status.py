@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pgherd.model.topology import Member
@@ -39,6 +40,7 @@ def test_every_member_is_shown_with_its_role_and_address() -> None:
 def test_a_cluster_that_never_ran_is_being_created() -> None:
     seen = look(gone=[(1, 0), (1, 1)], catalogue=False)
     assert status(seen)["phase"] == "Creating"
+    assert status(seen, previous={"phase": "Creating"})["operation"] == {"kind": "restore"}
 
 
 def test_a_dead_standby_degrades_but_the_cluster_serves() -> None:
@@ -134,3 +136,20 @@ def test_a_look_that_was_hindered_says_so_and_claims_nothing() -> None:
     assert not is_told(told, "something else")
     assert not is_told(status(look()), "the Secret is lost")
     assert hindered("shop", "x", now=NOW)["phase"] == "Pending"
+
+
+def test_a_cluster_that_is_restored_is_being_created_or_updated_never_degraded() -> None:
+    seen = replace(look(catalogue=False), recovery={"phase": "copying"}, operation_status={"kind": "restore"})
+    assert status(seen)["phase"] == "Creating"
+    assert status(seen, previous={"phase": "Running", "conditions": []})["phase"] == "Updating"
+
+
+def test_backups_are_shown_with_what_is_wrong_with_them() -> None:
+    assert status(look())["backups"] is None
+    well = status(replace(look(), backups={"method": "native", "problems": []}))
+    assert condition(well, "BackupsHealthy")["status"] == "True"
+    assert well["phase"] == "Running"
+    ill = status(replace(look(), backups={"problems": ["segment-1 can't archive x"], "error": "no point"}))
+    assert condition(ill, "BackupsHealthy")["status"] == "False"
+    assert condition(ill, "BackupsHealthy")["message"] == "segment-1 can't archive x; no point"
+    assert ill["phase"] == "Running"

@@ -29,12 +29,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from pgherd.backup import choice, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
@@ -50,6 +52,8 @@ IN_PLACE = {"phase": "requested", "inPlace": True}
 """what asks for a restore in place, as the first state"""
 PARALLEL = 4
 """groups at a time"""
+CONNECT_SECONDS = 60
+"""these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
 FOLDER = "from-backup"
 """a member's data directory while it is made"""
 MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
@@ -160,7 +164,8 @@ class Restore:
     def run(self) -> None:
         """Until it is done.
 
-        :raises Cancelled: this process is asked to stop; whoever comes next goes on
+        :raises Cancelled, Unavailable: this process is asked to stop, or a server does not answer; whoever comes next
+            goes on
         :raises PgherdError: it failed for good, which is written down; what was made is removed
         """
         self._state = self._workshop.read_state() or {}
@@ -173,15 +178,17 @@ class Restore:
             with ExitStack() as servers:
                 servers.callback(self._stop_servers)
                 self._carry_on()
-        except Cancelled:
+        except (Cancelled, Unavailable, psycopg.OperationalError) as error:
+            # Nothing is known to be wrong: whoever comes next goes on.
+            logger.info("%s: its restore pauses: %s", self._site.name, error)
             raise
-        except PgherdError as error:
+        except (PgherdError, psycopg.Error) as error:
             logger.error("%s could not be restored: %s", self._site.name, error)
             self._remove_unfinished()
             if self._in_place:
                 self._workshop.put_back()
             phase = REVERTED if self._in_place else FAILED
-            self._tell(phase=phase, error=str(error), finishedAt=records.now())
+            self._tell(phase=phase, error=" ".join(str(error).split()), finishedAt=records.now())
             raise
 
     def _carry_on(self) -> None:
@@ -402,6 +409,7 @@ def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
         site.cluster.spec.database,
         credentials,
         lambda: {group: [endpoint] for group, endpoint in servers.items()},
+        connect_timeout=CONNECT_SECONDS,
     )
 
 

@@ -293,7 +293,7 @@ class ClusterLoop(threading.Thread):
         def run() -> None:
             try:
                 restore.run()
-            except PgherdError:  # written down where it matters, or to be carried on
+            except (PgherdError, psycopg.Error):  # written down where it matters, or to be carried on
                 return
             except Exception:
                 logger.exception("%s: its making from a backup was interrupted", self.cluster)

@@ -91,7 +91,7 @@ def refused(
 
 def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """What runs and what ran last. While the coordinator can't be asked nobody knows better than before."""
-    if seen.catalogue is None and previous:
+    if seen.catalogue is None and seen.recovery is None and previous:
         return {"operation": previous.get("operation"), "lastOperation": previous.get("lastOperation")}
     return {"operation": seen.operation_status, "lastOperation": seen.last_operation_status}
 

@@ -13,15 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from psycopg import conninfo, sql
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgherd.model.topology import COORDINATOR, SUPERUSER, Endpoints, group_name
+from pgherd.model.topology import COORDINATOR, Endpoints, group_name
 from pgherd.postgres.connections import Connection, Databases
 
 _GID = re.compile(r"citus_(\d+)_\d+_\d+_\d+")
 """the group where the transaction began, and what tells its parts apart"""
-_EVERY_NODE = 0
 
 
 def settle(databases: Databases, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
@@ -33,7 +32,7 @@ def settle(databases: Databases, endpoints: Mapping[int, Endpoints]) -> Sequence
         with databases.connect(group, autocommit=False) as connection:
             connection.execute("SET LOCAL session_replication_role = replica")
             _nodes(connection, endpoints)
-            _passwords(connection, databases)
+            _forget_passwords(connection)
             if group == COORDINATOR:
                 _remember(connection, endpoints)
     return [*done, f"Citus knows {len(endpoints)} nodes by their new addresses"]
@@ -80,16 +79,10 @@ def _nodes(connection: Connection, endpoints: Mapping[int, Endpoints]) -> None:
         )
 
 
-def _passwords(connection: Connection, databases: Databases) -> None:
-    passwords = {
-        SUPERUSER: databases.credentials.superuser,
-        databases.owner: databases.credentials.owner,
-    }
-    for role, password in passwords.items():
-        connection.execute(
-            "UPDATE pg_catalog.pg_dist_authinfo SET authinfo = %s WHERE nodeid = %s AND rolename = %s",
-            [conninfo.make_conninfo("", password=password), _EVERY_NODE, role],
-        )
+def _forget_passwords(connection: Connection) -> None:
+    """Those of the other cluster must not be used. Ours come when the library is there to check them, with the first
+    look at the running cluster (``install``)."""
+    connection.execute("DELETE FROM pg_catalog.pg_dist_authinfo")
 
 
 def _remember(connection: Connection, endpoints: Mapping[int, Endpoints]) -> None:

@@ -173,7 +173,8 @@ class LocalPlatform(Platform):
 
     def keeps(self, name: str) -> bool:
         """Whether data of a cluster that was deleted without purging is here."""
-        return self._layout.members(name).is_dir() and not self._layout.declaration(name).exists()
+        kept = self._layout.members(name).is_dir() or self._layout.aside(name).is_dir()
+        return kept and not self._layout.declaration(name).exists()
 
     def declaration(self, name: str) -> Declaration:
         """What was asked for.
@@ -212,7 +213,9 @@ class LocalPlatform(Platform):
         """
         with self.locked():
             views = self.members(name)
-            if purge or not any(view.has_data for view in views.values()):
+            # What a restore in place has set aside is data, too.
+            has_data = self._layout.aside(name).exists() or any(view.has_data for view in views.values())
+            if purge or not has_data:
                 for view in views.values():
                     self.remove_member(view.member)
                 self._ports.release(name)
