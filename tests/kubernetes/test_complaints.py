@@ -105,7 +105,12 @@ def test_a_class_whose_volumes_can_not_grow_is_named_and_the_cluster_goes_on(bro
         assert broken.condition("Ready")["status"] == "True"
         [pod] = broken.pods("segment-1")
         broken.namespace.kubectl("delete", "pod", pod["metadata"]["name"])
-        wait_for(lambda: broken.member("segment-1", "primary"), "it leads again", 60)
+        before = pod["metadata"]["uid"]
+        wait_for(
+            lambda: [p for p in broken.pods("segment-1", "primary") if p["metadata"]["uid"] != before],
+            "it leads again",
+            60,
+        )
     finally:
         kubectl("delete", "storageclass", name)
 
