@@ -68,6 +68,7 @@ class Keeper(threading.Thread):
         self._pending: dict[str, Point] | None = None
         self._standing: dict[int, Standing] = {}
         self._quiet: dict[int, int] = {}
+        self._points_version: tuple[str, int] | None = None
         self._last_point = float("-inf")
         self._retained = float("-inf")
         self._maker: threading.Thread | None = None
@@ -158,9 +159,14 @@ class Keeper(threading.Thread):
             self._pending = {point.name: point for point in self._repository.points() if not point.archived}
         return self._pending
 
+    def _points_grew(self) -> bool:
+        """Whether somebody wrote a point down since the last time: a backup makes one of its own."""
+        version, self._points_version = self._points_version, self._repository.points_version()
+        return version != self._points_version
+
     def _note_archived(self) -> None:
         known = self._open_points()
-        if self._maker is not None and self._maker.is_alive():
+        if self._maker is not None and self._maker.is_alive() and self._points_grew():
             known.update(
                 {point.name: point for point in self._repository.points(days=2) if not point.archived}
             )
@@ -169,9 +175,9 @@ class Keeper(threading.Thread):
             if done is None:
                 continue
             self._repository.remember_point(done)
-            del known[point.name]
             points.record(self._kept.databases, done)
             self._wrote()
+            del known[point.name]
 
     # backups
 

@@ -131,6 +131,11 @@ class Repository:
                     found[point.name] = point
         return sorted(found.values(), key=lambda point: point.time)
 
+    def points_version(self) -> tuple[str, int] | None:
+        """Something that differs whenever a point was written down. Cheap."""
+        days = sorted((self.root / "points").glob("*.jsonl"))
+        return (days[-1].name, days[-1].stat().st_size) if days else None
+
     def remember_point(self, point: Point) -> None:
         """Write a point down, or what became of it."""
         path = self.root / "points" / f"{point.time[:10]}.jsonl"
