@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pgherd.backup import archive, choice, maker, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
@@ -96,9 +98,12 @@ def method_of(platform: LocalPlatform, name: str, repository: str | None) -> Bac
 def _repository(path: str) -> RepositorySpec:
     try:
         return RepositorySpec(path=str(Path(path).absolute()))
-    except ValueError as error:
-        reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
-        raise BadInput(f"--repository {path}: {reason}") from None
+    except ValidationError as error:
+        raise BadInput(f"--repository {path}: {_reason(error)}") from None
+
+
+def _reason(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def request(platform: LocalPlatform, name: str, kind: str) -> str:
@@ -321,10 +326,8 @@ def _require_free(platform: LocalPlatform, target: str) -> None:
 def _recovery(wanted: dict[str, Any]) -> RecoverySpec:
     try:
         return RecoverySpec.model_validate(wanted, by_alias=True, by_name=False)
-    except ValueError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        reason = next((line for line in lines if line.startswith("Value error, ")), lines[-1])
-        text = reason.removeprefix("Value error, ").split(" [type=")[0]
+    except ValidationError as error:
+        text = _reason(error)
         raise BadInput(f"--time: {text}" if "time" in wanted and "zone" in text else text) from None
 
 
