@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from tests.kubernetes.kube import Cluster, Namespace, wait_for
+from tests.kubernetes.kube import Cluster, Namespace, kubectl, wait_for
 
 pytestmark = pytest.mark.kubernetes
 
@@ -29,7 +30,7 @@ def broken(namespace: Namespace) -> Iterator[Cluster]:
         ({"nodeSelector": {"disk": "imaginary"}}, {}, "node"),
         ({}, {"postgres": {"image": "localhost/no-such-image:1"}}, "no-such-image"),
         ({"resources": {"cpu": "500", "memory": "256Mi"}}, {}, "Insufficient cpu"),
-        ({"standbys": 8}, {}, "anti-affinity"),
+        ({"standbys": 3}, {}, "anti-affinity"),
     ],
     ids=["class", "node", "image", "cores", "anti-affinity"],
 )
@@ -81,3 +82,45 @@ def test_an_engine_that_is_not_there_is_said(broken: Cluster) -> None:
     broken.apply(segments=1, standbys=0, engine="citus")
     wait_for(lambda: broken.status.get("phase") == "Failed", "it is refused", SECONDS)
     assert "spec.engine" in broken.condition("Ready")["message"]
+
+
+def test_a_class_whose_volumes_can_not_grow_is_named_and_the_cluster_goes_on(broken: Cluster) -> None:
+    """Nothing else waits for it: a member that dies meanwhile is brought back."""
+    name = f"rigid-{broken.namespace.name}"
+    [usual] = [each for each in kubectl_items("storageclass") if is_default(each)]
+    rigid = {**usual, "metadata": {"name": name}, "allowVolumeExpansion": False}
+    kubectl("apply", "-f", "-", stdin=json.dumps(rigid))
+    try:
+        storage = {"size": "1Gi", "storageClassName": name}
+        broken.apply(segments=1, standbys=0, group={"storage": storage})
+        broken.wait_phase("Running")
+        broken.patch({"segments": {"storage": {"size": "2Gi"}}})
+        wait_for(
+            lambda: (
+                "allowVolumeExpansion" in broken.condition("Degraded")["message"] and "resize" in told(broken)
+            ),
+            "condition and event say so",
+            SECONDS,
+        )
+        assert broken.condition("Ready")["status"] == "True"
+        [pod] = broken.pods("segment-1")
+        broken.namespace.kubectl("delete", "pod", pod["metadata"]["name"])
+        before = pod["metadata"]["uid"]
+        wait_for(
+            lambda: [p for p in broken.pods("segment-1", "primary") if p["metadata"]["uid"] != before],
+            "it leads again",
+            60,
+        )
+    finally:
+        kubectl("delete", "storageclass", name)
+
+
+def kubectl_items(kind: str) -> list[dict[str, Any]]:
+    """All objects of a kind that belongs to no namespace."""
+    found: list[dict[str, Any]] = json.loads(kubectl("get", kind, "-o", "json"))["items"]
+    return found
+
+
+def is_default(storage_class: Mapping[str, Any]) -> bool:
+    annotations = storage_class["metadata"].get("annotations") or {}
+    return annotations.get("storageclass.kubernetes.io/is-default-class") == "true"

@@ -220,6 +220,10 @@ def test_deleted_in_the_middle_of_an_expansion_it_goes_and_comes_back_whole(
     assert rows(doomed) == before
     doomed.patch({"deletionPolicy": "Delete", "segments": {"count": 1}})
     wait_for(lambda: (doomed.status.get("operation") or {}).get("kind") == "shrink", "it shrinks", 60)
+    # Not even lost passwords keep it from going.
+    doomed.namespace.kubectl("delete", "pgc", doomed.name, "--wait=false")
+    doomed.namespace.kubectl("delete", "secret", f"{doomed.name}-credentials")
+    kill_operator(operator)
     doomed.delete()
     for kind in KINDS:
         wait_for(

@@ -13,6 +13,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong
 
 from pgherd.errors import PgherdError
 from pgherd.remote.tunnel import Carrier
+from tests.support.home import wait_for
 
 GREETINGS = (b"\x00\x38\x15", b"\x01\x38\x15")
 """each channel's first message: its number, then the port"""
@@ -146,4 +147,6 @@ def test_what_the_pod_says_is_wrong_is_raised(ends: tuple[socket.socket, Pod, li
     program, pod, raised = ends
     pod.send(BytesMessage(b"\x01connection refused"))
     assert read(program, 1) == b""
+    # The tunnel's thread closes the socket first and ends with the error a moment later.
+    wait_for(lambda: raised, "it is raised", 5)
     assert [str(error) for error in raised] == ["connection refused"]

@@ -150,3 +150,10 @@ def test_a_group_that_loses_its_standbys_stays_synchronous_until_they_are_gone()
     object.__setattr__(alone, "configs", {**alone.configs, 1: synchronous})
     [step] = [step for step in plan(alone) if isinstance(step, p.ApplyConfig)]
     assert step.patch["synchronous_mode"] is False
+
+
+def test_connections_try_lost_members_last() -> None:
+    steps = plan(look(changes=[lost(1, 0, 20), member(1, 1, leader=True)]))
+    [update] = [step for step in steps if isinstance(step, p.UpdateEndpoints)]
+    assert [endpoint.port for endpoint in update.endpoints] == [7011, 7010]
+    assert not [step for step in plan(look()) if isinstance(step, p.UpdateEndpoints)]

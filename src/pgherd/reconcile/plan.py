@@ -215,12 +215,16 @@ def plan(seen: Observed) -> list[Step]:
 
 
 def wanted_endpoints(seen: Observed, group: int) -> Endpoints:
-    """Where the group's wanted members listen, by ordinal; members that have no address yet are left out."""
-    return [
-        seen.members[member.name].view.postgres
+    """Where the group's wanted members listen, by ordinal; members that have no address yet are left out.
+
+    Lost ones come last: who tries them first waits for a timeout with every new connection.
+    """
+    views = [
+        seen.members[member.name].view
         for member in seen.wanted_members()
         if member.group == group and member.name in seen.members
     ]
+    return [view.postgres for view in sorted(views, key=lambda view: view.lost is not None)]
 
 
 def is_settled(steps: list[Step]) -> bool:

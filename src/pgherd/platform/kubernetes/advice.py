@@ -19,6 +19,8 @@ _ADVICE = (
         "put the image where nodes find it, or declare another postgres.image",
     ),
     (r"violates PodSecurity", "let the namespace admit pods of the 'restricted' kind"),
+    (r"must support resize", "let the class do so (allowVolumeExpansion: true)"),
+    (r"cannot patch resource \"nodes\"", "give the operator this right: pgherd install --fencing"),
     (r"OOMKilled", "declare more resources.memory"),
 )
 

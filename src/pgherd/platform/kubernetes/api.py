@@ -27,6 +27,7 @@ from lightkube.types import CascadeType, PatchType
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.spec import KIND
 from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.advice import advised
 from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
 
 Object = dict[str, Any]
@@ -128,7 +129,7 @@ def explained(what: str) -> Iterator[None]:
     except ApiError as error:
         if error.status.code in (429, 500, 502, 503, 504):
             raise Unavailable(f"could not {what}: {error.status.message}") from error
-        raise PgherdError(f"could not {what}: {error.status.message}") from error
+        raise PgherdError(f"could not {what}: {advised(error.status.message or '')}") from error
     except (httpx2.HTTPError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise Unavailable(f"could not {what}: the Kubernetes API server does not answer: {reason}") from error

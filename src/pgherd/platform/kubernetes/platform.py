@@ -49,9 +49,12 @@ DEFAULT_IMAGE = "localhost/pgherd-postgres:17"
 DEFAULT_MAJOR = 17
 STATUS_SECONDS = 30.0
 """how often a status that says nothing new is written all the same"""
+PURGE_SECONDS = 5
+"""how long a pod may take to end whose volume goes with it"""
 STORE_PARTS = ("leader", "config", "sync", "failover")
 """Patroni's own config maps of a group"""
 
+NO_PASSWORDS = Credentials("", "", "", "")
 ANYWHERE = ("0.0.0.0/0", "::/0")
 
 
@@ -198,8 +201,16 @@ class KubernetesPlatform(Platform):
             memory.pop(name, None)
 
     def credentials(self, name: str) -> Credentials:
-        """The cluster's passwords, made at the first call."""
-        return self._trust.credentials(name)
+        """The cluster's passwords, made at the first call.
+
+        :raises PgherdError: they were lost or damaged
+        """
+        try:
+            return self._trust.credentials(name)
+        except PgherdError:
+            if not _is_winding_down(self._resource(name)):
+                raise
+            return NO_PASSWORDS  # to stop or to go needs none
 
     def authority(self, name: str) -> str | None:
         """File of the cluster's own certificate authority."""
@@ -246,7 +257,7 @@ class KubernetesPlatform(Platform):
         resource = self._reader.get(CLUSTER, self.namespace, name)
         if resource is None:
             return {}
-        winding_down = is_stopped(resource) or "deletionTimestamp" in resource["metadata"]
+        winding_down = _is_winding_down(resource)
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
         return views.members(
@@ -322,7 +333,8 @@ class KubernetesPlatform(Platform):
     def stop_member(self, member: Member) -> None:
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
-        self._delete_pod(member)
+        # Whose data is destroyed anyway need not take its time for a last checkpoint.
+        self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
 
     def replace_member(self, member: Member) -> None:
         """Let a member's pod go, so that it comes back as declared."""
@@ -337,10 +349,10 @@ class KubernetesPlatform(Platform):
         self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
         self.api.delete(POD, self.namespace, member.name, grace=0)
 
-    def _delete_pod(self, member: Member) -> None:
+    def _delete_pod(self, member: Member, grace: int | None = None) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)
         if pod is None or "deletionTimestamp" not in pod["metadata"]:
-            self.api.delete(POD, self.namespace, member.name)
+            self.api.delete(POD, self.namespace, member.name, grace=grace)
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
@@ -442,6 +454,10 @@ class KubernetesPlatform(Platform):
 def is_stopped(found: Object) -> bool:
     """Whether its members are to be gone, data kept."""
     return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
+
+
+def _is_winding_down(found: Object) -> bool:
+    return is_stopped(found) or "deletionTimestamp" in found["metadata"]
 
 
 def parse(found: Object) -> PostgresCluster:
