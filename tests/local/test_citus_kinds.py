@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.citus import citus_home, needs_citus, superuser
-from tests.support.home import Home, declaration
+from tests.support.home import Home, declaration, wait_for
 
 pytestmark = needs_citus
 
@@ -103,4 +103,27 @@ def test_columnar_tables_are_named_before_and_moved_in_a_blocking_window(herd: H
         " 'SELECT amname FROM pg_am a JOIN pg_class c ON c.relam = a.oid WHERE c.oid = ''%s''::regclass')"
     )
     assert methods == [("columnar",)]
+    sound(herd)
+
+
+def test_a_move_waits_for_whoever_makes_a_table_of_its_colocation(herd: Home) -> None:
+    herd.up(declared(2, "online"), timeout=400)
+    with herd.connect() as connection:
+        connection.execute("DROP TABLE IF EXISTS event")
+    herd.run("pause", "shop")
+    herd.run("scale", "shop", "--segments", "3", "--no-wait")
+
+    def phase() -> str:
+        return str((herd.status()["operation"] or {}).get("phase"))
+
+    wait_for(lambda: phase() == "paused", "the new segment is admitted", 180)
+    with herd.connect(autocommit=False) as maker:
+        maker.execute("CREATE TABLE later (id int PRIMARY KEY)")
+        maker.execute("SELECT create_distributed_table('later', 'id', colocate_with => 'counter')")
+        herd.run("resume", "shop")
+        wait_for(lambda: phase() == "waiting", "a move waits", 120)
+        maker.commit()
+    herd.wait_phase("Running", timeout=240)
+    assert herd.status()["lastOperation"]["phase"] == "done"
+    herd.run("scale", "shop", "--segments", "2", timeout=400)
     sound(herd)

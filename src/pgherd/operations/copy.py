@@ -21,6 +21,7 @@ import psycopg
 from pgherd.engine.base import Engine, Piece, TableLayout
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.faults import crash_point
+from pgherd.model.topology import COORDINATOR
 from pgherd.operations import copy_definitions, copy_rows, store
 from pgherd.operations.copy_definitions import Definitions
 from pgherd.operations.copy_rows import Total
@@ -67,15 +68,15 @@ def copy(source: Side, destination: Side, pg_dump: Path, tell: Tell, *, parallel
     """
     require_engines(source, destination)
     for side in (source, destination):
+        if not side.engine.is_initialised(COORDINATOR):
+            raise Unavailable(f"{side.name} is not ready yet: 'pgherd status {side.name}' says why")
         if (running := store.current(side.databases)) is not None:
             raise BadInput(f"{side.name}: {running.kind} is running: wait for it, or cancel it")
     try:
         with _alone(destination) as desk, _frozen(source, tell) as frozen:
             return _Copy(source, destination, desk, frozen, tell, parallel).run(pg_dump)
-    except psycopg.OperationalError as error:
-        raise Unavailable(
-            f"a server went away ({_line(error)}): run the command again, it goes on"
-        ) from error
+    except (Unavailable, psycopg.OperationalError) as error:
+        raise Unavailable(f"a server is away ({_line(error)}): run the command again, it goes on") from error
     except psycopg.Error as error:
         raise PgherdError(f"{destination.name} refuses it: {_line(error)}") from error
 

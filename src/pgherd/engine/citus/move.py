@@ -30,6 +30,8 @@ END_SECONDS = 20.0
 """how long a session that was told to end may take to undo what it has made"""
 
 _PARALLEL_SINCE = (13, 2)
+_BUSY = "could not acquire the lock required to"
+"""Citus does not wait for others at work on a colocation, and has no SQLSTATE for it"""
 
 MOMENTS: Mapping[str, str] = {
     "Setting Up": "created",
@@ -208,13 +210,13 @@ def _report(desk: Connection, control: MoveControl, route: Route) -> str | None:
 def _judge(databases: Databases, mover: _Mover, route: Route) -> None:
     """What the end of the moving session means.
 
-    :raises Unavailable: a server went away
+    :raises Unavailable: a server went away, or somebody is making a table of the same colocation
     :raises PgherdError: it was refused although every server answers
     """
     if mover.error is None:
         return
     reason = " ".join(str(mover.error).split())
-    if isinstance(mover.error, psycopg.OperationalError):
+    if isinstance(mover.error, psycopg.OperationalError) or _BUSY in reason:
         raise Unavailable(reason) from mover.error
     for group in (COORDINATOR, route.source.group, route.target.group):
         with superuser(databases, group):
