@@ -14,6 +14,7 @@ import psycopg
 
 from bench.scenarios.base import Lab, Result
 from bench.scenarios.citus import superuser
+from bench.scenarios.moves import rate, refusals
 from bench.support import Connection, Pgherd, RunError, await_true
 from bench.workload import Workload, audit, stalls
 
@@ -67,7 +68,7 @@ def _round(lab: Lab) -> dict[str, Any]:
                 for change, segments in (("expand", "4"), ("shrink", "2")):
                     begun = time.monotonic()
                     pgherd("scale", NAME, "--segments", segments, timeout=1800)
-                    found[change] = _noticed(workload, quiet, begun) | _rate(connection)
+                    found[change] = _noticed(workload, quiet, begun) | rate(connection)
                     lab.say(f"{change}: {found[change]}")
                 found["citus"] = _by_citus(pgherd, connection)
             finally:
@@ -82,30 +83,12 @@ def _round(lab: Lab) -> dict[str, Any]:
 def _noticed(workload: Workload, quiet: float, begun: float) -> dict[str, Any]:
     journal, ended = workload.journal, time.monotonic()
     writes = stalls(journal.between(begun, ended), journal.between(quiet, quiet + 8))
-    refused = journal.refused_between(begun, ended)
     return {
         "seconds": ended - begun,
         "normal_ms": writes.normal,
         "stall_p99_ms": writes.p99,
         "stall_max_ms": writes.max,
-        "errors": sum(not refusal.explained for refusal in refused),
-        "retries": sum(refusal.explained for refusal in refused),
-    }
-
-
-def _rate(connection: Connection) -> dict[str, Any]:
-    row = connection.execute("""
-        SELECT count(*), coalesce(sum(bytes_done), 0)::float8 / 1e6,
-               extract(epoch FROM max(finished_at) - min(started_at))::float8
-          FROM pgherd.operation_steps
-         WHERE kind = 'move' AND state = 'done' AND operation_id = (SELECT max(id) FROM pgherd.operations)
-        """).fetchone()
-    moves, megabytes, seconds = row or (0, 0.0, 0.0)
-    return {
-        "moves": moves,
-        "mb": megabytes,
-        "move_s": seconds,
-        "mb_s": megabytes / seconds if seconds else 0.0,
+        **refusals(workload, begun, ended),
     }
 
 

@@ -68,7 +68,7 @@ def _expand(lab: Lab) -> dict[str, Any]:
                 ended = time.monotonic()
             finally:
                 workload.stop()
-            found = _numbers(workload, quiet, begun, ended) | _rate(connection)
+            found = _numbers(workload, quiet, begun, ended) | rate(connection)
             found["pipe_mb_s"] = _pipe(pgherd, connection)
     lab.say(f"expanded in {found['seconds']:.1f} s, {found['mb_s']:.1f} MB/s, writers {found['stall_ms']}")
     return found
@@ -78,19 +78,27 @@ def _numbers(workload: Workload, quiet: float, begun: float, ended: float) -> di
     journal = workload.journal
     writes = stalls(journal.between(begun, ended), journal.between(quiet, begun))
     reads = stalls(journal.reads_between(begun, ended), journal.reads_between(quiet, begun))
-    refused = journal.refused_between(begun, ended)
     return {
         "seconds": ended - begun,
         "stall_ms": {"p50": writes.p50, "p99": writes.p99, "max": writes.max},
         "normal_ms": writes.normal,
         "writes": writes.count,
         "reader_stall_max_ms": reads.max,
+        **refusals(workload, begun, ended),
+    }
+
+
+def refusals(workload: Workload, begun: float, ended: float) -> dict[str, int]:
+    """Statements that failed: those that a reconnect explains, and the others."""
+    refused = workload.journal.refused_between(begun, ended)
+    return {
         "errors": sum(not refusal.explained for refusal in refused),
         "retries": sum(refusal.explained for refusal in refused),
     }
 
 
-def _rate(connection: Connection) -> dict[str, Any]:
+def rate(connection: Connection) -> dict[str, Any]:
+    """What the last operation moved: how many shard groups, MB, MB/s from the first move's begin to the last's end."""
     row = connection.execute("""
         SELECT count(*), coalesce(sum(bytes_done), 0)::float8 / 1e6,
                extract(epoch FROM max(finished_at) - min(started_at))::float8
@@ -98,7 +106,8 @@ def _rate(connection: Connection) -> dict[str, Any]:
          WHERE kind = 'move' AND state = 'done' AND operation_id = (SELECT max(id) FROM pgherd.operations)
         """).fetchone()
     moves, megabytes, seconds = row or (0, 0.0, 0.0)
-    return {"moves": moves, "mb": megabytes, "mb_s": megabytes / seconds if seconds else 0.0}
+    mb_s = megabytes / seconds if seconds else 0.0
+    return {"moves": moves, "mb": megabytes, "move_s": seconds, "mb_s": mb_s}
 
 
 def _pipe(pgherd: Pgherd, coordinator: Connection) -> float:

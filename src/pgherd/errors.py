@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def one_line(what: object) -> str:
+    """A text, or what an error says, without line breaks and repeated blanks; an error without words gives ''."""
+    return " ".join(str(what).split())
+
+
 class PgherdError(Exception):
     """Something failed. The message says what, and what to do next. Exit code 1."""
 

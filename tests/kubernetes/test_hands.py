@@ -100,30 +100,31 @@ def recovered(cluster: Cluster) -> dict[str, str]:
     return {key: base64.b64encode(found[variable].encode()).decode() for key, variable in named.items()}
 
 
+def delete_volume(cluster: Cluster, member: str) -> None:
+    """Delete a member's volume under it, its pod too, and wait for what is made anew."""
+    namespace = cluster.namespace
+
+    def volume() -> str:
+        return str(namespace.get("pvc", f"data-{member}")["metadata"]["uid"])
+
+    before = volume()
+    namespace.kubectl("delete", "pvc", f"data-{member}", "--wait=false")
+    namespace.kubectl("delete", "pod", member, "--wait=false")
+    wait_for(lambda: volume() != before, "a new volume", 90)
+    cluster.wait_phase("Running", timeout=120)
+
+
 def test_a_standbys_volume_deleted_by_hand_is_built_anew(shop: Cluster) -> None:
-    namespace, standby = shop.namespace, shop.member("segment-1", "standby")
-    claim = namespace.get("pvc", f"data-{standby}")["metadata"]["uid"]
     with writers(shop) as at_work:
-        namespace.kubectl("delete", "pvc", f"data-{standby}", "--wait=false")
-        namespace.kubectl("delete", "pod", standby, "--wait=false")
-        wait_for(
-            lambda: namespace.get("pvc", f"data-{standby}")["metadata"]["uid"] != claim, "a new volume", 90
-        )
-        shop.wait_phase("Running", timeout=120)
+        delete_volume(shop, shop.member("segment-1", "standby"))
         at_work.go_on()
         at_work.finish()
 
 
 def test_a_primarys_volume_deleted_by_hand_costs_nothing(shop: Cluster) -> None:
-    namespace, primary = shop.namespace, str(shop.leader("segment-1"))
-    claim = namespace.get("pvc", f"data-{primary}")["metadata"]["uid"]
+    primary = str(shop.leader("segment-1"))
     with writers(shop) as at_work:
-        namespace.kubectl("delete", "pvc", f"data-{primary}", "--wait=false")
-        namespace.kubectl("delete", "pod", primary, "--wait=false")
-        wait_for(
-            lambda: namespace.get("pvc", f"data-{primary}")["metadata"]["uid"] != claim, "a new volume", 90
-        )
-        shop.wait_phase("Running", timeout=120)
+        delete_volume(shop, primary)
         assert shop.leader("segment-1") != primary
         at_work.go_on()
         at_work.finish()

@@ -24,7 +24,7 @@ from pgherd.backup.maker import Job, Maker, request, tidy
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, Point, moment
 from pgherd.engine.base import Engine
-from pgherd.errors import Cancelled, PgherdError
+from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.model.spec import BackupSpec, parse_duration
 from pgherd.model.topology import COORDINATOR, group_id
 from pgherd.postgres.connections import Databases
@@ -83,7 +83,7 @@ class Keeper(threading.Thread):
                 self._round()
                 self.error = None
             except (PgherdError, psycopg.Error, OSError) as error:
-                text = " ".join(str(error).split()) or type(error).__name__
+                text = one_line(error) or type(error).__name__
                 if text != self.error:
                     logger.warning("%s: backups: %s", self._kept.name, text)
                 self.error = text

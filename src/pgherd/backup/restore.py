@@ -36,7 +36,7 @@ from pgherd.backup.base import BackupMethod
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
@@ -188,7 +188,7 @@ class Restore:
             if self._in_place:
                 self._workshop.put_back()
             phase = REVERTED if self._in_place else FAILED
-            self._tell(phase=phase, error=" ".join(str(error).split()), finishedAt=records.now())
+            self._tell(phase=phase, error=one_line(error), finishedAt=records.now())
             raise
 
     def _carry_on(self) -> None:

@@ -20,7 +20,7 @@ from pgherd import __version__
 from pgherd.cli import backup_commands, cluster_commands, install_commands, operation_commands
 from pgherd.cli.context import Context, begin, current, require_platform, tell
 from pgherd.cli.entry import INTERRUPTED
-from pgherd.errors import BadInput, PgherdError
+from pgherd.errors import BadInput, PgherdError, one_line
 
 app = typer.Typer(
     name="pgherd",
@@ -166,18 +166,13 @@ def _failed(error: Exception) -> int:
         where = f"{error.filename}: " if error.filename else ""
         tell(f"pgherd: {where}{error.strerror or error}")
         return 1
-    tell(f"pgherd: unexpected {type(error).__name__}: {one_line(str(error))} (PGHERD_DEBUG=1 shows where)")
+    tell(f"pgherd: unexpected {type(error).__name__}: {one_line(error)} (PGHERD_DEBUG=1 shows where)")
     return 1
 
 
 def _help_of(error: typer.TyperException) -> str:
     context: typer.Context | None = getattr(error, "ctx", None)
     return f" (see '{context.command_path} --help')" if context else ""
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks."""
-    return " ".join(text.split())
 
 
 _GLOBAL_OPTIONS = ("--platform", "--home", "--bin-dir", "--context", "--namespace", "-n")

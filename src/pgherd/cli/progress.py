@@ -17,6 +17,7 @@ from rich.table import Column
 
 from pgherd.cli import render
 from pgherd.cli.context import err
+from pgherd.reconcile.fulfilment import conditions as by_type
 
 Watcher = Callable[[dict[str, Any]], None]
 
@@ -93,7 +94,7 @@ def one_line(now: Mapping[str, Any]) -> str:
         return render.operation_line(now["operation"])
     well, total = members(now)
     told = [f"{well} of {total} members run"] if now["phase"] in ("Pending", "Creating", "Updating") else []
-    conditions = {condition["type"]: condition for condition in now.get("conditions", ())}
+    conditions = by_type(now)
     # While members come, it is no news that some are not there: only a cluster that was complete is degraded.
     kind = "Degraded" if now["phase"] == "Degraded" else "Progressing"
     if conditions.get(kind, {}).get("status") == "True":

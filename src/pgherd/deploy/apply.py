@@ -26,7 +26,7 @@ from pgherd.deploy.manifests import (
     namespace,
     people_roles,
 )
-from pgherd.errors import BadInput, PgherdError
+from pgherd.errors import BadInput, PgherdError, one_line
 from pgherd.platform.kubernetes import crd
 from pgherd.remote.api import Api, NotFound, NotInstalled, PostgresClusterResource
 
@@ -166,13 +166,13 @@ def _trouble(container: ContainerStatus, settings: Settings) -> str:
         return f"its container ended with exit code {ended.exitCode}; {shown}"
     if waiting is None or reason in ("", "ContainerCreating", "PodInitializing"):
         return ""
-    return " ".join(f"{reason}: {waiting.message or container.image}".split())
+    return one_line(f"{reason}: {waiting.message or container.image}")
 
 
 def _last_warning(api: Api, settings: Settings) -> str:
     events = api.client.list(Event, namespace=settings.namespace, fields={"type": "Warning"})
     messages = [event.message or "" for event in events if event.involvedObject.kind == "ReplicaSet"]
-    return " ".join(messages[-1].split()) if messages else ""
+    return one_line(messages[-1]) if messages else ""
 
 
 def uninstall(

@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 
 from pgherd.engine.base import Engine, Piece, TableLayout
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.errors import BadInput, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR
 from pgherd.operations import copy_definitions, copy_rows, store
@@ -76,9 +76,11 @@ def copy(source: Side, destination: Side, pg_dump: Path, tell: Tell, *, parallel
         with _alone(destination) as desk, _frozen(source, tell) as frozen:
             return _Copy(source, destination, desk, frozen, tell, parallel).run(pg_dump)
     except (Unavailable, psycopg.OperationalError) as error:
-        raise Unavailable(f"a server is away ({_line(error)}): run the command again, it goes on") from error
+        raise Unavailable(
+            f"a server is away ({one_line(error)}): run the command again, it goes on"
+        ) from error
     except psycopg.Error as error:
-        raise PgherdError(f"{destination.name} refuses it: {_line(error)}") from error
+        raise PgherdError(f"{destination.name} refuses it: {one_line(error)}") from error
 
 
 def require_engines(source: Side, destination: Side) -> None:
@@ -90,10 +92,6 @@ def require_engines(source: Side, destination: Side) -> None:
             raise BadInput(
                 f"{side.name} has the engine {side.engine.name}: copies go from an fdw cluster to a citus cluster"
             )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from psycopg import sql
 
 from pgherd.engine.base import TableLayout
-from pgherd.errors import PgherdError
+from pgherd.errors import PgherdError, one_line
 from pgherd.model.topology import COORDINATOR
 from pgherd.operations.statements import statements
 from pgherd.postgres.connections import Connection, Databases
@@ -99,7 +99,7 @@ def _dump(databases: Databases, schemas: Sequence[str], section: str, pg_dump: P
         check=False,
     )
     if done.returncode != 0:
-        raise PgherdError(f"the definitions can't be read: {' '.join(done.stderr.split())}")
+        raise PgherdError(f"the definitions can't be read: {one_line(done.stderr)}")
     return done.stdout
 
 

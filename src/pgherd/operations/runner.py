@@ -15,7 +15,7 @@ from contextlib import closing
 
 import psycopg
 
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.errors import BadInput, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.operations import store
 from pgherd.operations.base import Context, Course, NotNowError, Work, as_steps
@@ -109,7 +109,7 @@ class Runner:
                 work.journal.set_phase(reason.phase, str(reason))
                 work.wishes.wait(pauses.next())
             except (Unavailable, psycopg.Error) as error:
-                work.journal.set_phase("waiting", f"{_one_line(error)}; trying again")
+                work.journal.set_phase("waiting", f"{one_line(error) or type(error).__name__}; trying again")
                 work.wishes.wait(pauses.next())
 
     def _do(self, course: Course, work: Work, step: Step) -> None:
@@ -169,7 +169,3 @@ class _Pauses:
     def next(self) -> float:
         now, self._next = self._next, min(PAUSE_MOST, self._next * 1.6)
         return now
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

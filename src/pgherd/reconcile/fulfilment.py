@@ -42,13 +42,18 @@ def time_is_up(
     return f"{name}: not ready after {timeout:.0f} s: {obstacle(seen, silence)}"
 
 
+def conditions(now: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """A status's conditions by their type; none where there is no status."""
+    return {condition["type"]: condition for condition in (now or {}).get("conditions", ())}
+
+
 def obstacle(now: Mapping[str, Any] | None, silence: str) -> str:
     """Why a cluster is not there yet, in one line."""
     if now is None:
         return silence
     if now.get("errors"):
         return str(now["errors"][0])
-    conditions = {condition["type"]: condition for condition in now.get("conditions", ())}
-    degraded = conditions.get("Degraded", {})
-    telling = degraded if degraded.get("status") == "True" else conditions.get("Progressing", {})
+    found = conditions(now)
+    degraded = found.get("Degraded", {})
+    telling = degraded if degraded.get("status") == "True" else found.get("Progressing", {})
     return str(telling.get("message", now["phase"]))

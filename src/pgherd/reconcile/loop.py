@@ -23,7 +23,7 @@ from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.registry import make_method
 from pgherd.engine.base import Engine
 from pgherd.engine.registry import make_engine
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.spec import to_mapping
 from pgherd.operations.runner import Context, Runner
 from pgherd.platform.base import Platform
@@ -120,7 +120,7 @@ class ClusterLoop(threading.Thread):
         except PgherdError as error:
             # What is around the members waits; members are healed all the same.
             logger.warning("%s: %s", self.cluster, error)
-            hindrances = [" ".join(str(error).split())]
+            hindrances = [one_line(error)]
         steps = plan.plan(seen)
         self._tell(seen, steps, hindrances)
         self._see_to_backups(world, seen)
@@ -215,7 +215,7 @@ class ClusterLoop(threading.Thread):
 
     def _hindered(self, problem: str) -> None:
         """Say that nobody could look, and why: the status before would pass for the truth."""
-        problem = " ".join(problem.split())
+        problem = one_line(problem)
         try:
             previous = self._platform.read_status(self.cluster)
             if previous is None or not status.is_told(previous, problem):
@@ -254,7 +254,7 @@ class ClusterLoop(threading.Thread):
                 logger.exception("%s: %s met what nobody expected", self.cluster, step)
             if isinstance(error, BadInput):
                 self._fatal_generation = seen.declaration.generation
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = one_line(error) or type(error).__name__
             logger.warning("%s: could not %s: %s", self.cluster, step, text)
             self._announce(step, f"could not {step}: {text}")
             return f"could not {step}: {text}"

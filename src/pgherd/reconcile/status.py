@@ -11,6 +11,7 @@ from typing import Any
 
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.patroni.client import lag_bytes
+from pgherd.reconcile.fulfilment import conditions as by_type
 from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
 
@@ -67,7 +68,7 @@ def refused(
     previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The status of a cluster whose declaration can't be, and of which none was accepted before."""
-    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    before = by_type(previous)
     text = "; ".join(problems)
     return {
         "name": name,
@@ -100,7 +101,7 @@ def hindered(
     name: str, problem: str, *, now: str, previous: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The status when nobody could look: what was seen last (``observedAt`` says when), and why nothing newer is."""
-    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    before = by_type(previous)
     phase = (previous or {}).get("phase", "Pending")
     kept = [each for kind, each in before.items() if kind not in ("Ready", "Progressing", "Degraded")]
     return {
@@ -239,7 +240,7 @@ def _conditions(
         conditions.append(
             ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
         )
-    before = {condition["type"]: condition for condition in (previous or {}).get("conditions", [])}
+    before = by_type(previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
         for kind, holds, reason, text in conditions

@@ -16,7 +16,7 @@ from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
 
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.errors import BadInput, PgherdError, Unavailable, one_line
 from pgherd.model.spec import KIND
 from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
 
@@ -60,7 +60,7 @@ class Api:
         except (OSError, ConfigError, ValueError) as error:  # certificates are read here
             name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             raise BadInput(
-                f"the kubeconfig's context {self.context} can't be used: {name}{_one_line(error)}"
+                f"the kubeconfig's context {self.context} can't be used: {name}{one_line(error)}"
             ) from error
 
     @contextlib.contextmanager
@@ -101,7 +101,7 @@ def find_config(context: str | None) -> SingleConfig:
         AttributeError,
     ) as error:
         raise BadInput(
-            f"the kubeconfig {':'.join(map(str, files))} can't be used: {_one_line(error)}"
+            f"the kubeconfig {':'.join(map(str, files))} can't be used: {one_line(error)}"
         ) from error
     assert found is not None
     return found if found.user is not None else found._replace(user=User())
@@ -169,10 +169,10 @@ def explained(url: str) -> Iterator[None]:
     except httpx2.HTTPStatusError as error:
         raise _plain_refusal(error, url) from error
     except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-        reason = _one_line(error) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise Unavailable(f"the Kubernetes API at {url} can't be reached: {reason}") from error
     except ConfigError as error:
-        raise BadInput(f"the kubeconfig can't be used: {_one_line(error)}") from error
+        raise BadInput(f"the kubeconfig can't be used: {one_line(error)}") from error
 
 
 def _plain_refusal(error: httpx2.HTTPStatusError, url: str) -> PgherdError:
@@ -185,7 +185,7 @@ def _plain_refusal(error: httpx2.HTTPStatusError, url: str) -> PgherdError:
 
 
 def _refusal(error: ApiError) -> PgherdError:
-    code, message = error.status.code, _one_line(error.status.message or error)
+    code, message = error.status.code, one_line(error.status.message or error)
     if code == 401:
         return PgherdError(f"the Kubernetes API does not know you: check the kubeconfig's user ({message})")
     if code == 403:
@@ -203,10 +203,4 @@ def _causes(error: ApiError, message: str) -> list[str]:
     """Every field that the API server found wrong."""
     details = error.status.details
     causes = (details.causes if details else None) or []
-    return [f"{cause.field}: {_one_line(cause.message or '')}" for cause in causes if cause.field] or [
-        message
-    ]
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return [f"{cause.field}: {one_line(cause.message or '')}" for cause in causes if cause.field] or [message]

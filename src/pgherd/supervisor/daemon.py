@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from pgherd import __version__
-from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.errors import NoSuchCluster, PgherdError, one_line
 from pgherd.platform.local import logs
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile.loop import ClusterLoop
@@ -151,7 +151,7 @@ class Daemon:
         try:
             needed = self._needs_care(name)
         except PgherdError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             if self._complaints.get(name) != reason:
                 logger.error("%s is left alone: %s", name, reason)
             self._complaints[name] = reason

@@ -14,7 +14,7 @@ from pgherd.engine.base import Finding
 from pgherd.engine.citus import nodes
 from pgherd.engine.citus.install import half_upgraded
 from pgherd.engine.citus.session import superuser, value
-from pgherd.errors import Unavailable
+from pgherd.errors import Unavailable, one_line
 from pgherd.model.topology import COORDINATOR, Endpoint, group_name
 from pgherd.postgres.connections import Connection, Databases
 
@@ -72,7 +72,7 @@ def check(databases: Databases) -> list[Finding]:
                     node = _Node(group, here, desk)
                     found.extend(finding for each in CHECKS for finding in each(node))
             except (Unavailable, psycopg.OperationalError) as error:
-                message = f"{group_name(group)} can't be asked: {' '.join(str(error).split())}"
+                message = f"{group_name(group)} can't be asked: {one_line(error)}"
                 found.append(Finding(group, "reachable", message, "see pgherd status"))
     return found
 

@@ -19,7 +19,7 @@ import psycopg
 from pgherd.engine.base import MoveControl, ShardGroupId
 from pgherd.engine.citus import cleanup, nodes
 from pgherd.engine.citus.session import superuser, value
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.postgres.connections import Connection, Databases
 
@@ -215,7 +215,7 @@ def _judge(databases: Databases, mover: _Mover, route: Route) -> None:
     """
     if mover.error is None:
         return
-    reason = " ".join(str(mover.error).split())
+    reason = one_line(mover.error)
     if isinstance(mover.error, psycopg.OperationalError) or _BUSY in reason:
         raise Unavailable(reason) from mover.error
     for group in (COORDINATOR, route.source.group, route.target.group):

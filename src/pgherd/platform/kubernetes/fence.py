@@ -95,7 +95,7 @@ class Fence:
         for name in sorted({found for pod in pods if (found := views.doubtful_node(pod))}):
             self._look_at(name, pods, tell)
         for node in self._api.nodes({FENCED: "true"}):
-            if silent_since(node) is None and _is_ready(node):
+            if views.is_ready(node):
                 tell(f"unfence node {node['metadata']['name']}: it reports again")
                 self._api.merge_node(node["metadata"]["name"], unfenced(node))
 
@@ -123,11 +123,6 @@ class Fence:
     def _lives_there(self, pod: Object, node: str) -> bool:
         address = str((pod.get("status") or {}).get("podIP") or "")
         return pod["spec"].get("nodeName") == node and bool(address) and self._is_alive(address)
-
-
-def _is_ready(node: Mapping[str, Any]) -> bool:
-    conditions = (node.get("status") or {}).get("conditions") or []
-    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
 
 
 def answers(address: str) -> bool:

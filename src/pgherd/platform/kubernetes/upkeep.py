@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster, parse_bytes
@@ -54,50 +55,45 @@ class Upkeep:
             self._unfounded.pop(scope, None)
             return
         config = self._api.get(CONFIG_MAP, self._namespace, names.store_object(cluster, group, "config"))
-        annotations = (config or {}).get("metadata", {}).get("annotations") or {}
         at_work = any(views.patroni_state(pod).startswith(_FOUNDING) for pod in found)
-        if config is None or annotations.get("initialize") != "" or at_work:
+        if config is None or _annotations(config).get("initialize") != "" or at_work:
             self._unfounded.pop(scope, None)
             return
         since = self._unfounded.setdefault(scope, time.monotonic())
         if time.monotonic() - since > FOUNDING_SECONDS:
             logger.info("%s: its founding was cut short: starting over", scope)
-            version = config["metadata"]["resourceVersion"]
-            patch = {"metadata": {"resourceVersion": version, "annotations": {"initialize": None}}}
-            self._api.merge(CONFIG_MAP, self._namespace, config["metadata"]["name"], patch)
+            self._withdraw(config, "initialize")
             self._unfounded.pop(scope, None)
+
+    def _withdraw(self, config: Object, annotation: str) -> None:
+        """Take back what a Patroni wrote down, unless it wrote anew since this was read."""
+        version = config["metadata"]["resourceVersion"]
+        patch = {"metadata": {"resourceVersion": version, "annotations": {annotation: None}}}
+        self._api.merge(CONFIG_MAP, self._namespace, config["metadata"]["name"], patch)
 
     def _leader(self, cluster: PostgresCluster, group: int) -> tuple[str | None, Object | None]:
         name = names.store_object(cluster, group, "leader")
         lock = self._api.get(CONFIG_MAP, self._namespace, name)
-        annotations = (lock or {}).get("metadata", {}).get("annotations") or {}
-        return annotations.get("leader"), lock
+        return _annotations(lock).get("leader"), lock
 
     def _release_lock(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
         """A primary whose container ended, as its own node reports, leads no more: others need not wait for its time.
 
         Nobody is promoted here; whether and whom is Patroni's decision as ever.
         """
-        primaries = [pod for pod in found if pod["metadata"]["labels"].get(names.ROLE_LABEL) == "primary"]
-        ended = [pod["metadata"]["name"] for pod in primaries if views.has_ended(pod)]
+        ended = [pod["metadata"]["name"] for pod in _primaries(found) if views.has_ended(pod)]
         if not ended or len(found) < 2:
             return
         leader, lock = self._leader(cluster, group)
         if leader not in ended or lock is None:
             return
         logger.info("%s: the container of %s ended: releasing its leader lock", cluster.metadata.name, leader)
-        # With the version just read: a Patroni that came back meanwhile and renewed its lock keeps it.
-        version = lock["metadata"]["resourceVersion"]
-        patch = {"metadata": {"resourceVersion": version, "annotations": {"leader": None}}}
-        self._api.merge(CONFIG_MAP, self._namespace, lock["metadata"]["name"], patch)
+        # A Patroni that came back meanwhile and renewed its lock keeps it.
+        self._withdraw(lock, "leader")
 
     def _relabel(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
         """A node that fell silent can't take the primary's label off its pod: clients would still be sent there."""
-        labelled = [
-            pod["metadata"]["name"]
-            for pod in found
-            if pod["metadata"]["labels"].get(names.ROLE_LABEL) == "primary"
-        ]
+        labelled = [pod["metadata"]["name"] for pod in _primaries(found)]
         if len(labelled) < 2:
             return
         leader, _ = self._leader(cluster, group)
@@ -119,3 +115,12 @@ class Upkeep:
                 changed = self._api.merge(VOLUME_CLAIM, self._namespace, claim["metadata"]["name"], patch)
                 if changed is not None:
                     self._reader.put(VOLUME_CLAIM, changed)
+
+
+def _annotations(found: Object | None) -> Mapping[str, str]:
+    return (found or {}).get("metadata", {}).get("annotations") or {}
+
+
+def _primaries(found: list[Object]) -> list[Object]:
+    """Pods that bear the primary's label."""
+    return [pod for pod in found if pod["metadata"]["labels"].get(names.ROLE_LABEL) == "primary"]

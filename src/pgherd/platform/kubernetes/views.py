@@ -138,11 +138,16 @@ def _is_condition(found: Any) -> bool:
     return isinstance(found, dict) and all(isinstance(found.get(field), str) for field in fields)
 
 
+def is_ready(found: Object) -> bool:
+    """Whether a pod or a node is ready, as its kubelet reports."""
+    conditions = (found.get("status") or {}).get("conditions") or []
+    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+
+
 def doubtful_node(pod: Object) -> str | None:
     """The node of a pod that is not ready: it is worth a look."""
-    for condition in (pod.get("status") or {}).get("conditions") or []:
-        if condition.get("type") == "Ready" and condition.get("status") == "True":
-            return None
+    if is_ready(pod):
+        return None
     node = pod["spec"].get("nodeName")
     return str(node) if node else None
 
