@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -10,9 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pgherd.model.spec_base import Model
 from pgherd.model.spec_quantity import parse_bytes, parse_duration
-
-_PATH = re.compile(r"/[A-Za-z0-9_./@+=:,~-]*")
-MAX_PATH = 400
+from pgherd.model.spec_repository import RepositorySpec, method_problem
 
 
 def _duration_between(low: str, high: str) -> AfterValidator:
@@ -22,15 +19,6 @@ def _duration_between(low: str, high: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-def _check_path(value: str) -> str:
-    # PostgreSQL runs the archiving of this path by a shell.
-    if len(value) > MAX_PATH or not _PATH.fullmatch(value) or "/../" in f"{value}/":
-        raise ValueError(
-            f"must be an absolute path of at most {MAX_PATH} letters, digits and any of _./@+=:,~- without '..'"
-        )
-    return value
 
 
 def _check_bytes(value: str) -> str:
@@ -53,13 +41,17 @@ def check_moment(value: str) -> str:
     return value
 
 
-class RepositorySpec(Model):
-    """Where backups are kept."""
-
-    path: Annotated[str, AfterValidator(_check_path)] = Field(
-        description="An absolute path: a directory, best on another disk or machine (a mount). Each cluster gets a "
-        "folder of its own in it, named like the cluster."
-    )
+Method = Literal["native", "pgbackrest"]
+_METHOD = (
+    "native: PostgreSQL's own tools write into a directory; differential and incremental backups need PostgreSQL 17 "
+    "or later. pgbackrest: pgBackRest, into a directory or an object store, compressed, encrypted if wanted; on one "
+    "machine it must be installed there."
+)
+_SECRET = (
+    "Where keys and passphrases are. On one machine the absolute path of a YAML file that only its owner may read, "
+    "on Kubernetes the name of a Secret. Keys: access-key-id and secret-access-key (s3), session-token (s3, if need "
+    "be), service-account (gcs), account-key or sas-token (azure), passphrase (encrypt)."
+)
 
 
 class RetentionSpec(Model):
@@ -74,11 +66,7 @@ class RetentionSpec(Model):
 class BackupSpec(Model):
     """Backups of the whole cluster."""
 
-    method: Literal["native"] = Field(
-        default="native",
-        description="native: PostgreSQL's own tools write into a directory. Differential and incremental backups need "
-        "PostgreSQL 17 or later.",
-    )
+    method: Method = Field(default="native", description=_METHOD)
     repository: RepositorySpec = Field(description="Where backups are kept.")
     retention: RetentionSpec = Field(default_factory=RetentionSpec, description="How long backups are kept.")
     restore_point_every: Annotated[str, _duration_between("1s", "1d")] = Field(
@@ -91,13 +79,34 @@ class BackupSpec(Model):
         description="How much of one group's log may wait for a repository that is away before the status calls for "
         "help, such as 4Gi, from 64Mi to 64Ti. Writes go on.",
     )
+    secret_ref: str | None = Field(default=None, min_length=1, max_length=400, description=_SECRET)
+    compress: Literal["zst", "lz4", "gz", "none"] | None = Field(
+        default=None, description="How pgbackrest compresses what it stores; left out: zst."
+    )
+    encrypt: bool = Field(
+        default=False,
+        description="Whether everything in the repository is encrypted, with the passphrase of secretRef. It can't be "
+        "changed, and without the passphrase nothing can be restored.",
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> BackupSpec:
+        problem = method_problem(
+            self.method, self.repository, self.secret_ref, compress=self.compress, encrypt=self.encrypt
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
 
 
 class RecoverySpec(Model):
     """From which backups, and up to where."""
 
     cluster: str = Field(description="The name of the cluster whose backups these are.")
+    method: Method = Field(default="native", description="What they were made with.")
     repository: RepositorySpec = Field(description="Where these backups are.")
+    secret_ref: str | None = Field(default=None, min_length=1, max_length=400, description=_SECRET)
+    encrypt: bool = Field(default=False, description="Whether they are encrypted.")
     restore_point: str | None = Field(default=None, description="Up to this restore point.")
     time: Annotated[str, AfterValidator(check_moment)] | None = Field(
         default=None,
@@ -107,6 +116,11 @@ class RecoverySpec(Model):
 
     @model_validator(mode="after")
     def _one_target(self) -> RecoverySpec:
+        problem = method_problem(
+            self.method, self.repository, self.secret_ref, compress=None, encrypt=self.encrypt
+        )
+        if problem:
+            raise ValueError(problem)
         named = [each for each in (self.restore_point, self.time, self.backup) if each is not None]
         if len(named) > 1:
             raise ValueError(
