@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint
-from pgherd.backup.repository import Repository
+from pgherd.backup.wal import History
 from pgherd.errors import BadInput
+from pgherd.model.topology import REPLICATION_USER
+from pgherd.postgres.connections import Databases
 
 Report = Callable[[int, int], None]
 """told again and again: bytes done, bytes in all (0: not known)"""
@@ -22,6 +25,8 @@ class BackupMethod(ABC):
     """One way to keep a cluster's backups. Stateless: what there is, is in the repository."""
 
     name: str
+    user: str = REPLICATION_USER
+    """as whom it connects to a group that it backs up"""
 
     def parameters(self, group: int) -> Mapping[str, str]:
         """PostgreSQL parameters that the members of a group need."""
@@ -29,11 +34,35 @@ class BackupMethod(ABC):
 
     @property
     @abstractmethod
-    def repository(self) -> Repository:
+    def repository(self) -> Catalogue:
         """Where points and backups are remembered.
 
         :raises BadInput: there is none
         """
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """What to call the repository; never asks it."""
+
+    def fingerprint(self) -> str:
+        """Something that differs whenever what is declared of the repository, or its keys, changed."""
+        return self.location
+
+    def check(self) -> None:
+        """Whether this method can be used here.
+
+        :raises BadInput: it can't, and why
+        """
+        return
+
+    def admit(self, systems: Mapping[int, str], databases: Databases) -> None:
+        """See to it that these groups' logs and copies are taken.
+
+        :param systems: each group's database system
+        :raises PgherdError: they can't be
+        """
+        return
 
     @abstractmethod
     def back_up(
@@ -49,7 +78,7 @@ class BackupMethod(ABC):
         """Make the base copy of one group for a backup whose record is written. What an earlier try left is removed.
 
         :param parent: the backup that this one builds on; None: make a whole copy
-        :param connection: libpq parameters of the replication role at the group's primary
+        :param connection: libpq parameters of :attr:`user` at the group's primary
         :param stopping: whether to give up
         :raises Cancelled: ``stopping`` said so
         :raises PgherdError: it failed; worth another try
@@ -76,8 +105,42 @@ class BackupMethod(ABC):
         """The timeline on which a point can be reached with what is archived; None: not yet."""
 
     @abstractmethod
+    def histories(self, group: int, system: str) -> Sequence[History]:
+        """The histories of a system's timelines, as far as they are archived."""
+
+    @abstractmethod
+    def major_of(self, backup: str, group: int) -> int:
+        """PostgreSQL's major version in a base copy.
+
+        :raises PgherdError: it can't be read
+        """
+
+    # the end of things
+
+    def complete(self, backup: str) -> None:
+        """See to it that a backup whose copies are all made is found again after a power cut."""
+        return
+
+    def discard(self, backup: str) -> None:
+        """Remove the copies of a backup that failed; its record stays."""
+        return
+
+    def remove_backup(self, backup: str) -> None:
+        """Remove a backup that nothing needs, record and copies."""
+        self.repository.remove_backup(backup)
+
+    def systems(self) -> Sequence[tuple[int, str]]:
+        """Group and database system of every archived log."""
+        return ()
+
+    @abstractmethod
     def remove_log(self, group: int, system: str, before: int | None) -> int:
-        """Remove a database system's archived log before a position, or all of it; returns the number of files."""
+        """Remove a database system's archived log before a position, or all of it; returns the number of files, as
+        far as it is known."""
+
+    def sweep(self) -> None:
+        """Remove what was left by those who were killed."""
+        return
 
 
 class NoBackups(BackupMethod):
@@ -86,10 +149,20 @@ class NoBackups(BackupMethod):
     name = "none"
 
     @property
-    def repository(self) -> Repository:
+    def repository(self) -> Catalogue:
         raise BadInput(
             "no backups are declared: spec.backup says where they should go ('pgherd explain backup')"
         )
+
+    @property
+    def location(self) -> str:
+        return ""
+
+    def histories(self, group: int, system: str) -> Sequence[History]:
+        return ()
+
+    def major_of(self, backup: str, group: int) -> int:
+        raise self._none()
 
     def back_up(self, *arguments: Any, **named: Any) -> GroupBackup:
         raise self._none()

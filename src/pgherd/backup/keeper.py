@@ -13,30 +13,30 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from pgherd.backup import choice, points
 from pgherd.backup.base import BackupMethod
-from pgherd.backup.maker import Job, Maker, request, tidy
+from pgherd.backup.catalogue import Catalogue
+from pgherd.backup.maker import Job, Maker, request
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, Point, moment
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.model.spec import BackupSpec, parse_duration
-from pgherd.model.topology import COORDINATOR, group_id
+from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Databases
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
+FAR_LOOK_SECONDS = 2.0
+"""the same for a repository of which every look is a request, that somebody pays for"""
 RETENTION_SECONDS = 3600.0
 AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
-LEFTOVER_SECONDS = 3600.0
-"""age from which a temporary file of an archiving that was killed may go"""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class Keeper(threading.Thread):
     def __init__(self, kept: Kept) -> None:
         super().__init__(name=f"backups-{kept.name}", daemon=True)
         self._kept = kept
-        self._repository = kept.method.repository
+        self.fingerprint = kept.method.fingerprint()
+        """the repository that it keeps"""
         self._pending: dict[str, Point] | None = None
         self._standing: dict[int, Standing] = {}
         self._quiet: dict[int, int] = {}
-        self._points_version: tuple[str, int] | None = None
+        self._points_version: tuple[str, str | None] | None = None
         self._last_point = float("-inf")
         self._retained = float("-inf")
         self._maker: threading.Thread | None = None
@@ -91,12 +92,13 @@ class Keeper(threading.Thread):
             except Exception:  # the thread must outlive whatever one look ran into
                 logger.exception("%s: a round of the backups failed", self._kept.name)
                 self._kept.stop.wait(1.0)
-            self._kept.stop.wait(LOOK_SECONDS)
+            self._kept.stop.wait(self._pause())
 
-    @property
-    def root(self) -> Path:
-        """The repository that it keeps."""
-        return self._repository.root
+    def _pause(self) -> float:
+        try:
+            return LOOK_SECONDS if self._kept.method.repository.store.near else FAR_LOOK_SECONDS
+        except PgherdError:
+            return FAR_LOOK_SECONDS
 
     def leave(self) -> None:
         """Ask it to end."""
@@ -129,6 +131,10 @@ class Keeper(threading.Thread):
         if time.monotonic() - self._retained >= RETENTION_SECONDS:
             self.retain(declared)
 
+    @property
+    def _repository(self) -> Catalogue:
+        return self._kept.method.repository
+
     # points
 
     def _make_point(self) -> None:
@@ -153,6 +159,7 @@ class Keeper(threading.Thread):
     def _claim(self) -> None:
         systems = {group: standing.system for group, standing in self._standing.items()}
         self._repository.claim(systems, self._kept.declaration())
+        self._kept.method.admit(systems, self._kept.databases)
 
     def _open_points(self) -> dict[str, Point]:
         if self._pending is None:
@@ -222,12 +229,12 @@ class Keeper(threading.Thread):
         backups = repository.backups()
         for backup in backups:
             if backup.phase == "failed":
-                tidy(repository, backup)
+                method.discard(backup.id)
         gone = choice.waste(
             known,
             backups,
-            repository.histories,
-            _systems(repository.root / "wal"),
+            method.histories,
+            method.systems(),
             full=declared.retention.full,
             days=declared.retention.days,
             now=datetime.now(UTC),
@@ -236,10 +243,10 @@ class Keeper(threading.Thread):
             repository.forget_points(set(gone.points))
             points.forget(self._kept.databases, sorted(gone.points))
         for each in gone.backups:
-            repository.remove_backup(each)
+            method.remove_backup(each)
         for (group, system), begins in gone.logs.items():
             method.remove_log(group, system, None if begins is None else begins[1])
-        _sweep(repository.root / "wal")
+        method.sweep()
         self._retained = time.monotonic()
 
 
@@ -247,20 +254,3 @@ def _failed_lately(backup: Backup) -> bool:
     if backup.phase != "failed" or backup.finished_at is None:
         return False
     return (datetime.now(UTC) - moment(backup.finished_at)).total_seconds() < AGAIN_SECONDS
-
-
-def _systems(logs: Path) -> list[tuple[int, str]]:
-    return [
-        (group_id(group.name), system.name)
-        for group in sorted(logs.iterdir())
-        if group.is_dir()
-        for system in sorted(group.iterdir())
-        if system.is_dir() and not system.name.startswith(".")
-    ]
-
-
-def _sweep(logs: Path) -> None:
-    limit = time.time() - LEFTOVER_SECONDS
-    for path in logs.glob("*/*/.*.tmp"):
-        if path.stat().st_mtime < limit:
-            path.unlink(missing_ok=True)

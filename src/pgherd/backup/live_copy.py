@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 
 from pgherd.backup import points, records, tools
-from pgherd.backup.base import BackupMethod
+from pgherd.backup.native import Native
 from pgherd.backup.records import Backup, Point
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError
@@ -46,7 +46,7 @@ class LiveCopy:
         self,
         engine: Engine,
         databases: Databases,
-        method: BackupMethod,
+        method: Native,
         programs: Programs,
         stopping: Callable[[], bool],
     ) -> None:

@@ -17,13 +17,12 @@ from datetime import UTC, datetime
 
 from pgherd.backup import choice, points, records
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.records import Backup, BackupType
-from pgherd.backup.repository import Repository
 from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
-from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, group_name
-from pgherd.platform.local import files
+from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
 from pgherd.postgres.connections import Databases
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class Job:
     stopping: Callable[[], bool]
 
 
-def request(repository: Repository, kind: BackupType, groups: Sequence[int] = ()) -> Backup:
+def request(repository: Catalogue, kind: BackupType, groups: Sequence[int] = ()) -> Backup:
     """Write down that a backup is to be made.
 
     :param groups: of these only; none: of all
@@ -119,7 +118,7 @@ class Maker:
         standing = points.look(job.databases, [group])[group]
         known = [each for each in self._repository.backups() if each.phase == "done"]
         parent = choice.parent_for(self._backup.type, group, standing.system, known)
-        connection = job.databases.parameters(group, user=REPLICATION_USER, database=SUPERUSER)
+        connection = job.databases.parameters(group, user=job.method.user, database=SUPERUSER)
         made = job.method.back_up(
             self._backup.id,
             group,
@@ -147,9 +146,9 @@ class Maker:
         while not self._is_archived():
             if self._job.stopping():
                 raise Cancelled("the backup was stopped")
-            time.sleep(0.1)
+            time.sleep(0.1 if self._repository.store.near else 1.0)
         # Its copies may have to be found by their names after a power cut.
-        files.sync_directory(self._repository.folder(self._backup.id))
+        self._job.method.complete(self._backup.id)
         self._change(phase="done", finished_at=records.now(), message="")
 
     def _make_point(self) -> records.Point:
@@ -184,7 +183,7 @@ class Maker:
     def _report(self, group: int, done: int, total: int) -> None:
         with self._guard:
             self._amounts[group] = (done, max(done, total))
-            if time.monotonic() - self._told < 0.5:
+            if time.monotonic() - self._told < (0.5 if self._repository.store.near else 3.0):
                 return
             self._told = time.monotonic()
             done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
@@ -204,12 +203,5 @@ class Maker:
                 self._backup, phase="failed", finished_at=records.now(), error=error, groups={}, message=""
             )
             self._repository.remember_backup(self._backup)
-        tidy(self._repository, self._backup)
-
-
-def tidy(repository: Repository, backup: Backup) -> None:
-    """Remove the copies of a backup that failed; its record stays, to tell."""
-    for path in repository.folder(backup.id).iterdir():
-        if path.is_dir():
-            with suppress(PgherdError):
-                files.remove(path)
+        with suppress(PgherdError):  # retention tries again
+            self._job.method.discard(self._backup.id)

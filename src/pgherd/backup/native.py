@@ -24,11 +24,14 @@ from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.repository import Repository
 from pgherd.errors import PgherdError
 from pgherd.faults import crash_point
+from pgherd.model.topology import group_id
 from pgherd.platform.base import Programs
 from pgherd.platform.local import files
 
 SUMMARIES_SINCE = 17
 """the first PostgreSQL that can tell which blocks changed"""
+LEFTOVER_SECONDS = 3600.0
+"""age from which a temporary file of an archiving that was killed may go"""
 _LOST_SUMMARIES = ("summaries", "summarize", "manifest")
 
 
@@ -48,6 +51,10 @@ class Native(BackupMethod):
     @property
     def repository(self) -> Repository:
         return self._repository
+
+    @property
+    def location(self) -> str:
+        return self._repository.location
 
     def parameters(self, group: int) -> Mapping[str, str]:
         push = [*_SCRIPT, "push", str(self._repository.logs(group))]
@@ -161,6 +168,40 @@ class Native(BackupMethod):
         return wal.readable_timeline(
             at.timeline, wal.parse_lsn(at.lsn), self._repository.histories(group, at.system), archived
         )
+
+    def histories(self, group: int, system: str) -> Sequence[wal.History]:
+        return self._repository.histories(group, system)
+
+    def major_of(self, backup: str, group: int) -> int:
+        path = self._repository.copy_of(backup, group) / "PG_VERSION"
+        with files.explained(f"read {path}"):
+            return int(path.read_text())
+
+    # the end of things
+
+    def complete(self, backup: str) -> None:
+        files.sync_directory(self._repository.folder(backup))
+
+    def discard(self, backup: str) -> None:
+        for path in self._repository.folder(backup).iterdir():
+            if path.is_dir():
+                with suppress(PgherdError):
+                    files.remove(path)
+
+    def systems(self) -> Sequence[tuple[int, str]]:
+        return [
+            (group_id(group.name), system.name)
+            for group in sorted((self._repository.root / "wal").iterdir())
+            if group.is_dir()
+            for system in sorted(group.iterdir())
+            if system.is_dir() and not system.name.startswith(".")
+        ]
+
+    def sweep(self) -> None:
+        limit = time.time() - LEFTOVER_SECONDS
+        for path in (self._repository.root / "wal").glob("*/*/.*.tmp"):
+            if path.stat().st_mtime < limit:
+                path.unlink(missing_ok=True)
 
     def remove_log(self, group: int, system: str, before: int | None) -> int:
         found = self._repository.log_files(group, system)

@@ -93,6 +93,8 @@ class GroupBackup:
     seconds: float
     note: str = ""
     """why it is another type than was asked for"""
+    label: str = ""
+    """what the method calls it"""
 
 
 @dataclass(frozen=True)

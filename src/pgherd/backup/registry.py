@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from pgherd.backup import keys, pgbackrest
 from pgherd.backup.base import BackupMethod, NoBackups
 from pgherd.backup.native import Native
-from pgherd.model.spec import PostgresCluster, RepositorySpec
+from pgherd.backup.object_store import ObjectStore, bucket_url
+from pgherd.backup.pgbackrest import PgBackRest, Place
+from pgherd.backup.pgbackrest_config import Settings
+from pgherd.backup.sealed import SealedStore
+from pgherd.backup.store import DirectoryStore, Store
+from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec
 from pgherd.platform.base import Platform
 
 
@@ -15,9 +23,95 @@ def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
     declared = cluster.spec.backup
     if declared is None or not platform.keeps_backups:
         return NoBackups()
-    return native(platform, declared.repository, cluster.metadata.name)
+    name = cluster.metadata.name
+    return open_method(platform, declared, name, platform.backup_folder(name))
+
+
+def open_method(
+    platform: Platform, declared: BackupSpec | RecoverySpec, cluster: str, folder: Path
+) -> BackupMethod:
+    """The backups of a cluster, declared here or not.
+
+    :param folder: for files that are needed meanwhile: a configuration, locks
+    """
+    if declared.method == "native":
+        return native(platform, declared.repository, cluster)
+    compress = declared.compress if isinstance(declared, BackupSpec) else None
+    source = _Source(
+        declared.repository, cluster, folder, declared.secret_ref, compress or "zst", declared.encrypt
+    )
+    return PgBackRest(source.place(), platform.programs)
 
 
 def native(platform: Platform, repository: RepositorySpec, cluster: str) -> Native:
-    """The backups of a cluster, declared or not, in a repository."""
+    """The backups of a cluster, declared or not, in a directory."""
+    assert repository.path is not None, "native writes to a path"
     return Native(Path(repository.path) / cluster, platform.programs)
+
+
+def source_of(declared: BackupSpec, cluster: str) -> dict[str, object]:
+    """What ``spec.bootstrap.recovery`` says to restore from these backups, as files hold it."""
+    raw = declared.model_dump(mode="json", by_alias=True, exclude_none=True)
+    names = ("method", "repository", "secretRef", "encrypt")
+    return {"cluster": cluster, **{name: raw[name] for name in names if name in raw}}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """pgBackRest's repository of one cluster, as declared."""
+
+    repository: RepositorySpec
+    cluster: str
+    files: Path
+    secret: str | None
+    compress: str
+    encrypt: bool
+
+    def place(self) -> Place:
+        """Nothing is read before it is needed."""
+        return Place(
+            self._location, lambda: f"{self}{keys.stamp(self.secret)}", self.files, self._open, self._settings
+        )
+
+    @property
+    def _folder(self) -> str:
+        if self.repository.path is not None:
+            return str(Path(self.repository.path) / self.cluster)
+        remote = self.repository.s3 or self.repository.gcs or self.repository.azure
+        assert remote is not None, "it is one of these"
+        return "/".join(filter(None, (remote.prefix, self.cluster)))
+
+    @property
+    def _location(self) -> str:
+        return self._folder if self.repository.path else f"{bucket_url(self.repository)}/{self._folder}"
+
+    def _secrets(self) -> Mapping[str, str]:
+        if self.secret is None:
+            return {}
+        found = keys.load(self.secret)
+        keys.check(found, self.repository, encrypt=self.encrypt)
+        return found
+
+    def _open(self) -> tuple[Store, Store]:
+        secrets = self._secrets()
+        plain = (
+            DirectoryStore(Path(self._folder))
+            if self.repository.path is not None
+            else ObjectStore(self.repository, self._folder, secrets)
+        )
+        return (SealedStore(plain, secrets["passphrase"]) if self.encrypt else plain), plain
+
+    def _settings(self) -> Settings:
+        secrets = self._secrets()
+        remote = self.repository.s3 or self.repository.gcs or self.repository.azure
+        own = str(self.files / "ca.crt") if "ca.crt" in secrets else None
+        return Settings(
+            self.repository,
+            self._folder,
+            pgbackrest.cores(),
+            self.compress,
+            self.encrypt,
+            secrets,
+            key_file=str(self.files / "service-account.json") if "service-account" in secrets else None,
+            authority=own or (remote.ca_file if remote is not None else None),
+        )

@@ -67,7 +67,7 @@ def restorable(method: BackupMethod) -> list[Point]:
     repository = method.repository
     repository.require()
     backups = [backup for backup in repository.backups() if backup.phase == "done"]
-    histories = _remembered(repository.histories)
+    histories = _remembered(method.histories)
     return [
         point
         for point in repository.points()
@@ -211,7 +211,7 @@ class Restore:
                 crash_point(f"restore:placed:{group}")
             self._pass("placed")
         self._tell(phase=DONE, finishedAt=records.now(), message="")
-        self._drop_live_copy()
+        self._drop_scratch()
 
     @property
     def _in_place(self) -> bool:
@@ -260,7 +260,7 @@ class Restore:
         check_fits(site.cluster, point)
         repository = site.method.repository
         backups = [backup for backup in repository.backups() if backup.phase == "done"]
-        bases = choice.bases(point, backups, _remembered(repository.histories)) or {}
+        bases = choice.bases(point, backups, _remembered(site.method.histories)) or {}
         self._check_version(bases)
         self._tell(
             phase="copying",
@@ -273,11 +273,8 @@ class Restore:
         crash_point("restore:planned")
 
     def _check_version(self, bases: Mapping[int, Sequence[str]]) -> None:
-        copies = bases[COORDINATOR]
-        path = self._site.method.repository.copy_of(copies[0], COORDINATOR) / "PG_VERSION"
-        with files.explained(f"read {path}"):
-            major = path.read_text().strip()
-        if major != str(self._programs.major):
+        major = self._site.method.major_of(bases[COORDINATOR][-1], COORDINATOR)
+        if major != self._programs.major:
             raise BadInput(
                 f"the backup is of PostgreSQL {major}, but PostgreSQL {self._programs.major} is here: name the "
                 f"directory of a PostgreSQL {major} with --bin-dir"
@@ -382,12 +379,11 @@ class Restore:
             with ThreadPoolExecutor(max_workers=len(servers)) as pool:
                 list(pool.map(PrivateServer.stop, servers.values()))
 
-    def _drop_live_copy(self) -> None:
-        if self._site.live is not None:
-            files.remove(self._site.method.repository.root.parent)
+    def _drop_scratch(self) -> None:
+        files.remove(self._workshop.scratch())
 
     def _remove_unfinished(self) -> None:
-        self._drop_live_copy()
+        self._drop_scratch()
         for group in map(int, self._state.get("bases", {})):
             try:
                 files.remove(self._data(group))

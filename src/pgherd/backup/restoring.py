@@ -102,5 +102,5 @@ def begin(
         return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live))
     wanted = bootstrap.recovery
     assert wanted is not None, "is_needed says that there is one"
-    method = registry.native(platform, wanted.repository, wanted.cluster)
+    method = registry.open_method(platform, wanted, wanted.cluster, platform.workshop(name).scratch())
     return Restore(Site(platform, cluster, method, make_engine, stopping, wanted.cluster))

@@ -93,7 +93,7 @@ def _clean_environment() -> dict[str, str]:
 
 
 def _name(command: Sequence[str | Path]) -> str:
-    known = [Path(part).name for part in command if Path(part).name.startswith("pg_")]
+    known = [Path(part).name for part in command if Path(part).name.startswith(("pg_", "pgbackrest"))]
     return known[0] if known else Path(command[0]).name
 
 

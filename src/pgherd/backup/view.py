@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import check_owner
 from pgherd.backup.records import Backup, Point
-from pgherd.backup.repository import check_owner
 from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.errors import PgherdError
 from pgherd.model.spec import BackupSpec, PostgresCluster, parse_bytes
@@ -38,7 +35,7 @@ def view(
     declared = cluster.spec.backup
     assert declared is not None, "asked only where backups are declared"
     archiving = _archiving(databases, groups)
-    found: dict[str, Any] = {"method": method.name, "repository": str(method.repository.root)}
+    found: dict[str, Any] = {"method": method.name, "repository": method.location}
     problems = [
         problem
         for group, state in sorted(archiving.items())
@@ -47,8 +44,9 @@ def view(
     try:
         coordinator = archiving.get(COORDINATOR)
         if coordinator is not None:
-            check_owner(method.repository.root, method.repository.identity(), coordinator["system"])
+            check_owner(method.location, method.repository.identity(), coordinator["system"], method.name)
         points, backups = method.repository.points(days=2), method.repository.backups()
+        drills = method.repository.drills()
     except (PgherdError, OSError) as error:
         return {**found, "problems": [str(error), *problems]}
     offered = [point for point in points if point.archived]
@@ -56,7 +54,6 @@ def view(
     running = next((backup for backup in backups if backup.is_open), None)
     if backups and backups[-1].phase == "failed":
         problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
-    drills = _drills(method.repository.root / "drills.json")
     if drills and not drills[-1].get("passed"):
         problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
     return {
@@ -104,13 +101,6 @@ def _archiving_problems(group: int, state: dict[str, Any], declared: BackupSpec)
             f"({declared.wal_limit}): its disk fills up"
         )
     return problems
-
-
-def _drills(path: Path) -> list[dict[str, Any]]:
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
-        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    return []
 
 
 def _point(point: Point) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
-from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RepositorySpec, RetentionSpec
+from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RetentionSpec
 from pgherd.model.spec_models import (
     API_VERSION,
     KIND,
@@ -33,6 +33,7 @@ from pgherd.model.spec_models import (
 from pgherd.model.spec_parameters import ParameterValue
 from pgherd.model.spec_problems import Found, field_names, model_at, nearest, problems_of, relations, shown
 from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_duration, parse_time
+from pgherd.model.spec_repository import RepositorySpec
 from pgherd.model.spec_schema import IMMUTABLE, crd_schema
 
 __all__ = [

@@ -43,7 +43,9 @@ def _matching(pattern: re.Pattern[str], wanted: str) -> AfterValidator:
 
 Bucket = Annotated[str, _matching(_BUCKET, "a bucket's name: letters, digits and any of ._-")]
 Prefix = Annotated[str, _matching(_PREFIX, "a path within the bucket without a leading or trailing slash")]
-Endpoint = Annotated[str, _matching(_ENDPOINT, "a host name, and a port if need be, such as s3.example.com:9000")]
+Endpoint = Annotated[
+    str, _matching(_ENDPOINT, "a host name, and a port if need be, such as s3.example.com:9000")
+]
 Region = Annotated[str, _matching(_REGION, "a region's name such as eu-central-1")]
 
 

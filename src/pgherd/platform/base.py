@@ -253,6 +253,13 @@ class Platform(ABC):
         """
         raise BadInput(f"restoring is not available on {self.name} in this version")
 
+    def backup_folder(self, name: str) -> Path:
+        """Where what a cluster's backups need on this machine is: configuration, locks. It goes with the cluster.
+
+        :raises BadInput: this platform keeps nothing on this machine
+        """
+        raise BadInput(f"backups are not available on {self.name} in this version")
+
     @property
     def keeps_backups(self) -> bool:
         """Whether ``spec.backup`` and ``spec.bootstrap`` can be followed here."""

@@ -314,7 +314,7 @@ class ClusterLoop(threading.Thread):
         )
         keeper = self._keeper
         if keeper is not None and keeper.is_alive():
-            if not wanted or keeper.root != method.repository.root:
+            if not wanted or keeper.fingerprint != method.fingerprint():
                 keeper.leave()
             return
         if wanted:

@@ -5,9 +5,13 @@ Of a cluster that is gone its repository still tells; then its path has to be na
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,12 @@ from pydantic import ValidationError
 
 from pgherd.backup import archive, choice, maker, registry, restore
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import check_owner
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
-from pgherd.backup.repository import check_owner
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
-from pgherd.model.spec import PostgresCluster, RecoverySpec, RepositorySpec
+from pgherd.model import spec_yaml
+from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
@@ -48,9 +53,12 @@ def prepare(platform: LocalPlatform, cluster: PostgresCluster) -> None:
     if cluster.spec.backup is None:
         return
     name = cluster.metadata.name
-    repository = registry.make_method(platform, cluster).repository
+    method = registry.make_method(platform, cluster)
+    method.check()
+    repository = method.repository
     if repository.is_there():
-        check_owner(repository.root, repository.identity(), _coordinator_system(platform, name))
+        system = _coordinator_system(platform, name)
+        check_owner(method.location, repository.identity(), system, method.name)
     elif not _had(platform, cluster):
         # One that was there before and is away now is not made anew: its disk may not be mounted.
         repository.create(name)
@@ -76,11 +84,11 @@ def _coordinator_system(platform: LocalPlatform, name: str) -> str | None:
 def method_of(platform: LocalPlatform, name: str, repository: str | None) -> BackupMethod:
     """The backups of a cluster, or of one that is gone.
 
-    :param repository: the path as it was declared
+    :param repository: the path as it was declared, or a file that says what ``spec.backup`` said
     :raises BadInput: none are declared, or nothing is there
     """
     if repository is not None:
-        method = registry.native(platform, _repository(repository), name)
+        method = registry.open_method(platform, _repository(repository), name, _temporary())
         if not method.repository.is_there():
             raise BadInput(f"--repository {repository}: holds no backups of {name}")
         return method
@@ -95,11 +103,32 @@ def method_of(platform: LocalPlatform, name: str, repository: str | None) -> Bac
     return registry.make_method(platform, cluster)
 
 
-def _repository(path: str) -> RepositorySpec:
+def declared_of(platform: LocalPlatform, name: str, repository: str | None) -> BackupSpec:
+    """What is declared, or named, of the backups that :func:`method_of` gives."""
+    declared = (
+        platform.declaration(name).cluster.spec.backup if repository is None else _repository(repository)
+    )
+    assert declared is not None, "method_of has refused it"
+    return declared
+
+
+def _repository(named: str) -> BackupSpec:
+    raw: Any = {"repository": {"path": str(Path(named).absolute())}}
+    if named.endswith((".yaml", ".yml")) and Path(named).is_file():
+        with files.explained(f"read {named}"):
+            raw = spec_yaml.read(Path(named).read_text(), named).value
     try:
-        return RepositorySpec(path=str(Path(path).absolute()))
+        return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise BadInput(f"--repository {path}: {_reason(error)}") from None
+        raise BadInput(f"--repository {named}: {_reason(error)}") from None
+
+
+@cache
+def _temporary() -> Path:
+    """For this process's own looks into a repository that no cluster here has."""
+    folder = Path(tempfile.mkdtemp(prefix="pgherd-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _reason(error: ValidationError) -> str:
@@ -117,7 +146,7 @@ def request(platform: LocalPlatform, name: str, kind: str) -> str:
     method = method_of(platform, name, None)
     if platform.declaration(name).stopped:
         raise BadInput(f"{name} is stopped: 'pgherd start {name}' brings it back")
-    if wanted != "full" and platform.programs().major < 17:
+    if wanted != "full" and method.name == "native" and platform.programs().major < 17:
         raise BadInput(f"--type {kind}: needs PostgreSQL 17 or later, {platform.programs().major} is here")
     return maker.request(method.repository, wanted).id
 
@@ -241,8 +270,8 @@ def plan(
     else:
         _require_free(platform, target)
     method = method_of(platform, source, repository)
-    path = str(method.repository.root.parent)
-    wanted: dict[str, Any] = {"cluster": source, "repository": {"path": path}}
+    from_there = registry.source_of(declared_of(platform, source, repository), source)
+    wanted: dict[str, Any] = dict(from_there)
     wanted |= {
         key: value
         for key, value in (("restorePoint", restore_point), ("time", moment), ("backup", backup))
@@ -250,7 +279,7 @@ def plan(
     }
     points = restore.restorable(method)
     point = restore.find_point(method, _recovery(wanted))
-    exact = {"cluster": source, "repository": {"path": path}, "restorePoint": point.name}
+    exact = {**from_there, "restorePoint": point.name}
     shape = declaration.to_mapping(declared) if declared else dict(method.repository.identity().declared)
     cluster = _declared(shape, target, point, exact, own_segments=declared is not None and not in_place)
     restore.check_fits(cluster, point)

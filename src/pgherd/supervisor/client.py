@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
-from pgherd.backup.repository import Repository
+from pgherd.backup.catalogue import Catalogue
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
@@ -266,7 +266,7 @@ class Client:
         """
         return drilling.drill(self, self._world, name, keep=keep, timeout=timeout, told=told)
 
-    def repository(self, name: str) -> Repository:
+    def repository(self, name: str) -> Catalogue:
         """Where a cluster's backups are.
 
         :raises BadInput: none are declared

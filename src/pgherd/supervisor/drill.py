@@ -7,7 +7,6 @@ it asks the scratch whether its catalogue and its segments agree, reads every ta
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,6 @@ from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.spec_models import MAX_NAME
 from pgherd.model.topology import SUPERUSER, group_name
-from pgherd.platform.local import files
 from pgherd.reconcile.observe import World
 
 if TYPE_CHECKING:
@@ -122,16 +120,9 @@ def _amcheck(world: World) -> list[str]:
 
 def remember(client: Client, name: str, result: dict[str, Any]) -> None:
     """Write a drill down beside the backups."""
-    path = client.repository(name).root / "drills.json"
-    before = drills(client, name)
-    files.write(path, json.dumps([*before[-99:], result], indent=2) + "\n")
+    client.repository(name).remember_drill(result)
 
 
 def drills(client: Client, name: str) -> list[dict[str, Any]]:
     """The last drills, oldest first."""
-    path = client.repository(name).root / "drills.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return client.repository(name).drills()

@@ -46,6 +46,11 @@ def explained(doing: str) -> Iterator[None]:
 
 
 def write(path: Path, text: str, *, durable: bool = True) -> None:
+    """:func:`write_bytes` of a text."""
+    write_bytes(path, text.encode(), durable=durable)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace a file's content in one step; only its owner may read it.
 
     :param durable: survive a power failure (flush the file and its directory to disk)
@@ -55,7 +60,7 @@ def write(path: Path, text: str, *, durable: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            _write_new(temporary, text, durable)
+            _write_new(temporary, content, durable)
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -64,10 +69,10 @@ def write(path: Path, text: str, *, durable: bool = True) -> None:
             sync_directory(path.parent)
 
 
-def _write_new(path: Path, text: str, durable: bool) -> None:
+def _write_new(path: Path, content: bytes, durable: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(descriptor, "wb") as file:
+        file.write(content)
         if durable:
             file.flush()
             os.fsync(file.fileno())

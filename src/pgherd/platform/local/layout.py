@@ -9,6 +9,8 @@
     HOME/NAME/credentials.json           passwords
     HOME/NAME/status.json                the status written last
     HOME/NAME/restore.json               how far the cluster's making from a backup is, if it is made from one
+    HOME/NAME/backup/                    what the cluster's backups need here: pgbackrest.conf, locks
+    HOME/NAME/source/                    the same for the backup that it is made from, meanwhile
     HOME/NAME/before-restore/            members/ and groups.json as they were before a restore in place
     HOME/NAME/groups.json                each group's place in Patroni's store
     HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL

@@ -108,6 +108,10 @@ class LocalPlatform(Platform):
         here = binaries.find(self._bin_dir)
         return Programs(here.program, runas.prefix(), here.major)
 
+    def backup_folder(self, name: str) -> Path:
+        """Within the cluster's own, which goes with it."""
+        return self._layout.cluster(name) / "backup"
+
     def workshop(self, name: str) -> LocalWorkshop:
         """Where a new cluster is put together from a backup."""
         return LocalWorkshop(

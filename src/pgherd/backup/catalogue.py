@@ -1,0 +1,292 @@
+"""What is remembered beside the backups: whose they are, restore points, backups, drills. In any store.
+
+::
+
+    repository.json              whose it is, what it was made with, and the cluster's declaration
+    lock                         held while anything but logs is changed (where the store is a directory)
+    points/DAY.jsonl             restore points: one line each, one more when it is archived
+    backups/ID/backup.json       what a backup is, written before anything of it is made
+    drills.json                  the last drills
+
+All of it can be read when the cluster is gone. Points are appended, with a flush each; a line that a crash cut short is
+passed over, and the next append begins a new one. Where a store can't append, a file holds an hour's points, not a
+day's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pgherd.backup import records
+from pgherd.backup.archive import MARK
+from pgherd.backup.records import Backup, Point
+from pgherd.backup.store import Entry, Store
+from pgherd.errors import BadInput, PgherdError
+from pgherd.model.topology import COORDINATOR, group_name
+
+PARALLEL = 16
+"""files that are read at a time"""
+FRESH_SECONDS = 5.0
+"""how long the look at a distant repository is good"""
+DRILLS = 100
+"""how many are remembered"""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose repository it is."""
+
+    cluster: str
+    id: str
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    """the cluster's declaration, as it was last"""
+    systems: Mapping[str, str] = field(default_factory=dict)
+    """the database system of each group, by the group's name, as it was last"""
+    method: str = "native"
+    """what its base copies and logs are made with"""
+
+
+class Catalogue:
+    """What is remembered of one cluster's backups.
+
+    :param method: what base copies and logs are made with
+    """
+
+    def __init__(self, store: Store, method: str = "native") -> None:
+        self.store = store
+        self._method = method
+        self._known: dict[tuple[str, str], bytes] = {}
+        self._ended: dict[str, Backup] = {}
+        self._seen = float("-inf")
+
+    @property
+    def location(self) -> str:
+        """What to call it in messages."""
+        return self.store.location
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other processes from changing what is remembered.
+
+        :raises PgherdError: the repository is not there
+        """
+        self.require()
+        with self.store.locked():
+            yield
+
+    # whose it is
+
+    def is_there(self) -> bool:
+        """Whether there is a repository (it may be on a disk that is not mounted)."""
+        if not self.store.near and time.monotonic() - self._seen < FRESH_SECONDS:
+            return True
+        found = self.store.read(MARK) is not None
+        self._seen = time.monotonic() if found else float("-inf")
+        return found
+
+    def require(self) -> None:
+        """:raises PgherdError: it is not there"""
+        if not self.is_there():
+            raise PgherdError(f"there is no repository at {self.location}: {self._hint()}")
+
+    def _hint(self) -> str:
+        return "see to it that its disk is mounted" if self.store.grows else "see whether it was removed"
+
+    def identity(self) -> Identity:
+        """Whose it is.
+
+        :raises PgherdError: it is not there, or damaged
+        """
+        content = self.store.read(MARK)
+        if content is None:
+            self.require()
+        with contextlib.suppress(ValueError, TypeError):
+            return Identity(**json.loads(content or b""))
+        raise PgherdError(f"{self.location}/{MARK} is damaged: restore it from a copy")
+
+    def create(self, cluster: str) -> None:
+        """Begin a repository, if its place is there; no-op if there is one.
+
+        :raises PgherdError: the place is not there, or can't be written to
+        """
+        if self.is_there():
+            return
+        self.store.create()
+        with self.store.locked():
+            if not self.is_there():
+                self._write(MARK, vars(Identity(cluster, secrets.token_hex(8), method=self._method)))
+
+    def claim(self, systems: Mapping[int, str], declared: Mapping[str, Any]) -> None:
+        """Remember what the cluster is now.
+
+        :raises BadInput: the repository holds the backups of another one
+        """
+        known = self.identity()
+        named = {group_name(group): system for group, system in systems.items()}
+        check_owner(self.location, known, named.get(group_name(COORDINATOR)), self._method)
+        wanted = Identity(known.cluster, known.id, dict(declared), {**known.systems, **named}, known.method)
+        if wanted != known:
+            with self.locked():
+                self._write(MARK, vars(wanted))
+
+    # points
+
+    def points(self, *, days: int = 0) -> list[Point]:
+        """Every restore point, oldest first.
+
+        :param days: only those of the last so many days on which there were any; 0: all
+        """
+        entries = [entry for entry in self.store.names("points") if entry.name.endswith(".jsonl")]
+        last = sorted({_day(entry) for entry in entries})[-days:]
+        found: dict[str, Point] = {}
+        for content in self._contents([entry for entry in entries if _day(entry) in last]):
+            for line in content.decode(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, TypeError, LookupError):
+                    point = records.point_from(json.loads(line))
+                    found[point.name] = point
+        return sorted(found.values(), key=lambda point: point.time)
+
+    def points_version(self) -> tuple[str, str | None] | None:
+        """Something that differs whenever a point was written down. Cheap."""
+        entries = [entry for entry in self.store.names("points") if entry.name.endswith(".jsonl")]
+        return (entries[-1].name, entries[-1].version) if entries else None
+
+    def remember_point(self, point: Point) -> None:
+        """Write a point down, or what became of it."""
+        name = f"points/{point.time[: 10 if self.store.grows else 13]}.jsonl"
+        with self.locked():
+            # A line of its own, whatever a crash left before it.
+            self.store.append(name, b"\n" + json.dumps(point.as_json()).encode() + b"\n")
+
+    def forget_points(self, names: set[str]) -> None:
+        """Let points go that can't be restored any more."""
+        with self.locked():
+            for entry in self.store.names("points"):
+                self._rewrite(entry.name, names)
+
+    def _rewrite(self, name: str, gone: set[str]) -> None:
+        kept: list[str] = []
+        lost = False
+        for line in (self.store.read(name) or b"").decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, LookupError):
+                if json.loads(line)["name"] in gone:
+                    lost = True
+                else:
+                    kept.append(line)
+        if lost and kept:
+            self.store.write(name, ("\n".join(kept) + "\n").encode())
+        elif lost:
+            self.store.remove(name)
+
+    # backups
+
+    def backups(self) -> list[Backup]:
+        """Every backup, oldest first; those that ended badly too."""
+        names = self.store.folders("backups")
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            found = [each for each in pool.map(self._record, names) if each is not None]
+        return sorted(found, key=lambda backup: (backup.requested_at, backup.id))
+
+    def _record(self, backup: str) -> Backup | None:
+        """One backup's record; one that has ended does not change any more."""
+        if backup not in self._ended:
+            content = self.store.read(f"backups/{backup}/backup.json") or b""
+            try:
+                found = records.backup_from(json.loads(content))
+            except (ValueError, TypeError, LookupError):
+                return None
+            if found.is_open or self.store.near:
+                return found
+            self._ended[backup] = found
+        return self._ended[backup]
+
+    def backup(self, backup: str) -> Backup:
+        """One backup.
+
+        :raises BadInput: there is none of this name
+        """
+        for found in self.backups():
+            if found.id == backup:
+                return found
+        raise BadInput(
+            f"there is no backup {backup} in {self.location}: 'pgherd backups' shows what there is"
+        )
+
+    def remember_backup(self, backup: Backup, *, durable: bool = True) -> None:
+        """Write a backup's record; before anything of it is made."""
+        with self.locked():
+            self._write(f"backups/{backup.id}/backup.json", backup.as_json(), durable=durable)
+
+    def remove_backup(self, backup: str) -> None:
+        """Remove a backup, record and copies."""
+        with self.locked():
+            self.store.remove(f"backups/{backup}")
+
+    # drills
+
+    def drills(self) -> list[dict[str, Any]]:
+        """The last drills, oldest first; none if what is there is no list of drills."""
+        with contextlib.suppress(PgherdError, ValueError):
+            found = json.loads(self.store.read("drills.json") or b"[]")
+            return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+        return []
+
+    def remember_drill(self, result: Mapping[str, Any]) -> None:
+        """Write a drill down."""
+        with self.locked():
+            before = self.drills()[-(DRILLS - 1) :]
+            self.store.write("drills.json", (json.dumps([*before, result], indent=2) + "\n").encode())
+
+    # files
+
+    def _contents(self, entries: list[Entry]) -> list[bytes]:
+        """The contents of files, of which those that have not changed are remembered."""
+
+        def read(entry: Entry) -> bytes:
+            if entry.version is None or self.store.grows:
+                return self.store.read(entry.name) or b""
+            key = (entry.name, entry.version)
+            if key not in self._known:
+                self._known[key] = self.store.read(entry.name) or b""
+            return self._known[key]
+
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            found = list(pool.map(read, entries))
+        current = {(entry.name, entry.version) for entry in entries}
+        names = {entry.name for entry in entries}
+        for key in [key for key in self._known if key[0] in names and key not in current]:
+            self._known.pop(key, None)
+        return found
+
+    def _write(self, name: str, value: Mapping[str, Any], *, durable: bool = True) -> None:
+        self.store.write(name, (json.dumps(dict(value), indent=2) + "\n").encode(), durable=durable)
+
+
+def _day(entry: Entry) -> str:
+    return entry.name.rpartition("/")[2][:10]
+
+
+def check_owner(location: object, known: Identity, coordinator: str | None, method: str = "native") -> None:
+    """Refuse another cluster's repository.
+
+    :param coordinator: the database system of the coordinator; None: it has no data yet
+    :raises BadInput: in one line
+    """
+    before = known.systems.get(group_name(COORDINATOR))
+    if before is not None and before != coordinator:
+        raise BadInput(
+            f"spec.backup.repository.path: {location} holds the backups of another cluster that was called "
+            f"{known.cluster}: name another path, or move these away"
+        )
+    if known.method != method:
+        raise BadInput(
+            f"spec.backup.method: {location} holds backups made with {known.method}: go on with it, or name another "
+            "repository"
+        )

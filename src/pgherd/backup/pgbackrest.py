@@ -1,0 +1,396 @@
+"""The method ``pgbackrest``: base copies and logs are pgBackRest's, in a directory or an object store.
+
+What is remembered (points, backups, whose it is) lies beside them (``catalogue``), sealed where pgBackRest encrypts. A
+base copy of ours is one of pgBackRest's, annotated with the backup that it belongs to: a process that was killed after
+pgBackRest had ended finds it again. pgBackRest never removes anything by itself; pgherd's own rule says what goes, and
+pgBackRest removes that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgherd.backup import pgbackrest_config as config
+from pgherd.backup import pgbackrest_program, tools, wal
+from pgherd.backup.base import BackupMethod, Report
+from pgherd.backup.catalogue import Catalogue
+from pgherd.backup.pgbackrest_log import ArchivedLog
+from pgherd.backup.pgbackrest_program import Program
+from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
+from pgherd.backup.store import Store
+from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.faults import crash_point
+from pgherd.model.topology import SUPERUSER
+from pgherd.platform.base import Programs
+from pgherd.platform.local import files
+from pgherd.postgres.connections import Databases
+
+TYPES: Mapping[BackupType, str] = {"full": "full", "differential": "diff", "incremental": "incr"}
+_NAMES: Mapping[str, BackupType] = {short: name for name, short in TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one cluster's backups are, and how to get at them here.
+
+    :param location: what to call it
+    :param fingerprint: differs whenever what is declared, or the keys, changed
+    :param folder: of pgherd's own files on this machine: configuration, locks
+    :param open: the store of records, and the same without a seal; refuses keys that won't do
+    :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
+    """
+
+    location: str
+    fingerprint: Callable[[], str]
+    folder: Path
+    open: Callable[[], tuple[Store, Store]]
+    settings: Callable[[], config.Settings]
+
+
+@dataclass(frozen=True)
+class _Primary:
+    """The server that a group is backed up from."""
+
+    data: str
+    host: str
+    port: int
+    system: str
+    bytes: int
+
+
+class PgBackRest(BackupMethod):
+    """See :class:`~pgherd.backup.base.BackupMethod`.
+
+    :param programs: asked for when one is needed
+    """
+
+    name = "pgbackrest"
+    user = SUPERUSER
+
+    def __init__(self, place: Place, programs: Callable[[], Programs]) -> None:
+        self._place = place
+        self._programs = programs
+        self._admitted: set[str] = set()
+
+    @property
+    def location(self) -> str:
+        return self._place.location
+
+    def fingerprint(self) -> str:
+        return self._place.fingerprint()
+
+    @cached_property
+    def _stores(self) -> tuple[Store, Store]:
+        return self._place.open()
+
+    @cached_property
+    def repository(self) -> Catalogue:
+        return Catalogue(self._stores[0], self.name)
+
+    @cached_property
+    def _log(self) -> ArchivedLog:
+        return ArchivedLog(self._stores[1], lambda name: self._program().output(["repo-get", name]))
+
+    def check(self) -> None:
+        pgbackrest_program.check(self._programs().major)
+        self._place.settings()
+
+    def parameters(self, group: int) -> Mapping[str, str]:
+        command = config.archive_command(pgbackrest_program.name(), str(self._config), group)
+        return {"archive_mode": "always", "archive_command": command}
+
+    # the program
+
+    @property
+    def _config(self) -> Path:
+        return self._place.folder / "pgbackrest.conf"
+
+    def _program(self) -> Program:
+        """With a configuration that is up to date."""
+        settings = self._place.settings()
+        wanted = config.render(settings)
+        if settings.key_file is not None:
+            _update(Path(settings.key_file), settings.secrets.get("service-account", ""))
+        if settings.authority is not None and "ca.crt" in settings.secrets:
+            _update(Path(settings.authority), settings.secrets["ca.crt"])
+        _update(self._config, wanted)
+        return Program(pgbackrest_program.find(), self._config, self._programs().prefix)
+
+    def admit(self, systems: Mapping[int, str], databases: Databases) -> None:
+        self._program()
+        for group, system in systems.items():
+            if config.stanza(group, system) not in self._admitted:
+                parameters = databases.parameters(group, user=self.user, database=SUPERUSER)
+                self._create_stanza(group, _primary_of(parameters))
+
+    def _create_stanza(self, group: int, primary: _Primary) -> None:
+        """Made in one place only: two that make it at once would not agree on its keys."""
+        stanza = config.stanza(group, primary.system)
+        if stanza not in self._admitted and f"{config.FOLDER}/backup/{stanza}/backup.info" not in {
+            entry.name for entry in self._stores[1].names(f"{config.FOLDER}/backup/{stanza}")
+        }:
+            options = [f"--stanza={stanza}", f"--pg1-path={primary.data}", "--no-online"]
+            self._program().output([*options, f"--lock-path={self._lock(group)}", "stanza-create"])
+        self._admitted.add(stanza)
+
+    def _lock(self, group: int) -> Path:
+        return self._place.folder / f"lock-{group}"
+
+    # making
+
+    def back_up(
+        self,
+        backup: str,
+        group: int,
+        kind: BackupType,
+        parent: str | None,
+        connection: Mapping[str, str],
+        report: Report,
+        stopping: Callable[[], bool],
+    ) -> GroupBackup:
+        begun = time.monotonic()
+        primary = _primary_of(connection)
+        stanza = config.stanza(group, primary.system)
+        tools.end_strays(Path(f"--lock-path={self._lock(group)}"))
+        self._create_stanza(group, primary)
+        made = self._made_for(stanza, backup)
+        if made is None:
+            self._expire_orphans(group, stanza)
+            self._copy(
+                backup, group, stanza, kind if parent else "full", primary, connection, report, stopping
+            )
+            made = self._made_for(stanza, backup)
+            if made is None:
+                raise PgherdError(f"pgbackrest made a copy in {stanza} that it does not tell of")
+        crash_point("backup:group:copied")
+        return self._described(made, primary.system, kind, time.monotonic() - begun)
+
+    def _copy(
+        self,
+        backup: str,
+        group: int,
+        stanza: str,
+        kind: BackupType,
+        primary: _Primary,
+        connection: Mapping[str, str],
+        report: Report,
+        stopping: Callable[[], bool],
+    ) -> None:
+        def watch(text: str) -> None:
+            if (share := config.share_done(text)) is not None:
+                report(int(share * primary.bytes), primary.bytes)
+
+        self._program().run(
+            [
+                *(
+                    f"--stanza={stanza}",
+                    f"--type={TYPES[kind]}",
+                    f"--annotation={config.ANNOTATION}={backup}",
+                ),
+                *(f"--pg1-path={primary.data}", f"--pg1-port={primary.port}", f"--pg1-user={self.user}"),
+                *(f"--lock-path={self._lock(group)}", "--log-level-console=detail", "backup"),
+            ],
+            # pgBackRest names no host but a socket's folder; libpq takes the rest from here.
+            environment={"PGHOST": primary.host, "PGPASSWORD": connection.get("password", "")},
+            stopping=stopping,
+            watch=watch,
+        )
+
+    def _info(self, stanza: str) -> list[dict[str, Any]]:
+        """pgBackRest's copies in a stanza, oldest first; none if there is no such stanza."""
+        found = json.loads(self._program().output(["info", "--output=json", f"--stanza={stanza}"]))
+        return list(found[0].get("backup", ())) if found else []
+
+    def _made_for(self, stanza: str, backup: str) -> dict[str, Any] | None:
+        return next(
+            (each for each in self._info(stanza) if _owner(each) == backup and not each.get("error")), None
+        )
+
+    def _expire_orphans(self, group: int, stanza: str) -> None:
+        """Remove what was made for backups that failed: nothing may build on it."""
+        kept = {backup.id for backup in self.repository.backups() if backup.phase != "failed"}
+        for each in reversed(self._info(stanza)):
+            if _owner(each) not in {None, *kept}:
+                self._expire(group, stanza, each["label"])
+
+    def _described(
+        self, made: Mapping[str, Any], system: str, kind: BackupType, seconds: float
+    ) -> GroupBackup:
+        became = _NAMES[made["type"]]
+        prior = made.get("prior")
+        parent = self._backup_called(prior) if prior else None
+        if prior and parent is None:
+            raise PgherdError(f"pgbackrest built on {prior}, which no backup here knows: make a full one")
+        return GroupBackup(
+            system=system,
+            timeline=int(made["archive"]["stop"][:8], 16),
+            start=made["lsn"]["start"],
+            stop=made["lsn"]["stop"],
+            stopped_at=now(),
+            type=became,
+            parent=parent,
+            bytes=int(made["info"]["repository"]["delta"]),
+            seconds=round(seconds, 3),
+            note="" if became == kind else f"made {became}: there was nothing in this log to build on",
+            label=made["label"],
+        )
+
+    def _backup_called(self, label: str) -> str | None:
+        return next(
+            (
+                backup.id
+                for backup in self.repository.backups()
+                if any(made.label == label for made in backup.groups.values())
+            ),
+            None,
+        )
+
+    # restoring
+
+    def restore(
+        self, copies: Sequence[str], group: int, target: Path, report: Report, stopping: Callable[[], bool]
+    ) -> None:
+        made = self._copy_of(copies[-1], group)
+        total = sum(self._copy_of(copy, group).bytes for copy in copies)
+        tools.end_strays(Path(f"--lock-path={target}.lock"))
+        files.remove(target)
+        with files.explained(f"make {target}"):
+            target.mkdir(parents=True, mode=files.PRIVATE_DIRECTORY)
+
+        def watch(text: str) -> None:
+            if (share := config.share_done(text)) is not None:
+                report(int(share * total), total)
+
+        try:
+            self._program().run(
+                [
+                    *(f"--stanza={config.stanza(group, made.system)}", f"--set={made.label}", "--type=none"),
+                    *(f"--pg1-path={target}", f"--lock-path={target}.lock"),
+                    *("--log-level-console=detail", "restore"),
+                ],
+                environment={},
+                stopping=stopping,
+                watch=watch,
+            )
+        except (Cancelled, Unavailable):
+            raise
+        except PgherdError as error:
+            raise PgherdError(
+                f"{made.label} of {config.stanza(group, made.system)} in {self.location} can't be restored ({error}): "
+                "restore to a point that another backup serves"
+            ) from error
+        finally:
+            files.remove(Path(f"{target}.lock"))
+        report(total, total)
+
+    def _copy_of(self, backup: str, group: int) -> GroupBackup:
+        return self.repository.backup(backup).groups[group]
+
+    def restore_command(self, group: int, system: str) -> str:
+        return config.restore_command(pgbackrest_program.name(), str(self._config), group, system)
+
+    def major_of(self, backup: str, group: int) -> int:
+        stanza = config.stanza(group, self._copy_of(backup, group).system)
+        found = json.loads(self._program().output(["info", "--output=json", f"--stanza={stanza}"]))
+        try:
+            return int(str(found[0]["db"][-1]["version"]).split(".")[0])
+        except (LookupError, ValueError, TypeError):
+            raise PgherdError(f"{self.location} lost the stanza {stanza}") from None
+
+    # the log
+
+    def readable_timeline(self, group: int, at: GroupPoint) -> int | None:
+        return self._log.readable_timeline(config.stanza(group, at.system), at)
+
+    def histories(self, group: int, system: str) -> Sequence[wal.History]:
+        return self._log.histories(config.stanza(group, system))
+
+    def systems(self) -> Sequence[tuple[int, str]]:
+        plain = self._stores[1]
+        names = {name for kind in ("archive", "backup") for name in plain.folders(f"{config.FOLDER}/{kind}")}
+        return [parsed for name in sorted(names) if (parsed := config.parse_stanza(name)) is not None]
+
+    def remove_log(self, group: int, system: str, before: int | None) -> int:
+        stanza = config.stanza(group, system)
+        if before is None:
+            self._admitted.discard(stanza)
+            for kind in ("backup", "archive"):
+                self._stores[1].remove(f"{config.FOLDER}/{kind}/{stanza}")
+            return 0
+        copies = len(self._info(stanza))
+        if copies:
+            # Of all copies that are left, the oldest begins where the log has to begin.
+            keep = [f"--repo1-retention-archive={copies}", "--repo1-retention-archive-type=incr"]
+            self._program().output(
+                [f"--stanza={stanza}", *keep, f"--lock-path={self._lock(group)}", "expire"]
+            )
+        return 0
+
+    # the end of things
+
+    def discard(self, backup: str) -> None:
+        for group, system in self.systems():
+            stanza = config.stanza(group, system)
+            for each in reversed(self._info(stanza)):
+                if _owner(each) == backup:
+                    self._expire(group, stanza, each["label"])
+
+    def remove_backup(self, backup: str) -> None:
+        for group, made in self.repository.backup(backup).groups.items():
+            self._expire(group, config.stanza(group, made.system), made.label)
+        self.repository.remove_backup(backup)
+
+    def _expire(self, group: int, stanza: str, label: str) -> None:
+        if label not in {each["label"] for each in self._info(stanza)}:
+            return
+        try:
+            self._program().output(
+                [f"--stanza={stanza}", f"--set={label}", f"--lock-path={self._lock(group)}", "expire"]
+            )
+        except PgherdError as error:
+            # The last full copy of a stanza goes with the stanza (remove_log).
+            if "until another full backup" not in str(error):
+                raise
+
+
+def _owner(made: Mapping[str, Any]) -> str | None:
+    """The backup of ours that a copy was made for."""
+    found = (made.get("annotation") or {}).get(config.ANNOTATION)
+    return None if found is None else str(found)
+
+
+def _primary_of(connection: Mapping[str, str]) -> _Primary:
+    try:
+        with psycopg.connect(autocommit=True, **connection) as session:  # type: ignore[arg-type]
+            row = session.execute(
+                "SELECT current_setting('data_directory'), s.system_identifier::text,"
+                " (SELECT sum(pg_database_size(oid))::bigint FROM pg_database) FROM pg_control_system() s"
+            ).fetchone()
+            assert row is not None
+            return _Primary(row[0], session.info.host, session.info.port, row[1], row[2])
+    except psycopg.OperationalError as error:
+        raise Unavailable(f"the group can't be reached: {str(error).strip()}") from error
+
+
+def _update(path: Path, text: str) -> None:
+    """Only its owner may read it; written only if it changed: members read it all the time."""
+    try:
+        if path.read_text() == text:
+            return
+    except OSError:
+        pass
+    files.write(path, text)
+
+
+def cores() -> int:
+    """How many processes copy side by side."""
+    return max(1, len(os.sched_getaffinity(0)))

@@ -1,0 +1,202 @@
+"""pgBackRest's configuration, stanzas and commands, as texts. Pure.
+
+A stanza is one group's database system: a group that is rebuilt with another system (a new segment of an old number, a
+cluster made anew) gets another stanza, so that pgBackRest never has to tell two histories apart.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pgherd.model.spec import RepositorySpec
+from pgherd.model.topology import group_id, group_name
+
+FOLDER = "pgbackrest"
+"""of what pgBackRest keeps, beside what is remembered"""
+ANNOTATION = "pgherd-backup"
+"""which backup of ours one of pgBackRest's belongs to"""
+CIPHER = "aes-256-cbc"
+
+SINCE = {13: (2, 30), 14: (2, 36), 15: (2, 41), 16: (2, 48), 17: (2, 54), 18: (2, 57)}
+"""the first pgBackRest that knows a PostgreSQL"""
+
+_SYSTEM = "$(od -An -tu8 -N8 global/pg_control | tr -dc 0-9)"
+_BESIDE = '"$(dirname "$PWD")/spool"'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a configuration is made of.
+
+    :param folder: the cluster's place in the repository: an absolute path, or one in the bucket
+    :param cores: how many processes copy side by side
+    :param secrets: keys by their names in the secret
+    :param key_file: where the service account's key of ``gcs`` is written
+    :param authority: a file with the certificate of the store's authority
+    """
+
+    repository: RepositorySpec
+    folder: str
+    cores: int
+    compress: str
+    encrypt: bool
+    secrets: Mapping[str, str]
+    key_file: str | None = None
+    authority: str | None = None
+
+
+def render(settings: Settings) -> str:
+    """``pgbackrest.conf``. It holds secrets: only its owner may read it."""
+    far = settings.repository.kind != "path"
+    options = {
+        **_repository(settings),
+        "repo1-bundle": "y",
+        "repo1-block": "y",
+        "compress-type": settings.compress,
+        "process-max": str(settings.cores),
+        "start-fast": "y",
+        # Every member archives, so that nothing is missing when one dies; the same content twice is fine.
+        "archive-mode-check": "n",
+        # What may go is said by pgherd's rule, which knows what the points of all groups need.
+        "expire-auto": "n",
+        "archive-async": "y" if far else "n",
+        "log-level-file": "off",
+        "log-level-console": "warn",
+        "log-timestamp": "n",
+    }
+    lines = ["[global]", *(f"{name}={value}" for name, value in options.items())]
+    # In order, one after the other: what is there of a log is then there without a gap.
+    lines += ["", "[global:archive-push]", "process-max=1"]
+    return "\n".join(lines) + "\n"
+
+
+def _repository(settings: Settings) -> dict[str, str]:
+    declared, secrets = settings.repository, settings.secrets
+    options = {"repo1-path": f"/{settings.folder.strip('/')}/{FOLDER}"}
+    if declared.s3 is not None:
+        options |= _s3(settings)
+    elif declared.gcs is not None:
+        options |= {"repo1-type": "gcs", "repo1-gcs-bucket": declared.gcs.bucket}
+        if settings.key_file and "service-account" in secrets:
+            options |= {"repo1-gcs-key-type": "service", "repo1-gcs-key": settings.key_file}
+        else:
+            options["repo1-gcs-key-type"] = "auto"
+    elif declared.azure is not None:
+        options |= {
+            "repo1-type": "azure",
+            "repo1-azure-account": declared.azure.account,
+            "repo1-azure-container": declared.azure.container,
+            **_azure_key(secrets),
+        }
+    remote = declared.s3 or declared.gcs or declared.azure
+    if remote is not None and not remote.verify_tls:
+        options["repo1-storage-verify-tls"] = "n"
+    if settings.authority is not None:
+        options["repo1-storage-ca-file"] = settings.authority
+    if settings.encrypt:
+        options |= {"repo1-cipher-type": CIPHER, "repo1-cipher-pass": secrets.get("passphrase", "")}
+    return options
+
+
+def _s3(settings: Settings) -> dict[str, str]:
+    declared, secrets = settings.repository.s3, settings.secrets
+    assert declared is not None
+    options = {
+        "repo1-type": "s3",
+        "repo1-s3-bucket": declared.bucket,
+        "repo1-s3-region": declared.region,
+        "repo1-s3-endpoint": declared.endpoint or f"s3.{declared.region}.amazonaws.com",
+        "repo1-s3-uri-style": declared.uri_style,
+    }
+    if "access-key-id" not in secrets:
+        return {**options, "repo1-s3-key-type": "auto"}
+    options |= {
+        "repo1-s3-key": secrets["access-key-id"],
+        "repo1-s3-key-secret": secrets.get("secret-access-key", ""),
+    }
+    return options | ({"repo1-s3-token": secrets["session-token"]} if "session-token" in secrets else {})
+
+
+def _azure_key(secrets: Mapping[str, str]) -> dict[str, str]:
+    if "sas-token" in secrets:
+        return {"repo1-azure-key-type": "sas", "repo1-azure-key": secrets["sas-token"]}
+    if "account-key" in secrets:
+        return {"repo1-azure-key-type": "shared", "repo1-azure-key": secrets["account-key"]}
+    return {"repo1-azure-key-type": "auto"}
+
+
+def stanza(group: int, system: str) -> str:
+    """The stanza of a group's database system."""
+    return f"{group_name(group)}-{system}"
+
+
+def parse_stanza(name: str) -> tuple[int, str] | None:
+    """The inverse of :func:`stanza`; None: it is none of ours."""
+    group, _, system = name.rpartition("-")
+    try:
+        return (group_id(group), system) if system.isdecimal() else None
+    except ValueError:
+        return None
+
+
+def archive_command(program: str, config: str, group: int) -> str:
+    """What every member of a group runs for each file of its log.
+
+    The database system is read where the command runs, as the stanza's name holds it: a member that belongs to another
+    one by mistake can't archive into this one's.
+    """
+    name = f"{group_name(group)}-{_SYSTEM}"
+    return f'{_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
+
+
+def restore_command(program: str, config: str, group: int, system: str) -> str:
+    """What a recovering server runs to get a file of the log."""
+    return f'{_command(program, config)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
+
+
+_OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'
+"""each member's own: members of one group may share a machine"""
+
+
+def _command(program: str, config: str) -> str:
+    """For the shell that PostgreSQL runs it with, and for PostgreSQL, to which % means something."""
+    return shlex.join([program, f"--config={config}"]).replace("%", "%%")
+
+
+_COMPLAINT = re.compile(r"(?:P\d+\s+)?\b(?:ERROR|WARN|FATAL):\s*(?:\[\d+\]:\s*)?")
+
+
+def complaint(text: str) -> str:
+    """What pgBackRest says, as one line without its numbers."""
+    lines = [_COMPLAINT.sub("", line.strip()) for line in text.splitlines() if line.strip()]
+    return " ".join(lines)[:400]
+
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%\)")
+
+
+def share_done(text: str) -> float | None:
+    """How much of a backup or a restore is done, from what it said last: 0 to 1."""
+    found = _SHARE.findall(text)
+    return float(found[-1]) / 100 if found else None
+
+
+def version_problem(said: str, major: int) -> str | None:
+    """Why a pgBackRest can't be used with a PostgreSQL; None: it can.
+
+    :param said: what ``pgbackrest version`` printed
+    """
+    match = re.search(r"(\d+)\.(\d+)", said)
+    if match is None:
+        return f"what it says of its version is not understood: {said[:60]!r}"
+    here = (int(match[1]), int(match[2]))
+    needed = SINCE.get(major, max(SINCE.values()) if major > max(SINCE) else min(SINCE.values()))
+    if here < needed:
+        return (
+            f"pgBackRest {match[0]} is here, which does not know PostgreSQL {major}: install "
+            f"{needed[0]}.{needed[1]} or later, or name another PostgreSQL with --bin-dir"
+        )
+    return None

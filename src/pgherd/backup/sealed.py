@@ -1,0 +1,93 @@
+"""A store whose contents only those can read who know the passphrase.
+
+pgBackRest encrypts what it stores; records and points lie beside it, and are sealed here (AES-GCM, with a key that
+scrypt makes of the passphrase and a salt). Names are not: they hold nothing but times and groups.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from pgherd.backup.store import Entry, Store
+from pgherd.errors import BadInput
+
+MAGIC = b"pgherd-sealed-1\n"
+_SALT = 16
+_NONCE = 12
+_BLOCK = len(MAGIC) + _SALT
+
+
+class SealedStore(Store):
+    """What another store holds, sealed.
+
+    :param passphrase: of the repository
+    """
+
+    grows = False
+
+    def __init__(self, inner: Store, passphrase: str) -> None:
+        self._inner = inner
+        self._passphrase = passphrase
+        self.location = inner.location
+        self.near = inner.near
+        self._salt: bytes | None = None
+
+    def read(self, name: str) -> bytes | None:
+        content = self._inner.read(name)
+        return None if content is None else self._opened(name, content)
+
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        salt = self._salt or os.urandom(_SALT)
+        nonce = os.urandom(_NONCE)
+        sealed = AESGCM(_key(self._passphrase, salt)).encrypt(nonce, content, MAGIC + name.encode())
+        # One salt for all that this process writes: making a key of a passphrase is slow, on purpose.
+        self._salt = salt
+        self._inner.write(name, MAGIC + salt + nonce + sealed, durable=durable)
+
+    def append(self, name: str, content: bytes) -> None:
+        self.write(name, (self.read(name) or b"") + content)
+
+    def _opened(self, name: str, content: bytes) -> bytes:
+        if not content.startswith(MAGIC):
+            raise BadInput(f"{self.location} is not encrypted: leave spec.backup.encrypt out")
+        salt, rest = content[len(MAGIC) : _BLOCK], content[_BLOCK:]
+        cipher = AESGCM(_key(self._passphrase, salt))
+        try:
+            opened = cipher.decrypt(rest[:_NONCE], rest[_NONCE:], MAGIC + name.encode())
+        except (InvalidTag, ValueError):
+            raise BadInput(
+                f"{self.location} is encrypted with another passphrase than that of spec.backup.secretRef"
+            ) from None
+        self._salt = self._salt or salt
+        return opened
+
+    def names(self, folder: str) -> list[Entry]:
+        return self._inner.names(folder)
+
+    def folders(self, folder: str) -> list[str]:
+        return self._inner.folders(folder)
+
+    def remove(self, name: str) -> None:
+        self._inner.remove(name)
+
+    def locked(self) -> AbstractContextManager[None]:
+        return self._inner.locked()
+
+    def create(self) -> None:
+        self._inner.create()
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether this was written by a :class:`SealedStore`."""
+    return content.startswith(MAGIC)
+
+
+@lru_cache(maxsize=256)
+def _key(passphrase: str, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=32, n=1 << 14, r=8, p=1).derive(passphrase.encode())

@@ -1,0 +1,160 @@
+"""Where a repository's small files are kept: records, points, whose it is. A directory, or a bucket.
+
+A file is replaced as a whole: a reader sees the old content or the new one. Writers of one store exclude each other by
+:meth:`Store.locked`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgherd.platform.local import files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a store.
+
+    :param name: its path, from the store's root
+    :param version: differs whenever the content does; None: nobody can tell without reading it
+    """
+
+    name: str
+    version: str | None = None
+
+
+class Store(ABC):
+    """Small files by path."""
+
+    location: str
+    """what to call it in messages"""
+    grows: bool = True
+    """a file is appended to without being written anew"""
+    near: bool = True
+    """looking costs nothing, and may be done all the time"""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None: there is no such file.
+
+        :raises PgherdError: the store does not answer, or refuses
+        """
+
+    @abstractmethod
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        """Replace a file, or make it.
+
+        :raises PgherdError: it could not be written
+        """
+
+    @abstractmethod
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file, durably; whoever calls holds the lock."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[Entry]:
+        """The files directly in a folder, in order; none if there is no such folder."""
+
+    @abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly in a folder, in order."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with everything in it; no-op if there is none."""
+
+    @abstractmethod
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other writers out."""
+
+    def create(self) -> None:
+        """See to it that something can be written here.
+
+        :raises PgherdError: the place is not there, or nobody may write to it
+        """
+        return
+
+
+class DirectoryStore(Store):
+    """Files below a directory, flushed to disk.
+
+    :param root: need not be there
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.location = str(root)
+        self._lock = files.Lock(root / "lock")
+
+    def read(self, name: str) -> bytes | None:
+        path = self.root / name
+        with files.explained(f"read {path}"):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        path = self.root / name
+        is_new = not path.parent.is_dir()
+        files.write_bytes(path, content, durable=durable)
+        if durable and is_new:
+            files.sync_directory(path.parent.parent)
+
+    def append(self, name: str, content: bytes) -> None:
+        path = self.root / name
+        with files.explained(f"write {path}"):
+            is_new = not path.exists()
+            with open(path, "ab", opener=_private) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                files.sync_directory(path.parent)
+
+    def names(self, folder: str) -> list[Entry]:
+        with _entries(self.root / folder) as entries:
+            found = [(each.name, each.stat()) for each in entries if _is_file(each)]
+        return [Entry(f"{folder}/{name}", f"{stat.st_ino}-{stat.st_size}") for name, stat in sorted(found)]
+
+    def folders(self, folder: str) -> list[str]:
+        with _entries(self.root / folder) as entries:
+            return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        files.remove(self.root / name)
+
+    def locked(self) -> AbstractContextManager[None]:
+        return self._lock.held()
+
+    def create(self) -> None:
+        with files.explained(f"make {self.root}"):
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+
+
+@contextlib.contextmanager
+def _entries(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """A directory's entries; none if it is not there."""
+    with files.explained(f"read {folder}"):
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            yield iter(())
+            return
+        with entries:
+            yield entries
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file() and not entry.name.startswith(".")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, files.PRIVATE_FILE)
