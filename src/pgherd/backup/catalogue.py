@@ -27,6 +27,7 @@ from typing import Any
 from pgherd.backup import records
 from pgherd.backup.archive import MARK
 from pgherd.backup.records import Backup, Point
+from pgherd.backup.sealed import MAGIC
 from pgherd.backup.store import Entry, Store
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.topology import COORDINATOR, group_name
@@ -109,6 +110,8 @@ class Catalogue:
             self.require()
         with contextlib.suppress(ValueError, TypeError):
             return Identity(**json.loads(content or b""))
+        if (content or b"").startswith(MAGIC):
+            raise BadInput(f"{self.location} is encrypted: spec.backup.encrypt and its passphrase are needed")
         raise PgherdError(f"{self.location}/{MARK} is damaged: restore it from a copy")
 
     def create(self, cluster: str) -> None:

@@ -189,7 +189,7 @@ def version_problem(said: str, major: int) -> str | None:
 
     :param said: what ``pgbackrest version`` printed
     """
-    match = re.search(r"(\d+)\.(\d+)", said)
+    match = re.search(r"(\d+)\.(\d+)(\.\d+)?", said)
     if match is None:
         return f"what it says of its version is not understood: {said[:60]!r}"
     here = (int(match[1]), int(match[2]))

@@ -83,11 +83,6 @@ class SealedStore(Store):
         self._inner.create()
 
 
-def is_sealed(content: bytes) -> bool:
-    """Whether this was written by a :class:`SealedStore`."""
-    return content.startswith(MAGIC)
-
-
 @lru_cache(maxsize=256)
 def _key(passphrase: str, salt: bytes) -> bytes:
     return Scrypt(salt=salt, length=32, n=1 << 14, r=8, p=1).derive(passphrase.encode())

@@ -111,6 +111,7 @@ class DirectoryStore(Store):
         path = self.root / name
         with files.explained(f"write {path}"):
             is_new = not path.exists()
+            path.parent.mkdir(exist_ok=True, mode=files.PRIVATE_DIRECTORY)
             with open(path, "ab", opener=_private) as file:
                 file.write(content)
                 file.flush()

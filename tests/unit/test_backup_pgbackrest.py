@@ -1,0 +1,212 @@
+"""What pgBackRest is told, and what is understood of what it says and of what lies in its repository."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pgherd.backup import pgbackrest_config as config
+from pgherd.backup.pgbackrest_config import Settings
+from pgherd.backup.pgbackrest_log import ArchivedLog
+from pgherd.backup.records import GroupPoint
+from pgherd.backup.store import DirectoryStore
+from pgherd.model.spec import RepositorySpec
+
+SYSTEM = "7412345678901234567"
+CHECKSUM = "0123456789abcdef0123456789abcdef01234567"
+
+
+def settings(folder: str = "/mnt/backups/shop", *, encrypt: bool = False, **more: object) -> Settings:
+    secrets = more.pop("secrets", {})
+    authority = more.pop("authority", None)
+    key_file = more.pop("key_file", None)
+    declared = RepositorySpec.model_validate(more or {"path": "/mnt/backups"})
+    return Settings(declared, folder, 4, "zst", encrypt, secrets, key_file, authority)  # type: ignore[arg-type]
+
+
+def rendered(made: Settings) -> dict[str, str]:
+    parser = configparser.RawConfigParser(delimiters=("=",))
+    parser.read_string(config.render(made))
+    return dict(parser["global"])
+
+
+def test_a_path_is_written_as_it_is_and_nothing_is_removed_unasked() -> None:
+    found = rendered(settings())
+    assert found["repo1-path"] == "/mnt/backups/shop/pgbackrest"
+    assert (found["process-max"], found["compress-type"]) == ("4", "zst")
+    assert (found["repo1-bundle"], found["repo1-block"]) == ("y", "y")
+    assert found["expire-auto"] == "n"
+    assert not any("retention" in name or "cipher" in name or "queue" in name for name in found)
+
+
+def test_a_bucket_of_s3_is_asked_with_its_keys_and_its_authority() -> None:
+    s3 = {"bucket": "safe", "region": "eu-central-1", "endpoint": "s3.example.com:9000", "uriStyle": "path"}
+    keys = {"access-key-id": "AKIA", "secret-access-key": "a/b+c="}
+    found = rendered(settings("herd/shop", s3=s3, secrets=keys, authority="/etc/ca.crt"))
+    assert found["repo1-type"] == "s3"
+    assert found["repo1-path"] == "/herd/shop/pgbackrest"
+    assert found["repo1-s3-endpoint"] == "s3.example.com:9000"
+    assert found["repo1-s3-uri-style"] == "path"
+    assert (found["repo1-s3-key"], found["repo1-s3-key-secret"]) == ("AKIA", "a/b+c=")
+    assert found["repo1-storage-ca-file"] == "/etc/ca.crt"
+    assert found["archive-async"] == "y"
+    assert "repo1-storage-verify-tls" not in found
+
+
+def test_without_keys_the_machine_s_own_identity_is_taken() -> None:
+    s3 = rendered(settings("shop", s3={"bucket": "safe", "region": "eu-west-1", "verifyTls": False}))
+    assert s3["repo1-s3-key-type"] == "auto"
+    assert s3["repo1-s3-endpoint"] == "s3.eu-west-1.amazonaws.com"
+    assert s3["repo1-storage-verify-tls"] == "n"
+    assert rendered(settings("shop", gcs={"bucket": "safe"}))["repo1-gcs-key-type"] == "auto"
+
+
+def test_google_gets_its_key_as_a_file_and_azure_as_a_line() -> None:
+    gcs = rendered(
+        settings(
+            "shop", gcs={"bucket": "safe"}, secrets={"service-account": "{}"}, key_file="/x/account.json"
+        )
+    )
+    assert (gcs["repo1-gcs-key"], gcs["repo1-gcs-key-type"]) == ("/x/account.json", "service")
+    azure = {"account": "herd", "container": "safe"}
+    found = rendered(settings("shop", azure=azure, secrets={"account-key": "a2V5"}))
+    assert (found["repo1-azure-key"], found["repo1-azure-key-type"]) == ("a2V5", "shared")
+    found = rendered(settings("shop", azure=azure, secrets={"sas-token": "sv=2"}))
+    assert found["repo1-azure-key-type"] == "sas"
+
+
+def test_an_encrypted_repository_gets_the_passphrase_of_the_secret() -> None:
+    found = rendered(settings(encrypt=True, secrets={"passphrase": "correct horse = battery"}))
+    assert found["repo1-cipher-type"] == "aes-256-cbc"
+    assert found["repo1-cipher-pass"] == "correct horse = battery"
+
+
+def test_archiving_goes_to_the_stanza_of_the_database_system_it_runs_in(tmp_path: Path) -> None:
+    data = tmp_path / "member" / "data"
+    (data / "global").mkdir(parents=True)
+    (data / "global" / "pg_control").write_bytes(int(SYSTEM).to_bytes(8, "little") + b"rest")
+    program = tmp_path / "with 100% blank" / "pgbackrest"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    command = config.archive_command(str(program), "/x/pgbackrest.conf", 2)
+    ready = command.replace("%p", "pg_wal/0001").replace("%%", "%")
+    said = subprocess.run(ready, shell=True, cwd=data, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        "--config=/x/pgbackrest.conf",
+        f"--stanza=segment-2-{SYSTEM}",
+        f"--pg1-path={data}",
+        f"--spool-path={data.parent}/spool",
+        f"--lock-path={data.parent}/spool/lock",
+        "archive-push",
+        "pg_wal/0001",
+    ]
+
+
+def test_no_secret_is_on_a_command_line() -> None:
+    for command in (
+        config.archive_command("/usr/bin/pgbackrest", "/x.conf", 0),
+        config.restore_command("/usr/bin/pgbackrest", "/x.conf", 0, SYSTEM),
+    ):
+        assert "key" not in command
+        assert "pass" not in command
+
+
+@pytest.mark.parametrize("group", [0, 1, 12])
+def test_a_stanza_tells_whose_it_is(group: int) -> None:
+    assert config.parse_stanza(config.stanza(group, SYSTEM)) == (group, SYSTEM)
+
+
+@pytest.mark.parametrize("name", ["main", "segment-x-1", "coordinator", "segment-1-abc"])
+def test_other_stanzas_are_left_alone(name: str) -> None:
+    assert config.parse_stanza(name) is None
+
+
+def test_complaints_are_one_line_without_numbers() -> None:
+    said = "pgbackrest: P00  ERROR: [055]: unable to load info file\n        HINT: is it there?\n"
+    assert config.complaint(said) == "pgbackrest: unable to load info file HINT: is it there?"
+
+
+def test_progress_is_read_off_the_last_file() -> None:
+    said = (
+        "P01 DETAIL: backup file /d/base/1/2 (8KB, 12.50%) checksum 1\n"
+        "P01 DETAIL: backup file /d/base/1/3 (bundle 1/8192, 1.1MB, 75.00%) checksum 2\n"
+    )
+    assert config.share_done(said) == 0.75
+    assert config.share_done("P00   INFO: backup start") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "major", "fits"),
+    [
+        ("pgBackRest 2.55.1", 17, True),
+        ("pgBackRest 2.55.1", 18, False),
+        ("pgBackRest 2.57.0", 18, True),
+        ("pgBackRest 2.60.0", 18, True),
+        ("pgBackRest 3.0", 18, True),
+        ("pgBackRest 2.45", 17, False),
+        ("command not found", 17, False),
+    ],
+)
+def test_a_program_too_old_for_the_server_is_refused_with_both_versions(
+    said: str, major: int, fits: bool
+) -> None:
+    problem = config.version_problem(said, major)
+    assert (problem is None) == fits
+    if problem is not None and "pgBackRest" in said:
+        assert said in problem
+        assert f"PostgreSQL {major}" in problem
+
+
+# the archived log
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "pgbackrest" / "archive" / f"segment-1-{SYSTEM}" / "18-1"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def put(archive: Path, *names: str) -> None:
+    for name in names:
+        (archive / name[:16]).mkdir(exist_ok=True)
+        (archive / name[:16] / f"{name}-{CHECKSUM}.zst").write_bytes(b"")
+
+
+def timeline_of(archive: Path, timeline: int, lsn: str) -> int | None:
+    log = ArchivedLog(
+        DirectoryStore(archive.parents[3]), lambda name: (archive.parents[2] / name).read_bytes()
+    )
+    return log.readable_timeline(f"segment-1-{SYSTEM}", GroupPoint(SYSTEM, timeline, lsn))
+
+
+def test_a_point_is_archived_with_the_file_that_holds_it(archive: Path) -> None:
+    put(archive, "000000010000000000000003", "000000010000000000000004")
+    assert timeline_of(archive, 1, "0/4000100") == 1
+    assert timeline_of(archive, 1, "0/5000000") == 1, "the last byte before it is in the file before"
+    assert timeline_of(archive, 1, "0/5000001") is None
+
+
+def test_a_file_after_a_gap_does_not_count(archive: Path) -> None:
+    put(archive, "000000010000000000000003", "000000010000000000000005")
+    assert timeline_of(archive, 1, "0/5000100") is None
+    put(archive, "000000010000000000000004")
+    assert timeline_of(archive, 1, "0/5000100") == 1
+
+
+def test_a_point_of_a_primary_that_died_is_reached_on_its_successor_s_timeline(archive: Path) -> None:
+    put(archive, "000000010000000000000003", "000000020000000000000004")
+    (archive / "00000002.history").write_text("1\t0/4000200\tno recovery target specified\n")
+    assert timeline_of(archive, 1, "0/4000100") == 2
+    assert timeline_of(archive, 1, "0/4000300") is None, "it is after the successor had left"
+
+
+def test_what_is_being_written_is_not_there_yet(archive: Path) -> None:
+    put(archive, "000000010000000000000003")
+    folder = archive / "0000000100000000"
+    (folder / f"000000010000000000000004-{CHECKSUM}.zst.pgbackrest.tmp").write_bytes(b"")
+    assert timeline_of(archive, 1, "0/4000100") is None
