@@ -39,7 +39,8 @@ def test_a_path_is_written_as_it_is_and_nothing_is_removed_unasked() -> None:
     assert (found["process-max"], found["compress-type"]) == ("4", "zst")
     assert (found["repo1-bundle"], found["repo1-block"]) == ("y", "y")
     assert found["expire-auto"] == "n"
-    assert not any("retention" in name or "cipher" in name or "queue" in name for name in found)
+    assert found["repo1-retention-full"] == "9999999"
+    assert not any("retention-archive" in name or "cipher" in name or "queue" in name for name in found)
 
 
 def test_a_bucket_of_s3_is_asked_with_its_keys_and_its_authority() -> None:

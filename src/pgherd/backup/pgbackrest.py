@@ -50,7 +50,7 @@ class Place:
     """
 
     location: str
-    fingerprint: Callable[[], str]
+    fingerprint: str
     folder: Path
     open: Callable[[], tuple[Store, Store]]
     settings: Callable[[], config.Settings]
@@ -86,7 +86,7 @@ class PgBackRest(BackupMethod):
         return self._place.location
 
     def fingerprint(self) -> str:
-        return self._place.fingerprint()
+        return self._place.fingerprint
 
     @cached_property
     def _stores(self) -> tuple[Store, Store]:

@@ -50,7 +50,6 @@ class Settings:
 
 def render(settings: Settings) -> str:
     """``pgbackrest.conf``. It holds secrets: only its owner may read it."""
-    far = settings.repository.kind != "path"
     options = {
         **_repository(settings),
         "repo1-bundle": "y",
@@ -62,7 +61,9 @@ def render(settings: Settings) -> str:
         "archive-mode-check": "n",
         # What may go is said by pgherd's rule, which knows what the points of all groups need.
         "expire-auto": "n",
-        "archive-async": "y" if far else "n",
+        "repo1-retention-full": "9999999",
+        # Each file's answer is waited for by PostgreSQL: a process in the background asks ahead.
+        "archive-async": "y",
         "log-level-file": "off",
         "log-level-console": "warn",
         "log-timestamp": "n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pgherd.backup import keys, pgbackrest
@@ -40,7 +41,13 @@ def open_method(
     source = _Source(
         declared.repository, cluster, folder, declared.secret_ref, compress or "zst", declared.encrypt
     )
-    return PgBackRest(source.place(), platform.programs)
+    return _pgbackrest(source, keys.stamp(declared.secret_ref), platform)
+
+
+@lru_cache(maxsize=64)
+def _pgbackrest(source: _Source, stamp: str, platform: Platform) -> PgBackRest:
+    """Kept for as long as nothing changes: it remembers what it read of a distant repository."""
+    return PgBackRest(source.place(stamp), platform.programs)
 
 
 def native(platform: Platform, repository: RepositorySpec, cluster: str) -> Native:
@@ -67,11 +74,9 @@ class _Source:
     compress: str
     encrypt: bool
 
-    def place(self) -> Place:
+    def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
-        return Place(
-            self._location, lambda: f"{self}{keys.stamp(self.secret)}", self.files, self._open, self._settings
-        )
+        return Place(self._location, f"{self}{stamp}", self.files, self._open, self._settings)
 
     @property
     def _folder(self) -> str:

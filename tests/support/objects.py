@@ -1,0 +1,158 @@
+"""A real S3 server of a test's own: SeaweedFS, with a certificate that an authority made here has signed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.support.home import wait_for
+
+HOST = "127.0.0.1"
+BUCKET = "safe"
+KEY, SECRET = "AKIAHERD", "a/secret+of=ours"
+
+
+@dataclass(frozen=True)
+class Objects:
+    """A running server.
+
+    :param authority: the file of the authority's certificate
+    """
+
+    port: int
+    authority: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def endpoint(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def declared(self, bucket: str = BUCKET, **more: Any) -> dict[str, Any]:
+        """``spec.backup.repository``."""
+        s3 = {"bucket": bucket, "endpoint": self.endpoint, "uriStyle": "path", "caFile": str(self.authority)}
+        return {"s3": {**s3, **more}}
+
+
+@contextmanager
+def objects(folder: Path) -> Iterator[Objects]:
+    """A server with one bucket that lives as long as the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = _certificates(folder)
+    (folder / "s3.json").write_text(json.dumps({"identities": [_identity()]}))
+    ports = _free_ports(9)
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port")
+    names += ("filer.port.grpc", "s3.port", "s3.port.grpc", "s3.port.https")
+    # Ports of things that are not asked for are 0, names of sockets are in the folder.
+    command = [
+        *(str(_program()), "server", f"-dir={folder}", f"-ip={HOST}", f"-ip.bind={HOST}"),
+        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+        *("-s3", "-filer", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
+        *(f"-s3.config={folder}/s3.json", f"-s3.cert.file={folder}/server.crt"),
+        *(f"-s3.key.file={folder}/server.key", f"-s3.localSocket={folder}/s3.sock"),
+        *(f"-filer.localSocket={folder}/filer.sock", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
+    ]
+    with ExitStack() as stack, (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+        )
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(_remove_sockets, ports)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        server = Objects(ports[-1], authority, process)
+        wait_for(lambda: _make_bucket(server, ports[4]), "the S3 server makes a bucket", 90, every=0.3)
+        yield server
+
+
+def _remove_sockets(ports: list[int]) -> None:
+    """It makes some of them where nobody asked for them."""
+    for path in Path("/tmp").glob("seaweedfs-*.sock"):
+        if path.stem.rpartition("-")[2] in map(str, ports):
+            path.unlink(missing_ok=True)
+
+
+def _program() -> Path:
+    return Path(sys.executable).parent / "weed"
+
+
+def _identity() -> dict[str, Any]:
+    credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+    return {"name": "herd", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
+
+
+def _make_bucket(server: Objects, filer: int) -> bool:
+    """A bucket is a folder of SeaweedFS' own file system."""
+    pool = urllib3.PoolManager(ca_certs=str(server.authority), retries=False, timeout=5.0)
+    try:
+        made = pool.request("POST", f"http://{HOST}:{filer}/buckets/{BUCKET}/")
+        pool.request("GET", f"https://{server.endpoint}/{BUCKET}/")
+    except urllib3.exceptions.HTTPError as error:
+        raise OSError(str(error)) from error
+    return made.status < 300 or made.status == 409
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _certificates(folder: Path) -> Path:
+    """An authority's certificate, and the server's key and certificate beside it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority = _certificate("herd's authority", key, None)
+    own = ec.generate_private_key(ec.SECP256R1())
+    server = _certificate("herd's objects", own, (key, authority))
+    (folder / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.crt").write_bytes(server.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.key").write_bytes(
+        own.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "ca.crt"
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    signer: tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if signer is None else signer[1].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+    )
+    if signer is not None:
+        names = [x509.IPAddress(ip_address(HOST)), x509.DNSName("localhost")]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(key if signer is None else signer[0], hashes.SHA256())
