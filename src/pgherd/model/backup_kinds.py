@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -12,8 +12,8 @@ from pgherd.model.spec_backup import duration_between
 from pgherd.model.spec_base import Model
 from pgherd.model.spec_models import MAX_NAME, Metadata
 
-BACKUP = "PostgresBackup"
-SCHEDULE = "PostgresBackupSchedule"
+BACKUP: Final = "PostgresBackup"
+SCHEDULE: Final = "PostgresBackupSchedule"
 MAX_TABLES = 256
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")

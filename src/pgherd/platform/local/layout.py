@@ -10,6 +10,8 @@
     HOME/NAME/status.json                the status written last
     HOME/NAME/restore.json               how far the cluster's making from a backup is, if it is made from one
     HOME/NAME/before-restore/            members/ and groups.json as they were before a restore in place
+    HOME/NAME/schedules/                 when backups are made by themselves, and how that stands
+    HOME/NAME/drill.json                 the drill that is going on, if one is
     HOME/NAME/groups.json                each group's place in Patroni's store
     HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL
     HOME/NAME/members/MEMBER/patroni.yml
@@ -132,6 +134,14 @@ class Layout:
     def restore(self, name: str) -> Path:
         """A cluster's ``restore.json``"""
         return self.cluster(name) / "restore.json"
+
+    def schedules(self, name: str) -> Path:
+        """The directory of a cluster's schedules of backups"""
+        return self.cluster(name) / "schedules"
+
+    def drill(self, name: str) -> Path:
+        """A cluster's ``drill.json``"""
+        return self.cluster(name) / "drill.json"
 
     def groups(self, name: str) -> Path:
         """A cluster's ``groups.json``"""
