@@ -10,6 +10,9 @@ later, beside the writers:
   cluster must have.
 * Buckets that were written to in these milliseconds are ``touched``: for them only the fewest and the most rows that
   there can be are known.
+* A commit is in the log a moment before it can be seen (it may wait for a standby in between). Transactions that were
+  open in the second snapshot are ``pending``: where the restored cluster says that one of them has committed, rows
+  that are missing may be its work, and nothing can be said.
 
 It works because a restored database has the same rows in the same pages as the one that was backed up, with the same
 transaction numbers.
@@ -17,10 +20,11 @@ transaction numbers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from types import TracebackType
 from typing import Any
@@ -48,9 +52,18 @@ SELECT ((ctid::text::point)[0]::bigint %% {buckets})::int, count(*), {hash}
  GROUP BY 1
 """
 _HASH = "sum(hashtextextended(ROW({columns})::text, 0)::numeric)"
-_SNAPSHOT = (
-    "SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint FROM pg_current_snapshot() s"
-)
+_SNAPSHOT = """
+SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint,
+       ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x)
+  FROM pg_current_snapshot() s
+"""
+_COMMITTED = """
+SELECT count(*) FROM unnest(%s::bigint[]) x
+ WHERE CASE WHEN x < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+            THEN pg_xact_status(x::text::xid8) = 'committed' END
+"""
+SETTLE_SECONDS = 0.05
+"""after the point: commits that were on their way by then can be seen"""
 
 Buckets = dict[int, tuple[int, Decimal]]
 """rows and the sum of their hashes, by bucket"""
@@ -73,6 +86,8 @@ class Print:
     """the sum of their hashes"""
     touched: tuple[tuple[int, int, int], ...] = ()
     """bucket, and the fewest and the most rows that it can have had"""
+    pending: tuple[int, ...] = ()
+    """transactions of the group that were open after the point"""
 
     def as_json(self) -> dict[str, Any]:
         """For :func:`print_from`."""
@@ -84,7 +99,8 @@ def print_from(raw: Mapping[str, Any]) -> Print:
 
     :raises ValueError, TypeError, LookupError: it is none
     """
-    return Print(**{**raw, "touched": tuple((int(a), int(b), int(c)) for a, b, c in raw["touched"])})
+    touched = tuple((int(a), int(b), int(c)) for a, b, c in raw["touched"])
+    return Print(**{**raw, "touched": touched, "pending": tuple(map(int, raw["pending"]))})
 
 
 def named(layout: Sequence[TableLayout], names: Sequence[str]) -> list[TableLayout]:
@@ -136,9 +152,10 @@ class Snapshots:
             raise
         self._horizons: dict[int, int] = {}
         self._windows: dict[Connection, int] = {}
+        self._pending: dict[int, tuple[int, ...]] = {}
 
     def __enter__(self) -> Snapshots:
-        for group, (oldest, upcoming) in self._take(self._before).items():
+        for group, (oldest, upcoming, _) in self._take(self._before).items():
             self._horizons[group] = oldest
             self._windows[self._before[group]] = upcoming - oldest
         return self
@@ -146,15 +163,18 @@ class Snapshots:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            for group, (_, upcoming) in self._take(self._after).items():
-                self._windows[self._after[group]] = upcoming - self._horizons[group]
+        if error is not None:
+            return
+        time.sleep(SETTLE_SECONDS)
+        for group, (_, upcoming, pending) in self._take(self._after).items():
+            self._windows[self._after[group]] = upcoming - self._horizons[group]
+            self._pending[group] = tuple(pending)
 
-    def _take(self, sessions: Mapping[int, Connection]) -> dict[int, tuple[int, int]]:
-        def take(session: Connection) -> tuple[int, int]:
+    def _take(self, sessions: Mapping[int, Connection]) -> dict[int, tuple[int, int, list[int]]]:
+        def take(session: Connection) -> tuple[int, int, list[int]]:
             row = session.execute(_SNAPSHOT).fetchone()
             assert row is not None
-            return int(row[0]), int(row[1])
+            return int(row[0]), int(row[1]), row[2]
 
         return dict(zip(sessions, self._pool.map(take, sessions.values()), strict=True))
 
@@ -178,10 +198,11 @@ class Snapshots:
         second = _count(after, piece, columns, horizon, self._windows[after])
         if first is None or second is None:
             return None
-        return _compare(table.name, piece, horizon, first, second)
+        made = _settled(table.name, piece, horizon, first, second)
+        return replace(made, pending=self._pending[piece.group])
 
 
-def _compare(table: str, piece: Piece, horizon: int, first: Buckets, second: Buckets) -> Print:
+def _settled(table: str, piece: Piece, horizon: int, first: Buckets, second: Buckets) -> Print:
     none = (0, Decimal(0))
     alone = [second[bucket] for bucket in second if second[bucket][0] == first.get(bucket, none)[0]]
     touched = tuple(
@@ -257,6 +278,8 @@ class Outcome:
     """that were written to while the point was made, at most: only their number was looked at"""
     moved: int
     """places that were elsewhere at the point; not looked at"""
+    unclear: int
+    """places of which nothing can be said, because of transactions that committed just then"""
     problems: tuple[str, ...]
 
 
@@ -291,6 +314,7 @@ def compare(databases: Databases, engine: Engine, prints: Sequence[Print], tell:
         sum(each.rows for each in found),
         sum(each.touched for each in found),
         sum(each.moved for each in found),
+        sum(each.unclear for each in found),
         tuple(problem for each in found for problem in each.problems),
     )
 
@@ -298,11 +322,25 @@ def compare(databases: Databases, engine: Engine, prints: Sequence[Print], tell:
 def _judge(session: Connection, wanted: Print, there: Sequence[Piece], columns: Sequence[str]) -> Outcome:
     if Piece(wanted.group, wanted.relation) not in there:
         if any(piece.relation == wanted.relation for piece in there):
-            return Outcome(0, 0, 1, ())
-        return Outcome(0, 0, 0, tuple(differences(wanted, None)))
-    if wrong := differences(wanted, _found(session, wanted, columns)):
-        return Outcome(0, 0, 0, tuple(wrong))
-    return Outcome(wanted.rows, sum(most for _, _, most in wanted.touched), 0, ())
+            return Outcome(0, 0, 1, 0, ())
+        return Outcome(0, 0, 0, 0, tuple(differences(wanted, None)))
+    found = _found(session, wanted, columns)
+    if not (wrong := differences(wanted, found)):
+        return Outcome(wanted.rows, sum(most for _, _, most in wanted.touched), 0, 0, ())
+    if _has_less(wanted, found) and _any_committed(session, wanted.pending):
+        return Outcome(0, 0, 0, 1, ())
+    return Outcome(0, 0, 0, 0, tuple(wrong))
+
+
+def _has_less(wanted: Print, found: Buckets | None) -> bool:
+    """Whether rows are missing and nothing else is wrong that can be seen."""
+    most = wanted.rows + sum(each for *_, each in wanted.touched)
+    return found is not None and sum(count for count, _ in found.values()) < most
+
+
+def _any_committed(session: Connection, pending: Sequence[int]) -> bool:
+    row = session.execute(_COMMITTED, [list(pending)]).fetchone()
+    return row is not None and row[0] > 0
 
 
 def _found(session: Connection, wanted: Print, columns: Sequence[str]) -> Buckets | None:

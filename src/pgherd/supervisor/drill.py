@@ -226,6 +226,7 @@ class _Drill:
             "rows": outcome.rows,
             "rowsTouched": outcome.touched,
             "placesMoved": outcome.moved,
+            "placesUnclear": outcome.unclear,
         }
 
 
