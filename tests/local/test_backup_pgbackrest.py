@@ -252,7 +252,7 @@ def test_what_retention_lets_go_is_gone_from_pgbackrest_too(home: Home) -> None:
     home.run("backup", "shop", "--type", "full", timeout=300)
     wait_for(lambda: len(backups(home)) == 1, "retention runs after the backup", 120, every=1)
     (left,) = backups(home)
-    labels = set()
+    labels: set[str] = set()
     for group, system in method.systems():
         found = method._info(f"{'coordinator' if group == 0 else f'segment-{group}'}-{system}")  # type: ignore[attr-defined]
         labels.update(each["label"] for each in found)
@@ -266,11 +266,15 @@ def test_what_retention_lets_go_is_gone_from_pgbackrest_too(home: Home) -> None:
     home.run("delete", "thin", "--purge", "--yes")
 
 
+STEPS = (
+    *("backup:running", "backup:group:copied", "backup:group:recorded", "backup:point", "point:made"),
+    *("restore:planned", "restore:copied:1", "restore:reached:1", "restore:opened", "restore:settled"),
+)
+
+
 def test_killed_at_every_step_a_backup_comes_to_its_end(tmp_path: Path) -> None:
-    steps = ("backup:running", "backup:group:copied", "backup:group:recorded", "backup:point", "point:made")
-    steps += ("restore:planned", "restore:copied:1", "restore:reached:1", "restore:opened", "restore:settled")
     log = tmp_path / "crashes"
-    with temporary_home({"PGHERD_CRASH_AT": ",".join(steps), "PGHERD_CRASH_LOG": str(log)}) as home:
+    with temporary_home({"PGHERD_CRASH_AT": ",".join(STEPS), "PGHERD_CRASH_LOG": str(log)}) as home:
         repository = {"path": str(home.path.parent / "repository")}
         home.up(with_pgbackrest(repository, standbys=0), timeout=400)
         make_items(home)
@@ -282,7 +286,7 @@ def test_killed_at_every_step_a_backup_comes_to_its_end(tmp_path: Path) -> None:
         target = await_point_after(home, written)
         home.run("restore", "shop", "again", "--point", target["name"], timeout=600)
         assert contents(home, "again") == contents(home)
-        assert set(steps) <= set(log.read_text().split())
+        assert set(STEPS) <= set(log.read_text().split())
 
 
 def test_a_damaged_copy_is_found_and_named(home: Home) -> None:

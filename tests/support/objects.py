@@ -56,8 +56,8 @@ def objects(folder: Path) -> Iterator[Objects]:
     authority = _certificates(folder)
     (folder / "s3.json").write_text(json.dumps({"identities": [_identity()]}))
     ports = _free_ports(9)
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port")
-    names += ("filer.port.grpc", "s3.port", "s3.port.grpc", "s3.port.https")
+    servers = ("master", "volume", "filer", "s3")
+    names = [*(f"{name}.port{kind}" for name in servers for kind in ("", ".grpc")), "s3.port.https"]
     # Ports of things that are not asked for are 0, names of sockets are in the folder.
     command = [
         *(str(_program()), "server", f"-dir={folder}", f"-ip={HOST}", f"-ip.bind={HOST}"),

@@ -7,6 +7,7 @@
     points/DAY.jsonl             restore points: one line each, one more when it is archived
     backups/ID/backup.json       what a backup is, written before anything of it is made
     drills.json                  the last drills
+    prints/POINT.json            what tables held at a point that a drill made
 
 All of it can be read when the cluster is gone. Points are appended, with a flush each; a line that a crash cut short is
 passed over, and the next append begins a new one. Where a store can't append, a file holds an hour's points, not a
@@ -19,7 +20,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,6 +247,15 @@ class Catalogue:
         with self.locked():
             before = self.drills()[-(DRILLS - 1) :]
             self.store.write("drills.json", (json.dumps([*before, result], indent=2) + "\n").encode())
+
+    def remember_prints(self, point: str, prints: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what tables held at a point; what is known of points that are gone goes."""
+        with self.locked():
+            self._write(f"prints/{point}.json", {"prints": list(prints)})
+            known = {each.name for each in self.points()}
+            for entry in self.store.names("prints"):
+                if entry.name.removeprefix("prints/").removesuffix(".json") not in known:
+                    self.store.remove(entry.name)
 
     # files
 

@@ -47,22 +47,35 @@ class Job:
     stopping: Callable[[], bool]
 
 
-def request(repository: Catalogue, kind: BackupType, groups: Sequence[int] = ()) -> Backup:
+def request(
+    repository: Catalogue, kind: BackupType, groups: Sequence[int] = (), name: str | None = None
+) -> Backup:
     """Write down that a backup is to be made.
 
     :param groups: of these only; none: of all
-    :raises BadInput: another one is not done yet
+    :param name: its id; one of this id that is there, done or not, is meant then
+    :raises BadInput: another one is not done yet, or the one of this id is of another type
     """
     with repository.locked():
-        for known in repository.backups():
+        backups = repository.backups()
+        taken = {known.id: known for known in backups}
+        if name in taken:
+            return _same(taken[name], kind)
+        for known in backups:
             if known.is_open:
                 raise BadInput(f"backup {known.id} is not done yet: 'pgherd backups' shows how far it is")
-        taken = {known.id for known in repository.backups()}
         base = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}"
-        name = next(each for n in range(1000) if (each := f"{base}-{n}" if n else base) not in taken)
+        if name is None:
+            name = next(each for n in range(1000) if (each := f"{base}-{n}" if n else base) not in taken)
         backup = Backup(name, kind, "requested", records.now(), wanted=tuple(groups))
         repository.remember_backup(backup)
     return backup
+
+
+def _same(known: Backup, kind: BackupType) -> Backup:
+    if known.type != kind:
+        raise BadInput(f"backup {known.id} is there already, and {known.type}: choose another name")
+    return known
 
 
 class Maker:

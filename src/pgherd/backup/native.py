@@ -8,6 +8,7 @@ verified against its manifest and ``pg_combinebackup`` makes a data directory of
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -32,6 +33,8 @@ SUMMARIES_SINCE = 17
 """the first PostgreSQL that can tell which blocks changed"""
 LEFTOVER_SECONDS = 3600.0
 """age from which a temporary file of an archiving that was killed may go"""
+VERIFIER_TELLS_SINCE = 16
+"""the first PostgreSQL whose ``pg_verifybackup`` says how far it is"""
 _LOST_SUMMARIES = ("summaries", "summarize", "manifest")
 
 
@@ -138,10 +141,13 @@ class Native(BackupMethod):
         sources = [self._repository.copy_of(copy, group) for copy in copies]
         tools.end_strays(target)
         files.remove(target)
-        total = sum(map(size_of, sources))
-        for source in sources:
-            _verify(programs, source, stopping)
-        report(0, total)
+        # Every byte is read twice, first to be verified: both take their time.
+        sizes = list(map(size_of, sources))
+        total, checked = 2 * sum(sizes), 0
+        for source, size in zip(sources, sizes, strict=True):
+            _verify(programs, source, stopping, functools.partial(_report_above, report, checked, total))
+            checked += size
+            report(checked, total)
         command: list[str | Path]
         if len(sources) == 1:
             command = ["cp", "-a", "--reflink=auto", sources[0], target]
@@ -152,7 +158,7 @@ class Native(BackupMethod):
         def watch(text: str) -> None:
             nonlocal last
             if time.monotonic() - last > 1.0:
-                report(min(size_of(target), total), total)
+                report(min(checked + size_of(target), total), total)
                 last = time.monotonic()
 
         tools.run([*programs.prefix, *command], stopping=stopping, watch=watch)
@@ -225,12 +231,24 @@ def _quoted(command: Sequence[str]) -> str:
     return shlex.join(command).replace("%", "%%")
 
 
-def _verify(programs: Programs, copy: Path, stopping: Callable[[], bool]) -> None:
+def _report_above(report: Report, before: int, total: int, done: int) -> None:
+    report(min(before + done, total), total)
+
+
+def _verify(
+    programs: Programs, copy: Path, stopping: Callable[[], bool], report: Callable[[int], None]
+) -> None:
+    def watch(text: str) -> None:
+        if amount := tools.kilobytes(text):
+            report(amount[0])
+
     if not (copy / "backup_manifest").is_file():
         raise PgherdError(f"{copy} is damaged (no manifest): restore to a point that another backup serves")
     program = programs.find("pg_verifybackup")
     try:
-        tools.run([*programs.prefix, program, "--no-parse-wal", "--quiet", copy], stopping=stopping)
+        loud = "--progress" if programs.major >= VERIFIER_TELLS_SINCE else "--quiet"
+        command: list[str | Path] = [*programs.prefix, program, "--no-parse-wal", loud, copy]
+        tools.run(command, stopping=stopping, watch=watch)
     except PgherdError as error:
         raise PgherdError(
             f"{copy} is damaged ({error}): restore to a point that another backup serves"

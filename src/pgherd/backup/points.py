@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -93,17 +94,20 @@ def make(
     *,
     backup: str | None = None,
     recorded: bool = True,
+    around: AbstractContextManager[object] | None = None,
 ) -> Point:
     """Make a point and remember it, in the repository and in the coordinator's database.
 
     :param backup: the backup that it closes
     :param recorded: False: not in the database, the repository is no lasting one
+    :param around: entered right before the point is in the logs, left right after
     :raises PgherdError: there is none: writers were never at rest, or a group changed its primary meanwhile
     """
     groups = [COORDINATOR, *engine.segments()]
     before = look(databases, groups)
     held: list[float] = []
-    lsns = engine.create_restore_point(name, held.append)
+    with around or nullcontext():
+        lsns = engine.create_restore_point(name, held.append)
     made_at = records.now()
     crash_point("point:made")
     after = look(databases, groups)

@@ -34,10 +34,12 @@ def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | N
 def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
     """``status.operation`` while it goes on."""
     done, total = known.get("bytesDone", 0), known.get("bytesTotal", 0)
-    rate, left = pace(known.get("startedAt"), done, total)
+    doing = _doing(known)
+    # Once all is copied these would only say how long ago that was.
+    rate, left = pace(known.get("startedAt"), done, total) if doing == "copying" else (None, None)
     return {
         "kind": "restore",
-        "phase": _doing(known),
+        "phase": doing,
         "bytesTotal": total,
         "bytesDone": done,
         "bytesPerSecond": rate,

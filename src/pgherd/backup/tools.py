@@ -19,6 +19,7 @@ from pgherd.errors import Cancelled, PgherdError
 
 POLL_SECONDS = 0.05
 _PROGRESS = re.compile(r"(\d+)/(\d+) kB")
+_ANY_PROGRESS = re.compile(r"\d+/\s*\d+ (kB|relations)")
 
 
 def run(
@@ -104,7 +105,9 @@ def _tail(descriptor: int, size: int = 4096) -> str:
 
 def _complaint(text: str) -> str:
     """The first error, and its detail and hint."""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    lines = [
+        line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() and not _ANY_PROGRESS.search(line)
+    ]
     begin = next((n for n, line in enumerate(lines) if re.search(r"\b(error|ERROR|FATAL)\b", line)), None)
     told = lines[begin : begin + 3] if begin is not None else lines[-2:]
     return "; ".join(re.sub(r"^pg_\w+: (error: )?", "", line) for line in told) or "it failed without a word"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
+from pgherd.backup import schedule
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
-from pgherd.backup.records import Backup, Point
+from pgherd.backup.records import Backup, Point, moment
 from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.errors import PgherdError
+from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import BackupSpec, PostgresCluster, parse_bytes
 from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
 from pgherd.postgres.connections import Databases
@@ -26,11 +30,16 @@ SELECT (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'
 
 
 def view(
-    method: BackupMethod, databases: Databases, cluster: PostgresCluster, groups: Sequence[int]
+    method: BackupMethod,
+    databases: Databases,
+    cluster: PostgresCluster,
+    groups: Sequence[int],
+    schedules: Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]] = (),
 ) -> dict[str, Any]:
     """What there is, and what is wrong with it.
 
     :param groups: those whose primary can be asked
+    :param schedules: by which backups are made, and how each stands as it was written down last
     """
     declared = cluster.spec.backup
     assert declared is not None, "asked only where backups are declared"
@@ -56,8 +65,11 @@ def view(
         problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
     if drills and not drills[-1].get("passed"):
         problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
+    planned = _schedules(schedules, drills[-1] if drills else None)
+    problems += [f"schedule {each['name']}: {each['problem']}" for each in planned if each["problem"]]
     return {
         **found,
+        "schedules": planned,
         "lastDrill": drills[-1] if drills else None,
         "lastRestorePoint": _point(offered[-1]) if offered else None,
         "lastBackup": _backup(done[-1]) if done else None,
@@ -101,6 +113,16 @@ def _archiving_problems(group: int, state: dict[str, Any], declared: BackupSpec)
             f"({declared.wal_limit}): its disk fills up"
         )
     return problems
+
+
+def _schedules(
+    known: Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]], drill: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    last = None
+    with suppress(LookupError, TypeError, ValueError):
+        last = moment((drill or {})["finishedAt"])
+    now = datetime.now(UTC)
+    return [schedule.described(declared, schedule.standing_from(raw), last, now) for declared, raw in known]
 
 
 def _point(point: Point) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ Repository = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (backup, backups, restore_points, restore, clone, drill):
+    for command in (backup, backups, restore_points, restore, clone, drill, drills):
         app.command(command.__name__.replace("_", "-"), rich_help_panel="Backups")(command)
 
 
@@ -243,23 +243,61 @@ def clone(
 def drill(
     name: Name,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the scratch cluster there.")] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE",
+            help="Compare the rows of this table with what they were at the point; again for more tables.",
+            show_default=False,
+        ),
+    ] = None,
     output: OutputOption = Output.table,
     timeout: Timeout = FOR_EVER,
 ) -> None:
     """Prove that the backups are good. The newest point is restored into a scratch cluster, examined, and removed."""
     limit = seconds(timeout)
     context = current()
-    context.going_on = (
-        f"the scratch cluster stays until the next drill, or 'pgherd delete {name}-drill --purge --yes'"
-    )
-    result = context.client().drill(name, keep=keep, timeout=limit, told=lambda text: tell(f"{name}: {text}"))
+    context.going_on = f"the {context.keeper} removes the scratch cluster {name}-drill"
+    with watching(f"{name}-drill") as watcher:
+        result = context.client().drill(
+            name,
+            keep=keep,
+            tables=table or (),
+            timeout=limit,
+            told=lambda text: tell(f"{name}: {text}"),
+            progress=watcher,
+        )
     context.going_on = ""
     if output is not Output.table:
         emit(result, output)
     if not result["passed"]:
         raise PgherdError(f"{name}: the drill failed: {'; '.join(result['problems'])}")
     if output is Output.table:
-        say(f"{name}: {result['restorePoint']} was restored and is sound ({result['seconds']:.1f} s)")
+        say(
+            f"{name}: {result['restorePoint']} was restored and is sound ({result['seconds']:.1f} s){same(result)}"
+        )
+
+
+def same(result: dict[str, Any]) -> str:
+    """What came back as it was."""
+    compared = result.get("compared")
+    if not compared:
+        return ""
+    text = f"; {compared['rows']:,} rows of {plural(len(compared['tables']), 'table')} are as they were"
+    if compared["rowsTouched"]:
+        text += f", of about {compared['rowsTouched']:,} more only the number was compared"
+    return text
+
+
+def drills(name: Name, output: OutputOption = Output.table) -> None:
+    """Show the last drills of a cluster, and what they found."""
+    rows = current().client().drills(name)
+    if output is not Output.table:
+        emit(rows, output)
+    elif rows:
+        out().print(render.drills(rows))
+    else:
+        tell(f"no drills of {name} yet; 'pgherd drill {name}' makes one")
 
 
 def between(found: dict[str, object]) -> str:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -21,8 +22,9 @@ from pgherd.cli import render
 from pgherd.cli.context import current, emit, out, plural, say, tell
 from pgherd.cli.progress import watching
 from pgherd.errors import BadInput, PgherdError
+from pgherd.model import documents, spec
 from pgherd.model import explain as explanation
-from pgherd.model import spec
+from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec_yaml import MAX_CHARACTERS
 from pgherd.model.topology import group_name
 
@@ -97,12 +99,85 @@ def up(
     no_wait: NoWait = False,
     timeout: Timeout = READY_SECONDS,
 ) -> None:
-    """Create a cluster as FILE declares it, or change it to that. Doing it again changes nothing."""
+    """Create what FILE declares, or change it to that. Doing it again changes nothing.
+
+    FILE may hold several documents: clusters, schedules of backups, single backups.
+    """
     limit = seconds(timeout)
-    context = current()
-    cluster = spec.load(read(file), source="stdin" if file == "-" else file, platform=context.platform)
-    name, begun = cluster.metadata.name, time.monotonic()
+    source = "stdin" if file == "-" else file
+    everything = documents.load_all(read(file), source=source, platform=current().platform)
+    check_references(everything)
+    for declared in everything:
+        if isinstance(declared, spec.PostgresCluster):
+            up_cluster(declared, limit, no_wait=no_wait)
+        elif isinstance(declared, PostgresBackupSchedule):
+            up_schedule(declared)
+        else:
+            up_backup(declared, limit, no_wait=no_wait)
+
+
+def check_references(everything: Sequence[documents.Declared]) -> None:
+    """Refuse what refers to clusters that are not there, or have no backups, before anything is made.
+
+    :raises BadInput: in one line
+    """
+    here = {each.metadata.name: each for each in everything if isinstance(each, spec.PostgresCluster)}
+    for each in everything:
+        if isinstance(each, spec.PostgresCluster):
+            continue
+        name = each.spec.cluster
+        cluster = here[name] if name in here else current().client().declared(name)
+        if cluster.spec.backup is None:
+            raise BadInput(
+                f"{each.kind} {each.metadata.name}: {name} has no backups: its spec.backup says where they should go "
+                "('pgherd explain backup')"
+            )
+
+
+def up_schedule(schedule: PostgresBackupSchedule) -> None:
+    """Create or change a schedule, and say what comes next."""
+    client, name = current().client(), schedule.metadata.name
+    client.declare_schedule(schedule)
+    (row,) = [each for each in client.schedules() if each["name"] == name]
+    following = f"the next backup is due at {row['nextAt']}" if row["nextAt"] else "it is suspended"
+    say(f"{name}: {schedule.spec.type} backups of {schedule.spec.cluster}; {following}")
+
+
+def up_backup(backup: PostgresBackup, limit: float, *, no_wait: bool) -> None:
+    """Make a backup that is declared, unless it is there."""
+    context, cluster = current(), backup.spec.cluster
     client = context.client()
+    if not no_wait:
+        await_other_backup(backup, limit)
+    made = client.declare_backup(backup)
+    if no_wait:
+        say(f"{cluster}: backup {made} is declared; 'pgherd backups {cluster}' shows how far it is")
+        return
+    context.going_on = (
+        f"the {context.keeper} goes on backing {cluster} up; 'pgherd backups {cluster}' shows how far it is"
+    )
+    with watching(cluster) as watcher:
+        done = client.wait_backup(cluster, made, timeout=limit, progress=watcher)
+    context.going_on = ""
+    say(
+        f"{cluster}: backup {made} is done ({plural(len(done['groups']), 'group')}, {render.size(done['bytes'])})"
+    )
+
+
+def await_other_backup(backup: PostgresBackup, limit: float) -> None:
+    """A cluster makes one backup at a time, the very first by itself."""
+    client, cluster = current().client(), backup.spec.cluster
+    for known in client.backups(cluster):
+        if known["phase"] in ("requested", "running") and known["id"] != backup.metadata.name:
+            tell(f"{cluster}: waiting for backup {known['id']}")
+            with suppress(PgherdError), watching(cluster) as watcher:
+                client.wait_backup(cluster, known["id"], timeout=limit, progress=watcher)
+
+
+def up_cluster(cluster: spec.PostgresCluster, limit: float, *, no_wait: bool) -> None:
+    """Create or change a cluster."""
+    name, begun = cluster.metadata.name, time.monotonic()
+    client = current().client()
     client.up(cluster)
     if no_wait:
         say(f"{name}: declared; 'pgherd status {name} --watch' shows how far it is")

@@ -6,11 +6,12 @@ Kubernetes cluster. Neither knows of this file; the type checker holds them to i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pgherd.engine.base import Finding
+    from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
     from pgherd.model.spec import PostgresCluster
     from pgherd.operations.copy import Summary, Tell
 
@@ -93,10 +94,30 @@ class Door(Protocol):
         name: str,
         *,
         keep: bool = False,
+        tables: Sequence[str] = (),
         timeout: float = 3600.0,
         told: Callable[[str], None] = lambda text: None,
+        progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Restore the newest point into a scratch cluster, examine it, remove it."""
+
+    def drills(self, name: str) -> list[dict[str, Any]]:
+        """The last drills of a cluster, oldest first."""
+
+    def declare_backup(self, backup: PostgresBackup) -> str:
+        """Ask for a backup of this name, unless it is there; returns its id."""
+
+    def declare_schedule(self, schedule: PostgresBackupSchedule) -> None:
+        """Create or change a schedule."""
+
+    def schedules(self, cluster: str | None = None) -> list[dict[str, Any]]:
+        """All schedules, or those of one cluster, by name, and what comes next."""
+
+    def suspend_schedule(self, name: str, suspend: bool) -> None:
+        """Begin no more backups by this schedule, or again."""
+
+    def delete_schedule(self, name: str) -> None:
+        """Remove a schedule; what it made stays."""
 
     def restore_outcome(self, name: str) -> str | None:
         """Why the last restore in place was taken back."""

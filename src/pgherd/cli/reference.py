@@ -10,6 +10,8 @@ import typer
 
 from pgherd.cli.main import app
 from pgherd.model import explain
+from pgherd.model.documents import KINDS
+from pgherd.model.spec_models import KIND
 from pgherd.model.spec_parameters import FLOORS, OWNED
 from pgherd.model.spec_schema import IMMUTABLE, Schema, declaration_schema
 
@@ -55,6 +57,18 @@ def _spec_page() -> Iterator[str]:
         f"| `{name}` | at least {floor}: standbys and moves of shards use them |"
         for name, floor in FLOORS.items()
     )
+    yield from _other_kinds()
+
+
+def _other_kinds() -> Iterator[str]:
+    yield from ("", "## Other kinds", "")
+    yield "Documents of these kinds may stand in the same file, or in files of their own; `pgherd explain KIND.FIELD`"
+    yield "shows what stands here."
+    for kind, model in KINDS.items():
+        if kind != KIND:
+            yield from ("", f"### {kind}", "", model.__doc__ or "", "")
+            yield from ("| Field | Type | Default | Bounds | Meaning |", "|---|---|---|---|---|")
+            yield from _rows(declaration_schema(model), "")
 
 
 def _rows(schema: Schema, prefix: str) -> Iterator[str]:

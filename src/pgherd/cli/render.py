@@ -207,6 +207,40 @@ def restore_points(rows: Sequence[Mapping[str, Any]]) -> Table:
     return made
 
 
+def drills(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each drill, oldest first."""
+    made = table("FINISHED", "RESTORE POINT", ">SECONDS", ">ROWS COMPARED", "RESULT")
+    for row in rows:
+        compared = row.get("compared") or {}
+        made.add_row(
+            row["finishedAt"],
+            row.get("restorePoint") or "-",
+            f"{row['seconds']:.1f}",
+            f"{compared['rows']:,}" if compared else "-",
+            "sound" if row["passed"] else "; ".join(row["problems"]),
+        )
+    return made
+
+
+def schedules(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each schedule."""
+    made = table("SCHEDULE", "CLUSTER", "CRON (UTC)", "TYPE", "NEXT", "LAST BACKUP", "DRILL", "NOTE")
+    for row in rows:
+        drill = row.get("drill")
+        due = "" if not drill else f"every {drill['every']}" + (", overdue" if drill["overdue"] else "")
+        made.add_row(
+            row["name"],
+            row["cluster"],
+            row["cron"],
+            row["type"],
+            "suspended" if row["suspend"] else row.get("nextAt") or "-",
+            row.get("lastBackup") or "-",
+            due or "-",
+            row.get("problem") or (f"skipped {row['skipped']}" if row.get("skipped") else ""),
+        )
+    return made
+
+
 def findings(found: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each finding, with what to do about it."""
     made = table("GROUP", "CHECK", "FOUND", "WHAT TO DO")

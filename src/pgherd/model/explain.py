@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator
 
 from pgherd.errors import BadInput
+from pgherd.model.documents import KINDS
+from pgherd.model.spec_models import KIND
 from pgherd.model.spec_problems import nearest
 from pgherd.model.spec_schema import Schema, declaration_schema
 
@@ -15,11 +17,16 @@ _WIDTH = 96
 def explain(field: str | None = None) -> str:
     """A field's type, default, bounds and description, and the fields below it.
 
-    :param field: a path such as ``spec.segments.count`` (``spec.`` may be left out); None: the whole declaration
+    :param field: a path such as ``spec.segments.count`` (``spec.`` may be left out), of another kind one that begins
+        with it, such as ``PostgresBackupSchedule.spec.cron``; None: the whole declaration
     :raises BadInput: there is no such field; names the nearest
     """
-    path, schema = _find([step for step in (field or "").split(".") if step])
-    lines = [f"FIELD: {'.'.join(path) or 'PostgresCluster'} <{type_of(schema)}>"]
+    steps = [step for step in (field or "").split(".") if step]
+    kind = next((each for each in KINDS if steps and each.lower() == steps[0].lower()), None)
+    root = declaration_schema(KINDS[kind or KIND])
+    path, schema = _find(steps[1:] if kind else steps, root)
+    named = [kind] if kind and (kind != KIND or not path) else []
+    lines = [f"FIELD: {'.'.join([*named, *path]) or KIND} <{type_of(schema)}>"]
     lines += [
         f"{label}: {text}"
         for label, text in (("DEFAULT", default_of(schema)), ("BOUNDS", bounds_of(schema)))
@@ -35,26 +42,24 @@ def explain(field: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _find(path: list[str]) -> tuple[list[str], Schema]:
-    schema = declaration_schema()
+def _find(path: list[str], root: Schema) -> tuple[list[str], Schema]:
+    schema = root
     if path and path[0] not in schema["properties"] and path[0] in schema["properties"]["spec"]["properties"]:
         path = ["spec", *path]
     for depth, step in enumerate(path):
         name = step.split("[")[0]
         below = fields_of(schema)
         if name not in below:
-            raise BadInput(_unknown(path[:depth], name, list(below)))
+            raise BadInput(_unknown(path[:depth], name, list(below), root))
         schema = below[name]
     return path, schema
 
 
-def _unknown(parent: list[str], name: str, known: list[str]) -> str:
+def _unknown(parent: list[str], name: str, known: list[str], root: Schema) -> str:
     where = ".".join(parent)
     if not known:
         return f"{where} has no fields: see `pgherd explain {where}`"
-    near = nearest(
-        name, known if parent else [*known, *fields_of(declaration_schema()["properties"]["spec"])]
-    )
+    near = nearest(name, known if parent else [*known, *fields_of(root["properties"]["spec"])])
     hint = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
     return f"{'.'.join([*parent, name])}: unknown field; {hint}"
 

@@ -86,16 +86,21 @@ def load(text: str, *, source: str, platform: str = "local") -> PostgresCluster:
     :raises BadInput: with every problem, each with its path and line
     """
     document = spec_yaml.read(text, source)
+    cluster, problems = validate(document.value, PostgresCluster)
+    if cluster is None:
+        raise BadInput(*described(problems, document, source))
+    return with_platform_defaults(cluster, platform)
 
-    def described(found: Found) -> str:
+
+def described(problems: list[Found], document: spec_yaml.Document, source: str) -> list[str]:
+    """Problems of a document, a line each with its path and line, in the order of their lines."""
+
+    def told(found: Found) -> str:
         path, what = found
         line = document.line(path)
         return f"{dotted(path) or source}: {what}" + (f" ({source}:{line})" if path and line else "")
 
-    cluster, problems = _validate(document.value)
-    if cluster is None:
-        raise BadInput(*map(described, sorted(problems, key=lambda found: document.line(found[0]) or 0)))
-    return with_platform_defaults(cluster, platform)
+    return [told(each) for each in sorted(problems, key=lambda found: document.line(found[0]) or 0)]
 
 
 def from_mapping(value: object, *, source: str = "", platform: str = "local") -> PostgresCluster:
@@ -103,48 +108,49 @@ def from_mapping(value: object, *, source: str = "", platform: str = "local") ->
 
     :raises BadInput: with every problem, each with its path
     """
-    cluster, problems = _validate(value)
+    cluster, problems = validate(value, PostgresCluster)
     if cluster is None:
         raise BadInput(*(f"{dotted(path) or source or 'the declaration'}: {what}" for path, what in problems))
     return with_platform_defaults(cluster, platform)
 
 
-def _validate(value: object) -> tuple[PostgresCluster | None, list[Found]]:
+def validate(value: object, model: type[M]) -> tuple[M | None, list[Found]]:
+    """A declaration of one kind from plain data, or everything that is wrong with it."""
     if not isinstance(value, Mapping):
         return None, [((), f"must be a mapping with apiVersion, kind, metadata and spec, got {shown(value)}")]
-    raw = _without_nulls(value, ())
+    raw = _without_nulls(value, (), model)
     # These decide what all other fields mean: with a wrong one the rest would be noise.
     header = [
         found
-        for key, wanted in (("apiVersion", API_VERSION), ("kind", KIND))
-        for found in _wrong(raw, key, wanted)
+        for key, wanted in (("apiVersion", API_VERSION), ("kind", model.model_fields["kind"].default))
+        for found in _wrong(raw, key, wanted, model)
     ]
     if header:
         return None, header
-    problems = relations(raw)
+    problems = relations(raw) if model is PostgresCluster else []
     try:
-        cluster = PostgresCluster.model_validate(raw, by_alias=True, by_name=False)
+        declared = model.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
-        return None, problems_of(error) + problems
-    return (None if problems else cluster), problems
+        return None, problems_of(error, model) + problems
+    return (None if problems else declared), problems
 
 
-def _wrong(raw: Mapping[str, Any], key: str, wanted: str) -> list[Found]:
+def _wrong(raw: Mapping[str, Any], key: str, wanted: str, model: type[BaseModel]) -> list[Found]:
     if key not in raw:
-        near = nearest(key, [name for name in map(str, raw) if name not in field_names(PostgresCluster)])
+        near = nearest(key, [name for name in map(str, raw) if name not in field_names(model)])
         return [
             ((key,), f"is required and must be {wanted}" + (f"; is {near} meant to be it?" if near else ""))
         ]
     return [] if raw[key] == wanted else [((key,), f"must be {wanted}, got {shown(raw[key])}")]
 
 
-def _without_nulls(value: Any, path: tuple[str | int, ...]) -> Any:
+def _without_nulls(value: Any, path: tuple[str | int, ...], root: type[BaseModel]) -> Any:
     """A field without a value is left out, as in Kubernetes; free mappings keep theirs (to be refused)."""
     if isinstance(value, list):
-        return [_without_nulls(item, (*path, index)) for index, item in enumerate(value)]
-    if not isinstance(value, Mapping) or model_at(path) is None:
+        return [_without_nulls(item, (*path, index), root) for index, item in enumerate(value)]
+    if not isinstance(value, Mapping) or model_at(path, root) is None:
         return value
-    return {key: _without_nulls(item, (*path, key)) for key, item in value.items() if item is not None}
+    return {key: _without_nulls(item, (*path, key), root) for key, item in value.items() if item is not None}
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -194,7 +200,7 @@ def with_segment_count(cluster: PostgresCluster, count: int) -> PostgresCluster:
     """
     raw = to_mapping(cluster)
     raw["spec"]["segments"]["count"] = count
-    changed, problems = _validate(raw)
+    changed, problems = validate(raw, PostgresCluster)
     if changed is None:
         raise BadInput(*(f"{dotted(path)}: {what}" for path, what in problems))
     return changed

@@ -12,7 +12,9 @@ from pgherd.model.spec_quantity import parse_bytes, parse_duration
 from pgherd.model.spec_repository import RepositorySpec, method_problem
 
 
-def _duration_between(low: str, high: str) -> AfterValidator:
+def duration_between(low: str, high: str) -> AfterValidator:
+    """A check of a duration's bounds."""
+
     def check(value: str) -> str:
         if not parse_duration(low) <= parse_duration(value) <= parse_duration(high):
             raise ValueError(f"must be between {low} and {high}")
@@ -69,7 +71,7 @@ class BackupSpec(Model):
     method: Method = Field(default="native", description=_METHOD)
     repository: RepositorySpec = Field(description="Where backups are kept.")
     retention: RetentionSpec = Field(default_factory=RetentionSpec, description="How long backups are kept.")
-    restore_point_every: Annotated[str, _duration_between("1s", "1d")] = Field(
+    restore_point_every: Annotated[str, duration_between("1s", "1d")] = Field(
         default="1m",
         description="How often a point is made at which all groups agree, such as 30s or 5m, from 1s to 1d. The "
         "cluster can be restored to any of them. While nothing changes none is made.",

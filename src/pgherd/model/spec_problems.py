@@ -33,16 +33,16 @@ _WANTED = {
 }
 
 
-def problems_of(error: ValidationError) -> list[Found]:
-    """Everything that pydantic found wrong."""
-    return [_found(details) for details in error.errors(include_url=False)]
+def problems_of(error: ValidationError, root: type[BaseModel] = PostgresCluster) -> list[Found]:
+    """Everything that pydantic found wrong in a declaration of one kind."""
+    return [_found(details, root) for details in error.errors(include_url=False)]
 
 
-def _found(details: ErrorDetails) -> Found:
+def _found(details: ErrorDetails, root: type[BaseModel]) -> Found:
     path: Path = details["loc"]
     kind, context = details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
-        return path, _unknown(path)
+        return path, _unknown(path, root)
     if kind == "missing":
         return path, "is required"
     if kind == "rule":
@@ -64,8 +64,8 @@ def _choices(expected: str) -> Iterator[str]:
         yield choice.strip().strip("'")
 
 
-def _unknown(path: Path) -> str:
-    model = model_at(path[:-1])
+def _unknown(path: Path, root: type[BaseModel]) -> str:
+    model = model_at(path[:-1], root)
     known = list(field_names(model)) if model else []
     near = nearest(str(path[-1]), known)
     if near:
@@ -85,9 +85,9 @@ def field_names(model: type[BaseModel]) -> Mapping[str, str]:
     return {str(field.alias or name): name for name, field in model.model_fields.items()}
 
 
-def model_at(path: Path) -> type[BaseModel] | None:
+def model_at(path: Path, root: type[BaseModel] = PostgresCluster) -> type[BaseModel] | None:
     """The model that describes what is at ``path``; None for values and free mappings."""
-    model: type[BaseModel] | None = PostgresCluster
+    model: type[BaseModel] | None = root
     for step in path:
         if isinstance(step, int):
             continue

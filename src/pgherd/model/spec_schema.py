@@ -6,8 +6,10 @@ Kubernetes, the file on a laptop and ``pgherd explain`` can't drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 from pgherd.model.spec_models import MAX_NAME, PostgresCluster
 
@@ -70,6 +72,21 @@ def crd_schema() -> Schema:
         *(_never_shrinks(("spec", group, "storage", "size")) for group in ("coordinator", "segments")),
         *RULES,
     ]
+    return _as_resource(schema)
+
+
+def kind_schema(model: type[BaseModel], immutable: Sequence[tuple[str, ...]]) -> Schema:
+    """``openAPIV3Schema`` of one of the smaller kinds.
+
+    :param immutable: paths below ``spec`` that may not change
+    """
+    schema = declaration_schema(model)
+    schema["required"] = ["metadata", "spec"]
+    schema["x-kubernetes-validations"] = [_stays(("spec", *path)) for path in immutable]
+    return _as_resource(schema)
+
+
+def _as_resource(schema: Schema) -> Schema:
     # Kubernetes owns metadata; a resource may only narrow its name.
     schema["properties"]["metadata"] = {
         "type": "object",
@@ -87,12 +104,13 @@ def crd_schema() -> Schema:
     return schema
 
 
-def declaration_schema() -> Schema:
+def declaration_schema(model: type[BaseModel] = PostgresCluster) -> Schema:
     """The schema of a whole declaration as files hold it, with a description of ``metadata`` too."""
-    generated = PostgresCluster.model_json_schema(by_alias=True, mode="validation")
+    generated = model.model_json_schema(by_alias=True, mode="validation")
     schema = _structural(generated, generated["$defs"].__getitem__)
     # In a file they must be there: they say what all other fields mean.
-    schema["required"] = ["apiVersion", "kind", "metadata"]
+    needed = {"apiVersion", "kind", *schema.get("required", ())}
+    schema["required"] = [name for name in schema["properties"] if name in needed]
     for name in ("apiVersion", "kind"):
         schema["properties"][name].pop("default")
     return schema

@@ -2,7 +2,7 @@
 
 Read as YAML 1.2 and Kubernetes read it: ``22:00`` and ``2026-01-01`` are text (YAML 1.1 makes numbers and
 dates of them), ``on``/``off`` stay booleans because PostgreSQL's parameters are written so. Keys given
-twice, several documents and unknown tags are refused; aliases are expanded up to a bound, so that a small
+twice and unknown tags are refused; aliases are expanded up to a bound, so that a small
 file can't become a large one.
 """
 
@@ -67,7 +67,19 @@ def read(text: str, source: str) -> Document:
     """Parse one YAML (or JSON) document.
 
     :param source: what to call the text in messages, for example its file name
-    :raises BadInput: one line with line and column for what the parser met; all keys given twice
+    :raises BadInput: one line with line and column for what the parser met; all keys given twice; a second document
+    """
+    documents = read_all(text, source)
+    if len(documents) > 1:
+        line = documents[1].lines[()]
+        raise BadInput(f"{source}:{line}: a second document: here a file declares one cluster")
+    return documents[0]
+
+
+def read_all(text: str, source: str) -> list[Document]:
+    """Parse all documents of a text; there is at least one.
+
+    :raises BadInput: as :func:`read`
     """
     if len(text) > MAX_CHARACTERS:
         raise BadInput(f"{source}: too long: a declaration has at most {MAX_CHARACTERS} characters")
@@ -85,21 +97,20 @@ def read(text: str, source: str) -> Document:
         raise BadInput(f"{source}: broken YAML: nested too deeply") from None
 
 
-def _read(text: str, source: str) -> Document:
+def _read(text: str, source: str) -> list[Document]:
     loader = _Loader(text)
     try:
         nodes = list(_nodes(loader))
     finally:
         loader.dispose()
-    if len(nodes) > 1:
-        line = nodes[1].start_mark.line + 1
-        raise BadInput(
-            f"{source}:{line}: a second document: one file declares one cluster; use one file for each"
-        )
     if not nodes:
         raise BadInput(f"{source}: nothing in it: expected a PostgresCluster")
+    return [_document(loader, node, source) for node in nodes]
+
+
+def _document(loader: _Loader, node: yaml.Node, source: str) -> Document:
     builder = _Builder(loader, source)
-    value = builder.build(nodes[0], ())
+    value = builder.build(node, ())
     if builder.problems:
         raise BadInput(*builder.problems)
     return Document(value, builder.lines)

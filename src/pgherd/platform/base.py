@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pgherd.errors import BadInput
+from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import LOOPBACK
@@ -264,6 +265,10 @@ class Platform(ABC):
     def keeps_backups(self) -> bool:
         """Whether ``spec.backup`` and ``spec.bootstrap`` can be followed here."""
         return False
+
+    def schedules(self, name: str) -> Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]]:
+        """A cluster's schedules of backups, and how each stands as it was written down last."""
+        return ()
 
     @abstractmethod
     def free_bytes(self, member: Member) -> int | None:

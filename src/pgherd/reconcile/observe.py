@@ -96,7 +96,9 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
     if sizes and declaration.cluster.spec.backup is not None:
         method = make_method(world.platform, declaration.cluster)
         answering = [group for group in known if seen.primary(group) is not None]
-        seen = replace(seen, backups=view_backups(method, world.databases, declaration.cluster, answering))
+        schedules = world.platform.schedules(world.name)
+        backups = view_backups(method, world.databases, declaration.cluster, answering, schedules)
+        seen = replace(seen, backups=backups)
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
 
 

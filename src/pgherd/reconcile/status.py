@@ -220,7 +220,7 @@ def _conditions(
     progressing = bool(doing) or seen.operation_status is not None
     message = "; ".join(errors) or "; ".join(doing[:3]) or (seen.operation_status or {}).get("message", "")
     refused = seen.declaration.problems
-    conditions = [
+    conditions: list[tuple[str, bool | None, str, str]] = [
         (
             "Ready",
             serving,
@@ -240,11 +240,27 @@ def _conditions(
         conditions.append(
             ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
         )
+        conditions += _drills(seen.backups)
     before = by_type(previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
         for kind, holds, reason, text in conditions
     ]
+
+
+def _drills(backups: Mapping[str, Any]) -> list[tuple[str, bool | None, str, str]]:
+    """Whether a restore has been proven, where drills are made at all."""
+    last = backups.get("lastDrill")
+    drills = [each["drill"] for each in backups.get("schedules", ()) if each.get("drill")]
+    overdue = [each["dueAt"] for each in drills if each["overdue"]]
+    if last is not None and not last.get("passed"):
+        return [("RestoreProven", False, "DrillFailed", "; ".join(last.get("problems", ())))]
+    if overdue:
+        return [("RestoreProven", False, "DrillOverdue", f"a drill was due at {min(overdue)}")]
+    if last is not None:
+        text = f"{last.get('restorePoint')} was restored and is sound ({last.get('finishedAt')})"
+        return [("RestoreProven", True, "DrillPassed", text)]
+    return [("RestoreProven", None, "NoDrillYet", "the first drill is due")] if drills else []
 
 
 def _condition(

@@ -34,6 +34,7 @@ from pgherd.remote import logs, objects, world
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound, PostgresClusterResource
 from pgherd.remote.backups import WithoutBackups
 from pgherd.remote.layers import PostgresTls, fatal
+from pgherd.remote.schedules import WithoutSchedules
 from pgherd.remote.tunnel import HOST, Tunnel
 
 Progress = Callable[[dict[str, Any]], None]
@@ -59,7 +60,7 @@ class Heard:
         return self._said is not None and time.monotonic() - self._since < SILENT_SECONDS
 
 
-class KubernetesClient(WithoutBackups):
+class KubernetesClient(WithoutBackups, WithoutSchedules):
     """The clusters of one namespace.
 
     :param context: the kubeconfig's context; left out, its current one

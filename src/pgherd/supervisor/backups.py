@@ -135,8 +135,10 @@ def _reason(error: ValidationError) -> str:
     return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
-def request(platform: LocalPlatform, name: str, kind: str) -> str:
+def request(platform: LocalPlatform, name: str, kind: str, backup: str | None = None) -> str:
     """Ask for a backup; returns its id.
+
+    :param backup: its id; no-op if it is there
 
     :raises BadInput: no such type, none are declared, another one is not done, or the cluster is stopped
     """
@@ -146,9 +148,18 @@ def request(platform: LocalPlatform, name: str, kind: str) -> str:
     method = method_of(platform, name, None)
     if platform.declaration(name).stopped:
         raise BadInput(f"{name} is stopped: 'pgherd start {name}' brings it back")
-    if wanted != "full" and method.name == "native" and platform.programs().major < 17:
-        raise BadInput(f"--type {kind}: needs PostgreSQL 17 or later, {platform.programs().major} is here")
-    return maker.request(method.repository, wanted).id
+    check_type(platform, method, kind, "--type")
+    return maker.request(method.repository, wanted, name=backup).id
+
+
+def check_type(platform: LocalPlatform, method: BackupMethod, kind: str, what: str) -> None:
+    """Refuse what this machine's PostgreSQL can't make.
+
+    :param what: names the type in the message
+    :raises BadInput: in one line
+    """
+    if kind != "full" and method.name == "native" and platform.programs().major < 17:
+        raise BadInput(f"{what} {kind}: needs PostgreSQL 17 or later, {platform.programs().major} is here")
 
 
 def wait(

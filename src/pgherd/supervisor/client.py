@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
+from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR
 from pgherd.operations.copy import Summary, Tell
@@ -34,6 +35,7 @@ from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
 from pgherd.supervisor import backups, daemon
 from pgherd.supervisor import drill as drilling
+from pgherd.supervisor import schedules as scheduling
 
 logger = logging.getLogger(__name__)
 
@@ -257,14 +259,67 @@ class Client:
         name: str,
         *,
         keep: bool = False,
+        tables: Sequence[str] = (),
         timeout: float = 3600.0,
         told: Callable[[str], None] = lambda text: None,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Restore the newest point into a scratch cluster, examine it, remove it; the result is kept with the backups.
 
-        :raises BadInput: there is nothing to restore
+        :param tables: whose rows are compared with what they were at the point
+        :raises BadInput: there is nothing to restore, no such table, or another drill is going on
         """
-        return drilling.drill(self, self._world, name, keep=keep, timeout=timeout, told=told)
+        wish = drilling.Wish(keep, tuple(tables), timeout, told, progress)
+        return drilling.drill(self, self._platform, self._world, name, wish)
+
+    def drills(self, name: str) -> list[dict[str, Any]]:
+        """The last drills of a cluster, oldest first.
+
+        :raises BadInput: it has no backups
+        """
+        return drilling.drills(self, name)
+
+    def sweep_drill(self, name: str) -> None:
+        """Remove what a drill left whose process is gone."""
+        drilling.sweep(self, self._platform, name)
+
+    def declare_backup(self, backup: PostgresBackup) -> str:
+        """Ask for a backup of this name, unless it is there; returns its id.
+
+        :raises BadInput: as :meth:`backup`, or it is there and of another type
+        """
+        self._staying(backup.spec.cluster)
+        made = backups.request(self._platform, backup.spec.cluster, backup.spec.type, backup.metadata.name)
+        self.ensure_daemon()
+        return made
+
+    def declare_schedule(self, schedule: PostgresBackupSchedule) -> None:
+        """Create or change a schedule.
+
+        :raises BadInput: its cluster is not there or has no backups, or the schedule is of another cluster
+        """
+        self._staying(schedule.spec.cluster)
+        scheduling.declare(self._platform, schedule)
+        self.ensure_daemon()
+
+    def schedules(self, cluster: str | None = None) -> list[dict[str, Any]]:
+        """All schedules, or those of one cluster, by name, and what comes next."""
+        return scheduling.listed(self._platform, cluster)
+
+    def suspend_schedule(self, name: str, suspend: bool) -> None:
+        """Begin no more backups by this schedule, or again.
+
+        :raises BadInput: there is none of this name
+        """
+        scheduling.suspend(self._platform, name, suspend)
+        self.ensure_daemon()
+
+    def delete_schedule(self, name: str) -> None:
+        """Remove a schedule; what it made stays.
+
+        :raises BadInput: there is none of this name
+        """
+        scheduling.remove(self._platform, name)
 
     def repository(self, name: str) -> Catalogue:
         """Where a cluster's backups are.

@@ -85,6 +85,11 @@ class Daemon:
         self._complaints: dict[str, str] = {}
         self._store_error = ""
 
+    @property
+    def stop_asked(self) -> threading.Event:
+        """Set when it shuts down."""
+        return self._stop
+
     def run(self) -> None:
         """Until a signal, or until no cluster is left that should run."""
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -191,6 +196,10 @@ class Daemon:
 
 def main(home: Path, bin_dir: Path | None) -> int:
     """The process ``python -m pgherd.supervisor``."""
+    # Late: the client starts daemons, and so knows this module.
+    from pgherd.supervisor.client import Client
+    from pgherd.supervisor.schedules import Scheduler
+
     lock = acquire(home)
     if lock is None:
         return 0
@@ -198,5 +207,8 @@ def main(home: Path, bin_dir: Path | None) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(threadName)s %(message)s"
     )
     logger.info("supervisor %s looks after this home", os.getpid())
-    Daemon(LocalPlatform(home, bin_dir), lock).run()
+    platform = LocalPlatform(home, bin_dir)
+    daemon = Daemon(platform, lock)
+    Scheduler(platform, Client(home, bin_dir), daemon.stop_asked).start()
+    daemon.run()
     return 0

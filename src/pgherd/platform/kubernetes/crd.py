@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pgherd.model.backup_kinds import BACKUP, SCHEDULE, PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec import API_VERSION, KIND, crd_schema
+from pgherd.model.spec_schema import kind_schema
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "postgresclusters"
@@ -35,6 +37,64 @@ def crd() -> dict[str, Any]:
             },
             "scope": "Namespaced",
             "versions": [_version()],
+        },
+    }
+
+
+def backup_crd() -> dict[str, Any]:
+    """The definition of ``PostgresBackup``."""
+    columns = [
+        _column("Cluster", ".spec.cluster"),
+        _column("Type", ".spec.type"),
+        _column("Phase", ".status.phase"),
+        _column("Restore Point", ".status.restorePoint"),
+        _column("Age", ".metadata.creationTimestamp", kind="date"),
+    ]
+    schema = kind_schema(PostgresBackup, (("cluster",), ("type",)))
+    return _small(BACKUP, "postgresbackups", "pgb", schema, columns)
+
+
+def schedule_crd() -> dict[str, Any]:
+    """The definition of ``PostgresBackupSchedule``."""
+    columns = [
+        _column("Cluster", ".spec.cluster"),
+        _column("Cron", ".spec.cron"),
+        _column("Type", ".spec.type"),
+        _column("Suspend", ".spec.suspend", kind="boolean"),
+        _column("Next", ".status.nextAt"),
+        _column("Age", ".metadata.creationTimestamp", kind="date"),
+    ]
+    schema = kind_schema(PostgresBackupSchedule, (("cluster",),))
+    return _small(SCHEDULE, "postgresbackupschedules", "pgbs", schema, columns)
+
+
+def _small(
+    kind: str, plural: str, short: str, schema: dict[str, Any], columns: list[dict[str, Any]]
+) -> dict[str, Any]:
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": columns,
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [short],
+                "categories": ["all"],
+            },
+            "scope": "Namespaced",
+            "versions": [version],
         },
     }
 

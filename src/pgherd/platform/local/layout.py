@@ -12,6 +12,8 @@
     HOME/NAME/backup/                    what the cluster's backups need here: pgbackrest.conf, locks
     HOME/NAME/source/                    the same for the backup that it is made from, meanwhile
     HOME/NAME/before-restore/            members/ and groups.json as they were before a restore in place
+    HOME/NAME/schedules/                 when backups are made by themselves, and how that stands
+    HOME/NAME/drill.json                 the drill that is going on, if one is
     HOME/NAME/groups.json                each group's place in Patroni's store
     HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL
     HOME/NAME/members/MEMBER/patroni.yml
@@ -134,6 +136,14 @@ class Layout:
     def restore(self, name: str) -> Path:
         """A cluster's ``restore.json``"""
         return self.cluster(name) / "restore.json"
+
+    def schedules(self, name: str) -> Path:
+        """The directory of a cluster's schedules of backups"""
+        return self.cluster(name) / "schedules"
+
+    def drill(self, name: str) -> Path:
+        """A cluster's ``drill.json``"""
+        return self.cluster(name) / "drill.json"
 
     def groups(self, name: str) -> Path:
         """A cluster's ``groups.json``"""

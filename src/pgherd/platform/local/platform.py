@@ -16,6 +16,7 @@ import yaml
 
 from pgherd.engine import registry
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import member_config
@@ -26,6 +27,7 @@ from pgherd.platform.local.founding import Erase, Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports, is_free
 from pgherd.platform.local.raft import RaftStore
+from pgherd.platform.local.schedules import Schedules
 from pgherd.platform.local.workshop import LocalWorkshop
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,11 @@ class LocalPlatform(Platform):
     def backup_folder(self, name: str) -> Path:
         """Within the cluster's own, which goes with it."""
         return self._layout.cluster(name) / "backup"
+
+    def schedules(self, name: str) -> Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]]:
+        """A cluster's schedules of backups, and how each stands as it was written down last."""
+        known = Schedules(self._layout)
+        return [(each, known.standing(each)) for each in known.of_cluster(name)]
 
     def workshop(self, name: str) -> LocalWorkshop:
         """Where a new cluster is put together from a backup."""
