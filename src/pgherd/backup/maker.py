@@ -144,9 +144,13 @@ class Maker:
             crash_point("backup:point")
             self._change(point=point.name)
         self._change(message="waiting for the groups' logs to be archived")
-        while not self._is_archived():
+        lost = points.Lost(self._job.method)
+        while not (point := self._closing_point()).archived:
             if self._job.stopping():
                 raise Cancelled("the backup was stopped")
+            if lost.is_certain(point):
+                # Its file was let go: another one closes the backup.
+                self._change(point=self._make_point().name)
             time.sleep(0.1)
         # Its copies may have to be found by their names after a power cut.
         files.sync_directory(self._repository.folder(self._backup.id))
@@ -165,14 +169,14 @@ class Maker:
             self._rest()
         raise Unavailable("the restore point that closes the backup could not be made")
 
-    def _is_archived(self) -> bool:
-        """The point's own keeper may have seen it before; both write the same."""
+    def _closing_point(self) -> records.Point:
+        """The keeper notes when it is archived."""
         point = next(
             (each for each in self._repository.points(days=2) if each.name == self._backup.point), None
         )
         if point is None:
             raise PgherdError(f"the repository lost the restore point {self._backup.point}")
-        return point.archived
+        return point
 
     def _rest(self) -> None:
         until = time.monotonic() + RETRY_SECONDS

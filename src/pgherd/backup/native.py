@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,20 +37,32 @@ class Native(BackupMethod):
 
     :param root: ``PATH/CLUSTER``
     :param programs: asked for when one is needed
+    :param with_log: a copy brings the log along that was written while it was made: it waits for no archiving
+    :param let_go: with so many bytes waiting a member lets go of what the repository does not take; None: never
     """
 
     name = "native"
 
-    def __init__(self, root: Path, programs: Callable[[], Programs]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        programs: Callable[[], Programs],
+        *,
+        with_log: bool = False,
+        let_go: int | None = None,
+    ) -> None:
         self._repository = Repository(root)
         self._programs = programs
+        self._with_log = with_log
+        self._let_go = let_go
 
     @property
     def repository(self) -> Repository:
         return self._repository
 
     def parameters(self, group: int) -> Mapping[str, str]:
-        push = [*_SCRIPT, "push", str(self._repository.logs(group))]
+        limit = ["--let-go", str(self._let_go)] if self._let_go is not None else []
+        push = [*_SCRIPT, "push", *limit, str(self._repository.logs(group))]
         return {
             # Every member archives: what a primary did not get rid of before it died, its standbys have.
             "archive_mode": "always",
@@ -111,7 +123,8 @@ class Native(BackupMethod):
             f"--dbname={psycopg.conninfo.make_conninfo('', **secret)}",
             "--pgdata",
             target,
-            *("--format=plain", "--wal-method=none", "--checkpoint=fast", "--progress", "--label=pgherd"),
+            f"--wal-method={'stream' if self._with_log else 'none'}",
+            *("--format=plain", "--checkpoint=fast", "--progress", "--label=pgherd"),
         ]
         if parent is not None:
             command.append(f"--incremental={self._repository.copy_of(parent, group) / 'backup_manifest'}")
@@ -161,6 +174,9 @@ class Native(BackupMethod):
         return wal.readable_timeline(
             at.timeline, wal.parse_lsn(at.lsn), self._repository.histories(group, at.system), archived
         )
+
+    def log_names(self, group: int, system: str) -> Collection[str]:
+        return self._repository.log_files(group, system).keys()
 
     def remove_log(self, group: int, system: str, before: int | None) -> int:
         found = self._repository.log_files(group, system)

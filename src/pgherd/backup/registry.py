@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgherd.backup.base import BackupMethod, NoBackups
 from pgherd.backup.native import Native
-from pgherd.model.spec import PostgresCluster, RepositorySpec
+from pgherd.model.spec import PostgresCluster, RepositorySpec, parse_bytes
 from pgherd.platform.base import Platform
 
 
@@ -15,7 +15,9 @@ def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
     declared = cluster.spec.backup
     if declared is None or not platform.keeps_backups:
         return NoBackups()
-    return native(platform, declared.repository, cluster.metadata.name)
+    let_go = parse_bytes(declared.wal_limit) if declared.when_full == "drop" else None
+    root = Path(declared.repository.path) / cluster.metadata.name
+    return Native(root, platform.programs, let_go=let_go)
 
 
 def native(platform: Platform, repository: RepositorySpec, cluster: str) -> Native:
