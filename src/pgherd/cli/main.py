@@ -17,7 +17,13 @@ from typing import Annotated
 import typer
 
 from pgherd import __version__
-from pgherd.cli import backup_commands, cluster_commands, install_commands, operation_commands
+from pgherd.cli import (
+    backup_commands,
+    cluster_commands,
+    install_commands,
+    operation_commands,
+    repair_command,
+)
 from pgherd.cli.context import Context, begin, current, require_platform, tell
 from pgherd.cli.entry import INTERRUPTED
 from pgherd.errors import BadInput, PgherdError, one_line
@@ -34,6 +40,7 @@ app = typer.Typer(
 cluster_commands.register(app)
 operation_commands.register(app)
 backup_commands.register(app)
+repair_command.register(app)
 install_commands.register(app)
 
 
