@@ -92,14 +92,25 @@ class Maker:
         return self._backup
 
     def _copies(self) -> None:
-        job = self._job
-        groups = tuple(self._backup.wanted or (COORDINATOR, *job.engine.segments()))
-        self._change(phase="running", wanted=groups, started_at=self._backup.started_at or records.now())
-        crash_point("backup:running")
-        due = [group for group in groups if group not in self._backup.groups]
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            for _ in pool.map(self._copy, due):
-                pass
+        groups = self._backup.wanted or self._taking_part()
+        while groups:
+            wanted = tuple(dict.fromkeys([*self._backup.wanted, *groups]))
+            self._change(phase="running", wanted=wanted, started_at=self._backup.started_at or records.now())
+            crash_point("backup:running")
+            due = [group for group in groups if group not in self._backup.groups]
+            with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+                for _ in pool.map(self._copy, due):
+                    pass
+            groups = self._newcomers()
+
+    def _taking_part(self) -> tuple[int, ...]:
+        return (COORDINATOR, *self._job.engine.segments())
+
+    def _newcomers(self) -> tuple[int, ...]:
+        """Segments that were admitted meanwhile: the closing point goes through their logs, too."""
+        if COORDINATOR not in self._backup.wanted:
+            return ()
+        return tuple(group for group in self._taking_part() if group not in self._backup.wanted)
 
     def _copy(self, group: int) -> None:
         for left in reversed(range(TRIES)):
@@ -109,10 +120,21 @@ class Maker:
             except Cancelled:
                 raise
             except PgherdError as error:
+                if self._has_left(group):
+                    return
                 if not left:
                     raise PgherdError(f"{group_name(group)}: {error}") from error
                 logger.warning("backup %s: %s: %s: trying again", self._backup.id, group_name(group), error)
                 self._rest()
+
+    def _has_left(self, group: int) -> bool:
+        """A segment that was retired meanwhile: what it held is on the others, and copied there."""
+        with suppress(PgherdError):
+            if group not in self._taking_part():
+                logger.info("backup %s: %s takes no part any more", self._backup.id, group_name(group))
+                self._change(wanted=tuple(each for each in self._backup.wanted if each != group))
+                return True
+        return False
 
     def _copy_once(self, group: int) -> None:
         job = self._job

@@ -28,11 +28,12 @@ import psycopg
 
 from pgherd.backup import choice, records, settle
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.gaps import Logs
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.restore import CONNECT_SECONDS, have_histories_archived
 from pgherd.backup.verdict import Reached, Verdict, judge
-from pgherd.backup.wal import parse_history, parse_lsn
+from pgherd.backup.wal import SEGMENT_BYTES, parse_history, parse_lsn
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
@@ -275,7 +276,17 @@ class Repair:
             at = point.groups.get(self._site.group)
             if at is not None and at.system == self._state["system"]:
                 found[parse_lsn(at.lsn)] = f"restore point {point.name} was made there at {point.time}"
-        return found
+        return {**found, **self._beyond_a_gap()}
+
+    def _beyond_a_gap(self) -> dict[int, str]:
+        method, group, system = self._site.method, self._site.group, self._state["system"]
+        logs = Logs(method.log_names, method.repository.histories)
+        timeline = logs.newest_timeline(group, system)
+        there = None if timeline is None else logs.present(group, system, timeline)
+        if there is None or not there.gaps:
+            return {}
+        first = there.gaps[-1].last + 1
+        return {first * SEGMENT_BYTES: "its log goes on in the repository after a part that is missing"}
 
     @property
     def _is_lossy(self) -> bool:

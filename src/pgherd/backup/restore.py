@@ -334,7 +334,15 @@ class Restore:
         )
         with self._guard:
             self._servers[group] = server
-        server.wait(_is_paused_or_open, self._site.stopping)
+        try:
+            server.wait(_is_paused_or_open, self._site.stopping)
+        except (Cancelled, Unavailable):
+            raise
+        except PgherdError as error:
+            raise PgherdError(
+                f"the log of {group_name(group)} does not lead to {point.name}: {error}: an earlier point, or one "
+                "that another backup serves, may still be restored"
+            ) from error
         with server.connect() as connection:
             in_recovery = connection.execute("SELECT pg_is_in_recovery()").fetchone()
         if in_recovery == (True,) and f'restore point "{point.name}"' not in server.said():

@@ -310,8 +310,15 @@ class Client:
 
         :raises PgherdError: it failed, waits for somebody to accept a loss, or time ran out
         """
-        self.ensure_daemon()
-        return repairs.wait(self._platform, name, group, identity, timeout=timeout, progress=progress)
+        return repairs.wait(
+            self._platform,
+            name,
+            group,
+            identity,
+            timeout=timeout,
+            progress=progress,
+            see_to_it=self.ensure_daemon,
+        )
 
     def confirm_repair(self, name: str, group: str) -> None:
         """Remove what a repair kept.

@@ -103,13 +103,16 @@ def wait(
     *,
     timeout: float,
     progress: Progress | None,
+    see_to_it: Callable[[], None],
 ) -> dict[str, Any]:
     """Until a repair has ended.
 
+    :param see_to_it: called again and again: makes sure that somebody does it
     :raises PgherdError: it failed, waits for somebody to accept a loss, or time ran out
     """
     deadline = time.monotonic() + timeout
     while True:
+        see_to_it()
         now = dict(restoring.repairs(platform, name).get(group_id(group), {}))
         if progress is not None:
             progress(_as_status(name, group, now))
