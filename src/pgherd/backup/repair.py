@@ -18,7 +18,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,10 +117,12 @@ class Repair:
         :raises PgherdError: it failed for good, which is written down and undone
         """
         site = self._site
-        wish = site.bench.read("wish") or {}
+        wish = site.bench.read("wish")
         self._state = site.bench.read("state") or {}
-        if self._state.get("id") != wish.get("id"):
-            self._begin(str(wish.get("id")))
+        if wish is None or not is_due(wish, self._state):
+            return  # it came to its end since somebody looked
+        if self._state.get("id") != wish["id"]:
+            self._begin(str(wish["id"]))
         try:
             self._carry_on()
         except (Cancelled, Unavailable, psycopg.OperationalError) as error:
@@ -331,9 +332,7 @@ class Repair:
     def _join(self) -> None:
         site = self._site
         self._wait(site.has_primary)
-        done = list(self._state.get("done", ()))
-        with suppress(Unavailable):
-            done += filter(None, [site.call_off()])
+        done = [*self._state.get("done", ()), *filter(None, [site.call_off()])]
         self._pass("joined", done=done, findings=self._findings(), phase=DONE, finishedAt=records.now())
         logger.info("%s: %s is rebuilt: %s", site.name, site.title, self._state["reason"])
 
