@@ -6,9 +6,12 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pgherd.backup.gaps import file_name
+from pgherd.backup.wal import SEGMENT_BYTES, parse_lsn
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
@@ -286,6 +289,60 @@ def test_a_damaged_copy_is_found_before_anything_is_made_of_it(home: Home) -> No
     assert home.status("broken")["phase"] == "Failed"
     assert not list((home.path / "broken" / "members").glob("*/from-backup"))
     home.run("delete", "broken", "--purge", "--yes")
+
+
+def log_file(home: Home, point: dict[str, Any], *, before: int = 0) -> Path:
+    """The archived file that holds a point of segment-1, or one so many before it."""
+    at = point["lsns"]["1"]
+    number = (parse_lsn(at["lsn"]) - 1) // SEGMENT_BYTES - before
+    logs = home.path.parent / "repository" / "shop" / "wal" / "segment-1"
+    return next(logs.glob(f"*/{file_name(at['timeline'], number)}"))
+
+
+def test_a_damaged_file_of_the_log_fails_the_restore_and_leaves_nothing(home: Home) -> None:
+    written = now()
+    home.query("INSERT INTO item VALUES (-7, 'in a file of its own') RETURNING 1")
+    target = await_point_after(home, written)
+    damaged = log_file(home, target)
+    content = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(content)))
+    try:
+        done = home.run("restore", "shop", "broken", "--point", target["name"], check=False, timeout=300)
+    finally:
+        damaged.write_bytes(content)
+    assert done.returncode == 1
+    assert "the log of segment-1 does not lead to" in done.stderr
+    assert home.status("broken")["phase"] == "Failed"
+    assert not list((home.path / "broken" / "members").glob("*/from-backup"))
+    home.run("delete", "broken", "--purge", "--yes")
+    home.query("DELETE FROM item WHERE id = -7 RETURNING 1")
+
+
+def test_a_file_of_the_log_that_is_gone_is_no_way_to_any_point_behind_it(home: Home) -> None:
+    written = now()
+    home.query("INSERT INTO item VALUES (-8, 'behind the gap') RETURNING 1")
+    target = await_point_after(home, written)
+    gone = log_file(home, target, before=1)
+    gone.rename(gone.with_name(f".{gone.name}"))
+    try:
+        known = {point["name"]: point["state"] for point in points(home)}
+        assert known[target["name"]] == "a gap before it"
+        done = home.run("restore", "shop", "x", "--point", target["name"], check=False)
+        assert done.returncode == 2
+        assert "can be restored: there are" in done.stderr
+    finally:
+        gone.with_name(f".{gone.name}").rename(gone)
+    home.query("DELETE FROM item WHERE id = -8 RETURNING 1")
+
+
+def test_a_restore_leaves_out_what_is_named_if_that_is_asked_for(home: Home) -> None:
+    offered = restorable(home)
+    done = home.run("restore", "shop", "lesser", "--point", offered[-1]["name"], "--exclusive", timeout=400)
+    assert f"shop as of restore point {offered[-2]['name']}" in done.stderr
+    home.run("delete", "lesser", "--purge", "--yes")
+    done = home.run("restore", "shop", "x", "--point", offered[0]["name"], "--exclusive", check=False)
+    assert done.returncode == 2
+    assert "nothing can be restored from before" in done.stderr
 
 
 def test_a_restore_can_be_given_up(home: Home) -> None:

@@ -1,17 +1,20 @@
 """The central promise of backups: every restore point is a moment at which the whole cluster agrees.
 
 Writers move money between accounts on different segments while points are made every second; points chosen at random
-are restored into new clusters. ``PGHERD_RESTORES`` says how many (20 and more for the long form).
+are restored into new clusters. ``PGHERD_RESTORES`` says how many. From 20 on it is the long form: the cluster also
+grows while money moves, and points from before, during and after that are restored.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,6 +32,7 @@ from tests.support.repositories import (
 pytestmark = pytest.mark.local
 
 RESTORES = int(os.environ.get("PGHERD_RESTORES", "4"))
+IS_LONG = RESTORES >= 20
 SECONDS = float(os.environ.get("PGHERD_WRITE_SECONDS", "6"))
 
 
@@ -54,7 +58,7 @@ def kill_primary(home: Home, group: str) -> None:
 
 @pytest.fixture(scope="module")
 def past(home: Home) -> Ledger:
-    """Money moves, a segment fails over while it rests, and money moves on."""
+    """Money moves, a segment fails over while it rests, and money moves on; in the long form the cluster then grows."""
     with movers(home.dsn()) as ledger:
         time.sleep(SECONDS)
         pause(ledger)
@@ -63,6 +67,10 @@ def past(home: Home) -> Ledger:
         ledger.paused.clear()
         await_transfers(ledger, 10)
         time.sleep(SECONDS)
+        if IS_LONG:
+            home.run("scale", "shop", "--segments", "3", timeout=600)
+            await_transfers(ledger, 10)
+            time.sleep(SECONDS)
     await_point_after(home, latest(ledger))
     assert not ledger.errors, ledger.errors[:3]
     assert len(ledger.acknowledged) > 100
@@ -73,22 +81,39 @@ def latest(ledger: Ledger) -> str:
     return max(ledger.acknowledged.values()).isoformat(timespec="milliseconds")
 
 
+def pick(offered: list[dict[str, Any]], inside: list[int]) -> set[int]:
+    """As many points as are to be restored: at random, and one of every kind that there must be."""
+
+    def kind(n: int) -> tuple[int, int]:
+        return int(offered[n]["lsns"]["1"]["timeline"]), int(offered[n]["groups"])
+
+    kinds = {kind(n) for n in inside}
+    assert {timeline for timeline, _ in kinds} == {1, 2}, (
+        "there are points from before and after the failover"
+    )
+    assert {groups for _, groups in kinds} == ({3, 4} if IS_LONG else {3}), (
+        "and from before and after it grew"
+    )
+    chosen = {random.choice([n for n in inside if kind(n) == each]) for each in kinds}
+    placements = {offered[n]["placement"] for n in inside}
+    chosen |= {random.choice([n for n in inside if offered[n]["placement"] == each]) for each in placements}
+    rest = [n for n in inside if n not in chosen]
+    return chosen | set(random.sample(rest, min(max(RESTORES - len(chosen), 0), len(rest))))
+
+
 def test_points_restored_at_random_have_the_right_sum_and_no_later_row(
     home: Home, past: Ledger, tmp_path: Path
 ) -> None:
     offered = restorable(home)
     begun, ended = min(past.began.values()).isoformat(), max(past.acknowledged.values()).isoformat()
     inside = [n for n, point in enumerate(offered) if n and begun < point["time"] < ended]
-    timelines = {offered[n]["lsns"]["1"]["timeline"] for n in inside}
-    assert timelines == {1, 2}, "there are points from before and from after the failover"
-    chosen = {random.choice([n for n in inside if offered[n]["lsns"]["1"]["timeline"] == t]) for t in (1, 2)}
-    rest = [n for n in inside if n not in chosen]
-    chosen.update(random.sample(rest, min(RESTORES - 2, len(rest))))
+    chosen = pick(offered, inside)
+    assert len(chosen) >= RESTORES
     lean = tmp_path / "lean.yaml"
-    lean.write_text(declaration(name="any", standbys=0))
     held = []
     for n in sorted(chosen):
         point = offered[n]
+        lean.write_text(declaration(name="any", segments=point["groups"] - 1, standbys=0))
         home.run("restore", "shop", "then", "--point", point["name"], "-f", str(lean), timeout=400)
         with home.connect("then") as connection:
             held.append(
@@ -127,3 +152,29 @@ def test_the_restored_cluster_is_one_of_its_own(home: Home, past: Ledger, tmp_pa
     assert home.query("SELECT sum(balance) FROM account", "third") == [(0,)]
     for name in ("third", "twin"):
         home.run("delete", name, "--purge", "--yes")
+
+
+def test_a_clone_of_a_busy_cluster_spares_its_primaries_and_lacks_no_row_from_before_it(home: Home) -> None:
+    with home.connect() as connection:
+        connection.execute("DROP TABLE account, transfer")
+        make_tables(connection)
+    with movers(home.dsn()) as ledger:
+        began = datetime.now(UTC)
+        await_transfers(ledger, 50)
+        home.run("clone", "shop", "dolly", timeout=600)
+        await_transfers(ledger, 10)
+    assert not ledger.errors, ledger.errors[:3]
+    state = json.loads((home.path / "dolly" / "restore.json").read_text())
+    made = datetime.fromisoformat(state["point"]["time"])
+    with home.connect("dolly") as connection:
+        # The point's time is read when it is made already: what was acknowledged well before is in it.
+        since = made - timedelta(seconds=2)
+        assert audit(connection, ledger, since=max(since, began), until=made) >= 50
+    log = (home.path / "supervisor.log").read_text()
+    assert {
+        group
+        for group in ("coordinator", "segment-1", "segment-2")
+        if f"{group} is copied from a standby" in log
+    }
+    assert_sound(home, "dolly")
+    home.run("delete", "dolly", "--purge", "--yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -135,3 +136,49 @@ def test_the_archive_command_is_safe_for_the_shell_and_for_postgresql(tmp_path: 
 
 def _no_programs() -> Programs:
     raise AssertionError("no program is needed")
+
+
+# letting go
+
+
+def push_or_let_go(data: Path, repository: Repository, limit: int) -> subprocess.CompletedProcess[str]:
+    return run(data, "push", "--let-go", str(limit), str(repository.logs(1)), f"pg_wal/{NAME}", NAME)
+
+
+def let_wait(data: Path, count: int) -> None:
+    status = data / "pg_wal" / "archive_status"
+    status.mkdir(exist_ok=True)
+    for number in range(count):
+        (status / f"{number:024X}.ready").touch()
+
+
+def test_below_the_limit_nothing_is_let_go(member: Path, repository: Repository) -> None:
+    let_wait(member, 2)
+    repository.root.rename(repository.root.with_name("away"))
+    assert push_or_let_go(member, repository, 2 * archive.SEGMENT_BYTES).returncode == 1
+    assert not (member / archive.NOTE).exists()
+
+
+def test_past_the_limit_a_file_is_let_go_and_noted_until_the_repository_is_back(
+    member: Path, repository: Repository
+) -> None:
+    let_wait(member, 3)
+    repository.root.rename(away := repository.root.with_name("away"))
+    for count in (1, 2):
+        assert push_or_let_go(member, repository, 2 * archive.SEGMENT_BYTES).returncode == 0
+        note = json.loads((member / archive.NOTE).read_text())
+        assert (note["first"], note["last"], note["count"]) == (NAME, NAME, count)
+        assert "there is no repository" in note["reason"]
+    away.rename(repository.root)
+    assert push_or_let_go(member, repository, 2 * archive.SEGMENT_BYTES).returncode == 0
+    assert not (member / archive.NOTE).exists()
+    assert list(repository.log_files(1, "7123")) == [NAME]
+
+
+def test_what_contradicts_the_repository_is_never_let_go(member: Path, repository: Repository) -> None:
+    push(member, repository)
+    let_wait(member, 3)
+    (member / "pg_wal" / NAME).write_bytes(SEGMENT + b"else")
+    done = push_or_let_go(member, repository, archive.SEGMENT_BYTES)
+    assert done.returncode == 1
+    assert "other content" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,25 @@ def test_a_backup_is_the_point_that_closes_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ({"restore_point": "p3"}, "p2"),
+        ({"backup": "f1.9"}, "p1"),
+        ({"time": at(2)}, "p1"),
+        ({"time": at(2.5)}, "p2"),
+    ],
+)
+def test_exclusive_is_the_newest_point_before_what_is_named(target: dict[str, Any], name: str) -> None:
+    assert choice.resolve(POINTS, now=NOW, inclusive=False, **target).name == name
+
+
+@pytest.mark.parametrize("target", [{"restore_point": "p1"}, {"time": at(1)}])
+def test_nothing_is_before_the_first_point(target: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="before"):
+        choice.resolve(POINTS, now=NOW, inclusive=False, **target)
+
+
+@pytest.mark.parametrize(
     ("target", "complaint"),
     [
         ({"time": at(0.5)}, "before the first restore point: there are 3, from p1"),
@@ -90,7 +110,7 @@ def test_a_backup_is_the_point_that_closes_it() -> None:
         ({"backup": "f9"}, "no backup 'f9'"),
     ],
 )
-def test_what_is_not_there_is_refused_with_what_there_is(target: dict[str, str], complaint: str) -> None:
+def test_what_is_not_there_is_refused_with_what_there_is(target: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInput, match=complaint):
         choice.resolve(POINTS, now=NOW, **target)
 

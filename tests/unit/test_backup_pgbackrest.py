@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,11 +193,20 @@ def test_a_point_is_archived_with_the_file_that_holds_it(archive: Path) -> None:
     assert timeline_of(archive, 1, "0/5000001") is None
 
 
-def test_a_file_after_a_gap_does_not_count(archive: Path) -> None:
-    put(archive, "000000010000000000000003", "000000010000000000000005")
-    assert timeline_of(archive, 1, "0/5000100") is None
-    put(archive, "000000010000000000000004")
-    assert timeline_of(archive, 1, "0/5000100") == 1
+def test_all_files_of_a_log_are_listed_once_each(archive: Path) -> None:
+    put(archive, "000000010000000000000003", "000000010000000100000000", "000000020000000100000001")
+    (archive / "00000002.history").write_text("")
+    (archive / "0000000100000000" / "000000010000000000000003.00000028.backup").write_text("")
+    log = ArchivedLog(DirectoryStore(archive.parents[3]), lambda name: b"")
+    assert sorted(log.names(f"segment-1-{SYSTEM}")) == [
+        "000000010000000000000003",
+        "000000010000000100000000",
+        "000000020000000100000001",
+    ]
+
+
+def test_what_a_member_may_let_go_is_told(archive: Path) -> None:
+    assert "archive-push-queue-max=4096" in config.render(replace(settings(), let_go=4096)).splitlines()
 
 
 def test_a_point_of_a_primary_that_died_is_reached_on_its_successor_s_timeline(archive: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -253,3 +254,30 @@ def test_a_restore_that_failed_says_why() -> None:
 def test_a_cluster_that_is_to_go_is_not_restored_first() -> None:
     seen = look(cluster(standbys=0), catalogue=False, deleting=True)
     assert not any(isinstance(step, p.Recover) for step in plan(replace(seen, recovery={})))
+
+
+# repairs
+
+
+def rebuilding(phase: str, *, due: bool = True, **options: Any) -> list[p.Step]:
+    options.setdefault("gone", [(1, 0), (1, 1)])
+    seen = replace(look(**options), repairs={1: {"id": "x", "phase": phase, "due": due}})
+    return [step for step in plan(seen) if not isinstance(step, (*p.BACKGROUND, p.UpdateEndpoints))]
+
+
+def test_nobody_is_started_without_data_while_a_group_is_rebuilt() -> None:
+    assert rebuilding("copying") == [p.Rebuild(1)]
+    assert rebuilding("in doubt", due=False) == []
+
+
+def test_while_its_data_are_put_in_place_no_member_of_a_group_runs() -> None:
+    steps = rebuilding("placing", gone=[], changes=[member(1, 0, leader=False)])
+    assert p.Rebuild(1) in steps
+    assert {p.StopMember(shop(1, 0)), p.StopMember(shop(1, 1))} <= set(steps)
+    assert not any(isinstance(step, p.StartMember) for step in steps)
+
+
+def test_a_rebuilt_groups_first_member_is_started_before_the_others() -> None:
+    steps = rebuilding("joining", gone=[(1, 1)], changes=[member(1, 0, running=False)])
+    assert p.StartMember(shop(1, 0)) in steps
+    assert p.StartMember(shop(1, 1)) not in steps

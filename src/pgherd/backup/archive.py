@@ -1,7 +1,7 @@
 """One file of a group's log on its way into the repository, or back: PostgreSQL's archive and restore commands.
 
-    archive.py push FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
-    archive.py fetch FOLDER NAME PATH    the other way round
+    archive.py push [--let-go BYTES] FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
+    archive.py fetch FOLDER NAME PATH                     the other way round
 
 Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file, in
 the member's data directory, and must neither be slow nor depend on how pgherd is installed.
@@ -10,14 +10,24 @@ A file appears in the repository whole, flushed to disk, under its final name, o
 archives, so that nothing is missing when one dies: the same content a second time is fine, other content under the same
 name is refused. What belongs to another database system (a cluster of the same name, made anew) has a folder of its
 own. A repository that is not there (not mounted) is never made.
+
+With ``--let-go`` a file that the repository does not take is let go once more than so many bytes wait, the oldest
+first: PostgreSQL is told that it is archived, and a note says so until the repository takes files again. What is
+missing is seen in the repository itself.
 """
 
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 MARK = "repository.json"
 """in the folder above the logs': only with it is a repository there"""
+NOTE = "pg_wal/pgherd-let-go.json"
+"""in the data directory: what was let go since the repository took a file last. No copy or clone takes it along"""
+READY = "pg_wal/archive_status"
+SEGMENT_BYTES = 16 << 20
 CHUNK = 1 << 16
 _ZEROS = bytes(CHUNK)
 
@@ -26,11 +36,17 @@ class Refused(Exception):
     """Why a file was not taken, in one line."""
 
 
+class Conflict(Refused):
+    """The repository has something else under this name: letting go would leave the wrong content for the right one."""
+
+
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 1 not done (PostgreSQL tries again, or takes the log to end here)."""
     try:
         command, folder, *rest = arguments
-        if command == "push":
+        if command == "push" and folder == "--let-go":
+            push_or_let_go(int(rest[0]), rest[1], rest[2], rest[3])
+        elif command == "push":
             push(folder, rest[0], rest[1])
         else:
             return 0 if fetch(folder, rest[0], rest[1]) else 1
@@ -38,6 +54,41 @@ def main(arguments: list[str]) -> int:
         print(f"pgherd: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def push_or_let_go(limit: int, folder: str, path: str, name: str) -> None:
+    """:func:`push`, or let the file go if it can't be done and more than ``limit`` bytes wait.
+
+    :raises Conflict: the repository has other content under this name
+    """
+    try:
+        push(folder, path, name)
+    except Conflict:
+        raise
+    except (OSError, Refused) as error:
+        if _waiting() <= limit:
+            raise
+        _note(name, str(error))
+        print(f"pgherd: {name} is let go, more than {limit} bytes wait: {error}", file=sys.stderr)
+    else:
+        if os.path.exists(NOTE):
+            os.unlink(NOTE)
+
+
+def _waiting() -> int:
+    return SEGMENT_BYTES * sum(name.endswith(".ready") for name in os.listdir(READY))
+
+
+def _note(name: str, reason: str) -> None:
+    try:
+        with open(NOTE, encoding="utf-8") as file:
+            known = json.load(file)
+    except (OSError, ValueError):
+        known = {"first": name, "since": time.time(), "count": 0}
+    temporary = f"{NOTE}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({**known, "last": name, "count": known["count"] + 1, "reason": reason}, file)
+    os.replace(temporary, NOTE)
 
 
 def push(folder: str, path: str, name: str) -> None:
@@ -66,7 +117,7 @@ def push(folder: str, path: str, name: str) -> None:
             if os.path.exists(temporary):
                 os.unlink(temporary)
     if not _same(path, final):
-        raise Refused(f"{final} is there with other content: it is left as it is")
+        raise Conflict(f"{final} is there with other content: it is left as it is")
     _sync(place)
 
 

@@ -6,7 +6,7 @@ The core never asks whether there are backups; where none are declared, :class:`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,10 @@ class BackupMethod(ABC):
     @abstractmethod
     def readable_timeline(self, group: int, at: GroupPoint) -> int | None:
         """The timeline on which a point can be reached with what is archived; None: not yet."""
+
+    def log_names(self, group: int, system: str) -> Collection[str] | None:
+        """The names of the archived files of a system's log; None: nobody can tell, and it is taken for whole."""
+        return None
 
     @abstractmethod
     def histories(self, group: int, system: str) -> Sequence[History]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pgherd.backup.gaps import Logs
 from pgherd.backup.records import Backup, GroupBackup, GroupPoint, Point, moment
 from pgherd.backup.wal import History, parse_lsn
 from pgherd.errors import BadInput
@@ -58,14 +59,22 @@ def chain(backup: str, group: int, backups: Mapping[str, Backup]) -> list[str]:
     return found
 
 
-def bases(point: Point, backups: Sequence[Backup], histories: Histories) -> dict[int, list[str]] | None:
-    """For each group the copies from which the point is reached; None: some group has none."""
+def bases(
+    point: Point, backups: Sequence[Backup], histories: Histories, logs: Logs | None = None
+) -> dict[int, list[str]] | None:
+    """For each group the copies from which the point is reached; None: some group has none.
+
+    :param logs: which of the groups' logs are archived: it must be whole from the copy to the point
+    """
     by_id = {backup.id: backup for backup in backups}
     found: dict[int, list[str]] = {}
     for group, at in point.groups.items():
         base = base_for(group, at, point.time, backups, histories)
         copies = chain(base, group, by_id) if base else []
-        if not copies:
+        if not copies or base is None:
+            return None
+        # No older copy could do better: the log from there has the same hole.
+        if logs is not None and not logs.is_whole(group, by_id[base].groups[group], at):
             return None
         found[group] = copies
     return found
@@ -78,9 +87,11 @@ def resolve(
     restore_point: str | None = None,
     time: str | None = None,
     backup: str | None = None,
+    inclusive: bool = True,
 ) -> Point:
     """The one point that is meant, out of those that can be restored (oldest first).
 
+    :param inclusive: False: the newest point before the one that is named, or before the time
     :raises BadInput: there is none, with the range that there is
     """
     if not points:
@@ -90,24 +101,39 @@ def resolve(
     first, last = points[0], points[-1]
     span = f"there are {len(points)}, from {first.name} ({first.time}) to {last.name} ({last.time})"
     if restore_point is not None:
-        named = [point for point in points if point.name == restore_point]
-        if not named:
-            raise BadInput(f"no restore point {restore_point!r} can be restored: {span}")
-        return named[0]
-    if backup is not None:
-        closing = [point for point in points if point.backup == backup]
-        if not closing:
-            raise BadInput(f"no backup {backup!r} can be restored: 'pgherd backups' shows what there is")
-        return closing[-1]
-    if time is None:
+        found = _last([point for point in points if point.name == restore_point])
+        missing = f"no restore point {restore_point!r} can be restored: {span}"
+    elif backup is not None:
+        found = _last([point for point in points if point.backup == backup])
+        missing = f"no backup {backup!r} can be restored: 'pgherd backups' shows what there is"
+    elif time is None:
         return last
+    else:
+        return _at(points, time, now, span, inclusive=inclusive)
+    if found is None:
+        raise BadInput(missing)
+    if inclusive:
+        return found
+    before = _last([point for point in points if point.time < found.time])
+    if before is None:
+        raise BadInput(f"nothing can be restored from before {found.name}: {span}")
+    return before
+
+
+def _at(points: Sequence[Point], time: str, now: datetime, span: str, *, inclusive: bool) -> Point:
     wanted = moment(time)
     if wanted > now:
         raise BadInput(f"{time} is in the future: {span}")
-    before = [point for point in points if moment(point.time) <= wanted]
-    if not before:
+    found = _last(
+        [each for each in points if (at := moment(each.time)) < wanted or (inclusive and at == wanted)]
+    )
+    if found is None:
         raise BadInput(f"{time} is before the first restore point: {span}")
-    return before[-1]
+    return found
+
+
+def _last(points: Sequence[Point]) -> Point | None:
+    return points[-1] if points else None
 
 
 def after(points: Sequence[Point], point: Point) -> Point | None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, points
+from pgherd.backup import choice, gaps, points
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.maker import Job, Maker, request
@@ -26,7 +26,7 @@ from pgherd.backup.records import Backup, Point, moment
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.model.spec import BackupSpec, parse_duration
-from pgherd.model.topology import COORDINATOR
+from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.postgres.connections import Databases
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ LOOK_SECONDS = 0.2
 FAR_LOOK_SECONDS = 2.0
 """the same for a repository of which every look is a request, that somebody pays for"""
 RETENTION_SECONDS = 3600.0
+GAPS_SECONDS = 5.0
+"""between two looks for holes in the archived logs"""
 AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
 
@@ -72,6 +74,8 @@ class Keeper(threading.Thread):
         self._points_version: tuple[str, str | None] | None = None
         self._last_point = float("-inf")
         self._retained = float("-inf")
+        self._looked_for_gaps = float("-inf")
+        self._lost = points.Lost(kept.method)
         self._maker: threading.Thread | None = None
         self._leaving = threading.Event()
         self.error: str | None = None
@@ -180,6 +184,9 @@ class Keeper(threading.Thread):
         for point in sorted(known.values(), key=lambda each: each.time):
             done = points.archived(self._kept.method, point)
             if done is None:
+                if self._lost.is_certain(point):
+                    # Its record stays: it says that there was one.
+                    del known[point.name]
                 continue
             self._repository.remember_point(done)
             points.record(self._kept.databases, done)
@@ -196,12 +203,24 @@ class Keeper(threading.Thread):
         if due is None:
             systems = {group: standing.system for group, standing in self._standing.items()}
             usable = [backup for backup in known if backup.phase == "done"]
-            missing = choice.missing_base(systems, usable)
+            missing = choice.missing_base(systems, usable) or self._cut_off(systems, usable)
             if not missing or (known and _failed_lately(known[-1])):
                 return
-            # Without it no point could be restored: the first of all, or that of a segment that is new.
+            # Without it no point could be restored: the first of all, that of a segment that is new, or one after a
+            # part of the log that is not in the repository.
             due = request(self._repository, "full", missing)
         self._start(due)
+
+    def _cut_off(self, systems: Mapping[int, str], usable: Sequence[Backup]) -> list[int]:
+        if time.monotonic() - self._looked_for_gaps < GAPS_SECONDS:
+            return []
+        self._looked_for_gaps = time.monotonic()
+        logs = gaps.Logs(self._kept.method.log_names, self._kept.method.histories)
+        found = gaps.cut_off(systems, usable, logs)
+        for group, gap in found.items():
+            count, name = gap.last - gap.first + 1, group_name(group)
+            logger.warning("%s: %s files of the log of %s are missing", self._kept.name, count, name)
+        return list(found)
 
     def _start(self, backup: Backup) -> None:
         job = Job(self._kept.engine, self._kept.databases, self._kept.method, self._is_over)

@@ -104,14 +104,25 @@ class Maker:
         return self._backup
 
     def _copies(self) -> None:
-        job = self._job
-        groups = tuple(self._backup.wanted or (COORDINATOR, *job.engine.segments()))
-        self._change(phase="running", wanted=groups, started_at=self._backup.started_at or records.now())
-        crash_point("backup:running")
-        due = [group for group in groups if group not in self._backup.groups]
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            for _ in pool.map(self._copy, due):
-                pass
+        groups = self._backup.wanted or self._taking_part()
+        while groups:
+            wanted = tuple(dict.fromkeys([*self._backup.wanted, *groups]))
+            self._change(phase="running", wanted=wanted, started_at=self._backup.started_at or records.now())
+            crash_point("backup:running")
+            due = [group for group in groups if group not in self._backup.groups]
+            with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+                for _ in pool.map(self._copy, due):
+                    pass
+            groups = self._newcomers()
+
+    def _taking_part(self) -> tuple[int, ...]:
+        return (COORDINATOR, *self._job.engine.segments())
+
+    def _newcomers(self) -> tuple[int, ...]:
+        """Segments that were admitted meanwhile: the closing point goes through their logs, too."""
+        if COORDINATOR not in self._backup.wanted:
+            return ()
+        return tuple(group for group in self._taking_part() if group not in self._backup.wanted)
 
     def _copy(self, group: int) -> None:
         for left in reversed(range(TRIES)):
@@ -121,10 +132,21 @@ class Maker:
             except Cancelled:
                 raise
             except PgherdError as error:
+                if self._has_left(group):
+                    return
                 if not left:
                     raise PgherdError(f"{group_name(group)}: {error}") from error
                 logger.warning("backup %s: %s: %s: trying again", self._backup.id, group_name(group), error)
                 self._rest()
+
+    def _has_left(self, group: int) -> bool:
+        """A segment that was retired meanwhile: what it held is on the others, and copied there."""
+        with suppress(PgherdError):
+            if group not in self._taking_part():
+                logger.info("backup %s: %s takes no part any more", self._backup.id, group_name(group))
+                self._change(wanted=tuple(each for each in self._backup.wanted if each != group))
+                return True
+        return False
 
     def _copy_once(self, group: int) -> None:
         job = self._job
@@ -156,9 +178,13 @@ class Maker:
             crash_point("backup:point")
             self._change(point=point.name)
         self._change(message="waiting for the groups' logs to be archived")
-        while not self._is_archived():
+        lost = points.Lost(self._job.method)
+        while not (point := self._closing_point()).archived:
             if self._job.stopping():
                 raise Cancelled("the backup was stopped")
+            if lost.is_certain(point):
+                # Its file was let go: another one closes the backup.
+                self._change(point=self._make_point().name)
             time.sleep(0.1 if self._repository.store.near else 1.0)
         # Its copies may have to be found by their names after a power cut.
         self._job.method.complete(self._backup.id)
@@ -177,14 +203,14 @@ class Maker:
             self._rest()
         raise Unavailable("the restore point that closes the backup could not be made")
 
-    def _is_archived(self) -> bool:
-        """The point's own keeper may have seen it before; both write the same."""
+    def _closing_point(self) -> records.Point:
+        """The keeper notes when it is archived."""
         point = next(
             (each for each in self._repository.points(days=2) if each.name == self._backup.point), None
         )
         if point is None:
             raise PgherdError(f"the repository lost the restore point {self._backup.point}")
-        return point.archived
+        return point
 
     def _rest(self) -> None:
         until = time.monotonic() + RETRY_SECONDS

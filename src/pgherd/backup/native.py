@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,13 +43,24 @@ class Native(BackupMethod):
 
     :param root: ``PATH/CLUSTER``
     :param programs: asked for when one is needed
+    :param with_log: a copy brings the log along that was written while it was made: it waits for no archiving
+    :param let_go: with so many bytes waiting a member lets go of what the repository does not take; None: never
     """
 
     name = "native"
 
-    def __init__(self, root: Path, programs: Callable[[], Programs]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        programs: Callable[[], Programs],
+        *,
+        with_log: bool = False,
+        let_go: int | None = None,
+    ) -> None:
         self._repository = Repository(root)
         self._programs = programs
+        self._with_log = with_log
+        self._let_go = let_go
 
     @property
     def repository(self) -> Repository:
@@ -60,7 +71,8 @@ class Native(BackupMethod):
         return self._repository.location
 
     def parameters(self, group: int) -> Mapping[str, str]:
-        push = [*_SCRIPT, "push", str(self._repository.logs(group))]
+        limit = ["--let-go", str(self._let_go)] if self._let_go is not None else []
+        push = [*_SCRIPT, "push", *limit, str(self._repository.logs(group))]
         return {
             # Every member archives: what a primary did not get rid of before it died, its standbys have.
             "archive_mode": "always",
@@ -121,7 +133,8 @@ class Native(BackupMethod):
             f"--dbname={psycopg.conninfo.make_conninfo('', **secret)}",
             "--pgdata",
             target,
-            *("--format=plain", "--wal-method=none", "--checkpoint=fast", "--progress", "--label=pgherd"),
+            f"--wal-method={'stream' if self._with_log else 'none'}",
+            *("--format=plain", "--checkpoint=fast", "--progress", "--label=pgherd"),
         ]
         if parent is not None:
             command.append(f"--incremental={self._repository.copy_of(parent, group) / 'backup_manifest'}")
@@ -208,6 +221,9 @@ class Native(BackupMethod):
         for path in (self._repository.root / "wal").glob("*/*/.*.tmp"):
             if path.stat().st_mtime < limit:
                 path.unlink(missing_ok=True)
+
+    def log_names(self, group: int, system: str) -> Collection[str]:
+        return self._repository.log_files(group, system).keys()
 
     def remove_log(self, group: int, system: str, before: int | None) -> int:
         found = self._repository.log_files(group, system)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -313,6 +313,9 @@ class PgBackRest(BackupMethod):
 
     def histories(self, group: int, system: str) -> Sequence[wal.History]:
         return self._log.histories(config.stanza(group, system))
+
+    def log_names(self, group: int, system: str) -> Collection[str]:
+        return self._log.names(config.stanza(group, system))
 
     def systems(self) -> Sequence[tuple[int, str]]:
         plain = self._stores[1]

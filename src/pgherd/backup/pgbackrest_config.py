@@ -36,6 +36,7 @@ class Settings:
     :param secrets: keys by their names in the secret
     :param key_file: where the service account's key of ``gcs`` is written
     :param authority: a file with the certificate of the store's authority
+    :param let_go: with so many bytes waiting a member lets go of what the repository does not take; None: never
     """
 
     repository: RepositorySpec
@@ -46,6 +47,7 @@ class Settings:
     secrets: Mapping[str, str]
     key_file: str | None = None
     authority: str | None = None
+    let_go: int | None = None
 
 
 def render(settings: Settings) -> str:
@@ -71,6 +73,8 @@ def render(settings: Settings) -> str:
     lines = ["[global]", *(f"{name}={value}" for name, value in options.items())]
     # In order, one after the other: what is there of a log is then there without a gap.
     lines += ["", "[global:archive-push]", "process-max=1"]
+    if settings.let_go is not None:
+        lines.append(f"archive-push-queue-max={settings.let_go}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """What of the groups' logs pgBackRest has archived, read off the names in its repository.
 
 Below ``archive/STANZA/VERSION-1/`` histories lie as they are, files of the log in folders of 256 each, their names
-followed by a checksum. A file counts as archived only if those before it are there, too.
+followed by a checksum. In a distant repository a full folder is not listed all the time: nothing comes to it any more.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pgherd.backup.records import GroupPoint
 from pgherd.backup.store import Store
 
 _FILE = re.compile(r"([0-9A-F]{24})-[0-9a-f]{40}(\.\w+)?")
+_FOLDER = re.compile(r"[0-9A-F]{16}")
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history(\.\w+)?")
-AGAIN_SECONDS = 1.0
-"""between two looks into the same folder of a distant repository"""
+AGAIN_SECONDS, FRESH_SECONDS, FULL_SECONDS = 1.0, 5.0, 600.0
+"""between two looks into the same folder of a distant repository: for a file that is awaited, for all files, and where
+only retention changes anything"""
 
 
 class ArchivedLog:
@@ -63,24 +65,27 @@ class ArchivedLog:
         return [f"{base}/{name}" for name in self._store.folders(base)]
 
     def _is_archived(self, stanza: str, name: str) -> bool:
-        """Whether a file is there, and none is missing before it in its folder."""
-        for archive in self._archives(stanza):
-            there = self._names(f"{archive}/{name[:16]}")
-            if name in there:
-                numbers = {number for each in there if (number := wal.segment_number(each)) is not None}
-                last = wal.segment_number(name)
-                assert last is not None, "it was made of a position"
-                return all(number in numbers for number in range(min(numbers), last + 1))
-        return False
+        return any(name in self._names(f"{archive}/{name[:16]}") for archive in self._archives(stanza))
 
-    def _names(self, folder: str) -> frozenset[str]:
+    def names(self, stanza: str) -> frozenset[str]:
+        """All archived files of a log, without histories."""
+        found: set[str] = set()
+        for archive in self._archives(stanza):
+            folders = [name for name in self._store.folders(archive) if _FOLDER.fullmatch(name)]
+            newest = {name[:8]: name for name in sorted(folders)}
+            for name in folders:
+                is_full = newest[name[:8]] != name
+                found |= self._names(f"{archive}/{name}", FULL_SECONDS if is_full else FRESH_SECONDS)
+        return frozenset(found)
+
+    def _names(self, folder: str, good: float = AGAIN_SECONDS) -> frozenset[str]:
         looked, known = self._seen.get(folder, (float("-inf"), frozenset()))
-        if not self._store.near and time.monotonic() - looked < AGAIN_SECONDS:
+        if not self._store.near and time.monotonic() - looked < good:
             return known
-        names = (_FILE.fullmatch(entry.name.rpartition("/")[2]) for entry in self._store.names(folder))
-        known = frozenset(match[1] for match in names if match is not None)
-        self._seen = {**dict(list(self._seen.items())[-64:]), folder: (time.monotonic(), known)}
-        return known
+        entries = (_FILE.fullmatch(entry.name.rpartition("/")[2]) for entry in self._store.names(folder))
+        names = frozenset(match[1] for match in entries if match is not None)
+        self._seen[folder] = (time.monotonic(), names)
+        return names
 
 
 class _Files(Mapping[str, object]):

@@ -9,6 +9,7 @@ files up to it are there, for all groups.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pgherd.backup import records
+from pgherd.backup import records, wal
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import GroupPoint, Point
 from pgherd.engine.base import Engine
@@ -33,6 +34,9 @@ RECOVERY_NEEDS = (
     "max_worker_processes",
 )
 """parameters that a standby, or a recovering server that answers questions, must not have lower than its primary had"""
+
+LOST_SECONDS = 30.0
+"""how long another member has for bringing a file that the log has gone past"""
 
 _LOOK = """
 SELECT s.system_identifier::text, pg_postmaster_start_time()::text,
@@ -200,3 +204,28 @@ def archived(method: BackupMethod, point: Point) -> Point | None:
             return None
         groups[group] = replace(at, timeline=timeline)
     return replace(point, groups=groups, archived=True)
+
+
+class Lost:
+    """Which points will never be archived: the log goes on in the repository after a file of theirs that is not there.
+
+    A standby may still bring it, so that has to be so for a while.
+    """
+
+    def __init__(self, method: BackupMethod) -> None:
+        self._method = method
+        self._since: dict[str, float] = {}
+
+    def is_certain(self, point: Point) -> bool:
+        """Whether nobody needs to wait for a point any more, which is not archived."""
+        if not any(self._is_passed(group, at) for group, at in point.groups.items()):
+            self._since.pop(point.name, None)
+            return False
+        return time.monotonic() - self._since.setdefault(point.name, time.monotonic()) > LOST_SECONDS
+
+    def _is_passed(self, group: int, at: GroupPoint) -> bool:
+        names = self._method.log_names(group, at.system)
+        if names is None or self._method.readable_timeline(group, at) is not None:
+            return False
+        number = max(wal.parse_lsn(at.lsn) - 1, 0) // wal.SEGMENT_BYTES
+        return any((there := wal.segment_number(name)) is not None and there > number for name in names)

@@ -15,7 +15,7 @@ from pgherd.backup.pgbackrest import PgBackRest, Place
 from pgherd.backup.pgbackrest_config import Settings
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
-from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec
+from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec, parse_bytes
 from pgherd.platform.base import Platform
 
 
@@ -35,11 +35,14 @@ def open_method(
 
     :param folder: for files that are needed meanwhile: a configuration, locks
     """
+    let_go, compress = None, None
+    if isinstance(declared, BackupSpec):
+        compress = declared.compress
+        let_go = parse_bytes(declared.wal_limit) if declared.when_full == "drop" else None
     if declared.method == "native":
-        return native(platform, declared.repository, cluster)
-    compress = declared.compress if isinstance(declared, BackupSpec) else None
+        return native(platform, declared.repository, cluster, let_go)
     source = _Source(
-        declared.repository, cluster, folder, declared.secret_ref, compress or "zst", declared.encrypt
+        declared.repository, cluster, folder, declared.secret_ref, compress or "zst", declared.encrypt, let_go
     )
     return _pgbackrest(source, keys.stamp(declared.secret_ref), platform)
 
@@ -50,10 +53,10 @@ def _pgbackrest(source: _Source, stamp: str, platform: Platform) -> PgBackRest:
     return PgBackRest(source.place(stamp), platform.programs)
 
 
-def native(platform: Platform, repository: RepositorySpec, cluster: str) -> Native:
+def native(platform: Platform, repository: RepositorySpec, cluster: str, let_go: int | None = None) -> Native:
     """The backups of a cluster, declared or not, in a directory."""
     assert repository.path is not None, "native writes to a path"
-    return Native(Path(repository.path) / cluster, platform.programs)
+    return Native(Path(repository.path) / cluster, platform.programs, let_go=let_go)
 
 
 def source_of(declared: BackupSpec, cluster: str) -> dict[str, object]:
@@ -73,6 +76,7 @@ class _Source:
     secret: str | None
     compress: str
     encrypt: bool
+    let_go: int | None
 
     def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
@@ -118,5 +122,6 @@ class _Source:
             self.encrypt,
             secrets,
             key_file=str(self.files / "service-account.json") if "service-account" in secrets else None,
+            let_go=self.let_go,
             authority=own or (remote.ca_file if remote is not None else None),
         )

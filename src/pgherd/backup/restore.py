@@ -31,7 +31,7 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, records, settle
+from pgherd.backup import choice, gaps, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
@@ -67,11 +67,11 @@ def restorable(method: BackupMethod) -> list[Point]:
     repository = method.repository
     repository.require()
     backups = [backup for backup in repository.backups() if backup.phase == "done"]
-    histories = _remembered(method.histories)
+    histories, logs = _remembered(method.histories), gaps.Logs(method.log_names, method.histories)
     return [
         point
         for point in repository.points()
-        if point.archived and choice.bases(point, backups, histories) is not None
+        if point.archived and choice.bases(point, backups, histories, logs) is not None
     ]
 
 
@@ -97,6 +97,7 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
         restore_point=wanted.restore_point,
         time=wanted.time,
         backup=wanted.backup,
+        inclusive=wanted.inclusive,
     )
 
 
@@ -206,7 +207,7 @@ class Restore:
             self._stop_servers()
         if self._reached("placed"):
             for group in self._groups():
-                _have_histories_archived(self._data(group))
+                have_histories_archived(self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
                 crash_point(f"restore:placed:{group}")
             self._pass("placed")
@@ -330,7 +331,15 @@ class Restore:
         )
         with self._guard:
             self._servers[group] = server
-        server.wait(_is_paused_or_open, self._site.stopping)
+        try:
+            server.wait(_is_paused_or_open, self._site.stopping)
+        except (Cancelled, Unavailable):
+            raise
+        except PgherdError as error:
+            raise PgherdError(
+                f"the log of {group_name(group)} does not lead to {point.name}: {error}: an earlier point, or one "
+                "that another backup serves, may still be restored"
+            ) from error
         with server.connect() as connection:
             in_recovery = connection.execute("SELECT pg_is_in_recovery()").fetchone()
         if in_recovery == (True,) and f'restore point "{point.name}"' not in server.said():
@@ -391,7 +400,7 @@ class Restore:
                 logger.warning("%s: %s", self._site.name, error)
 
 
-def _have_histories_archived(data: Path) -> None:
+def have_histories_archived(data: Path) -> None:
     """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
     log = data / "pg_wal"
     for history in log.glob("*.history") if log.is_dir() else ():

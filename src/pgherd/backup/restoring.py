@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgherd.backup import registry, restore
+from pgherd.backup import registry, repair, restore
 from pgherd.backup.live_copy import LiveCopy
 from pgherd.backup.native import Native
 from pgherd.backup.records import Point, pace
@@ -29,6 +29,24 @@ def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | N
         return None
     has_data = any(view.has_data for view in platform.members(name).values())
     return (known or {}) if restore.is_due(known, cluster, has_data) else None
+
+
+def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
+    """Groups that are being rebuilt, or were: how far that is, with ``due`` and what is ``kept``."""
+    found = {}
+    for group, bench in sorted(platform.benches(name).items()):
+        wish, known = bench.read("wish"), bench.read("state")
+        if wish is None:
+            continue
+        current = known if known is not None and known.get("id") == wish["id"] else {"phase": "requested"}
+        kept = bench.kept
+        found[group] = {
+            **current,
+            "id": wish["id"],
+            "due": repair.is_due(wish, known),
+            "kept": str(kept) if kept is not None else None,
+        }
+    return found
 
 
 def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +112,7 @@ def begin(
 
     if bootstrap.clone is not None:
         source = bootstrap.clone.cluster
-        copy = Native(platform.workshop(name).scratch() / source, platform.programs)
+        copy = Native(platform.workshop(name).scratch() / source, platform.programs, with_log=True)
 
         def live(report: Callable[[int, int, int], None]) -> Point:
             engine, databases = running(source)

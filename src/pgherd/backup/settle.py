@@ -25,7 +25,7 @@ def settle(databases: Databases, groups: Sequence[int], reason: str, *, in_place
     done: list[str] = []
     for group in groups:
         _passwords(databases, group)
-        done += _subscriptions(databases, group)
+        done += disable_subscriptions(databases, group)
     done += _operations(databases, reason, in_place)
     return done
 
@@ -44,7 +44,8 @@ def _passwords(databases: Databases, group: int) -> None:
             )
 
 
-def _subscriptions(databases: Databases, group: int) -> list[str]:
+def disable_subscriptions(databases: Databases, group: int) -> list[str]:
+    """See the module; what was done, a sentence each."""
     with databases.connect(group, database=SUPERUSER) as connection:
         found = connection.execute(
             "SELECT d.datname, s.subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid"

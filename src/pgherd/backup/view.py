@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,9 +11,10 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import schedule
+from pgherd.backup import choice, schedule
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
+from pgherd.backup.gaps import Gap, Logs, cut_off, file_name
 from pgherd.backup.records import Backup, Point, moment
 from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.errors import PgherdError
@@ -24,7 +26,8 @@ from pgherd.postgres.connections import Databases
 _ARCHIVING = """
 SELECT (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'),
        last_failed_time > coalesce(last_archived_time, '-infinity'), last_failed_wal,
-       (SELECT system_identifier::text FROM pg_control_system()), current_setting('archive_mode')
+       (SELECT system_identifier::text FROM pg_control_system()), current_setting('archive_mode'),
+       pg_read_file('pg_wal/pgherd-let-go.json', 0, 8192, true)
   FROM pg_stat_archiver
 """
 
@@ -63,6 +66,14 @@ def view(
     running = next((backup for backup in backups if backup.is_open), None)
     if backups and backups[-1].phase == "failed":
         problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
+    systems = {group: state["system"] for group, state in archiving.items()}
+    logs = Logs(method.log_names, method.histories)
+    gaps = [_gap(group, gap, logs, systems[group]) for group, gap in cut_off(systems, done, logs).items()]
+    problems += [
+        f"the log of {gap['group']} from {gap['first']} to {gap['last']} is not in the repository: points after it can "
+        "be restored once there is a new base copy, which is made by itself"
+        for gap in gaps
+    ]
     if drills and not drills[-1].get("passed"):
         problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
     planned = _schedules(schedules, drills[-1] if drills else None)
@@ -77,6 +88,7 @@ def view(
         "waitingBytes": {
             group_name(group): state["waiting"] * SEGMENT_BYTES for group, state in archiving.items()
         },
+        "gaps": gaps,
         "problems": problems,
     }
 
@@ -97,17 +109,20 @@ def _archiving(databases: Databases, groups: Sequence[int]) -> dict[int, dict[st
 
 
 def _state(row: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(("waiting", "failing", "failed", "system", "mode"), row, strict=True))
+    return dict(zip(("waiting", "failing", "failed", "system", "mode", "let_go"), row, strict=True))
 
 
 def _archiving_problems(group: int, state: dict[str, Any], declared: BackupSpec) -> list[str]:
     waiting = state["waiting"] * SEGMENT_BYTES
     problems = []
+    if state["let_go"]:
+        problems.append(f"{group_name(group)} {_let_go(state['let_go'])}")
     if state["failing"]:
         problems.append(
             f"{group_name(group)} can't archive {state['failed']}: {waiting >> 20} MiB of its log wait (see its log)"
         )
-    if waiting > parse_bytes(declared.wal_limit):
+    # Where it is let go, at most that much waits, and one file.
+    if waiting > parse_bytes(declared.wal_limit) + (SEGMENT_BYTES if declared.when_full == "drop" else 0):
         problems.append(
             f"{group_name(group)} keeps {waiting >> 20} MiB of its log for the repository, more than walLimit "
             f"({declared.wal_limit}): its disk fills up"
@@ -123,6 +138,33 @@ def _schedules(
         last = moment((drill or {})["finishedAt"])
     now = datetime.now(UTC)
     return [schedule.described(declared, schedule.standing_from(raw), last, now) for declared, raw in known]
+
+
+def _let_go(note: str) -> str:
+    known: dict[str, Any] = {}
+    with suppress(ValueError):
+        known = dict(json.loads(note))
+    since = datetime.fromtimestamp(float(known.get("since", 0)), UTC).isoformat(timespec="seconds")
+    return (
+        f"lets its log go unarchived, as whenFull says: {known.get('count')} files since {known.get('first')} "
+        f"({since}; {known.get('reason')}): points after that can be restored once the repository takes files again"
+    )
+
+
+def _gap(group: int, gap: Gap, logs: Logs, system: str) -> dict[str, Any]:
+    timeline = logs.newest_timeline(group, system) or 1
+    return {
+        "group": group_name(group),
+        "first": file_name(timeline, gap.first),
+        "last": file_name(timeline, gap.last),
+    }
+
+
+def is_behind_a_gap(method: BackupMethod, point: Point) -> bool:
+    """Whether a point can't be restored because of a hole in the archived log, and not for want of a copy."""
+    histories = method.histories
+    done = [backup for backup in method.repository.backups() if backup.phase == "done"]
+    return choice.bases(point, done, histories) is not None
 
 
 def _point(point: Point) -> dict[str, Any]:

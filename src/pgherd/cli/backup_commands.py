@@ -138,6 +138,13 @@ def restore(
         str | None,
         typer.Option("--backup", metavar="BACKUP", help="To the end of this backup.", show_default=False),
     ] = None,
+    exclusive: Annotated[
+        bool,
+        typer.Option(
+            "--exclusive",
+            help="Without the point that is meant: to the newest one before it (with --point, --time or --backup).",
+        ),
+    ] = False,
     repository: Repository = None,
     file: Annotated[
         str | None,
@@ -175,6 +182,7 @@ def restore(
         restore_point=point,
         time=moment,
         backup=made,
+        inclusive=not exclusive,
         declared=declared,
         in_place=in_place,
     )

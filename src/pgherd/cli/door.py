@@ -84,6 +84,7 @@ class Door(Protocol):
         restore_point: str | None = None,
         time: str | None = None,
         backup: str | None = None,
+        inclusive: bool = True,
         declared: PostgresCluster | None = None,
         in_place: bool = False,
     ) -> dict[str, Any]:
@@ -124,6 +125,17 @@ class Door(Protocol):
 
     def confirm_restore(self, name: str) -> None:
         """Remove what a restore in place kept."""
+
+    def repair(self, name: str, group: str, *, accept_data_loss: bool) -> dict[str, Any]:
+        """Ask for a group to be rebuilt."""
+
+    def wait_repair(
+        self, name: str, group: str, identity: str, *, timeout: float, progress: Any
+    ) -> dict[str, Any]:
+        """Until a repair has ended, or waits for somebody."""
+
+    def confirm_repair(self, name: str, group: str) -> None:
+        """Remove what a repair kept."""
 
     def clone(self, source: str, target: str) -> None:
         """Declare a new cluster that is a copy of a running one."""

@@ -22,6 +22,7 @@ from pgherd.cli import (
     cluster_commands,
     install_commands,
     operation_commands,
+    repair_command,
     schedule_commands,
 )
 from pgherd.cli.context import Context, begin, current, require_platform, tell
@@ -41,6 +42,7 @@ cluster_commands.register(app)
 operation_commands.register(app)
 backup_commands.register(app)
 schedule_commands.register(app)
+repair_command.register(app)
 install_commands.register(app)
 
 

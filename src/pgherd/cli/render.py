@@ -61,11 +61,23 @@ def status(now: Mapping[str, Any]) -> RenderableType:
         parts += [Text(), Text("operation: " + operation_line(operation))]
     if last := now.get("lastOperation"):
         parts += [Text(), Text("last operation: " + last_operation_line(last))]
+    for repair in now.get("repairs") or ():
+        parts += [Text(), Text(repair_line(repair))]
     problems = list(_problems(now))
     if problems:
         parts += [Text(), Text("problems:", style="bold")]
         parts += [Text(f"  {problem}", style="yellow") for problem in problems]
     return Group(*parts)
+
+
+def repair_line(repair: Mapping[str, Any]) -> str:
+    """``repair of segment-1, done: from the repository: all of its log is archived; ...``"""
+    line = f"repair of {repair['group']}, {repair['phase']}"
+    line += f" (rung: {repair['rung']})" if repair.get("rung") else ""
+    told = [repair.get("reason"), *(repair.get("done") or ()), *(repair.get("findings") or ())]
+    if repair.get("kept"):
+        told.append(f"what was left of it is kept in {repair['kept']}")
+    return ": ".join(filter(None, [line, "; ".join(filter(None, told))]))
 
 
 def _headline(now: Mapping[str, Any]) -> Text:

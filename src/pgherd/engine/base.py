@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pgherd.model.topology import Endpoints
+from pgherd.postgres.connections import Databases
 
 
 @dataclass(frozen=True, order=True)
@@ -214,6 +215,18 @@ class Engine(ABC):
         :param endpoints: where each group's members will listen
         :return: what was done, a sentence each
         """
+
+    def settle_rebuilt(self, group: int, rebuilt: Databases, *, lossy: bool) -> Sequence[str]:
+        """End what was half committed in one group that was rebuilt from its log, as the running cluster's commit
+        records say, before it takes part again.
+
+        :param rebuilt: the way to the group's server, which nobody else reaches and which has none of the engine's
+            libraries; the other groups are reached as ever
+        :param lossy: the end of its log is missing: a commit record may be gone because its transaction had ended
+        :return: what was done, a sentence each
+        :raises Unavailable: another group has to be asked and does not answer
+        """
+        return ()
 
     @abstractmethod
     def layout(self) -> Sequence[TableLayout]:

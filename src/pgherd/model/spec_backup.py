@@ -78,8 +78,14 @@ class BackupSpec(Model):
     )
     wal_limit: Annotated[str, AfterValidator(_check_bytes)] = Field(
         default="4Gi",
-        description="How much of one group's log may wait for a repository that is away before the status calls for "
-        "help, such as 4Gi, from 64Mi to 64Ti. Writes go on.",
+        description="How much of one group's log may wait for a repository that is away or full before the status "
+        "calls for help, such as 4Gi, from 64Mi to 64Ti. Writes go on; whenFull says for how long.",
+    )
+    when_full: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="What happens at walLimit. keep: the log goes on waiting, until the members' disks are full. drop: "
+        "the oldest of it is let go unarchived, so that disks never fill up; points after such a gap can be restored "
+        "again once a new base copy is made, which happens by itself.",
     )
     secret_ref: str | None = Field(default=None, min_length=1, max_length=400, description=_SECRET)
     compress: Literal["zst", "lz4", "gz", "none"] | None = Field(
@@ -115,6 +121,11 @@ class RecoverySpec(Model):
         description="Up to the newest restore point at or before this time, such as 2026-11-21T09:15:00Z.",
     )
     backup: str | None = Field(default=None, description="Up to the end of this backup.")
+    inclusive: bool = Field(
+        default=True,
+        description="true: up to and with the restore point that is meant. false: up to the newest one that was made "
+        "before it; with a time, before that time.",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> RecoverySpec:
@@ -128,6 +139,8 @@ class RecoverySpec(Model):
             raise ValueError(
                 "only one of restorePoint, time and backup may be given; none means the newest point"
             )
+        if not self.inclusive and not named:
+            raise ValueError("inclusive: false needs restorePoint, time or backup: what shall be left out?")
         return self
 
 

@@ -115,6 +115,78 @@ class Workshop(ABC):
         """Write down how far the work is, durably."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a member's server ended: written down after its end, forgotten before its next start."""
+
+    primary: bool
+    """it took writes until then; else it was a standby"""
+    timeline: int
+    checkpoint: int
+    """where its last checkpoint is in the log (bytes): the last thing that a server writes that is shut down"""
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """What is known of how far a group's log went when nobody can be asked any more."""
+
+    endings: Mapping[str, Ending | None]
+    """by member; None: it was not shut down, or has been started since"""
+    store_lsn: int | None
+    """what its leader had written (bytes) when it last told Patroni's store, at most a second before it died"""
+    data: Sequence[str]
+    """what is left of data, by its path"""
+
+
+class Bench(ABC):
+    """Where one group's data are put together anew while the rest of its cluster goes on."""
+
+    @abstractmethod
+    def folder(self) -> Path:
+        """A folder of this repair alone."""
+
+    @abstractmethod
+    def last_words(self) -> LastWords:
+        """What is known of how far the group's log went; asked before :meth:`set_aside`."""
+
+    @abstractmethod
+    def is_quiet(self) -> bool:
+        """Whether no member of the group runs."""
+
+    @abstractmethod
+    def set_aside(self) -> None:
+        """Take what is left of all members' data out of their places; no-op if that was done before."""
+
+    @abstractmethod
+    def put_back(self) -> None:
+        """Undo :meth:`set_aside`, unless :meth:`place` was done; no-op if nothing is aside."""
+
+    @abstractmethod
+    def place(self, data: Path) -> None:
+        """Make a finished data directory that of the group's first member; no-op if that was done before."""
+
+    @abstractmethod
+    def end_processes(self, data: Path) -> None:
+        """End every PostgreSQL process that works on the unfinished data directory."""
+
+    @abstractmethod
+    def read(self, what: str) -> dict[str, Any] | None:
+        """What was written last of this."""
+
+    @abstractmethod
+    def write(self, what: str, value: Mapping[str, Any]) -> None:
+        """Write it down, durably; no-op once the cluster is gone."""
+
+    @property
+    @abstractmethod
+    def kept(self) -> Path | None:
+        """What was set aside, while it is there."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove everything of this repair, what was set aside too."""
+
+
 class Platform(ABC):
     """Where members run. One instance serves every cluster of one home or namespace."""
 
@@ -260,6 +332,17 @@ class Platform(ABC):
         :raises BadInput: this platform keeps nothing on this machine
         """
         raise BadInput(f"backups are not available on {self.name} in this version")
+
+    def bench(self, name: str, group: int) -> Bench:
+        """Where a group is rebuilt from the backups.
+
+        :raises BadInput: this platform can't do that
+        """
+        raise BadInput(f"rebuilding a group is not available on {self.name} in this version")
+
+    def benches(self, name: str) -> Mapping[int, Bench]:
+        """Those at which a group is being rebuilt, or was last."""
+        return {}
 
     @property
     def keeps_backups(self) -> bool:

@@ -21,12 +21,18 @@ class Actor:
 
     :param run_operation: sees to it that an operation is being run (returns at once)
     :param recover: sees to it that the cluster is being made from its backup (returns at once)
+    :param rebuild: sees to it that a group is being rebuilt (returns at once)
     """
 
     def __init__(
-        self, world: World, run_operation: Callable[[int], None], recover: Callable[[], None]
+        self,
+        world: World,
+        run_operation: Callable[[int], None],
+        recover: Callable[[], None],
+        rebuild: Callable[[int], None],
     ) -> None:
         self.world = world
+        self._rebuild = rebuild
         self._run_operation = run_operation
         self._recover = recover
 
@@ -113,6 +119,10 @@ class Actor:
         if step.error is not None:
             raise BadInput(step.error)
         self._recover()
+
+    @act.register
+    def _(self, step: steps.Rebuild, seen: Observed) -> None:
+        self._rebuild(step.group)
 
     @act.register
     def _(self, step: steps.CleanUp, seen: Observed) -> None:

@@ -30,6 +30,7 @@ from pgherd.platform.base import Platform
 from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe, plan, status
 from pgherd.reconcile.act import Actor
+from pgherd.reconcile.repairs import Repairs
 from pgherd.reconcile.state import Observed
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class ClusterLoop(threading.Thread):
         self._stop_asked = stop
         self._operation: threading.Thread | None = None
         self._recovery: threading.Thread | None = None
+        self._repairs = Repairs(platform, name, stop)
         self._keeper: Keeper | None = None
         self._serving = False
         self._last_backups: Mapping[str, Any] | None = None
@@ -234,7 +236,10 @@ class ClusterLoop(threading.Thread):
 
     def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
         actor = Actor(
-            world, lambda operation: self._run_operation(world, operation), lambda: self._recover(seen)
+            world,
+            lambda operation: self._run_operation(world, operation),
+            lambda: self._recover(seen),
+            lambda group: self._repairs.carry_on(world, group),
         )
         if not steps:
             self._errors = []
@@ -244,7 +249,7 @@ class ClusterLoop(threading.Thread):
         self._errors = [outcome for outcome in outcomes if outcome]
 
     def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
-        if not isinstance(step, plan.RunOperation | plan.Recover):
+        if not isinstance(step, plan.RunOperation | plan.Recover | plan.Rebuild):
             logger.info("%s: %s", self.cluster, step)
             self._announce(step)
         try:
@@ -362,7 +367,7 @@ class ClusterLoop(threading.Thread):
 
     def join_operation(self, timeout: float) -> None:
         """Wait for what runs beside the loop to reach a resumable place after ``stop`` was set."""
-        for thread in (self._operation, self._recovery, self._keeper):
+        for thread in (self._operation, self._recovery, self._keeper, *self._repairs.threads()):
             if thread is not None:
                 thread.join(timeout)
         if self._keeper is not None:

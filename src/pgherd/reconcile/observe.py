@@ -84,7 +84,9 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
     if (recovery := restoring.state(world.platform, declaration.cluster)) is not None:
         return _of_recovery(world, declaration, recovery)
     members = _members(world.patroni, world.platform.members(world.name))
-    bare = Observed(declaration, members, {}, _wanted_configs(world, declaration, members), None, {})
+    repairs = restoring.repairs(world.platform, world.name)
+    wanted = _wanted_configs(world, declaration, members)
+    bare = Observed(declaration, members, {}, wanted, None, {}, repairs=repairs)
     with ThreadPoolExecutor(max_workers=8) as pool:
         groups = sorted({state.member.group for state in members.values()})
         configs = dict(zip(groups, pool.map(lambda group: _config(world, bare, group), groups), strict=True))
@@ -92,7 +94,7 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
             zip(groups, pool.map(lambda group: _prepared(world, bare, group), groups), strict=True)
         )
     known = {group: state for group, state in prepared.items() if state is not None}
-    seen = Observed(declaration, members, configs, bare.wanted_configs, None, known)
+    seen = Observed(declaration, members, configs, wanted, None, known, repairs=repairs)
     if sizes and declaration.cluster.spec.backup is not None:
         method = make_method(world.platform, declaration.cluster)
         answering = [group for group in known if seen.primary(group) is not None]

@@ -188,6 +188,16 @@ class Recover(Step):
 
 
 @dataclass(frozen=True)
+class Rebuild(Step):
+    """Carry on rebuilding a group from the backups (no-op where that runs already)."""
+
+    group: int
+
+    def __str__(self) -> str:
+        return f"rebuild {group_name(self.group)} from the backups"
+
+
+@dataclass(frozen=True)
 class CleanUp(Step):
     """Carry out clean-up records that are due."""
 
@@ -217,6 +227,7 @@ def plan(seen: Observed) -> list[Step]:
             return [StopMember(member) for member in running]
         return [Recover(seen.recovery.get("error"))]
     return [
+        *_repairs(seen),
         *_members(seen),
         *_configs(seen),
         *_restarts(seen),
@@ -257,11 +268,37 @@ def _wind_down(seen: Observed) -> list[Step]:
     return [Forget(seen.declaration.purge)] if seen.declaration.deleting else []
 
 
+def _repairs(seen: Observed) -> list[Step]:
+    """Groups that are rebuilt; while their data are put in place none of their members may run."""
+    steps: list[Step] = [Rebuild(group) for group, repair in seen.repairs.items() if repair["due"]]
+    return steps + [
+        StopMember(state.member)
+        for state in seen.members.values()
+        if state.view.running and _is_placing(seen, state.member.group)
+    ]
+
+
+def _is_placing(seen: Observed, group: int) -> bool:
+    return group in seen.repairs and seen.repairs[group].get("phase") == "placing"
+
+
+def _waits_for_repair(seen: Observed, group: int) -> bool:
+    """Whether nobody has data of a group that is being rebuilt: there is nothing to start."""
+    repair = seen.repairs.get(group)
+    return (
+        repair is not None
+        and repair.get("phase") not in ("done", "failed")
+        and not any(state.view.has_data for state in seen.of_group(group))
+    )
+
+
 def _members(seen: Observed) -> list[Step]:
     return [StartMember(member) for member in seen.wanted_members() if _may_start(seen, member)]
 
 
 def _may_start(seen: Observed, member: Member) -> bool:
+    if _is_placing(seen, member.group) or _waits_for_repair(seen, member.group):
+        return False
     state = seen.members.get(member.name)
     if state is not None and state.view.running:
         return False

@@ -100,6 +100,8 @@ class Observed:
     last_operation_status: Mapping[str, Any] | None = None
     recovery: Mapping[str, Any] | None = None
     """how far the cluster's making from a backup is; None: it is not (any more) to be made from one"""
+    repairs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """groups that are being rebuilt from the backups, or were: how far that is"""
     backups: Mapping[str, Any] | None = None
     """``status.backups``; None: none are declared"""
 

@@ -55,6 +55,7 @@ def build(
         "groups": [_group(seen, group) for group in _groups(seen)],
         **_operations(seen, previous),
         "backups": dict(seen.backups) if seen.backups is not None else None,
+        "repairs": [_repair(group, repair) for group, repair in sorted(seen.repairs.items())],
         "errors": [*seen.declaration.problems, *errors],
     }
 
@@ -205,6 +206,47 @@ def is_being_created(seen: Observed, steps: Sequence[Step], previous: Mapping[st
     return bool(find_problems(seen)) or any(not isinstance(step, BACKGROUND) for step in steps)
 
 
+def _repair(group: int, repair: Mapping[str, Any]) -> dict[str, Any]:
+    """A group that is being rebuilt, or was: the rung of the ladder, why that one, and how far it is."""
+    verdict = repair.get("verdict") or {}
+    return {
+        "group": group_name(group),
+        "id": repair["id"],
+        "phase": repair.get("phase"),
+        "rung": repair.get("rung"),
+        "reason": repair.get("error") or repair.get("reason") or "",
+        "missingBytes": verdict.get("missing_bytes"),
+        "bytesDone": repair.get("bytesDone", 0),
+        "bytesTotal": repair.get("bytesTotal", 0),
+        "done": list(repair.get("done", ())),
+        "findings": list(repair.get("findings", ())),
+        "kept": repair.get("kept"),
+        "finishedAt": repair.get("finishedAt"),
+    }
+
+
+def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
+    """Whether groups are being rebuilt; there while that goes on, waits for somebody, or has failed."""
+    open_repairs = [
+        (group, repair) for group, repair in sorted(seen.repairs.items()) if repair.get("phase") != "done"
+    ]
+    if not open_repairs:
+        return []
+    texts = []
+    for group, repair in open_repairs:
+        way_out = ""
+        if repair.get("phase") == "in doubt":
+            name = seen.declaration.cluster.metadata.name
+            way_out = (
+                f": 'pgherd repair {name} --group {group_name(group)} --accept-data-loss' goes on without it"
+            )
+        why = repair.get("error") or repair.get("reason") or "it begins"
+        texts.append(f"{group_name(group)} is {repair.get('phase')}: {why}{way_out}")
+    phases = {repair.get("phase") for _, repair in open_repairs}
+    reason = "InDoubt" if "in doubt" in phases else "Failed" if "failed" in phases else "FromRepository"
+    return [("Repairing", any(repair["due"] for _, repair in open_repairs), reason, "; ".join(texts))]
+
+
 def _conditions(
     seen: Observed,
     steps: Sequence[Step],
@@ -241,6 +283,7 @@ def _conditions(
             ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
         )
         conditions += _drills(seen.backups)
+    conditions += _repair_condition(seen)
     before = by_type(previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)

@@ -34,6 +34,15 @@ class WithoutBackups:
     def confirm_restore(self, name: str) -> NoReturn:
         raise _refusal()
 
+    def repair(self, name: str, group: str, *, accept_data_loss: bool) -> NoReturn:
+        raise _refusal()
+
+    def wait_repair(self, name: str, group: str, identity: str, **options: Any) -> NoReturn:
+        raise _refusal()
+
+    def confirm_repair(self, name: str, group: str) -> NoReturn:
+        raise _refusal()
+
     def clone(self, source: str, target: str) -> NoReturn:
         raise _refusal()
 

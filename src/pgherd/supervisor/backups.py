@@ -21,6 +21,7 @@ from pgherd.backup import archive, choice, maker, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
+from pgherd.backup.view import is_behind_a_gap
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
 from pgherd.model import spec_yaml
@@ -236,7 +237,9 @@ def restore_points(method: BackupMethod) -> list[dict[str, Any]]:
     def state(point: Point) -> str:
         if point.name in offered:
             return "restorable"
-        return "no backup before it" if point.archived else "not archived yet"
+        if not point.archived:
+            return "not archived yet"
+        return "a gap before it" if is_behind_a_gap(method, point) else "no backup before it"
 
     return [
         {
@@ -267,6 +270,7 @@ def plan(
     restore_point: str | None = None,
     moment: str | None = None,
     backup: str | None = None,
+    inclusive: bool = True,
     declared: PostgresCluster | None = None,
     in_place: bool = False,
 ) -> Target:
@@ -288,6 +292,8 @@ def plan(
         for key, value in (("restorePoint", restore_point), ("time", moment), ("backup", backup))
         if value is not None
     }
+    if not inclusive:
+        wanted["inclusive"] = False
     points = restore.restorable(method)
     point = restore.find_point(method, _recovery(wanted))
     exact = {**from_there, "restorePoint": point.name}

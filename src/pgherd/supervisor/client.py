@@ -33,7 +33,7 @@ from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe, plan, status, steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
-from pgherd.supervisor import backups, daemon
+from pgherd.supervisor import backups, daemon, repairs
 from pgherd.supervisor import drill as drilling
 from pgherd.supervisor import schedules as scheduling
 
@@ -221,11 +221,13 @@ class Client:
         restore_point: str | None = None,
         time: str | None = None,
         backup: str | None = None,
+        inclusive: bool = True,
         declared: PostgresCluster | None = None,
         in_place: bool = False,
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups; :meth:`wait` for it.
 
+        :param inclusive: False: the newest point before the one that is meant
         :param in_place: ``target`` is ``source`` itself, whose data are set aside
         :return: ``restorePoint``, its ``time``, and the ``following`` one (None: there is none)
         :raises BadInput: there is no such point, or the new name is taken
@@ -238,6 +240,7 @@ class Client:
             restore_point=restore_point,
             moment=time,
             backup=backup,
+            inclusive=inclusive,
             declared=declared,
             in_place=in_place,
         )
@@ -338,6 +341,46 @@ class Client:
         :raises BadInput: nothing is kept, or the restore is not done
         """
         backups.confirm(self._platform, name)
+
+    def repair(self, name: str, group: str, *, accept_data_loss: bool) -> dict[str, Any]:
+        """Ask for a group to be rebuilt; ``id`` is to be waited for (None: nothing is), ``message`` says what is done.
+
+        :raises BadInput: no such group, nothing is wrong with it, or there is nothing to rebuild it from
+        """
+        self._staying(name)
+        asked = repairs.request(self._platform, self._world(name), group, accept=accept_data_loss)
+        self.ensure_daemon()
+        return asked
+
+    def wait_repair(
+        self,
+        name: str,
+        group: str,
+        identity: str,
+        *,
+        timeout: float = 3600.0,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Until a repair has ended; its entry of ``status.repairs``.
+
+        :raises PgherdError: it failed, waits for somebody to accept a loss, or time ran out
+        """
+        return repairs.wait(
+            self._platform,
+            name,
+            group,
+            identity,
+            timeout=timeout,
+            progress=progress,
+            see_to_it=self.ensure_daemon,
+        )
+
+    def confirm_repair(self, name: str, group: str) -> None:
+        """Remove what a repair kept.
+
+        :raises BadInput: nothing is kept, or the repair is not done
+        """
+        repairs.confirm(self._platform, self._world(name), group)
 
     def clone(self, source: str, target: str) -> None:
         """Declare a new cluster that is a copy of a running one; :meth:`wait` for it.

@@ -144,6 +144,9 @@ class CitusEngine(Engine):
     def settle_restored(self, endpoints: Mapping[int, Endpoints]) -> Sequence[str]:
         return restored.settle(self.databases, endpoints)
 
+    def settle_rebuilt(self, group: int, rebuilt: Databases, *, lossy: bool) -> Sequence[str]:
+        return restored.settle_rebuilt(self.databases, group, rebuilt, lossy=lossy)
+
     def layout(self) -> Sequence[TableLayout]:
         return layout.layout(self.databases)
 

@@ -38,25 +38,56 @@ def settle(databases: Databases, endpoints: Mapping[int, Endpoints]) -> Sequence
     return [*done, f"Citus knows {len(endpoints)} nodes by their new addresses"]
 
 
+def settle_rebuilt(databases: Databases, group: int, rebuilt: Databases, *, lossy: bool) -> Sequence[str]:
+    """See :meth:`pgherd.engine.base.Engine.settle_rebuilt`.
+
+    Citus removes a record when the part that it speaks of has ended. So where the end of the log is lost a part without
+    a record is either one that was never decided or one that was committed long ago: it is undone, and told.
+    """
+    done = []
+    with rebuilt.connect(group) as connection:
+        for gid, origin in _parts(connection):
+            # What began in the group itself was decided in its own log.
+            committed = _is_committed(rebuilt if origin == group else databases, origin, gid)
+            _end_part(connection, gid, committed=committed)
+            if committed:
+                done.append(f"{gid} was committed, as {group_name(origin)} says")
+            elif lossy:
+                done.append(
+                    f"{gid} was undone, {group_name(origin)} has no record of it: if it was committed, its rows on "
+                    f"{group_name(group)} are lost and those on other groups are not"
+                )
+            else:
+                done.append(f"{gid} was undone, {group_name(origin)} never committed it")
+    return done
+
+
+def _parts(connection: Connection) -> list[tuple[str, int]]:
+    """The prepared parts of distributed transactions on a node, and the group where each began."""
+    rows = connection.execute(
+        "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared"
+    ).fetchall()
+    # Others are an application's own: its owner ends them.
+    return [(gid, int(origin[1])) for (gid,) in rows if (origin := _GID.fullmatch(gid))]
+
+
+def _end_part(connection: Connection, gid: str, *, committed: bool) -> None:
+    connection.execute(
+        sql.SQL("{} PREPARED {}").format(sql.SQL("COMMIT" if committed else "ROLLBACK"), sql.Literal(gid))
+    )
+
+
 def _resolve(databases: Databases, group: int, groups: set[int]) -> list[str]:
     """End the prepared parts of distributed transactions on one node."""
     done = []
     with databases.connect(group) as connection:
-        rows = connection.execute(
-            "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared"
-        ).fetchall()
-        for (gid,) in rows:
-            origin = _GID.fullmatch(gid)
-            if origin is None or int(origin[1]) not in groups:
-                continue  # an application's own: its owner ends it
-            committed = _is_committed(databases, int(origin[1]), gid)
-            connection.execute(
-                sql.SQL("{} PREPARED {}").format(
-                    sql.SQL("COMMIT" if committed else "ROLLBACK"), sql.Literal(gid)
-                )
-            )
+        for gid, origin in _parts(connection):
+            if origin not in groups:
+                continue
+            committed = _is_committed(databases, origin, gid)
+            _end_part(connection, gid, committed=committed)
             fate = "committed" if committed else "undone"
-            done.append(f"{gid} on {group_name(group)} was {fate}, as {group_name(int(origin[1]))} says")
+            done.append(f"{gid} on {group_name(group)} was {fate}, as {group_name(origin)} says")
     return done
 
 

@@ -82,6 +82,32 @@ class Foundings:
         self._remove_incomplete_clone(member)
         return record.namespace
 
+    def note_users_data(self, groups: Sequence[Sequence[Member]]) -> None:
+        """Write down which groups hold users' data by now: from then on none of them is ever founded anew.
+
+        :param groups: the members of each group
+        """
+        for group in groups:
+            record = self._read(group[0])
+            if record is None or record.founded:
+                continue
+            if any(self._layout.member(each).has_users_data for each in group):
+                self._write(group[0], replace(record, founded=True))
+
+    def is_lost(self, group: Sequence[Member]) -> bool:
+        """Whether the group held users' data, and none of its members has anything left of it."""
+        record = self._read(group[0])
+        return (
+            record is not None
+            and record.founded
+            and not any(self._layout.member(each).has_anything for each in group)
+        )
+
+    def place_of(self, member: Member) -> str | None:
+        """The group's namespace in Patroni's store; None: it has none yet."""
+        record = self._read(member)
+        return None if record is None else record.namespace
+
     def forget(self, member: Member, erase: Erase | None = None) -> None:
         """The last member of the group is gone: its place in the store is never used again.
 

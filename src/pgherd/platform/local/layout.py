@@ -14,6 +14,8 @@
     HOME/NAME/before-restore/            members/ and groups.json as they were before a restore in place
     HOME/NAME/schedules/                 when backups are made by themselves, and how that stands
     HOME/NAME/drill.json                 the drill that is going on, if one is
+    HOME/NAME/repairs/GROUP/             a group's rebuilding from the backups (``bench``)
+    HOME/NAME/endings.json               how members' servers ended that are not running
     HOME/NAME/groups.json                each group's place in Patroni's store
     HOME/NAME/log/MEMBER.log             Patroni and PostgreSQL
     HOME/NAME/members/MEMBER/patroni.yml
@@ -156,6 +158,14 @@ class Layout:
     def aside(self, name: str) -> Path:
         """What a restore in place took out of the members' places"""
         return self.cluster(name) / "before-restore"
+
+    def repairs(self, name: str) -> Path:
+        """A folder for each group that is being rebuilt, or was"""
+        return self.cluster(name) / "repairs"
+
+    def endings(self, name: str) -> Path:
+        """A cluster's ``endings.json``"""
+        return self.cluster(name) / "endings.json"
 
     def members(self, name: str) -> Path:
         """The directory of all members' directories"""

@@ -18,10 +18,11 @@ from pgherd.engine import registry
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
-from pgherd.model.topology import Credentials, Endpoint, Member
+from pgherd.model.topology import Credentials, Endpoint, Member, group_id, group_name
 from pgherd.patroni.config import member_config
 from pgherd.platform.base import Declaration, MemberView, Platform, Programs
-from pgherd.platform.local import binaries, files, logs, parameters, processes, runas
+from pgherd.platform.local import binaries, endings, files, logs, parameters, processes, runas
+from pgherd.platform.local.bench import LocalBench
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Erase, Foundings
 from pgherd.platform.local.layout import Layout, parse_member
@@ -128,6 +129,55 @@ class LocalPlatform(Platform):
             lambda member: Endpoint(HOST, self._reserve(member)["postgres"]),
         )
 
+    def bench(self, name: str, group: int) -> LocalBench:
+        """Where a group is rebuilt from the backups."""
+
+        def members() -> list[Member]:
+            return [view.member for view in self.members(name).values() if view.member.group == group]
+
+        first = Member(name, group, 0)
+        return LocalBench(
+            self._layout,
+            name,
+            group,
+            locked=self.locked,
+            members=members,
+            is_running=self._is_running,
+            store_lsn=lambda: self._store_lsn(first),
+            leave_store=lambda: self._foundings.forget(first, self._eraser_of_survivors(first)),
+        )
+
+    def benches(self, name: str) -> Mapping[int, LocalBench]:
+        """Those at which a group is being rebuilt, or was last."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._layout.repairs(name).iterdir():
+                with contextlib.suppress(ValueError):
+                    found[group_id(path.name)] = self.bench(name, group_id(path.name))
+        return found
+
+    def _store_lsn(self, first: Member) -> int | None:
+        try:
+            namespace = self._foundings.place_of(first)
+            if namespace is None:
+                return None
+            with self.locked():
+                self._raft.ensure_running(runas.prefix())
+            section = registry.patroni_section(self._declarations.get(first.cluster).cluster, first.group)
+            return self._raft.last_lsn(first.cluster if section else first.scope, namespace, section)
+        except PgherdError as error:
+            logger.warning("%s: %s", first.scope, error)
+            return None
+
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Write down which groups hold users' data: they are never founded anew."""
+        groups: dict[int, list[Member]] = {}
+        for view in self.members(cluster.metadata.name).values():
+            groups.setdefault(view.member.group, []).append(view.member)
+        with self.locked():
+            self._foundings.note_users_data(list(groups.values()))
+        return False
+
     def ensure_store(self) -> None:
         """Start Patroni's store unless it runs.
 
@@ -184,7 +234,8 @@ class LocalPlatform(Platform):
 
     def keeps(self, name: str) -> bool:
         """Whether data of a cluster that was deleted without purging is here."""
-        kept = self._layout.members(name).is_dir() or self._layout.aside(name).is_dir()
+        folders = (self._layout.members(name), self._layout.aside(name), self._layout.repairs(name))
+        kept = any(folder.is_dir() for folder in folders)
         return kept and not self._layout.declaration(name).exists()
 
     def declaration(self, name: str) -> Declaration:
@@ -224,8 +275,12 @@ class LocalPlatform(Platform):
         """
         with self.locked():
             views = self.members(name)
-            # What a restore in place has set aside is data, too.
-            has_data = self._layout.aside(name).exists() or any(view.has_data for view in views.values())
+            # What a restore in place or a repair has set aside is data, too.
+            has_data = (
+                self._layout.aside(name).exists()
+                or any(each.kept is not None for each in self.benches(name).values())
+                or any(view.has_data for view in views.values())
+            )
             if purge or not has_data:
                 for view in views.values():
                     self.remove_member(view.member)
@@ -323,11 +378,23 @@ class LocalPlatform(Platform):
                 for view in self.members(member.cluster).values()
                 if view.member.group == member.group
             ]
+            self._require_data(member, group)
+            endings.forget(self._layout, member)
             namespace = self._foundings.admit(member, group, self._eraser(cluster, member))
             self._write_config(cluster, member, ports, namespace, dcs_config)
             layout = self._layout.member(member)
             logs.rotate(layout.log)
             self._daemons.start_patroni(layout.config, layout.log, prefix)
+
+    def _require_data(self, member: Member, group: Sequence[Member]) -> None:
+        if self.bench(member.cluster, member.group).is_placing:
+            raise PgherdError(f"{member.name} waits: its group is being rebuilt")
+        if self._foundings.is_lost(group):
+            name = group_name(member.group)
+            raise PgherdError(
+                f"all data of {name} are lost: put its members' data back in their places, or bring it back from the "
+                f"backups with 'pgherd repair {member.cluster} --group {name}'"
+            )
 
     def _eraser(self, cluster: PostgresCluster, member: Member) -> Erase | None:
         """How to empty a group's part of the store, if its cluster's groups share one place there."""
@@ -417,6 +484,8 @@ class LocalPlatform(Platform):
                 logger.warning("%s: Patroni does not end: killing it", member.name)
                 processes.end([patroni], signal.SIGKILL, 5.0)
         processes.end_postgres(layout.directory, layout.data)
+        with self.locked(), contextlib.suppress(PgherdError):
+            endings.note(self._layout, member, self.programs())
 
     def _wipe(self, member: Member) -> None:
         """A member that holds nothing of value: no need for a last checkpoint."""
@@ -447,6 +516,7 @@ class LocalPlatform(Platform):
             others = (view.member for view in self.members(member.cluster).values() if view.member != member)
             if not any(other.group == member.group for other in others):
                 self._foundings.forget(member, self._eraser_of_survivors(member))
+            endings.forget(self._layout, member)
             self._ports.release(member.cluster, member.name)
 
     def free_bytes(self, member: Member) -> int | None:

@@ -48,6 +48,13 @@ from patroni.dcs import get_dcs
 sys.exit("it was refused" if get_dcs(json.load(sys.stdin)).delete_cluster() is False else 0)
 """
 
+_READ = """
+import json, sys
+from patroni.dcs import get_dcs
+cluster = get_dcs(json.load(sys.stdin)).get_cluster()
+json.dump({"lsn": cluster.status.last_lsn}, sys.stdout)
+"""
+
 
 class RaftStore:
     """The store of one home. Callers hold the home's lock."""
@@ -134,6 +141,20 @@ class RaftStore:
         :param section: what tells a group from the others of its scope
         :raises PgherdError: the store does not answer
         """
+        self._ask(_ERASE, f"does not forget {scope}", scope, namespace, section)
+
+    def last_lsn(self, scope: str, namespace: str, section: Mapping[str, Any]) -> int | None:
+        """What a group's leader last said that it had written, in bytes; None: nothing is known of it.
+
+        :param section: as above
+        :raises PgherdError: the store, which must run, does not answer
+        """
+        told = self._ask(_READ, f"does not tell about {scope}", scope, namespace, section)
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            return int(json.loads(told.strip().splitlines()[-1])["lsn"]) or None
+        return None
+
+    def _ask(self, program: str, failure: str, scope: str, namespace: str, section: Mapping[str, Any]) -> str:
         config = {
             **self.member_section(),
             **section,
@@ -148,7 +169,7 @@ class RaftStore:
         # In a process of its own, for the same reason as above.
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-c", _ERASE],
+                [sys.executable, "-P", "-c", program],
                 input=json.dumps(config),
                 capture_output=True,
                 text=True,
@@ -159,7 +180,8 @@ class RaftStore:
             raise PgherdError("Patroni's store does not answer: it is tried again") from error
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise PgherdError(f"Patroni's store does not forget {scope}: {reason}")
+            raise PgherdError(f"Patroni's store {failure}: {reason}")
+        return done.stdout
 
     def _port(self) -> int:
         if not self._ports.of_cluster(STORE) and self._config.exists():

@@ -15,7 +15,7 @@ from pgherd.platform.base import Workshop
 from pgherd.platform.local import files, processes
 from pgherd.platform.local.layout import Layout
 
-_OF_THE_SOURCE = ("patroni.dynamic.json", "backup_manifest", "postmaster.opts", "backup_label.old")
+OF_THE_SOURCE = ("patroni.dynamic.json", "backup_manifest", "postmaster.opts", "backup_label.old")
 """what a copy carries along that would mislead the new member: how the other cluster is configured, among others"""
 
 
@@ -54,7 +54,7 @@ class LocalWorkshop(Workshop):
         with self._locked():
             if not data.is_dir():
                 return
-            for name in _OF_THE_SOURCE:
+            for name in OF_THE_SOURCE:
                 (data / name).unlink(missing_ok=True)
             with files.explained(f"put {layout.data} in its place"):
                 files.sync_directory(data)

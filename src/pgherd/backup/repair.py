@@ -1,0 +1,389 @@
+"""Rebuilding one group whose members have all lost their data, up to the present, while the other groups go on.
+
+The ladder: (1) a member that fell behind is rewound, (2) one that lost its data is copied from its group's primary,
+both by Patroni, without being asked. Where no member is left to copy from there is (3) the repository: the newest base
+copy and all of the archived log. It has everything only if that is proven (``verdict``); otherwise the repair stops,
+nothing is changed, and the status says what may be missing. (4) Somebody accepts the loss: then it goes on.
+
+Each step is persisted and done once: *copied* (the base copy), *replayed* (all of the log; the database has left
+recovery, alone), *judged*, *settled* (what hangs on other groups), *aside* (what is left in the members' places, kept),
+*placed* (the first member's data), *joined* (Patroni leads, the other members are copied from it, and the catalogue is
+compared with the group). Until *aside* nothing but a folder of the repair's own was touched. Killed anywhere the next
+process goes on with the step that is due; what fails for good before *placed* is undone.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pgherd.backup import choice, records, settle
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.gaps import Logs
+from pgherd.backup.private_server import PrivateServer
+from pgherd.backup.records import GroupPoint
+from pgherd.backup.restore import CONNECT_SECONDS, have_histories_archived
+from pgherd.backup.verdict import Reached, Verdict, judge
+from pgherd.backup.wal import SEGMENT_BYTES, parse_history, parse_lsn
+from pgherd.engine.base import Engine
+from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
+from pgherd.faults import crash_point
+from pgherd.model.topology import group_name
+from pgherd.platform.base import Bench, Programs
+from pgherd.platform.local import files
+from pgherd.postgres.connections import Connection, Databases
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("copied", "replayed", "judged", "settled", "aside", "placed", "joined")
+REPOSITORY, LOSS = "repository", "accepted loss"
+"""the rungs of the ladder that are climbed here"""
+OPEN = ("requested", "copying", "replaying", "settling", "placing", "joining")
+DOUBT, DONE, FAILED = "in doubt", "done", "failed"
+POLL_SECONDS = 0.5
+_FAR = "FFFFFFFF/FFFFFFFF"
+_LAST_COMMIT = re.compile(r"last completed transaction was at log time (.+)")
+
+
+def new_wish(identity: str, *, accept: bool) -> dict[str, Any]:
+    """What asks for a repair.
+
+    :param accept: the loss of whatever is not in the repository is accepted
+    """
+    return {"id": identity, "accept": accept, "requestedAt": records.now()}
+
+
+def is_due(wish: Mapping[str, Any] | None, state: Mapping[str, Any] | None) -> bool:
+    """Whether a group is (still) to be rebuilt."""
+    if wish is None:
+        return False
+    if state is None or state.get("id") != wish["id"]:
+        return True
+    phase = state.get("phase")
+    return phase in OPEN or (phase == DOUBT and bool(wish["accept"]))
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a group is rebuilt.
+
+    :param engine: the running cluster's
+    :param databases: the running cluster's
+    :param has_primary: whether a member of the group leads, as Patroni says
+    :param down_since: since when the group is known to be down
+    :param call_off: calls a change of the cluster off that is under way; what was done, if anything
+    :param stopping: whether this process is to end, or the cluster is to stop or to go
+    """
+
+    name: str
+    group: int
+    bench: Bench
+    programs: Programs
+    method: BackupMethod
+    engine: Engine
+    databases: Databases
+    has_primary: Callable[[], bool]
+    down_since: Callable[[], str | None]
+    call_off: Callable[[], str | None]
+    stopping: Callable[[], bool]
+
+    @property
+    def title(self) -> str:
+        """``segment-1``"""
+        return group_name(self.group)
+
+
+class Repair:
+    """One group's rebuilding, from wherever it stands to its end."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._state: dict[str, Any] = {}
+        self._told = 0.0
+
+    def run(self) -> None:
+        """Until it is done, or waits for somebody to accept a loss.
+
+        :raises Cancelled, Unavailable: this process is asked to stop, or a server does not answer; whoever comes next
+            goes on
+        :raises PgherdError: it failed for good, which is written down and undone
+        """
+        site = self._site
+        wish = site.bench.read("wish")
+        self._state = site.bench.read("state") or {}
+        if wish is None or not is_due(wish, self._state):
+            return  # it came to its end since somebody looked
+        if self._state.get("id") != wish["id"]:
+            self._begin(str(wish["id"]))
+        try:
+            self._carry_on()
+        except (Cancelled, Unavailable, psycopg.OperationalError) as error:
+            logger.info("%s: rebuilding %s pauses: %s", site.name, site.title, error)
+            raise
+        except (PgherdError, psycopg.Error) as error:
+            logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
+            site.bench.put_back()
+            self._drop_data()
+            self._tell(phase=FAILED, error=one_line(error), finishedAt=records.now())
+            raise
+
+    def _begin(self, identity: str) -> None:
+        self._drop_data()
+        self._state = {}
+        self._tell(
+            id=identity,
+            phase="copying",
+            rung=REPOSITORY,
+            reason="no member of the group is left to copy from",
+            steps=[],
+            startedAt=records.now(),
+        )
+        crash_point("repair:begun")
+
+    def _carry_on(self) -> None:
+        site = self._site
+        site.bench.end_processes(self._data)
+        if not self._is_past("settled") and site.has_primary():
+            self._give_way()
+            return
+        if not self._is_past("copied"):
+            self._copy()
+        if not self._is_past("replayed"):
+            self._replay()
+        if not self._is_past("judged") and not self._judge():
+            return
+        if not self._is_past("settled"):
+            self._settle()
+        if not self._is_past("placed"):
+            self._place()
+        self._join()
+
+    def _give_way(self) -> None:
+        """A member came back by itself: nothing was touched."""
+        self._drop_data()
+        reason = "a member of the group came back by itself: nothing was changed"
+        self._tell(phase=DONE, rung="none", reason=reason, finishedAt=records.now())
+
+    # where it stands
+
+    @property
+    def _data(self) -> Path:
+        return self._site.bench.folder() / "data"
+
+    def _drop_data(self) -> None:
+        self._site.bench.end_processes(self._data)
+        files.remove(self._data)
+
+    def _is_past(self, step: str) -> bool:
+        return step in self._state.get("steps", ())
+
+    def _pass(self, step: str, **what: Any) -> None:
+        self._tell(**what, steps=[*dict.fromkeys([*self._state.get("steps", ()), step])])
+        crash_point(f"repair:{step}")
+
+    def _tell(self, **what: Any) -> None:
+        self._state = {**self._state, **what}
+        self._site.bench.write("state", self._state)
+
+    # copy and replay
+
+    def _copy(self) -> None:
+        site = self._site
+        copies, at = newest_copy(site.method, site.group)
+        self._tell(phase="copying", copies=copies, system=at.system, settings=dict(at.settings))
+        site.method.restore(copies, site.group, self._data, self._report, site.stopping)
+        # Before any server ran here: it is written once, because the end of recovery removes it.
+        files.write(self._data / "recovery.signal", "")
+        self._pass("copied", phase="replaying")
+
+    def _report(self, done: int, total: int) -> None:
+        if done < total and time.monotonic() - self._told < 0.5:
+            return
+        self._told = time.monotonic()
+        self._tell(bytesDone=done, bytesTotal=total)
+
+    def _replay(self) -> None:
+        """All of the archived log; then the database leaves recovery, alone."""
+        site, server = self._site, self._server()
+        command = site.method.restore_command(site.group, self._state["system"])
+        server.start(
+            {
+                **self._settings(server),
+                # It is asked only when it is open again: parameters that only matter to those who ask do not stop it.
+                "hot_standby": "off",
+                "restore_command": command,
+                "recovery_target_timeline": "latest",
+            }
+        )
+        try:
+            server.wait(_is_open, site.stopping)
+            with server.connect() as connection:
+                reached = self._reached(connection)
+        finally:
+            server.stop()
+        self._pass("replayed", reached=asdict(reached))
+
+    def _server(self) -> PrivateServer:
+        folder = self._site.bench.folder()
+        return PrivateServer(self._site.programs, self._data, folder, folder / "server.log")
+
+    def _settings(self, server: PrivateServer) -> dict[str, str]:
+        known = server.controlled_settings()
+        wanted = {name: int(value) for name, value in self._state.get("settings", {}).items()}
+        return {name: str(max(wanted.get(name, 0), known.get(name, 0))) for name in {*known, *wanted}}
+
+    def _reached(self, connection: Connection) -> Reached:
+        row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
+        assert row is not None
+        timeline = int(str(row[0])[:8], 16)
+        path = self._data / "pg_wal" / f"{timeline:08X}.history"
+        with files.explained(f"read {path}"):
+            left = parse_history(timeline, path.read_text()).left
+        log = (self._site.bench.folder() / "server.log").read_text(errors="replace")
+        committed = _LAST_COMMIT.findall(log)
+        return Reached(max(left), left[max(left)], committed[-1].strip() if committed else None)
+
+    # judgement
+
+    def _judge(self) -> bool:
+        """Whether to go on: nothing is missing, or that is accepted."""
+        site = self._site
+        verdict = judge(Reached(**self._state["reached"]), site.bench.last_words(), self._marks())
+        accepted = bool((site.bench.read("wish") or {}).get("accept"))
+        if verdict.complete:
+            self._pass("judged", phase="settling", verdict=asdict(verdict), reason=verdict.reason)
+            return True
+        since = site.down_since()
+        reason = verdict.reason + (f"; it has been down since {since}" if since else "")
+        if not accepted:
+            self._tell(phase=DOUBT, verdict=asdict(verdict), reason=reason)
+            logger.warning("%s: rebuilding %s waits: %s", site.name, site.title, reason)
+            return False
+        self._pass("judged", phase="settling", rung=LOSS, verdict=asdict(verdict), reason=reason)
+        return True
+
+    def _marks(self) -> dict[int, str]:
+        """Restore points that the group's primary had written, archived or not."""
+        found = {}
+        for point in self._site.method.repository.points(days=2):
+            at = point.groups.get(self._site.group)
+            if at is not None and at.system == self._state["system"]:
+                found[parse_lsn(at.lsn)] = f"restore point {point.name} was made there at {point.time}"
+        return {**found, **self._beyond_a_gap()}
+
+    def _beyond_a_gap(self) -> dict[int, str]:
+        method, group, system = self._site.method, self._site.group, self._state["system"]
+        logs = Logs(method.log_names, method.histories)
+        timeline = logs.newest_timeline(group, system)
+        there = None if timeline is None else logs.present(group, system, timeline)
+        if there is None or not there.gaps:
+            return {}
+        first = there.gaps[-1].last + 1
+        return {first * SEGMENT_BYTES: "its log goes on in the repository after a part that is missing"}
+
+    @property
+    def _is_lossy(self) -> bool:
+        return not self._state["verdict"]["complete"]
+
+    # what hangs on other groups
+
+    def _settle(self) -> None:
+        site, server = self._site, self._server()
+        server.start(self._settings(server))
+        try:
+            server.wait(_is_open, site.stopping)
+            private = Databases(
+                site.databases.database,
+                site.databases.credentials,
+                lambda: {site.group: [server.endpoint]},
+                connect_timeout=CONNECT_SECONDS,
+            )
+            done = list(site.engine.settle_rebuilt(site.group, private, lossy=self._is_lossy))
+            if self._is_lossy:
+                # Their publishers consider sent what was received and is lost now: they would leave it out.
+                done += settle.disable_subscriptions(private, site.group)
+        finally:
+            server.stop()
+        self._pass("settled", phase="placing", done=done)
+
+    # into its place
+
+    def _place(self) -> None:
+        site = self._site
+        # The planner ends what still waits there, and starts nothing meanwhile.
+        self._wait(site.bench.is_quiet)
+        if not self._is_past("aside"):
+            site.bench.set_aside()
+            self._pass("aside")
+        if self._data.is_dir():
+            have_histories_archived(self._data)
+        site.bench.place(self._data)
+        crash_point("repair:moved")
+        self._pass("placed", phase="joining")
+
+    def _join(self) -> None:
+        site = self._site
+        self._wait(site.has_primary)
+        done = [*self._state.get("done", ()), *filter(None, [site.call_off()])]
+        self._pass("joined", done=done, findings=self._findings(), phase=DONE, finishedAt=records.now())
+        logger.info("%s: %s is rebuilt: %s", site.name, site.title, self._state["reason"])
+
+    def _findings(self) -> list[str]:
+        """What the catalogue and the groups disagree on: rows and shards that refer to what is lost."""
+        try:
+            return [
+                f"{group_name(each.group)}: {each.message}: {each.fix}" for each in self._site.engine.check()
+            ]
+        except (PgherdError, psycopg.Error) as error:
+            return [f"the cluster could not be checked: {one_line(error)}"]
+
+    def _wait(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            if self._site.stopping():
+                raise Cancelled("the repair was stopped")
+            time.sleep(POLL_SECONDS)
+
+
+def newest_copy(method: BackupMethod, group: int) -> tuple[list[str], GroupPoint]:
+    """The copies from which a group is brought to the present, and what is known of it.
+
+    :raises PgherdError: the repository is not there, or has none
+    """
+    repository = method.repository
+    identity = repository.identity()
+    system = identity.systems.get(group_name(group))
+    backups = [backup for backup in repository.backups() if backup.phase == "done"]
+    if system is not None:
+        histories = method.histories(group, system)
+        timelines = [history.timeline for history in histories] or [1]
+        at = GroupPoint(system, max(timelines), _FAR, _settings_of(repository.points(days=2), group, system))
+        found = choice.base_for(group, at, datetime.now(UTC).isoformat(), backups, method.histories)
+        copies = choice.chain(found, group, {each.id: each for each in backups}) if found else []
+        if copies:
+            return copies, at
+    raise PgherdError(
+        f"{method.location} holds no base copy of {group_name(group)} from which it could be rebuilt"
+    )
+
+
+def _settings_of(points: Sequence[records.Point], group: int, system: str) -> Mapping[str, str]:
+    known = [at.settings for each in points if (at := each.groups.get(group)) and at.system == system]
+    return known[-1] if known else {}
+
+
+def verdict_of(state: Mapping[str, Any]) -> Verdict | None:
+    """What was found of what is missing; None: it is not known yet."""
+    raw = state.get("verdict")
+    return None if raw is None else Verdict(**raw)
+
+
+def _is_open(connection: Connection) -> bool:
+    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)

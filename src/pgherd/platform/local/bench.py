@@ -1,0 +1,153 @@
+"""Where one group is rebuilt while the rest of its cluster goes on: a folder beside the members'.
+
+::
+
+    HOME/NAME/repairs/GROUP/wish.json     what was asked for
+    HOME/NAME/repairs/GROUP/state.json    how far it is
+    HOME/NAME/repairs/GROUP/data/         the data directory while it is made
+    HOME/NAME/repairs/GROUP/before/       what was left in the members' places
+
+The members' places are taken as a whole, with their configurations: the group gets a new place in Patroni's store,
+because the old one knows of a log that may have been longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pgherd.errors import PgherdError
+from pgherd.model.topology import Member, group_name
+from pgherd.platform.base import Bench, LastWords
+from pgherd.platform.local import endings, files, processes
+from pgherd.platform.local.layout import Layout
+from pgherd.platform.local.workshop import OF_THE_SOURCE
+
+PLACING = "placing"
+"""the phase in which no member of the group may run"""
+
+
+class LocalBench(Bench):
+    """See :class:`~pgherd.platform.base.Bench`.
+
+    :param locked: the home's lock, as a context manager
+    :param members: the group's members that exist in any form, by ordinal
+    :param is_running: whether a member's Patroni runs
+    :param store_lsn: what the group's leader last told Patroni's store
+    :param leave_store: give the group's place in Patroni's store up
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        cluster: str,
+        group: int,
+        *,
+        locked: Callable[[], Any],
+        members: Callable[[], Sequence[Member]],
+        is_running: Callable[[Member], bool],
+        store_lsn: Callable[[], int | None],
+        leave_store: Callable[[], None],
+    ) -> None:
+        self._layout = layout
+        self._cluster = cluster
+        self._first = Member(cluster, group, 0)
+        self._root = layout.repairs(cluster) / group_name(group)
+        self._locked = locked
+        self._members = members
+        self._is_running = is_running
+        self._store_lsn = store_lsn
+        self._leave_store = leave_store
+
+    def folder(self) -> Path:
+        with files.explained(f"make {self._root}"):
+            self._root.mkdir(parents=True, exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+        return self._root
+
+    def last_words(self) -> LastWords:
+        members = self._members()
+        left = [str(data) for each in members if any_file(data := self._layout.member(each).data)]
+        return LastWords(
+            {each.name: endings.of(self._layout, each) for each in members}, self._store_lsn(), left
+        )
+
+    def is_quiet(self) -> bool:
+        return not any(self._is_running(each) for each in self._members())
+
+    def set_aside(self) -> None:
+        before = self._before
+        with self._locked(), files.explained(f"set the data of {self._first.scope} aside"):
+            if not self.is_quiet():
+                raise PgherdError(f"a member of {self._first.scope} runs again: its data can't be set aside")
+            before.mkdir(parents=True, exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+            for member in self._members():
+                place = self._layout.member(member).directory
+                if place.exists():
+                    processes.end_postgres(place, self._layout.member(member).data)
+                    place.rename(before / member.name)
+            for each in (before, self._root, self._layout.members(self._cluster)):
+                files.sync_directory(each)
+            self._leave_store()
+
+    def put_back(self) -> None:
+        with self._locked(), files.explained(f"put the data of {self._first.scope} back"):
+            if not self._before.exists() or self._layout.member(self._first).has_data:
+                return
+            for path in self._before.iterdir():
+                place = self._layout.members(self._cluster) / path.name
+                files.remove(place)
+                path.rename(place)
+            files.sync_directory(self._layout.members(self._cluster))
+            files.remove(self._before)
+
+    def place(self, data: Path) -> None:
+        layout = self._layout.member(self._first)
+        with self._locked():
+            if not data.is_dir():
+                return
+            for name in OF_THE_SOURCE:
+                (data / name).unlink(missing_ok=True)
+            with files.explained(f"put {layout.data} in its place"):
+                layout.directory.mkdir(parents=True, exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+                files.sync_directory(data)
+                data.rename(layout.data)
+                for each in (layout.directory, layout.directory.parent, self._root):
+                    files.sync_directory(each)
+
+    def end_processes(self, data: Path) -> None:
+        processes.end_postgres(self._root, data)
+
+    def read(self, what: str) -> dict[str, Any] | None:
+        found = files.read_json(self._root / f"{what}.json")
+        return found if isinstance(found, dict) else None
+
+    def write(self, what: str, value: Mapping[str, Any]) -> None:
+        with self._locked():
+            if self._layout.declaration(self._cluster).exists():
+                files.write_json(self.folder() / f"{what}.json", value)
+
+    @property
+    def _before(self) -> Path:
+        return self._root / "before"
+
+    @property
+    def kept(self) -> Path | None:
+        return self._before if any_file(self._before) else None
+
+    def clear(self) -> None:
+        with self._locked():
+            files.remove(self._root)
+
+    @property
+    def is_placing(self) -> bool:
+        """Whether no member of the group may be started now."""
+        return (self.read("state") or {}).get("phase") == PLACING
+
+
+def any_file(folder: Path) -> bool:
+    """Whether there is anything in a folder."""
+    try:
+        return any(True for _ in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False

@@ -1,0 +1,108 @@
+"""The rebuilding of groups beside a cluster's reconcile loop: a thread for each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import psycopg
+
+from pgherd.backup.registry import make_method
+from pgherd.backup.repair import Repair, Site
+from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.operations import store
+from pgherd.platform.base import Platform
+from pgherd.reconcile import fulfilment
+from pgherd.reconcile.observe import World
+
+logger = logging.getLogger(__name__)
+
+
+class Repairs:
+    """Those of one cluster.
+
+    :param stop: set when this process is to end
+    """
+
+    def __init__(self, platform: Platform, name: str, stop: threading.Event) -> None:
+        self._platform = platform
+        self._name = name
+        self._stop = stop
+        self._running: dict[int, threading.Thread] = {}
+
+    def threads(self) -> list[threading.Thread]:
+        """Those that may run."""
+        return list(self._running.values())
+
+    def carry_on(self, world: World, group: int) -> None:
+        """See to it that a group is being rebuilt; returns at once."""
+        known = self._running.get(group)
+        if known is not None and known.is_alive():
+            return
+        repair = Repair(self._site(world, group))
+        logger.info("%s: carry on rebuilding group %s from the backups", self._name, group)
+
+        def run() -> None:
+            try:
+                repair.run()
+            except (PgherdError, psycopg.Error):  # written down where it matters, or to be carried on
+                return
+            except Exception:
+                logger.exception("%s: a repair was interrupted", self._name)
+
+        self._running[group] = threading.Thread(target=run, name=f"repair-{self._name}-{group}", daemon=True)
+        self._running[group].start()
+
+    def _site(self, world: World, group: int) -> Site:
+        platform, name = self._platform, self._name
+        return Site(
+            name=name,
+            group=group,
+            bench=platform.bench(name, group),
+            programs=platform.programs(),
+            method=make_method(platform, platform.declaration(name).cluster),
+            engine=world.engine,
+            databases=world.databases,
+            has_primary=lambda: has_primary(world, group),
+            down_since=self._down_since,
+            call_off=lambda: call_off(world),
+            stopping=self._stopping,
+        )
+
+    def _down_since(self) -> str | None:
+        """Since when the cluster is not what it should be."""
+        found = fulfilment.conditions(self._platform.read_status(self._name)).get("Ready")
+        return str(found["lastTransitionTime"]) if found and found["status"] == "False" else None
+
+    def _stopping(self) -> bool:
+        if self._stop.is_set():
+            return True
+        try:
+            declaration = self._platform.declaration(self._name)
+        except NoSuchCluster:
+            return True
+        return declaration.deleting or declaration.stopped
+
+
+def has_primary(world: World, group: int) -> bool:
+    """Whether a member of a group leads and takes writes, as its Patroni says."""
+    for view in world.platform.members(world.name).values():
+        if view.member.group == group and view.running:
+            answer = world.patroni.member_status(view.rest)
+            if (
+                answer is not None
+                and answer.leader
+                and answer.role == "primary"
+                and answer.state == "running"
+            ):
+                return True
+    return False
+
+
+def call_off(world: World) -> str | None:
+    """Call a change of the cluster off that is under way: what it copied may hang on what is lost."""
+    running = store.current(world.databases)
+    if running is None:
+        return None
+    store.request_cancel(world.databases, running.id)
+    return f"the {running.kind} that was under way is called off"

@@ -1,0 +1,144 @@
+"""What happens while a backup is made: a group fails over, the cluster grows and shrinks, the supervisor is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.home import Home, declaration, temporary_home, wait_for
+from tests.support.repositories import (
+    assert_sound,
+    await_first_backup,
+    backups,
+    condition,
+    points,
+    with_backups,
+)
+from tests.support.throttle import Throttle, throttled
+
+pytestmark = pytest.mark.local
+
+ROWS = 5_000
+
+
+@pytest.fixture(scope="module")
+def throttle(tmp_path_factory: pytest.TempPathFactory) -> Throttle:
+    return throttled(tmp_path_factory.mktemp("programs") / "bin")
+
+
+@pytest.fixture(scope="module")
+def home(throttle: Throttle) -> Iterator[Home]:
+    with temporary_home({"PGHERD_BIN_DIR": str(throttle.directory)}) as home:
+        home.up(with_backups(home.path.parent / "repository"), timeout=400)
+        with home.connect() as connection:
+            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
+            connection.execute("SELECT create_distributed_table('item', 'id')")
+            connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+        await_first_backup(home)
+        yield home
+
+
+def copying(home: Home, group: str) -> list[psutil.Process]:
+    """Base copies of a group for a backup that are being made."""
+    mark = str(home.path.parent / "repository")
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "pg_basebackup" in command and mark in command and f"/{group}.partial" in command:
+            found.append(process)
+    return found
+
+
+def begin_backup(home: Home, throttle: Throttle, group: str = "segment-1") -> str:
+    """A backup that is copying this group; returns its id."""
+    throttle.on()
+    home.run("backup", "shop", "--no-wait")
+    wait_for(lambda: copying(home, group), f"{group} is being copied", 60)
+    return str(backups(home)[-1]["id"])
+
+
+def await_backup(home: Home, throttle: Throttle, backup: str) -> dict[str, object]:
+    throttle.off()
+
+    def ended() -> dict[str, object] | None:
+        found = next(each for each in backups(home) if each["id"] == backup)
+        return found if found["phase"] in ("done", "failed") else None
+
+    return dict(wait_for(ended, f"backup {backup} ends", 240, every=0.5))
+
+
+def assert_restorable(home: Home, backup: str, segments: int, tmp_path: Path) -> None:
+    """What the backup ends with can be restored, and is what was there."""
+    before = home.query("SELECT count(*), sum(id)::bigint FROM item")
+    lean = tmp_path / "lean.yaml"
+    lean.write_text(declaration(name="any", segments=segments, standbys=0))
+    home.run("restore", "shop", "then", "--backup", backup, "-f", str(lean), timeout=400)
+    assert home.query("SELECT count(*), sum(id)::bigint FROM item", "then") == before
+    assert_sound(home, "then")
+    home.run("delete", "then", "--purge", "--yes")
+
+
+def segments_at_the_end_of(home: Home, backup: str) -> int:
+    return next(int(point["groups"]) for point in points(home) if point["backup"] == backup) - 1
+
+
+def test_a_group_that_fails_over_is_copied_again_from_its_new_primary(
+    home: Home, throttle: Throttle, tmp_path: Path
+) -> None:
+    backup = begin_backup(home, throttle)
+    before = home.member("segment-1", "primary")["name"]
+    psutil.Process(home.postmaster(before)).kill()
+    wait_for(
+        lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
+    )
+    done = await_backup(home, throttle, backup)
+    assert done["phase"] == "done", done["error"]
+    groups = done["groups"]
+    assert isinstance(groups, dict)
+    assert groups["1"]["timeline"] > groups["2"]["timeline"]
+    home.query("INSERT INTO item VALUES (-1, 'after') RETURNING 1")
+    home.query("DELETE FROM item WHERE id = -1 RETURNING 1")
+    assert_restorable(home, backup, 2, tmp_path)
+
+
+def test_a_supervisor_that_is_killed_in_the_middle_of_a_copy_carries_the_backup_on(
+    home: Home, throttle: Throttle, tmp_path: Path
+) -> None:
+    backup = begin_backup(home, throttle)
+    supervisor = home.supervisor()
+    assert supervisor is not None
+    supervisor.kill()
+    home.run("start", "shop")
+    done = await_backup(home, throttle, backup)
+    assert done["phase"] == "done", done["error"]
+    assert not list((home.path.parent / "repository" / "shop" / "backups").glob("*/*.partial"))
+    assert not copying(home, "segment-1")
+    assert_restorable(home, backup, 2, tmp_path)
+
+
+def test_a_segment_that_joins_in_the_middle_is_part_of_the_backup(
+    home: Home, throttle: Throttle, tmp_path: Path
+) -> None:
+    backup = begin_backup(home, throttle)
+    home.run("scale", "shop", "--segments", "3", timeout=400)
+    done = await_backup(home, throttle, backup)
+    assert done["phase"] == "done", done["error"]
+    wait_for(lambda: condition(home, "BackupsHealthy")["status"] == "True", "backups are well", 120, every=1)
+    assert_restorable(home, backup, segments_at_the_end_of(home, backup), tmp_path)
+
+
+def test_a_segment_that_leaves_in_the_middle_does_not_fail_the_backup(
+    home: Home, throttle: Throttle, tmp_path: Path
+) -> None:
+    backup = begin_backup(home, throttle, "segment-3")
+    home.run("scale", "shop", "--segments", "2", timeout=400)
+    done = await_backup(home, throttle, backup)
+    assert done["phase"] == "done", done["error"]
+    assert len(home.status()["groups"]) == 3
+    assert_restorable(home, backup, segments_at_the_end_of(home, backup), tmp_path)
