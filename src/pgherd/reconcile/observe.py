@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import restoring
+from pgherd.backup import far_view, restoring
 from pgherd.backup.registry import make_method
 from pgherd.backup.view import view as view_backups
 from pgherd.engine.base import Engine
@@ -99,7 +99,10 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         method = make_method(world.platform, declaration.cluster)
         answering = [group for group in known if seen.primary(group) is not None]
         schedules = world.platform.schedules(world.name)
-        backups = view_backups(method, world.databases, declaration.cluster, answering, schedules)
+        backups = far_view.look(
+            method,
+            lambda: view_backups(method, world.databases, declaration.cluster, answering, schedules),
+        )
         seen = replace(seen, backups=backups)
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
 

@@ -1,0 +1,62 @@
+"""A store that does not answer holds up nobody who heals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pgherd.backup import far_view
+from pgherd.backup.base import BackupMethod
+
+
+def method(name: str, *, near: bool) -> BackupMethod:
+    made = SimpleNamespace(
+        name="pgbackrest",
+        location=name,
+        fingerprint=lambda: name,
+        repository=SimpleNamespace(store=SimpleNamespace(near=near)),
+    )
+    return cast(BackupMethod, made)
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_near_repository_is_asked_as_ever() -> None:
+    assert far_view.look(method("near", near=True), lambda: {"problems": ["a"]}) == {"problems": ["a"]}
+
+
+def test_a_distant_one_that_answers_is_seen_at_once() -> None:
+    assert far_view.look(method("far", near=False), lambda: {"problems": ["b"]})["problems"] == ["b"]
+
+
+def test_one_that_does_not_answer_is_told_and_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far_view, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(far_view, "SILENT_SECONDS", 0.05)
+    silent, answers = method("s3://silent", near=False), threading.Event()
+
+    def view() -> dict[str, Any]:
+        answers.wait(30)
+        return {"problems": [], "lastBackup": 1}
+
+    assert far_view.look(silent, view)["problems"] == []
+    until(lambda: far_view.look(silent, view)["problems"] == ["s3://silent does not answer"])
+    answers.set()
+    until(lambda: far_view.look(silent, view).get("lastBackup") == 1)
+    until(lambda: far_view.look(silent, view)["problems"] == [])
+
+
+def test_what_nobody_expected_is_a_problem_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def view() -> dict[str, Any]:
+        raise RuntimeError("of a library")
+
+    found = far_view.look(method("s3://odd", near=False), view)
+    assert found["problems"] == ["of a library"]
