@@ -421,7 +421,7 @@ def test_what_is_wrong_with_a_bucket_is_one_clear_line_and_nothing_is_made(
         "refuses these keys": (store.declared(), bad),
         "there is no such bucket": (store.declared("nowhere-at-all"), good),
         "its certificate is from nobody known here": (_without(store.declared(), "caFile"), good),
-        "can't be used": (store.declared(endpoint="127.0.0.1:1"), good),
+        "does not answer": (store.declared(endpoint="127.0.0.1:1"), good),
         "others may read": (store.declared(), _readable(tmp_path, good)),
     }
     with temporary_home() as home:

@@ -133,6 +133,10 @@ _REFUSED = re.compile(
     r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|401 Unauthorized|AuthenticationFailed"
 )
 _MISSING = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
+_SILENT = re.compile(
+    r"error sending request|timed out|tcp connect|connection (?:refused|reset|closed)|dns error",
+    re.IGNORECASE,
+)
 _UNTRUSTED = re.compile(r"certificate|UnknownIssuer", re.IGNORECASE)
 
 
@@ -152,13 +156,10 @@ def _translated(error: Exception, declared: RepositorySpec) -> PgherdError:
         return PgherdError(
             f"{where}: its certificate is from nobody known here: name its authority with caFile"
         )
-    return PgherdError(f"{where} can't be used: {_reason(text)}")
-
-
-def _reason(text: str) -> str:
-    """The innermost of the errors that are chained in a text."""
-    causes = re.findall(r'(?:error: |message: "|Error performing \w+ [^:]*: )([^"{}]+)', text)
-    return (causes[-1] if causes else text)[:200].strip(" ,:")
+    if _SILENT.search(text):
+        return PgherdError(f"{where} does not answer")
+    said = re.search(r"<Message>(.*?)</Message>", text)
+    return PgherdError(f"{where} can't be used: {said[1] if said else text[:200]}")
 
 
 def _connect(declared: RepositorySpec, secrets: Mapping[str, str]) -> Any:

@@ -325,10 +325,7 @@ class Client:
         scheduling.remove(self._platform, name)
 
     def repository(self, name: str) -> Catalogue:
-        """Where a cluster's backups are.
-
-        :raises BadInput: none are declared
-        """
+        """Where a cluster's backups are; refuses one that has none."""
         return backups.method_of(self._platform, name, None).repository
 
     def restore_outcome(self, name: str) -> str | None:
@@ -352,28 +349,13 @@ class Client:
         self.ensure_daemon()
         return asked
 
-    def wait_repair(
-        self,
-        name: str,
-        group: str,
-        identity: str,
-        *,
-        timeout: float = 3600.0,
-        progress: Progress | None = None,
-    ) -> dict[str, Any]:
+    def wait_repair(self, name: str, group: str, identity: str, **options: Any) -> dict[str, Any]:
         """Until a repair has ended; its entry of ``status.repairs``.
 
+        :param options: of :func:`pgherd.supervisor.repairs.wait`
         :raises PgherdError: it failed, waits for somebody to accept a loss, or time ran out
         """
-        return repairs.wait(
-            self._platform,
-            name,
-            group,
-            identity,
-            timeout=timeout,
-            progress=progress,
-            see_to_it=self.ensure_daemon,
-        )
+        return repairs.wait(self._platform, name, group, identity, see_to_it=self.ensure_daemon, **options)
 
     def confirm_repair(self, name: str, group: str) -> None:
         """Remove what a repair kept.
