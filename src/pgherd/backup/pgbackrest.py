@@ -135,12 +135,19 @@ class PgBackRest(BackupMethod):
     def _create_stanza(self, group: int, primary: _Primary) -> None:
         """Made in one place only: two that make it at once would not agree on its keys."""
         stanza = config.stanza(group, primary.system)
-        if stanza not in self._admitted and f"{config.FOLDER}/backup/{stanza}/backup.info" not in {
-            entry.name for entry in self._stores[1].names(f"{config.FOLDER}/backup/{stanza}")
-        }:
+        if stanza not in self._admitted and not self._has(f"backup/{stanza}", "backup.info"):
+            if self._has(f"archive/{stanza}") and not self._has(f"backup/{stanza}"):
+                # Killed in the middle: pgBackRest refuses to go on. There is no copy, so nothing needs this log.
+                self._stores[1].remove(f"{config.FOLDER}/archive/{stanza}")
             options = [f"--stanza={stanza}", f"--pg1-path={primary.data}", "--no-online"]
             self._program().output([*options, f"--lock-path={self._lock(group)}", "stanza-create"])
         self._admitted.add(stanza)
+
+    def _has(self, folder: str, name: str | None = None) -> bool:
+        """Whether this is in a folder of pgBackRest's; without a name: anything at all."""
+        plain, path = self._stores[1], f"{config.FOLDER}/{folder}"
+        found = {entry.name.removeprefix(f"{path}/") for entry in plain.names(path)}
+        return name in found if name else bool(found or plain.folders(path))
 
     def _lock(self, group: int) -> Path:
         return self._place.folder / f"lock-{group}"

@@ -120,9 +120,14 @@ class DirectoryStore(Store):
                 files.sync_directory(path.parent)
 
     def names(self, folder: str) -> list[Entry]:
+        found: list[Entry] = []
         with _entries(self.root / folder) as entries:
-            found = [(each.name, each.stat()) for each in entries if _is_file(each)]
-        return [Entry(f"{folder}/{name}", f"{stat.st_ino}-{stat.st_size}") for name, stat in sorted(found)]
+            for each in filter(_is_file, entries):
+                # What is being written is renamed under our eyes.
+                with contextlib.suppress(FileNotFoundError):
+                    stat = each.stat()
+                    found.append(Entry(f"{folder}/{each.name}", f"{stat.st_ino}-{stat.st_size}"))
+        return sorted(found, key=lambda entry: entry.name)
 
     def folders(self, folder: str) -> list[str]:
         with _entries(self.root / folder) as entries:

@@ -285,6 +285,7 @@ def plan(
     else:
         _require_free(platform, target)
     method = method_of(platform, source, repository)
+    method.check()
     from_there = registry.source_of(declared_of(platform, source, repository), source)
     wanted: dict[str, Any] = dict(from_there)
     wanted |= {
