@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError
-from pgherd.model.spec import PostgresCluster, from_mapping, load, to_mapping
+from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import Credentials, Member, group_id
 from pgherd.platform.base import Declaration, MemberView, Platform
-from pgherd.platform.kubernetes import names, views
+from pgherd.platform.kubernetes import acceptance, names, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -31,10 +31,7 @@ from pgherd.platform.kubernetes.api import (
     Object,
 )
 from pgherd.platform.kubernetes.cache import Direct, Reader
-from pgherd.platform.kubernetes.cluster_objects import (
-    ACCEPTED_KEY,
-    cluster_objects,
-)
+from pgherd.platform.kubernetes.cluster_objects import cluster_objects
 from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.fence import Fence
@@ -138,23 +135,24 @@ class KubernetesPlatform(Platform):
             problems=problems,
             stopped=stopped,
             deleting=deleting,
-            purge=cluster.spec.deletion_policy == "Delete",
+            purge=_is_purging(found),
             generation=metadata["generation"],
         )
         self._parsed[metadata["name"]] = (key, declaration)
         return declaration
 
     def _accepted(self, found: Object) -> tuple[PostgresCluster, Sequence[str]]:
-        """What was declared, or if that can't be what was accepted last, and why."""
-        try:
-            return parse(found), ()
-        except BadInput as error:
-            name = found["metadata"]["name"]
-            kept = self._reader.get(CONFIG_MAP, self.namespace, names.accepted(name))
-            if kept is None:
-                raise
-            before = load(kept["data"][ACCEPTED_KEY], source=names.accepted(name), platform=self.name)
-            return before, error.problems
+        """What was declared, or if that can't be what was accepted last, and why.
+
+        :raises BadInput: it can't be, and none was accepted before
+        """
+        # Asked, not looked up: whether databases may be made of it depends on this answer.
+        name = found["metadata"]["name"]
+        kept = self.api.get(CONFIG_MAP, self.namespace, names.accepted(name))
+        cluster, problems = acceptance.judge(found, kept)
+        if problems and not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
+            return acceptance.judge(found, None)  # there are no data that it would have to fit
+        return cluster, problems
 
     def generation(self, name: str) -> int:
         """Which change of the declaration is the last one, whether it makes sense or not."""
@@ -182,10 +180,14 @@ class KubernetesPlatform(Platform):
     def forget(self, name: str, *, purge: bool) -> None:
         """Last act of a deletion, when all members are gone.
 
-        Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords, and
-        Patroni's store, which knows who had everything that was acknowledged.
+        Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords,
+        Patroni's store, which knows who had everything that was acknowledged, and what was declared.
         """
-        kept = {(SECRET, names.credentials_secret(name)), (SECRET, names.authority_secret(name))}
+        kept = {
+            (SECRET, names.credentials_secret(name)),
+            (SECRET, names.authority_secret(name)),
+            (CONFIG_MAP, names.accepted(name)),
+        }
         for kind in reversed(MANAGED):
             for obj in self._reader.of_cluster(kind, self.namespace, name):
                 if purge or (kind, obj["metadata"]["name"]) not in kept:
@@ -246,7 +248,7 @@ class KubernetesPlatform(Platform):
         found = self._resource(name)
         if "deletionTimestamp" not in found["metadata"]:
             return None
-        return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
+        return _is_purging(found)
 
     def revision(self, name: str) -> object:
         """Grows with everything that is watched of the cluster and matters to it."""
@@ -390,7 +392,13 @@ class KubernetesPlatform(Platform):
         objects = cluster_objects(
             cluster, self.namespace, self.credentials(name), self._trust.authority(name)
         )
-        return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+        # What was declared outlives the resource, as its volumes do: the next one must fit them.
+        lasting = names.accepted(name)
+        owned_ones = [
+            obj if (obj["kind"], obj["metadata"]["name"]) == (CONFIG_MAP.name, lasting) else owned(obj, owner)
+            for obj in objects
+        ]
+        return self._applier.ensure(self.namespace, owned_ones)
 
     def _ensure_group(
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
@@ -456,27 +464,13 @@ def is_stopped(found: Object) -> bool:
     return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
 
 
+def _is_purging(found: Object) -> bool:
+    # Of what is declared now, whatever else of it is refused.
+    return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
+
+
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
-
-
-def parse(found: Object) -> PostgresCluster:
-    """The declaration in a resource.
-
-    :raises BadInput: with every problem
-    """
-    metadata = found["metadata"]
-    plain = {
-        "apiVersion": found["apiVersion"],
-        "kind": found["kind"],
-        "metadata": {
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "labels": metadata.get("labels") or {},
-        },
-        "spec": found.get("spec") or {},
-    }
-    return from_mapping(plain, source=metadata["name"], platform="kubernetes")
 
 
 def _templates(sets: Sequence[Object]) -> dict[int, str]:
