@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgherd.model.topology import Member
-from pgherd.reconcile import plan as p
+from pgherd.reconcile import steps as p
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import MemberState, Operation
 from tests.support.looks import cluster, endpoint, look, member

@@ -12,8 +12,8 @@ from typing import Any
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.patroni.client import lag_bytes
 from pgherd.reconcile.fulfilment import conditions as by_type
-from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
+from pgherd.reconcile.steps import BACKGROUND, Step, is_settled
 
 HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
@@ -144,6 +144,11 @@ def find_problems(seen: Observed) -> list[str]:
         if state is None or not state.is_running:
             note = state.view.note if state else ""
             problems.append(f"{member.name} is {_state(state)}" + (f" ({note})" if note else ""))
+    for state in seen.members.values():
+        if state.is_running and state.view.outdated and state.view.obstacle:
+            problems.append(
+                f"{state.member.name} stays as it is, it could not run as declared ({state.view.obstacle})"
+            )
     for group in seen.wanted_groups():
         problems.extend(_unprotected(seen, group))
     if seen.catalogue is None and not problems:

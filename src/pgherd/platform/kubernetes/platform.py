@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import Credentials, Member, group_id
 from pgherd.platform.base import Declaration, MemberView, Platform
-from pgherd.platform.kubernetes import acceptance, names, views
+from pgherd.platform.kubernetes import acceptance, names, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -262,17 +262,18 @@ class KubernetesPlatform(Platform):
         winding_down = _is_winding_down(resource)
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
-        return views.members(
+        found = views.members(
             name,
             self.namespace,
             pods=pods_now,
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
             winding_down=winding_down,
-            templates=_templates(sets),
+            templates=_fingerprints(sets),
             hint=(lambda name: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
+        return {each: _with_verdict(view, found, pods_now, sets) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
@@ -298,6 +299,7 @@ class KubernetesPlatform(Platform):
             chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
                 chores.insert(0, partial(self._ensure_cluster, cluster))
+            chores.append(partial(self._end_trials, name))
             if cluster.spec.fencing == "out-of-service":
                 chores.append(partial(self._look_at_fence, name))
             for chore in chores:
@@ -322,6 +324,14 @@ class KubernetesPlatform(Platform):
         self._upkeep.group(cluster, group)
         return changed
 
+    def _end_trials(self, name: str) -> list[str]:
+        pods = self._reader.of_cluster(POD, self.namespace, name)
+        templates = _templates(self._reader.of_cluster(STATEFUL_SET, self.namespace, name))
+        for pod in pods:
+            if trials.TRIAL_LABEL in pod["metadata"]["labels"] and trials.is_over(pods, pod, templates):
+                self.api.delete(POD, self.namespace, pod["metadata"]["name"], grace=0)
+        return []
+
     def _look_at_fence(self, name: str) -> list[str]:
         pods = self._reader.of_cluster(POD, self.namespace, name)
         self._fence.look(name, pods, lambda what: self.announce(name, what))
@@ -335,8 +345,19 @@ class KubernetesPlatform(Platform):
     def stop_member(self, member: Member) -> None:
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
+        self.api.delete(POD, self.namespace, trials.trial_name(member), grace=0)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
         self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
+
+    def try_member(self, cluster: PostgresCluster, member: Member) -> None:
+        """Have a pod of no consequence start on the member's node in what is declared now."""
+        pod, trial = trials.find(member, self._reader.of_cluster(POD, self.namespace, member.cluster))
+        made_of = self._reader.get(STATEFUL_SET, self.namespace, member.scope)
+        if pod is None or trial is not None or made_of is None:
+            return
+        template = made_of["spec"]["template"]
+        made = trials.trial_pod(cluster, member, pod, template, server_major(cluster))
+        self.api.create(self.namespace, owned(made, self._resource(member.cluster)))
 
     def replace_member(self, member: Member) -> None:
         """Let a member's pod go, so that it comes back as declared."""
@@ -411,7 +432,7 @@ class KubernetesPlatform(Platform):
             namespace=self.namespace,
             replicas=replicas,
             image=cluster.spec.postgres.image or self._defaults.image,
-            server_major=cluster.spec.postgres.version or DEFAULT_MAJOR,
+            server_major=server_major(cluster),
             dcs_config=dcs_config,
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
@@ -473,10 +494,32 @@ def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
 
 
-def _templates(sets: Sequence[Object]) -> dict[int, str]:
-    found = {}
-    for each in sets:
-        group = group_id(each["metadata"]["labels"][names.GROUP_LABEL])
-        annotations = each["spec"]["template"]["metadata"].get("annotations") or {}
-        found[group] = annotations.get(names.TEMPLATE_ANNOTATION, "")
-    return found
+def server_major(cluster: PostgresCluster) -> int:
+    """PostgreSQL's version in the members' image."""
+    return cluster.spec.postgres.version or DEFAULT_MAJOR
+
+
+def _templates(sets: Sequence[Object]) -> dict[str, Object]:
+    """What pods are to be made of, by StatefulSet."""
+    return {each["metadata"]["name"]: each["spec"]["template"] for each in sets}
+
+
+def _fingerprints(sets: Sequence[Object]) -> dict[int, str]:
+    return {
+        group_id(each["metadata"]["labels"][names.GROUP_LABEL]): views.template_of(each["spec"]["template"])
+        or ""
+        for each in sets
+    }
+
+
+def _with_verdict(
+    view: MemberView, found: Mapping[str, MemberView], pods: Sequence[Object], sets: Sequence[Object]
+) -> MemberView:
+    """What a trial said of an outdated member."""
+    template = _templates(sets).get(view.member.scope)
+    if not view.outdated or template is None:
+        return view
+    pod, trial = trials.find(view.member, pods)
+    alone = sum(1 for other in found.values() if other.member.group == view.member.group) == 1
+    tried, obstacle = trials.verdict(pod, template, trial, alone=alone)
+    return replace(view, tried=tried, obstacle=obstacle)
