@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
+from pgherd.patroni.client import Downstream
 from pgherd.reconcile import steps as p
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import MemberState, Observed
@@ -162,29 +165,51 @@ def test_a_lowered_value_and_a_replacement_do_not_wait_for_one_another() -> None
     assert plan(seen) == [p.Switchover(shop(1, 0), shop(1, 1))]
 
 
+def silent(*changes: MemberState, seconds: float = 60.0, declared: PostgresCluster | None = None) -> Observed:
+    """A look after which the lost ones among these have not answered for so long."""
+    seen = look(declared, changes=list(changes))
+    unanswered = {state.member.name: seconds for state in changes if state.patroni is None}
+    return replace(seen, unanswered=unanswered)
+
+
 def test_a_lost_standby_is_built_anew_after_its_time() -> None:
-    assert p.RebuildMember(shop(1, 1)) in plan(look(changes=[lost(1, 1, 301)]))
-    assert p.RebuildMember(shop(1, 1)) not in plan(look(changes=[lost(1, 1, 299)]))
+    assert p.RebuildMember(shop(1, 1)) in plan(silent(lost(1, 1, 301)))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 299)))
+
+
+def test_one_look_without_an_answer_gives_nobody_up() -> None:
+    assert p.RebuildMember(shop(1, 1)) not in plan(look(changes=[lost(1, 1, 10_000)]))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 10_000), seconds=14))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_standby_that_its_primary_still_hears_is_not_built_anew(streaming: bool) -> None:
+    """A kubelet that stopped alone, and an operator that can't reach the pod: two of one name would acknowledge."""
+    heard = Downstream(name=shop(1, 1).name, streaming=streaming, synchronous=True)
+    primary = member(1, 0)
+    assert primary.patroni is not None
+    primary = replace(primary, patroni=replace(primary.patroni, downstreams=(heard,)))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 10_000), primary))
 
 
 def test_never_when_so_declared() -> None:
     declared = cluster(replaceLostAfter=0)
-    assert p.RebuildMember(shop(1, 1)) not in plan(look(declared, changes=[lost(1, 1, 10_000)]))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 10_000), declared=declared))
 
 
 def test_a_lost_primary_is_rebuilt_only_after_another_one_leads() -> None:
-    alone = look(changes=[lost(1, 0, 1000), member(1, 1, leader=False)])
+    alone = silent(lost(1, 0, 1000), member(1, 1, leader=False))
     assert not any(isinstance(step, p.RebuildMember) for step in plan(alone))
-    led = look(changes=[lost(1, 0, 1000), member(1, 1, leader=True)])
+    led = silent(lost(1, 0, 1000), member(1, 1, leader=True))
     assert p.RebuildMember(shop(1, 0)) in plan(led)
 
 
 def test_a_primary_whose_node_is_silent_but_that_serves_hands_over() -> None:
-    silent = seen_as(member(1, 0), lost=1.0)
-    assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(look(changes=[silent]))
+    unheard = seen_as(member(1, 0), lost=1.0)
+    assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(look(changes=[unheard]))
     behind = member(1, 1, sync=False)
-    assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=[silent, behind])))
-    lonely = [silent, seen_as(member(1, 1), lost=1.0)]
+    assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=[unheard, behind])))
+    lonely = [unheard, seen_as(member(1, 1), lost=1.0)]
     assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=lonely)))
 
 
@@ -227,7 +252,7 @@ def test_a_rollout_takes_at_most_one_running_member_and_only_a_tried_one(changes
 
 @given(st.lists(STATES, max_size=6))
 def test_data_goes_only_where_another_member_is_the_running_primary(changes: list[MemberState]) -> None:
-    seen = look(changes=changes)
+    seen = silent(*changes)
     for step in plan(seen):
         if isinstance(step, p.RebuildMember):
             primary = seen.primary(step.member.group)

@@ -56,6 +56,7 @@ class ClusterLoop(threading.Thread):
         self._revision: object = None
         self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
+        self._unanswered: dict[str, float] = {}
 
     def run(self) -> None:
         """Rounds, until the end; a stopped cluster needs none, the daemon starts a new loop when it is to run."""
@@ -137,7 +138,19 @@ class ClusterLoop(threading.Thread):
             self._last_sizes = dict(seen.sizes)
         else:
             object.__setattr__(seen, "sizes", self._last_sizes)
+        object.__setattr__(seen, "unanswered", self._count_unanswered(seen))
         return seen
+
+    def _count_unanswered(self, seen: Observed) -> dict[str, float]:
+        """One answer, and counting begins anew; so does it with us: nobody is given up on one look."""
+        now = time.monotonic()
+        silent = [
+            name
+            for name, state in seen.members.items()
+            if state.view.lost is not None and state.patroni is None
+        ]
+        self._unanswered = {name: self._unanswered.get(name, now) for name in silent}
+        return {name: now - since for name, since in self._unanswered.items()}
 
     def _tell(self, seen: Observed, steps: list[Step], hindrances: list[str]) -> None:
         previous = self._platform.read_status(self.cluster)

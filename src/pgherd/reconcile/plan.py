@@ -130,19 +130,33 @@ def _without_buffers(patch: dict[str, Any]) -> dict[str, Any]:
 ONLY_ALONE = ("synchronous_mode", "primary_start_timeout")
 
 
+UNANSWERED_SECONDS = 15.0
+"""how long a member on a silent place must not have answered any look before it counts as dead; longer than the 8 s
+after which its primary notices that a connection is"""
+
+
 def _lost(seen: Observed) -> list[Step]:
     """Members whose place has been silent for long; only where another one of the group is the running primary."""
+    return [RebuildMember(state.member) for state in seen.members.values() if _is_dead(seen, state)]
+
+
+def _is_dead(seen: Observed, state: MemberState) -> bool:
+    """Nothing is heard of a member from anywhere.
+
+    Its place may be silent and the member alive. As long as it streams under its name, what it has must count: a
+    namesake that was built anew would be taken for it, without its rows.
+    """
     limit = seen.declaration.cluster.spec.replace_lost_after
-    return [
-        RebuildMember(state.member)
-        for state in seen.members.values()
-        if limit
-        and state.view.lost is not None
-        and state.view.lost >= limit
+    primary = seen.primary(state.member.group)
+    if not limit or state.view.lost is None or primary is None or primary.patroni is None:
+        return False
+    return (
+        state.view.lost >= limit
         and state.patroni is None
-        and (primary := seen.primary(state.member.group)) is not None
+        and seen.unanswered.get(state.member.name, 0.0) >= UNANSWERED_SECONDS
         and primary.member != state.member
-    ]
+        and not any(downstream.name == state.member.name for downstream in primary.patroni.downstreams)
+    )
 
 
 def _superfluous(seen: Observed) -> list[Step]:

@@ -98,6 +98,8 @@ class Observed:
     operation_status: Mapping[str, Any] | None = None
     """``status.operation`` as the operation's store renders it"""
     last_operation_status: Mapping[str, Any] | None = None
+    unanswered: Mapping[str, float] = field(default_factory=dict)
+    """members on silent places whose Patroni has not answered any look, for how many seconds"""
 
     def of_group(self, group: int) -> list[MemberState]:
         """The group's members, by ordinal."""
