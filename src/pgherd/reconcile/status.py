@@ -129,6 +129,31 @@ def is_told(status: Mapping[str, Any], problem: str) -> bool:
     )
 
 
+def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
+    """What is to be told once, because the status written last does not say it, and whether it is bad.
+
+    A declaration that was refused, an operation's end. Told before it is written: rather twice than never.
+    """
+    found: list[tuple[str, bool]] = []
+    refused = "; ".join(seen.declaration.problems)
+    if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
+        found.append((refused, True))
+    last = seen.last_operation_status
+    known = (previous or {}).get("lastOperation")
+    if last and previous is not None and (not isinstance(known, dict) or known.get("id") != last["id"]):
+        found.append((_ended(last), last["phase"] == "failed"))
+    return found
+
+
+def _ended(operation: Mapping[str, Any]) -> str:
+    what = str(operation["kind"])
+    if operation.get("toSegments") is not None:
+        what += f" to {operation['toSegments']} segments"
+    if operation["phase"] == "failed":
+        return f"could not {what}: {operation.get('error') or 'no reason was written down'}"
+    return f"{'cancelled' if operation['phase'] == 'cancelled' else 'finished'} {what}"
+
+
 def find_problems(seen: Observed) -> list[str]:
     """What keeps the cluster from being as declared, a sentence each; most important first."""
     if seen.declaration.stopped or seen.declaration.deleting:
