@@ -159,8 +159,8 @@ class ClusterLoop(threading.Thread):
             # What is not there yet is no news; what keeps it from coming is.
             problems = [problem for problem in problems if status.has_cause(problem)]
         self._complain([*problems, *hindrances])
-        for text, failed in status.news(seen, previous):
-            self._platform.announce(self.cluster, text, failed=failed)
+        for what, failed in status.news(seen, previous):
+            self._platform.announce(self.cluster, what, failed=failed)
         fatal = self._fatal_generation == seen.declaration.generation
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = status.build(
