@@ -164,3 +164,17 @@ def test_an_operations_end_is_news(phase: str, error: str | None, told: tuple[st
     assert news(seen, status(seen)) == []
     assert news(look(catalogue=False), before) == []
     assert news(seen, None) == []  # of an earlier life
+
+
+def test_data_that_are_gone_are_said_to_be_and_nothing_is_ready() -> None:
+    told = status(look(gone=[(1, 0), (1, 1)]))
+    assert condition(told, "Ready")["status"] == "False"
+    assert condition(told, "DataLost")["message"].startswith("the data of segment-1 are gone")
+    assert told["phase"] == "Degraded"
+    assert "DataLost" not in {each["type"] for each in status(look())["conditions"]}
+
+
+def test_who_took_part_is_remembered_while_nobody_can_tell() -> None:
+    assert status(look())["admitted"] == [1, 2]
+    for seen in (look(catalogue=False), look(admitted=0)):
+        assert status(replace(seen, admitted_before=(1, 2)))["admitted"] == [1, 2]

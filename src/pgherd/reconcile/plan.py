@@ -6,7 +6,8 @@ So there is no script to lose one's place in: killed anywhere, the next look fin
 Rules that keep data safe:
 
 * A member without data is started only in a group where nobody has data yet, or whose primary is running: a lost
-  Patroni store must never let an empty member found a second, empty history of the group.
+  Patroni store must never let an empty member found a second, empty history of the group. And nobody has data *yet*
+  only in a group that never took part: where data are gone, an empty database must not pass for them.
 * A member is removed only if another one of its group is the running primary (a superfluous standby), or if the
   catalogue was read and says that its group takes no part and no operation is under way (a retired segment).
 * One restart or replacement at a time, and only while everyone else runs: see :mod:`~pgherd.reconcile.rollout`.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgherd.model.topology import Endpoints, Member
+from pgherd.model.topology import COORDINATOR, Endpoints, Member
 from pgherd.patroni.config import config_patch
 from pgherd.reconcile.rollout import evacuations, heirs_of, rollout
 from pgherd.reconcile.state import MemberState, Observed
@@ -88,8 +89,18 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
-    group = seen.of_group(member.group)
-    return not any(other.view.has_data for other in group) or seen.primary(member.group) is not None
+    if seen.primary(member.group) is not None:
+        return True
+    return not any(other.view.has_data for other in seen.of_group(member.group)) and _may_found(seen, member)
+
+
+def _may_found(seen: Observed, member: Member) -> bool:
+    """Whether the group may begin: it never had anything."""
+    if seen.took_part(member.group):
+        return False
+    # A coordinator that is there knows which segments there were: it is asked first.
+    knows = member.group == COORDINATOR or seen.catalogue is not None
+    return knows or not any(state.view.has_data for state in seen.of_group(COORDINATOR))
 
 
 def _configs(seen: Observed) -> list[Step]:
@@ -196,7 +207,9 @@ def _databases(seen: Observed) -> list[Step]:
         return steps
     declared = range(1, seen.declaration.cluster.spec.segments.count + 1)
     if not catalogue.segments and catalogue.operation is None:
-        if all(seen.initialised.get(group) and _is_complete(seen, group) for group in declared):
+        if not seen.admitted_before and all(
+            seen.initialised.get(group) and _is_complete(seen, group) for group in declared
+        ):
             steps.append(AdmitFirst(tuple(declared)))
         return steps
     for group in catalogue.segments:

@@ -51,6 +51,7 @@ def build(
         "settled": is_settled(list(steps)),
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
+        "admitted": list(_admitted(seen)),
         **_operations(seen, previous),
         "errors": [*seen.declaration.problems, *errors],
     }
@@ -85,6 +86,11 @@ def refused(
         ],
         "errors": list(problems),
     }
+
+
+def _admitted(seen: Observed) -> Sequence[int]:
+    """Segments that take part, as far as was ever known: it outlives the catalogue's loss."""
+    return (seen.catalogue.segments if seen.catalogue is not None else ()) or seen.admitted_before
 
 
 def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def find_problems(seen: Observed) -> list[str]:
     """What keeps the cluster from being as declared, a sentence each; most important first."""
     if seen.declaration.stopped or seen.declaration.deleting:
         return []
-    problems: list[str] = []
+    problems = [data_lost(seen, group) for group in seen.without_data()]
     for group in seen.wanted_groups():
         if seen.primary(group) is None:
             problems.append(f"{group_name(group)} has no primary")
@@ -179,6 +185,15 @@ def find_problems(seen: Observed) -> list[str]:
     if seen.catalogue is None and not problems:
         problems.append("the coordinator's catalogue can't be read")
     return problems
+
+
+def data_lost(seen: Observed, group: int) -> str:
+    """What to say of a group that took part and has nothing left."""
+    name = seen.declaration.cluster.metadata.name
+    return (
+        f"the data of {group_name(group)} are gone, nothing empty is put in their place: bring its volumes back, or"
+        f" delete the cluster with what is left of it ('pgherd delete {name} --purge') and create it anew"
+    )
 
 
 def has_cause(problem: str) -> bool:
@@ -257,6 +272,8 @@ def _conditions(
     ]
     if refused:
         conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
+    if lost := seen.without_data():
+        conditions.append(("DataLost", True, "NoData", "; ".join(data_lost(seen, group) for group in lost)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     before = by_type(previous)
@@ -276,7 +293,8 @@ def _condition(
 
 def _is_serving(seen: Observed) -> bool:
     if (
-        seen.declaration.stopped
+        seen.without_data()
+        or seen.declaration.stopped
         or seen.declaration.deleting
         or seen.catalogue is None
         or not seen.catalogue.segments

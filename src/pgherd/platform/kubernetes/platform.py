@@ -14,7 +14,7 @@ from typing import Any
 
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
-from pgherd.model.topology import Credentials, Member, group_id
+from pgherd.model.topology import COORDINATOR, Credentials, Member, group_id
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.platform.kubernetes import acceptance, names, trials, views
 from pgherd.platform.kubernetes.api import (
@@ -279,6 +279,7 @@ class KubernetesPlatform(Platform):
         """See to it that the member's group has everything, and enough replicas that it is among them."""
         with self._changing(member.cluster):
             if not self._claims(member.cluster, member.group):
+                self._require_never_founded(cluster, member.group)
                 self._remove_store(cluster, member.group)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
@@ -473,6 +474,22 @@ class KubernetesPlatform(Platform):
             self.api.delete(kind, self.namespace, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self._remove_store(cluster, group)
+
+    def _require_never_founded(self, cluster: PostgresCluster, group: int) -> None:
+        """Refuse to begin a coordinator anew over segments that have data; who takes part only it could tell.
+
+        :raises PgherdError: there was one, and its volumes are gone
+        """
+        name = cluster.metadata.name
+        if group != COORDINATOR or not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
+            return
+        store = names.store_object(cluster, group, "config")
+        found = self.api.get(CONFIG_MAP, self.namespace, store)
+        if ((found or {}).get("metadata", {}).get("annotations") or {}).get("initialize"):
+            raise PgherdError(
+                "the data of coordinator are gone while segments have theirs: bring its volumes back, or delete what is"
+                f" left (pgherd delete {name} --purge); if there was nothing in it, kubectl delete configmap {store}"
+            )
 
     def _remove_store(self, cluster: PostgresCluster, group: int) -> None:
         """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
