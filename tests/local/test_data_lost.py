@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,7 @@ def test_a_group_whose_data_are_gone_is_not_founded_anew(home: Home, group: str)
     told = wait_for(lambda: lost(home), "it is said")
     assert told["message"].startswith(f"the data of {group} are gone")
     other = "segment-1" if group == "coordinator" else "coordinator"
-    wait_for(lambda: home.member(other, "primary"), "the other group serves")
-    now = home.status()
+    now = wait_for(lambda: serving(home, other), "the other group serves")
     assert now["phase"] == "Degraded"
     assert not (member / "data").exists()
 
@@ -45,3 +45,9 @@ def test_a_group_whose_data_are_gone_is_not_founded_anew(home: Home, group: str)
 def lost(home: Home) -> dict[str, str] | None:
     conditions = home.status()["conditions"]
     return next((dict(each) for each in conditions if each["type"] == "DataLost"), None)
+
+
+def serving(home: Home, group: str) -> dict[str, Any] | None:
+    now = home.status()
+    roles = {(each["name"], member["role"]) for each in now["groups"] for member in each["members"]}
+    return now if (group, "primary") in roles else None

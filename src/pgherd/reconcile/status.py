@@ -231,7 +231,8 @@ def _phase(
         return OPERATION_PHASES.get(seen.catalogue.operation.kind, "Updating")
     if problems:
         # Coming back from a stop is not a fault; the conditions say what is still missing.
-        return "Updating" if (previous or {}).get("phase") in ("Stopped", "Updating") else "Degraded"
+        comes_back = (previous or {}).get("phase") in ("Stopped", "Updating") and not seen.without_data()
+        return "Updating" if comes_back else "Degraded"
     return "Running" if is_settled(list(steps)) else "Updating"
 
 
