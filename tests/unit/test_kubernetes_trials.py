@@ -10,7 +10,7 @@ import pytest
 
 from pgherd.model.spec import PostgresCluster, from_mapping
 from pgherd.model.topology import Member
-from pgherd.platform.kubernetes import pods, trials
+from pgherd.platform.kubernetes import names, pods, trials
 
 MEMBER = Member("shop", 1, 0)
 
@@ -28,9 +28,9 @@ def declared(**segments: Any) -> PostgresCluster:
 
 
 def template(image: str = "members:1", **segments: Any) -> dict[str, Any]:
-    made = pods.stateful_set(declared(**segments), 1, namespace="default", replicas=1, image=image)
-    found: dict[str, Any] = made["spec"]["template"]
-    return found
+    made = pods.pod_template(declared(**segments), 1, image, "default")
+    made["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: f"{image} {segments}"}
+    return made
 
 
 def running(made_of: dict[str, Any], state: dict[str, Any] | None = None) -> dict[str, Any]:
