@@ -38,7 +38,7 @@ def running(made_of: dict[str, Any], state: dict[str, Any] | None = None) -> dic
     return {
         "metadata": {**made_of["metadata"], "name": MEMBER.name},
         "spec": {**made_of["spec"], "nodeName": "n1"},
-        "status": {"containerStatuses": [{"state": state or {"running": {}}}]},
+        "status": {"containerStatuses": [{"name": "postgres", "state": state or {"running": {}}}]},
     }
 
 
@@ -51,19 +51,33 @@ UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedul
 
 
 def ended(code: int) -> dict[str, Any]:
+    """A sidecar that somebody's webhook has put beside it goes on."""
     state = {"terminated": {"exitCode": code, "reason": "Error", "message": "it has no postgres"}}
-    return {"phase": "Failed", "containerStatuses": [{"state": state}]}
+    beside = {"name": "proxy", "state": {"running": {}}}
+    return {"phase": "Running", "containerStatuses": [beside, {"name": "postgres", "state": state}]}
 
 
 @pytest.mark.parametrize(
     ("status", "tried", "says"),
     [
-        ({"phase": "Succeeded"}, True, ""),
+        (ended(0), True, ""),
         ({"phase": "Pending"}, None, ""),
         (ended(2), False, "it has no postgres"),
         ({"phase": "Failed", "reason": "OutOfmemory"}, None, ""),
-        ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None, ""),
-        ({"containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}, None, "postgres.image"),
+        (
+            {
+                "containerStatuses": [
+                    {"name": "postgres", "state": {"waiting": {"reason": "ContainerCreating"}}}
+                ]
+            },
+            None,
+            "",
+        ),
+        (
+            {"containerStatuses": [{"name": "postgres", "state": {"waiting": {"reason": "ErrImagePull"}}}]},
+            None,
+            "postgres.image",
+        ),
         (
             {"conditions": [{**UNSCHEDULABLE, "message": "1 Insufficient cpu, 3 node(s) did not match"}]},
             None,
@@ -87,10 +101,10 @@ def test_what_became_of_a_trial_is_the_verdict(status: dict[str, Any], tried: bo
 def test_nobody_knows_before_the_trial_of_just_this() -> None:
     pod = running(OLD)
     assert trials.verdict(pod, NEW, None, alone=True) == (None, "")
-    other = trial(pod, template("members:3"), phase="Succeeded")
+    other = trial(pod, template("members:3"), **ended(0))
     assert trials.verdict(pod, NEW, other, alone=True) == (None, "")
     moved = {**pod, "spec": {**pod["spec"], "nodeName": "n2"}}
-    assert trials.verdict(moved, NEW, trial(pod, NEW, phase="Succeeded"), alone=True) == (None, "")
+    assert trials.verdict(moved, NEW, trial(pod, NEW, **ended(0)), alone=True) == (None, "")
 
 
 def test_who_never_ran_needs_none() -> None:

@@ -26,6 +26,7 @@ MARK = f"{names.DOMAIN}/trial-of"
 MEMORY_LIMIT = "64Mi"
 """of the trial itself"""
 
+CONTAINER = "postgres"
 NOT_THERE = 2
 ELSEWHERE = "standbys, which may run elsewhere"
 
@@ -66,7 +67,7 @@ def is_over(pods: Sequence[Object], trial: Object, templates: Mapping[str, Objec
     template = templates.get(member.rpartition("-")[0])
     if pod is None or template is None or views.template_of(pod) == views.template_of(template):
         return True
-    failed = (trial.get("status") or {}).get("phase") == "Failed" and not _ended(trial)
+    failed = (trial.get("status") or {}).get("phase") == "Failed" and _exit_code(trial) not in (0, NOT_THERE)
     return failed or _mark_of(trial) != mark(pod, template)
 
 
@@ -88,18 +89,24 @@ def verdict(
         return True, ""
     if trial is None or _mark_of(trial) != mark(pod, template):
         return None, ""
-    if (trial.get("status") or {}).get("phase") == "Succeeded":
+    code = _exit_code(trial)
+    if code == 0:
         return True, ""
-    return (False if _ended(trial) else None), _complaint(trial, str(pod["spec"].get("nodeName")))
+    return (False if code == NOT_THERE else None), _complaint(trial, str(pod["spec"].get("nodeName")))
 
 
-def _ended(trial: Object) -> bool:
-    """What it looked for is not there; when its node turned it away, or it was evicted, it has found out nothing."""
-    statuses = (trial.get("status") or {}).get("containerStatuses") or []
-    return any(
-        ((status.get("state") or {}).get("terminated") or {}).get("exitCode") == NOT_THERE
-        for status in statuses
-    )
+def _own_statuses(pod: Object) -> list[Object]:
+    """Of the container that counts: others may have put more beside it."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return [status for status in statuses if status.get("name") == CONTAINER]
+
+
+def _exit_code(trial: Object) -> int | None:
+    """How it ended; None while it has not, and when its node turned it away: it has found out nothing then."""
+    for status in _own_statuses(trial):
+        if ended := (status.get("state") or {}).get("terminated"):
+            return int(ended.get("exitCode", -1))
+    return None
 
 
 def _complaint(trial: Object, node: str) -> str:
@@ -116,11 +123,10 @@ def _complaint(trial: Object, node: str) -> str:
 
 def _has_run(pod: Object) -> bool:
     """It ran, as it is: what keeps it from running now may pass."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
     return any(
         not {"running", "terminated"}.isdisjoint(status.get("state") or {})
         or "terminated" in (status.get("lastState") or {})
-        for status in statuses
+        for status in _own_statuses(pod)
     )
 
 
@@ -134,8 +140,9 @@ def trial_pod(
     :param major: PostgreSQL's version in the new image
     """
     spec = template["spec"]
-    [container] = spec["containers"]
-    [old] = pod["spec"]["containers"]
+    old, container = (
+        next(each for each in made["containers"] if each["name"] == CONTAINER) for made in (pod["spec"], spec)
+    )
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -153,7 +160,7 @@ def trial_pod(
             "affinity": _on_node(pod["spec"]["nodeName"]),
             "containers": [
                 {
-                    "name": "trial",
+                    "name": CONTAINER,
                     "image": container["image"],
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["/bin/sh", "-c", script(cluster, major)],
