@@ -146,13 +146,15 @@ class KubernetesPlatform(Platform):
 
         :raises BadInput: it can't be, and none was accepted before
         """
-        # Asked, not looked up: whether databases may be made of it depends on this answer.
         name = found["metadata"]["name"]
-        kept = self.api.get(CONFIG_MAP, self.namespace, names.accepted(name))
-        cluster, problems = acceptance.judge(found, kept)
+        cluster, problems = acceptance.judge(found, self.kept_declaration(name))
         if problems and not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
             return acceptance.judge(found, None)  # there are no data that it would have to fit
         return cluster, problems
+
+    def kept_declaration(self, name: str) -> Object | None:
+        """The config map with what was accepted last; asked for, as databases are made of what is said to fit it."""
+        return self.api.get(CONFIG_MAP, self.namespace, names.accepted(name))
 
     def generation(self, name: str) -> int:
         """Which change of the declaration is the last one, whether it makes sense or not."""
