@@ -31,8 +31,18 @@ def memory_parameters(resources: Resources, *, local: bool) -> dict[str, str]:
     }
 
 
+BUFFERS = "spec.postgres.parameters.shared_buffers"
 _UNITS = {"": 8192, "b": 1, "kb": 1024, "mb": _MIB, "gb": 1024 * _MIB, "tb": 1024 * 1024 * _MIB}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", re.ASCII)
+
+
+def declared_buffers(cluster: PostgresCluster) -> int | None:
+    """Bytes of ``shared_buffers`` as declared; None where that says nothing, or what only PostgreSQL can judge."""
+    declared = {name.lower(): value for name, value in cluster.spec.postgres.parameters.items()}
+    match = _SIZE.fullmatch(str(declared.get("shared_buffers", "")).strip())
+    if match is None or match[2].lower() not in _UNITS:
+        return None
+    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def check_fit(cluster: PostgresCluster) -> None:
@@ -40,18 +50,13 @@ def check_fit(cluster: PostgresCluster) -> None:
 
     :raises BadInput: with each kind of group that has too little
     """
-    declared = {name.lower(): value for name, value in cluster.spec.postgres.parameters.items()}
-    value = declared.get("shared_buffers")
-    match = _SIZE.fullmatch(str(value).strip()) if value is not None else None
-    if match is None or match[2].lower() not in _UNITS:
-        return
-    wanted = float(match[1]) * _UNITS[match[2].lower()]
+    wanted = declared_buffers(cluster)
     groups = {"coordinator": cluster.spec.coordinator, "segments": cluster.spec.segments}
     problems = [
-        f"spec.postgres.parameters.shared_buffers: {value} do not fit into spec.{name}.resources.memory ({memory}): "
-        "lower the one, or raise the other"
+        f"{BUFFERS}: {wanted // _MIB} MiB do not fit into spec.{name}.resources.memory ({memory}): lower the one, or"
+        " raise the other"
         for name, group in groups.items()
-        if (memory := group.resources.memory) and wanted >= parse_bytes(memory)
+        if wanted is not None and (memory := group.resources.memory) and wanted >= parse_bytes(memory)
     ]
     if problems:
         raise BadInput(*problems)
