@@ -71,3 +71,27 @@ def test_what_may_not_change_is_refused(namespace: Namespace, change: dict[str, 
             cluster.patch(change)
     finally:
         cluster.delete()
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"engine": "fdw"}, "spec.engine"),
+        ({"postgres": {"version": 16}}, "spec.postgres.version"),
+        ({"segments": {"storage": {"storageClassName": "b"}}}, "spec.segments.storage.storageClassName"),
+    ],
+)
+def test_what_was_left_out_may_not_be_set_later(
+    namespace: Namespace, change: dict[str, Any], path: str
+) -> None:
+    cluster = Cluster(namespace, "bare")
+    manifest = cluster.declaration()
+    del manifest["spec"]["engine"]
+    manifest["metadata"]["annotations"] = {"pgherd.io/stopped": "true"}
+    namespace.apply(manifest)
+    try:
+        with pytest.raises(KubectlError, match=f"{path}.*can't be changed"):
+            cluster.patch(change)
+        cluster.patch({"engine": "citus"})  # what was left out says just that
+    finally:
+        cluster.delete()

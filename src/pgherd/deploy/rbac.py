@@ -44,7 +44,8 @@ def operator_rules() -> list[Rule]:
         rule(GROUP, [f"{PLURAL}/finalizers"], ["update"]),
         # The objects of clusters; ConfigMaps are Patroni's store as well.
         rule("", ["configmaps", "persistentvolumeclaims", "secrets", "serviceaccounts", "services"], KEEP),
-        rule("", ["pods"], [*LOOK, "patch", "delete"]),
+        # Made are only those that try a changed image or place before a member has to.
+        rule("", ["pods"], [*LOOK, "create", "patch", "delete"]),
         rule("apps", ["statefulsets"], KEEP),
         rule("policy", ["poddisruptionbudgets"], KEEP),
         rule("networking.k8s.io", ["networkpolicies"], KEEP),

@@ -21,7 +21,10 @@ IMMUTABLE = (
     ("coordinator", "storage", "storageClassName"),
     ("segments", "storage", "storageClassName"),
 )
-"""Paths below ``spec`` that may not change once set."""
+"""Paths below ``spec`` that may not change in a cluster that exists, nor be set or left out later."""
+
+_LEFT_OUT = {("spec", "engine"): "citus"}
+"""what Kubernetes takes where such a field is left out: to write that down is no change"""
 
 RULES: tuple[Schema, ...] = (
     {
@@ -126,13 +129,14 @@ def _one_of(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> S
 
 
 def _stays(path: tuple[str, ...]) -> Schema:
-    """A CEL rule: once set, the field keeps its value."""
+    """A CEL rule: the field keeps its value, or stays left out."""
     was, now = (".".join((root, *path)) for root in ("oldSelf", "self"))
-    return {
-        "rule": f"!has({was}) || (has({now}) && {now} == {was})",
-        "message": "can't be changed",
-        "fieldPath": f".{'.'.join(path)}",
-    }
+    if path in _LEFT_OUT:
+        before, after = (f"(has({value}) ? {value} : '{_LEFT_OUT[path]}')" for value in (was, now))
+        rule = f"{after} == {before}"
+    else:
+        rule = f"has({now}) == has({was}) && (!has({was}) || {now} == {was})"
+    return {"rule": rule, "message": "can't be changed", "fieldPath": f".{'.'.join(path)}"}
 
 
 def _never_shrinks(path: tuple[str, ...]) -> Schema:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -79,7 +79,15 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
     """
     declaration = world.platform.declaration(world.name)
     members = _members(world.patroni, world.platform.members(world.name))
-    bare = Observed(declaration, members, {}, _wanted_configs(world, declaration, members), None, {})
+    bare = Observed(
+        declaration,
+        members,
+        {},
+        _wanted_configs(world, declaration, members),
+        None,
+        {},
+        admitted_before=_admitted_before(world),
+    )
     with ThreadPoolExecutor(max_workers=8) as pool:
         groups = sorted({state.member.group for state in members.values()})
         configs = dict(zip(groups, pool.map(lambda group: _config(world, bare, group), groups), strict=True))
@@ -87,8 +95,14 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
             zip(groups, pool.map(lambda group: _prepared(world, bare, group), groups), strict=True)
         )
     known = {group: state for group, state in prepared.items() if state is not None}
-    seen = Observed(declaration, members, configs, bare.wanted_configs, None, known)
+    seen = replace(bare, configs=configs, initialised=known)
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
+
+
+def _admitted_before(world: World) -> tuple[int, ...]:
+    """What the status remembers of the catalogue: it is needed just when that can't be asked."""
+    told = (world.platform.read_status(world.name) or {}).get("admitted")
+    return tuple(group for group in told if type(group) is int) if isinstance(told, list) else ()
 
 
 def _members(patroni: PatroniClient, views: Mapping[str, MemberView]) -> dict[str, MemberState]:
@@ -151,16 +165,12 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
         with world.databases.connect(COORDINATOR) as connection:
             catalogue = _catalogue(world.engine, connection)
         running, last = store.statuses(world.databases)
-        return Observed(
-            seen.declaration,
-            seen.members,
-            seen.configs,
-            seen.wanted_configs,
-            catalogue,
-            seen.initialised,
-            _sizes(world.engine, catalogue.segments) if sizes else {},
-            running,
-            last,
+        return replace(
+            seen,
+            catalogue=catalogue,
+            sizes=_sizes(world.engine, catalogue.segments) if sizes else {},
+            operation_status=running,
+            last_operation_status=last,
         )
     except (PgherdError, psycopg.Error) as error:
         logger.info("the coordinator can't be asked: %s", error)

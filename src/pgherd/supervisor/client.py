@@ -74,7 +74,7 @@ class Client:
         name = cluster.metadata.name
         with self._platform.locked():
             with contextlib.suppress(NoSuchCluster):
-                declaration.validate_change(self._staying(name), cluster)
+                declaration.validate_change(self._staying(name), cluster, version_is_there=True)
             self._platform.declare(cluster)
             self._platform.set_stopped(name, False)
         self.ensure_daemon()

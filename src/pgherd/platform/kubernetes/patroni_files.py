@@ -108,13 +108,17 @@ def files(
 
 def start_script(cluster: PostgresCluster, server_major: int) -> str:
     """What a pod runs. An image that lacks the engine ends it at once, with one line that Kubernetes keeps."""
+    script = START_SCRIPT.replace("@REQUIRED@", " ".join(required_files(cluster, server_major)))
+    return script.replace("@ENGINE@", str(cluster.spec.engine))
+
+
+def required_files(cluster: PostgresCluster, server_major: int) -> list[str]:
+    """What the engine needs of the members' image."""
     folders = {
         "pkglibdir": f"/usr/lib/postgresql/{server_major}/lib",
         "sharedir": f"/usr/share/postgresql/{server_major}",
     }
-    required = [f"{folders[folder]}/{file}" for folder, file in registry.required_files(cluster)]
-    script = START_SCRIPT.replace("@REQUIRED@", " ".join(required))
-    return script.replace("@ENGINE@", str(cluster.spec.engine))
+    return [f"{folders[folder]}/{file}" for folder, file in registry.required_files(cluster)]
 
 
 def _patroni_yml(

@@ -85,6 +85,7 @@ class LocalPlatform(Platform):
             )
         problems = [
             *parameters.engine_problems(here, cluster),
+            *parameters.memory_problems(cluster),
             *parameters.problems(here, cluster.spec.postgres.parameters),
         ]
         if problems:
