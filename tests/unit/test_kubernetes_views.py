@@ -32,7 +32,11 @@ def a_pod(
         "spec": {"nodeName": "node1"},
         "status": {
             "podIP": "10.0.0.1",
-            "containerStatuses": [{"state": state, "lastState": status.pop("last", {})}],
+            "containerStatuses": [
+                # Somebody's sidecar, which says nothing about the member.
+                {"name": "mesh", "state": {"terminated": {"finishedAt": "2026-01-01T00:00:00Z"}}},
+                {"name": "postgres", "state": state, "lastState": status.pop("last", {})},
+            ],
             "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
             **status,
         },
@@ -115,18 +119,24 @@ def test_only_pods_that_are_not_ready_make_a_node_doubtful() -> None:
     assert views.doubtful_node(a_pod(ready=False)) == "node1"
 
 
+ENDED = {"finishedAt": "2026-01-01T10:00:00Z"}
+
+
 @pytest.mark.parametrize(
     ("state", "last", "ended"),
     [
         ({"running": {}}, {}, False),
-        ({"terminated": {}}, {}, True),
-        ({"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": {}}, True),
+        ({"terminated": ENDED}, {}, True),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": ENDED}, True),
+        # It runs again.
+        ({"running": {}}, {"terminated": ENDED}, False),
         # A new pod of an old name: of the container before it nothing is known.
         ({"waiting": {"reason": "ContainerCreating"}}, {}, False),
     ],
 )
 def test_a_container_has_ended_only_if_its_node_says_so(state: Any, last: Any, ended: bool) -> None:
-    assert views.has_ended(a_pod(state=state, last=last)) is ended
+    at = datetime(2026, 1, 1, 10, tzinfo=UTC) if ended else None
+    assert views.ended_at(a_pod(state=state, last=last)) == at
 
 
 def test_a_node_is_silent_when_its_kubelet_was_given_up() -> None:

@@ -30,6 +30,8 @@ TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
 POSTGRES_PORT = 5432
 REST_PORT = 8008
 VOLUME = "data"
+CONTAINER = "postgres"
+"""the container of a pod that is the member; others may have added more"""
 
 
 def labels(cluster: str, group: int | None = None) -> dict[str, str]:

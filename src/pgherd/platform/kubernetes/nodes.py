@@ -26,7 +26,7 @@ class Nodes:
         :raises PgherdError: the API server does not answer
         """
         now = datetime.now(UTC)
-        found = {node: self._since(node) for node in nodes}
+        found = {node: self._since(node) for node in nodes if node}
         return {node: (now - since).total_seconds() for node, since in found.items() if since is not None}
 
     def _since(self, name: str) -> datetime | None:

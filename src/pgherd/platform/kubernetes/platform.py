@@ -345,9 +345,20 @@ class KubernetesPlatform(Platform):
 
         Forgetting its pod also ends the rights of the old one, if it lives on a node that was only cut off: its
         token is bound to the pod that is gone, so that it can't touch Patroni's store any more.
+
+        That it is lost was seen of a pod that may be gone by now: what took its place stays as it is.
         """
-        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
-        self.api.delete(POD, self.namespace, member.name, grace=0)
+        seen = self._reader.get(POD, self.namespace, member.name)
+        claim = self.api.get(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        pod = self.api.get(POD, self.namespace, member.name)
+        if seen is None or pod is None or pod["metadata"]["uid"] != seen["metadata"]["uid"]:
+            return
+        if not self._nodes.silent({views.doubtful_node(pod) or ""}):
+            return
+        # The claim first: it goes when the pod has gone, so that whoever is killed in between does both again.
+        if claim is not None:
+            self.api.delete_this(VOLUME_CLAIM, self.namespace, claim)
+        self.api.delete_this(POD, self.namespace, pod, grace=0)
 
     def _delete_pod(self, member: Member, grace: int | None = None) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)

@@ -116,7 +116,7 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
 
 def _container(cluster: PostgresCluster, group: int, namespace: str, image: str) -> dict[str, Any]:
     return {
-        "name": "postgres",
+        "name": names.CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/sh", f"{patroni_files.DIRECTORY}/start.sh"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster, parse_bytes
@@ -81,11 +82,15 @@ class Upkeep:
 
         Nobody is promoted here; whether and whom is Patroni's decision as ever.
         """
-        ended = [pod["metadata"]["name"] for pod in _primaries(found) if views.has_ended(pod)]
+        ended = [pod["metadata"]["name"] for pod in _primaries(found) if views.ended_at(pod)]
         if not ended or len(found) < 2:
             return
         leader, lock = self._leader(cluster, group)
-        if leader not in ended or lock is None:
+        if leader is None or leader not in ended or lock is None:
+            return
+        # What is at hand may be old: the pod itself is asked. A lock that was renewed since is somebody's who lives.
+        pod = self._api.get(POD, self._namespace, leader)
+        if pod is None or not _is_left_over(lock, views.ended_at(pod)):
             return
         logger.info("%s: the container of %s ended: releasing its leader lock", cluster.metadata.name, leader)
         # A Patroni that came back meanwhile and renewed its lock keeps it.
@@ -119,6 +124,15 @@ class Upkeep:
 
 def _annotations(found: Object | None) -> Mapping[str, str]:
     return (found or {}).get("metadata", {}).get("annotations") or {}
+
+
+def _is_left_over(lock: Object, ended_at: datetime | None) -> bool:
+    """Whether a lock was renewed last before its holder's container ended; both times are of one clock."""
+    try:
+        renewed = datetime.fromisoformat(_annotations(lock).get("renewTime", ""))
+        return ended_at is not None and renewed < ended_at + timedelta(seconds=1)
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return False
 
 
 def _primaries(found: list[Object]) -> list[Object]:

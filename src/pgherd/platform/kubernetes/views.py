@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from pgherd.model.topology import Endpoint, Member
@@ -161,14 +162,23 @@ def patroni_state(pod: Object) -> str:
         return ""
 
 
-def has_ended(pod: Object) -> bool:
-    """Its node reports that its container ended, and has not started it again."""
+def _container_statuses(pod: Object) -> list[Object]:
+    """Of the member's own container: what others have put beside it says nothing about the member."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return any(
-        "terminated" in (status.get("state") or {})
-        or ("waiting" in (status.get("state") or {}) and "terminated" in (status.get("lastState") or {}))
-        for status in statuses
-    )
+    return [status for status in statuses if status.get("name") == names.CONTAINER]
+
+
+def ended_at(pod: Object) -> datetime | None:
+    """When its container ended, as its node reports, unless it was started again.
+
+    :return: to the second, as Kubernetes notes it: it ended up to a second later
+    """
+    for status in _container_statuses(pod):
+        state, last = status.get("state") or {}, status.get("lastState") or {}
+        ended = state.get("terminated") or ("waiting" in state and last.get("terminated"))
+        if ended and ended.get("finishedAt"):
+            return datetime.fromisoformat(ended["finishedAt"])
+    return None
 
 
 def template_of(pod: Object) -> str | None:
@@ -179,14 +189,13 @@ def template_of(pod: Object) -> str | None:
 
 def is_running(pod: Object) -> bool:
     """Its container runs, as far as its node reports."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return any("running" in (status.get("state") or {}) for status in statuses)
+    return any("running" in (status.get("state") or {}) for status in _container_statuses(pod))
 
 
 def why_not(pod: Object) -> str:
     """Why a pod's container does not run, in Kubernetes' words."""
     status = pod.get("status") or {}
-    for container in status.get("containerStatuses") or []:
+    for container in _container_statuses(pod):
         state = container.get("state") or {}
         # What the container itself said last is worth more than that it is started over and over.
         ended = (container.get("lastState") or {}).get("terminated") or {}
