@@ -7,6 +7,7 @@ checks (schemas, field managers, rights) it does not: tests/kubernetes has a rea
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import uuid
@@ -35,6 +36,20 @@ def merged(old: Any, patch: Any) -> Any:
         else:
             found[key] = merged(found.get(key), value)
     return found
+
+
+def selected(obj: Object, selector: str) -> bool:
+    """Whether an object has the labels of a selector (``key=value``, ``key``, ``!key``)."""
+    labels = obj["metadata"].get("labels") or {}
+    for term in filter(None, selector.split(",")):
+        key, _, value = term.partition("=")
+        if (
+            (key[1:] in labels)
+            if term.startswith("!")
+            else (key not in labels or (value and labels[key] != value))
+        ):
+            return False
+    return True
 
 
 class Kube:
@@ -80,6 +95,7 @@ class Kube:
 class _Handler(BaseHTTPRequestHandler):
     kube: Kube
     protocol_version = "HTTP/1.1"
+    wbufsize = -1
 
     def log_message(self, format: str, *args: Any) -> None:
         return
@@ -106,9 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(parts.path, int(query["resourceVersion"]), float(query["timeoutSeconds"]))
         elif parts.path in self.kube.objects:
             self._answer(200, self.kube.objects[parts.path])
-        elif parts.path.rpartition("/")[2].endswith("s") and "/namespaces/prod/" in parts.path + "/":
+        elif re.search("/(namespaces/prod/[a-z]+|nodes)$", parts.path):
             with self.kube.changed:
-                items = [obj for path, obj in self.kube.objects.items() if path.startswith(parts.path + "/")]
+                items = [
+                    obj
+                    for path, obj in self.kube.objects.items()
+                    if path.startswith(parts.path + "/") and selected(obj, query.get("labelSelector", ""))
+                ]
                 version = str(self.kube.version)
             self._answer(200, {"metadata": {"resourceVersion": version}, "items": items})
         else:
@@ -120,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
+        self.wfile.flush()
         until, told = time.monotonic() + seconds, version
         # A deaf one neither speaks nor ends.
         while time.monotonic() < until or self.kube.deaf.is_set():
@@ -132,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
                 at = int(obj["metadata"]["resourceVersion"])
                 if path.startswith(collection + "/") and at > told:
                     self.wfile.write(json.dumps({"type": event, "object": obj}).encode() + b"\n")
+                    self.wfile.flush()
                     told = at
 
     def do_POST(self) -> None:
@@ -188,7 +210,15 @@ def kube_api() -> Iterator[tuple[Kube, Api]]:
         "kind": "Config",
         "current-context": "it",
         "contexts": [{"name": "it", "context": {"cluster": "it", "user": "me", "namespace": "prod"}}],
-        "clusters": [{"name": "it", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "clusters": [
+            {
+                "name": "it",
+                "cluster": {
+                    "server": f"http://127.0.0.1:{server.server_port}",
+                    "insecure-skip-tls-verify": True,
+                },
+            }
+        ],
         "users": [{"name": "me", "user": {"token": "none"}}],
     }
     client = Client(config=KubeConfig.from_dict(known).get())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pgherd.model.spec import to_mapping
 from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import POD, Api
@@ -33,7 +34,7 @@ def a_pod(role: str = "primary", state: dict[str, Any] | None = None, **metadata
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"labels": {**names.labels("shop", 1), names.ROLE_LABEL: role}, **metadata},
+        "metadata": {"labels": {**names.pod_labels(cluster(), 1), names.ROLE_LABEL: role}, **metadata},
         "spec": {"nodeName": "n1"},
         "status": {
             "containerStatuses": [{"name": "postgres", "state": state or {"running": {}}}],
@@ -69,7 +70,9 @@ def test_a_lock_is_released_only_if_nobody_renewed_it_since(
     kube.put(PRIMARY, a_pod(state=ENDED))
     kube.put(f"{CORE}/pods/shop-segment-1-1", a_pod("replica"))
     kube.put(LOCK, a_lock(renewed))
-    Upkeep(api, "prod", Direct(api)).group(cluster(), 1)
+    told: list[str] = []
+    Upkeep(api, "prod", Direct(api), lambda name, what: told.append(what)).group(cluster(), 1, 2)
+    assert [text.split()[0] for text in told] == (["release"] if released else [])
     assert holder(kube) == (None if released else "shop-segment-1-0")
 
 
@@ -80,8 +83,19 @@ def test_a_primary_that_lives_keeps_its_lock_whatever_is_at_hand(server: tuple[K
         reader.put(POD, dict(kube.put(path, pod)))
     kube.put(PRIMARY, a_pod())
     kube.put(LOCK, a_lock("2026-01-01T09:00:00+00:00"))
-    Upkeep(api, "prod", reader).group(cluster(), 1)
+    Upkeep(api, "prod", reader, lambda name, what: None).group(cluster(), 1, 2)
     assert holder(kube) == "shop-segment-1-0"
+
+
+def a_claim(size: str = "100Gi") -> Object:
+    spec = {"resources": {"requests": {"storage": size}}}
+    labels = names.labels("shop", 1)
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"labels": labels},
+        "spec": spec,
+    }
 
 
 def a_node(ready: str) -> Object:
@@ -101,7 +115,7 @@ def test_a_lost_member_goes_with_its_volume_unless_its_node_is_back(
     reader = Watched(api, "prod")
     kube.put("/api/v1/nodes/n1", a_node(node))
     reader.put(POD, dict(kube.put(PRIMARY, a_pod())))
-    kube.put(CLAIM, {"apiVersion": "v1", "kind": "PersistentVolumeClaim"})
+    kube.put(CLAIM, a_claim())
     rebuilt(api, reader)
     gone = node == "Unknown"
     assert (PRIMARY not in kube.objects, CLAIM not in kube.objects) == (gone, gone)
@@ -114,8 +128,116 @@ def test_what_took_a_lost_members_place_stays(server: tuple[Kube, Api]) -> None:
     reader.put(POD, dict(kube.put(PRIMARY, a_pod())))
     kube.remove(PRIMARY)
     kube.put(PRIMARY, a_pod())
-    kube.put(CLAIM, {"apiVersion": "v1", "kind": "PersistentVolumeClaim"})
+    kube.put(CLAIM, a_claim())
     for _ in range(3):
         rebuilt(api, reader)
     assert PRIMARY in kube.objects
     assert CLAIM in kube.objects
+
+
+APPS = "/apis/apps/v1/namespaces/prod"
+SHOP = "/apis/pgherd.io/v1alpha1/namespaces/prod/postgresclusters/shop"
+
+
+@pytest.fixture
+def platform(server: tuple[Kube, Api]) -> KubernetesPlatform:
+    """A cluster with one group that has all its objects."""
+    kube, api = server
+    kube.put(SHOP, {**to_mapping(cluster()), "metadata": {"labels": {}}})
+    made = KubernetesPlatform(api, "prod", defaults=Defaults())
+    made.start_member(cluster(), Member("shop", 1, 0), {})
+    made.align(cluster(), {1: {}})
+    return made
+
+
+def told(kube: Kube) -> list[str]:
+    """The events' reasons and messages."""
+    found = (obj for path, obj in list(kube.objects.items()) if "/events/" in path)
+    return sorted(f"{event['reason']} {event['message']}" for event in found)
+
+
+@pytest.mark.parametrize("label", [names.GROUP_LABEL, names.CLUSTER_LABEL, names.MANAGED_BY])
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{APPS}/statefulsets/shop-segment-1",
+        f"{CORE}/services/shop-segment-1",
+        "/apis/policy/v1/namespaces/prod/poddisruptionbudgets/shop-segment-1",
+    ],
+)
+def test_a_label_taken_off_by_hand_is_put_back(
+    server: tuple[Kube, Api], platform: KubernetesPlatform, path: str, label: str
+) -> None:
+    kube, _ = server
+    found = kube.objects[path]
+    labels = {key: value for key, value in found["metadata"]["labels"].items() if key != label}
+    kube.put(path, {**found, "metadata": {**found["metadata"], "labels": labels}})
+    assert platform.members("shop") is not None
+    assert platform.align(cluster(), {1: {}})
+    assert kube.objects[path]["metadata"]["labels"] == found["metadata"]["labels"]
+    assert told(kube) == [f"Restore restore {found['kind']} shop-segment-1: somebody changed it"]
+    assert not platform.align(cluster(), {1: {}})
+
+
+def test_owners_taken_away_by_hand_and_objects_deleted_are_put_back(
+    server: tuple[Kube, Api], platform: KubernetesPlatform
+) -> None:
+    kube, _ = server
+    path = f"{APPS}/statefulsets/shop-segment-1"
+    found = kube.objects[path]
+    kube.put(path, {**found, "metadata": {**found["metadata"], "ownerReferences": []}})
+    kube.remove(f"{CORE}/services/shop")
+    platform.align(cluster(), {1: {}})
+    assert kube.objects[path]["metadata"]["ownerReferences"] == found["metadata"]["ownerReferences"]
+    assert told(kube) == [
+        "Restore restore Service shop: somebody removed it",
+        "Restore restore StatefulSet shop-segment-1: somebody changed it",
+    ]
+
+
+def test_what_others_add_is_theirs_and_no_news(
+    server: tuple[Kube, Api], platform: KubernetesPlatform
+) -> None:
+    kube, _ = server
+    for path in (f"{APPS}/statefulsets/shop-segment-1", f"{CORE}/services/shop"):
+        found = kube.objects[path]
+        labels = {**found["metadata"]["labels"], "watcher": "ops"}
+        kube.put(path, {**found, "metadata": {**found["metadata"], "labels": labels}})
+    platform.align(cluster(), {1: {}})
+    assert kube.objects[f"{CORE}/services/shop"]["metadata"]["labels"]["watcher"] == "ops"
+    assert told(kube) == []
+
+
+def test_members_keep_their_labels(server: tuple[Kube, Api], platform: KubernetesPlatform) -> None:
+    kube, _ = server
+    kube.put(PRIMARY, {**a_pod(), "metadata": {"labels": {"team": "ops"}}})
+    kube.put(CLAIM, {**a_claim(), "metadata": {"labels": names.labels("shop")}})
+    platform.align(cluster(), {1: {}})
+    assert kube.objects[PRIMARY]["metadata"]["labels"] == {"team": "ops", **names.pod_labels(cluster(), 1)}
+    assert kube.objects[CLAIM]["metadata"]["labels"] == names.labels("shop", 1)
+    assert [text.split()[0] for text in told(kube)] == ["Restore", "Restore"]
+
+
+def test_a_volume_that_grows_is_told(server: tuple[Kube, Api], platform: KubernetesPlatform) -> None:
+    kube, _ = server
+    kube.put(CLAIM, a_claim("1Gi"))
+    platform.align(cluster(), {1: {}})
+    assert (
+        kube.objects[CLAIM]["spec"]["resources"]["requests"]["storage"]
+        == cluster().spec.segments.storage.size
+    )
+    assert told(kube) == [f"Grow grow volume data-shop-segment-1-0 to {cluster().spec.segments.storage.size}"]
+
+
+def test_a_store_is_kept_for_a_volume_without_labels(
+    server: tuple[Kube, Api], platform: KubernetesPlatform
+) -> None:
+    """Who holds the data is known by name: a label that somebody took off must not cost a group its history."""
+    kube, _ = server
+    kube.put(LOCK, a_lock(""))
+    kube.put(CLAIM, {**a_claim(), "metadata": {"labels": {}}})
+    platform.start_member(cluster(), Member("shop", 1, 0), {})
+    assert LOCK in kube.objects
+    kube.remove(CLAIM)
+    platform.start_member(cluster(), Member("shop", 1, 0), {})
+    assert LOCK not in kube.objects

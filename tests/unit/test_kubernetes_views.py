@@ -151,10 +151,18 @@ def test_a_node_is_silent_when_its_kubelet_was_given_up() -> None:
 
 
 def test_names_of_other_things_are_nobodys() -> None:
-    assert names.member_of("shop", labelled(), "shop-segment-1-0") == Member("shop", 1, 0)
-    assert names.member_of("shop", labelled(), "data-shop-segment-1-3") == Member("shop", 1, 3)
-    assert names.member_of("shop", labelled(), "shop-segment-2-0") is None
-    assert names.member_of("shop", {}, "shop-segment-1-0") is None
+    assert names.member_of("shop", "shop-segment-1-0") == Member("shop", 1, 0)
+    assert names.member_of("shop", "data-shop-segment-1-3") == Member("shop", 1, 3)
+    assert names.member_of("shop", "shop-coordinator-0") == Member("shop", 0, 0)
+    for other in (
+        "shop-segment-1",
+        "shop-segment-01-0",
+        "shop-segment-1-00",
+        "shopping-segment-1-0",
+        "shop-0",
+    ):
+        assert names.member_of("shop", other) is None
+    assert names.member_of("shop", "shop-segment-1-coordinator-0") is None
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -269,7 +269,7 @@ def _matter(kind: Kind, obj: Object) -> object:
             },
         )
     if kind == STATEFUL_SET:
-        return metadata["generation"]
+        return metadata["generation"], metadata.get("labels"), metadata.get("ownerReferences")
     return metadata["resourceVersion"]
 
 

@@ -49,6 +49,7 @@ def headless_service(cluster: PostgresCluster, group: int, labels: dict[str, str
         "kind": "Service",
         "metadata": {"name": names.group_object(cluster.metadata.name, group), "labels": labels},
         "spec": {
+            "type": "ClusterIP",
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": names.selector(cluster.metadata.name, group),

@@ -89,8 +89,7 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
         "metadata": {
             "labels": {
                 **_labels(cluster, group),
-                names.SCOPE_LABEL: names.scope(cluster, group),
-                **names.store_labels(cluster, group),
+                **names.pod_labels(cluster, group),
             },
         },
         "spec": {

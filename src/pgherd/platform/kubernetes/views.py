@@ -59,8 +59,7 @@ def members(
 def _by_member(cluster: str, objects: Sequence[Object]) -> dict[Member, Object]:
     found = {}
     for obj in objects:
-        metadata = obj["metadata"]
-        member = names.member_of(cluster, metadata.get("labels") or {}, metadata["name"])
+        member = names.member_of(cluster, obj["metadata"]["name"])
         if member is not None:
             found[member] = obj
     return found
@@ -70,10 +69,8 @@ def _expected(cluster: str, sets: Sequence[Object]) -> set[Member]:
     """Members that a StatefulSet would bring (back) to life."""
     members = set()
     for each in sets:
-        labels = each["metadata"].get("labels") or {}
         for ordinal in range((each.get("spec") or {}).get("replicas") or 0):
-            name = f"{each['metadata']['name']}-{ordinal}"
-            if member := names.member_of(cluster, labels, name):
+            if member := names.member_of(cluster, f"{each['metadata']['name']}-{ordinal}"):
                 members.add(member)
     return members
 
