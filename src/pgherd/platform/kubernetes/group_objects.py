@@ -38,7 +38,14 @@ def group_objects(
             "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major),
         },
         disruption_budget(cluster, group, labels),
-        pods.stateful_set(cluster, group, namespace=namespace, replicas=replicas, image=image),
+        pods.stateful_set(
+            cluster,
+            group,
+            namespace=namespace,
+            replicas=replicas,
+            image=image,
+            files=patroni_files.lasting(cluster, group, namespace, server_major),
+        ),
     ]
 
 

@@ -126,6 +126,12 @@ def files(
     }
 
 
+def lasting(cluster: PostgresCluster, group: int, namespace: str, server_major: int) -> dict[str, str]:
+    """Of the files what a pod takes up only when it starts: all but the dynamic configuration, which Patroni has from
+    its store."""
+    return files(cluster, group, {}, namespace, server_major)
+
+
 def start_script(cluster: PostgresCluster, server_major: int) -> str:
     """What a pod runs. An image that lacks the engine ends it at once, with one line that Kubernetes keeps."""
     folders = {
