@@ -64,7 +64,10 @@ def test_the_operator_has_no_right_over_everything() -> None:
 
 def test_one_namespace_is_enough_if_asked_for() -> None:
     settings = Settings(namespace="tools", watch_namespace="shop")
-    [role], [binding] = of_kind("Role", settings), of_kind("RoleBinding", settings)
+    role, lease = of_kind("Role", settings)
+    binding, lease_binding = of_kind("RoleBinding", settings)
+    assert lease["metadata"]["namespace"] == lease_binding["metadata"]["namespace"] == "tools"
+    assert lease["rules"] == rbac.lease_rules()
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "shop"
     assert binding["subjects"][0]["namespace"] == "tools"
     own = next(
@@ -75,7 +78,8 @@ def test_one_namespace_is_enough_if_asked_for() -> None:
     assert own["rules"] == rbac.cluster_rules()
     [deployment] = of_kind("Deployment", settings)
     environment = {
-        each["name"]: each["value"] for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        each["name"]: each.get("value")
+        for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     }
     assert environment["PGHERD_WATCH_NAMESPACE"] == "shop"
 

@@ -55,6 +55,11 @@ def operator_rules() -> list[Rule]:
     ]
 
 
+def lease_rules() -> list[Rule]:
+    """The operator's in its own namespace: the lease that keeps a second one from working beside it."""
+    return [rule("coordination.k8s.io", ["leases"], ["create", "get", "patch"])]
+
+
 def view_rules() -> list[Rule]:
     """Added to the built-in role ``view``: look at clusters."""
     return [rule(GROUP, [PLURAL, f"{PLURAL}/status"], LOOK)]

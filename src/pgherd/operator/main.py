@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
 import threading
 from typing import Any
 
+import httpx2
 import kopf
 from lightkube import Client
 
+from pgherd.errors import PgherdError
 from pgherd.operator.keeper import Keeper
+from pgherd.operator.lease import ANSWER_SECONDS, Lease
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import ALL_NAMESPACES, Api
 from pgherd.platform.kubernetes.cache import Watched
@@ -24,6 +29,7 @@ from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 logger = logging.getLogger(__name__)
 
 LIVENESS = "http://0.0.0.0:8080/healthz"
+LEASE_NAME = "pgherd-operator"
 MAX_CLUSTERS = 1000
 DELETE_SECONDS = 20.0
 """how long one call of the deletion's handler works on it before kopf calls again"""
@@ -53,6 +59,11 @@ class Operator:
             if key not in self._keepers:
                 self._keepers[key] = Keeper(self._platforms[namespace], name)
             return self._keepers[key]
+
+    def is_at_rest(self) -> bool:
+        """Whether nobody works on a cluster any more."""
+        with self._guard:
+            return all(keeper.is_at_rest() for keeper in self._keepers.values())
 
 
 def register(operator: Operator) -> kopf.OperatorRegistry:
@@ -99,11 +110,29 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     namespace = os.environ.get("PGHERD_WATCH_NAMESPACE") or ALL_NAMESPACES
     operator = Operator(Api(Client()), namespace, Defaults.from_environment())
+    lease = make_lease(namespace)
+    try:
+        lease.acquire()
+    except PgherdError as error:
+        raise SystemExit(f"pgherd: {error}") from None
     everywhere = namespace == ALL_NAMESPACES
-    kopf.run(
-        registry=register(operator),
-        clusterwide=everywhere,
-        namespaces=[] if everywhere else [namespace],
-        standalone=True,
-        liveness_endpoint=os.environ.get("PGHERD_LIVENESS", LIVENESS),
-    )
+    try:
+        kopf.run(
+            registry=register(operator),
+            clusterwide=everywhere,
+            namespaces=[] if everywhere else [namespace],
+            standalone=True,
+            liveness_endpoint=os.environ.get("PGHERD_LIVENESS", LIVENESS),
+        )
+    finally:
+        if operator.is_at_rest():
+            lease.release()
+
+
+def make_lease(watched: str) -> Lease:
+    """The lease of operators in this namespace that look after the same clusters."""
+    client = Client(timeout=httpx2.Timeout(ANSWER_SECONDS))
+    name = LEASE_NAME if watched == ALL_NAMESPACES else f"{LEASE_NAME}-{watched}"
+    # A container that is started anew in its pod takes its own place; elsewhere no name is sure to be one's own.
+    identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return Lease(Api(client), client.namespace, name, identity)

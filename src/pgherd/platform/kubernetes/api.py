@@ -64,6 +64,7 @@ VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets")
 DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 ROLE = Kind("rbac.authorization.k8s.io", "v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
 
@@ -80,7 +81,9 @@ MANAGED = (
 )
 """Kinds of which a cluster has objects that pgherd applies."""
 
-_KINDS = {(kind.api_version, kind.name): kind for kind in (*MANAGED, CLUSTER, POD, EVENT, VOLUME_CLAIM)}
+_KINDS = {
+    (kind.api_version, kind.name): kind for kind in (*MANAGED, CLUSTER, POD, EVENT, LEASE, VOLUME_CLAIM)
+}
 
 
 def kind_of(obj: Mapping[str, Any]) -> Kind:
@@ -137,6 +140,11 @@ def explained(what: str) -> Iterator[None]:
     except (httpx2.HTTPError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise Unavailable(f"could not {what}: the Kubernetes API server does not answer: {reason}") from error
+
+
+def is_conflict(error: PgherdError) -> bool:
+    """Whether a change was refused because somebody else's came first."""
+    return isinstance(error.__cause__, ApiError) and error.__cause__.status.code == 409
 
 
 def _refused(answer: httpx2.Response) -> None:
