@@ -280,10 +280,12 @@ def test_a_node_that_is_off_for_sure_gives_its_members_back_with_their_volumes(
             assert shop.namespace.get("pvc", f"data-{lonely}")["metadata"]["uid"] == volume
             wait_for(lambda: shop.leader("segment-1") == lonely, "it leads again", 60)
             at_work.go_on()
+            # Whatever it is declared as when the node comes back.
+            shop.patch({"fencing": None})
         finally:
             lab("mend", node.removeprefix("node"))
         wait_for(lambda: not fences(node), "the fence is down again", 60)
-        shop.patch({"fencing": None, "segments": {"standbys": 1}})
+        shop.patch({"segments": {"standbys": 1}})
         shop.wait_phase("Running", timeout=180)
         final = at_work.finish()
     print(final)

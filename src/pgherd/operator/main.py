@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from typing import Any
 
 import httpx2
@@ -24,12 +25,15 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import ALL_NAMESPACES, Api
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
+from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 
 logger = logging.getLogger(__name__)
 
 LIVENESS = "http://0.0.0.0:8080/healthz"
 LEASE_NAME = "pgherd-operator"
+FENCE_SECONDS = 10.0
+"""how often fenced nodes are looked at"""
 MAX_CLUSTERS = 1000
 DELETE_SECONDS = 20.0
 """how long one call of the deletion's handler works on it before kopf calls again"""
@@ -60,6 +64,25 @@ class Operator:
                 self._keepers[key] = Keeper(self._platforms[namespace], name)
             return self._keepers[key]
 
+    def look_after_fences(self) -> None:
+        """From now on take down fences whose nodes report again: the cluster that wanted one may be gone."""
+
+        def look() -> None:
+            while True:
+                self.lower_fences()
+                time.sleep(FENCE_SECONDS)
+
+        threading.Thread(target=look, name="fences", daemon=True).start()
+
+    def lower_fences(self) -> None:
+        """One look at fenced nodes; never raises."""
+        try:
+            Fence(self._api).lower(logger.info)
+        except PgherdError as error:
+            logger.warning("fenced nodes: %s", error)
+        except Exception:  # it must outlive whatever one look ran into
+            logger.exception("fenced nodes")
+
     def is_at_rest(self) -> bool:
         """Whether nobody works on a cluster any more."""
         with self._guard:
@@ -81,6 +104,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 60
         settings.watching.client_timeout = 75
         operator.objects.start()
+        operator.look_after_fences()
         logger.info("watching")
 
     @kopf.on.login(registry=registry)
