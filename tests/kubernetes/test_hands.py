@@ -225,6 +225,38 @@ def rows_or_zero(cluster: Cluster) -> int:
         return 0
 
 
+def test_two_operators_never_work_at_once(shop: Cluster, operator: Namespace) -> None:
+    """A second one waits, and takes over when the first is gone."""
+
+    def holder() -> str:
+        [lease] = operator.list("leases")
+        return str(lease["spec"].get("holderIdentity") or "")
+
+    first = holder()
+    assert first in [pod["metadata"]["name"] for pod in operator.list("pods")]
+    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=2")
+    try:
+        others = wait_for(
+            lambda: [
+                pod["metadata"]["name"]
+                for pod in operator.list("pods")
+                if pod["metadata"]["name"] != first and pod["status"]["phase"] == "Running"
+            ],
+            "there are two",
+        )
+        said = f"{first} has it"
+        wait_for(lambda: said in operator.kubectl("logs", others[0]), "the second one says that it waits")
+        assert holder() == first
+        operator.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+        wait_for(lambda: holder() not in ("", first), "another one has taken over", 45)
+    finally:
+        operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=1")
+    wait_for(lambda: len(operator.list("pods")) == 1, "one is left")
+    shop.patch({"postgres": {"parameters": {"work_mem": "7MB"}}})
+    member = shop.member("segment-1", "primary")
+    wait_for(lambda: shop.psql(member, "SHOW work_mem") == "7MB", "the wish is fulfilled", 90)
+
+
 @pytest.fixture
 def doomed(namespace: Namespace) -> Iterator[Cluster]:
     cluster = Cluster(namespace, f"doomed-{secrets.token_hex(2)}")

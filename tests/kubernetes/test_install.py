@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from tests.kubernetes.kube import LAB_BIN, ROOT, Cluster, KubectlError, Namespace, kubectl
 from tests.kubernetes.pgherd import pgherd
@@ -72,6 +73,19 @@ def test_the_chart_is_taken_by_the_api_server(empty: Namespace) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_taken_by_the_api_server(empty: Namespace, name: str) -> None:
     empty.kubectl("apply", "--dry-run=server", "-f", str(ROOT / "examples" / name))
+
+
+@pytest.mark.parametrize("example", ["development.yaml", "minimal.yaml"])
+def test_an_example_becomes_a_cluster(namespace: Namespace, example: str) -> None:
+    declared = yaml.safe_load((ROOT / "examples" / example).read_text())
+    declared["metadata"]["name"] = "example"
+    cluster = Cluster(namespace, "example")
+    namespace.apply(declared)
+    try:
+        assert cluster.wait_phase("Running", timeout=180)["segments"] == 2
+    finally:
+        cluster.patch({"deletionPolicy": "Delete"})
+        cluster.delete()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import psycopg
 
 from pgherd.engine.registry import make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
+from pgherd.faults import crash_point
 from pgherd.operations.runner import Context, Runner
 from pgherd.platform.base import Platform
 from pgherd.reconcile import observe, plan, status
@@ -225,8 +226,11 @@ class ClusterLoop(threading.Thread):
         if not isinstance(step, plan.RunOperation):
             logger.info("%s: %s", self.cluster, step)
             self._announce(step)
+        point = f"step:{type(step).__name__}"
         try:
+            crash_point(f"{point}:started")
             actor.act(step, seen)
+            crash_point(f"{point}:done")
         except Exception as error:  # nobody reads logs while the status says nothing
             if not isinstance(error, PgherdError | psycopg.Error | OSError):
                 logger.exception("%s: %s met what nobody expected", self.cluster, step)
