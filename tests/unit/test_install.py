@@ -13,6 +13,8 @@ from pgherd.deploy import manifests, rbac
 from pgherd.deploy.manifests import Settings
 from pgherd.errors import BadInput
 from pgherd.model.spec import crd_schema
+from pgherd.platform.kubernetes.api import CLUSTER, EVENT, MANAGED, POD, VOLUME_CLAIM
+from pgherd.platform.kubernetes.cluster_objects import role
 from pgherd.platform.kubernetes.platform import DEFAULT_IMAGE
 
 
@@ -60,6 +62,23 @@ def test_the_operator_has_no_right_over_everything() -> None:
         assert set(rule["verbs"]) <= {"get", "list", "watch"}, (
             "what belongs to no namespace is only looked at"
         )
+
+
+def test_the_operator_may_only_do_what_it_does() -> None:
+    def resources(rules: list[rbac.Rule]) -> set[tuple[str, str]]:
+        return {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]}
+
+    used = {(kind.group, kind.plural) for kind in (*MANAGED, CLUSTER, POD, EVENT, VOLUME_CLAIM)}
+    parts = {(CLUSTER.group, f"{CLUSTER.plural}/{part}") for part in ("status", "finalizers")}
+    assert resources(rbac.operator_rules()) == used | parts
+    looked_at = {("", "namespaces"), ("", "nodes"), ("apiextensions.k8s.io", "customresourcedefinitions")}
+    assert resources(rbac.cluster_rules()) == looked_at
+    # It hands out no more than it has.
+    handed_out = role("shop", {})["rules"]
+    for group, each in resources(handed_out):
+        verbs = [set(rule["verbs"]) for rule in rbac.operator_rules() if each in rule["resources"]]
+        wanted = [set(rule["verbs"]) for rule in handed_out if each in rule["resources"]]
+        assert wanted[0] <= verbs[0], (group, each)
 
 
 def test_one_namespace_is_enough_if_asked_for() -> None:
