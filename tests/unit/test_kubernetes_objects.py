@@ -14,6 +14,7 @@ from patroni.dcs import AbstractDCS
 from patroni.dcs.kubernetes import Kubernetes
 from patroni.postgresql.mpp import get_mpp
 
+from pgherd.deploy import manifests
 from pgherd.engine.citus.engine import CitusEngine
 from pgherd.model.spec import PostgresCluster, from_mapping
 from pgherd.model.topology import Credentials
@@ -146,6 +147,24 @@ def test_pods_of_older_scripts_or_settings_are_outdated(monkeypatch: pytest.Monk
     monkeypatch.setattr(patroni_files, "START_SCRIPT", "#!/bin/sh\n")
     marks.append(template_mark())
     assert len(set(marks)) == len(marks)
+
+
+def test_the_network_lets_everybody_to_postgresql_and_members_and_operators_alone_to_patroni() -> None:
+    found = cluster_objects(cluster(), "prod", PASSWORDS, Authority("", ""))
+    [policy] = [each for each in found if each["kind"] == "NetworkPolicy"]
+    spec = policy["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    assert spec["podSelector"] == {"matchLabels": names.selector("shop")}
+    assert names.selector("shop").items() <= names.pod_labels(cluster(), 1).items()
+    everybody, few = spec["ingress"]
+    assert everybody == {"ports": [{"protocol": "TCP", "port": 5432}]}
+    assert few["ports"] == [{"protocol": "TCP", "port": 8008}]
+    members, operators = few["from"]
+    assert members == {"podSelector": {"matchLabels": names.selector("shop")}}
+    # The labels that the operator's pods have, wherever they are.
+    assert operators["namespaceSelector"] == {}
+    labels = manifests.operator(manifests.Settings())["spec"]["template"]["metadata"]["labels"]
+    assert operators["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_the_disruption_budget_lets_one_go_at_a_time() -> None:
