@@ -170,6 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PATCH(self) -> None:
         patch, path = self._body(), urlsplit(self.path).path
         self.kube.asked.append(("PATCH", path))
+        if isinstance(patch, list):  # a JSON patch of a subresource
+            path = path.rpartition("/")[0]
+            patch = {each["path"].strip("/"): each["value"] for each in patch}
         old = self.kube.objects.get(path)
         version = patch.get("metadata", {}).get("resourceVersion")
         if self.kube.refuse_writes:

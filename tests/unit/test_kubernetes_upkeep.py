@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from pgherd.model.spec import to_mapping
 from pgherd.model.topology import Member
+from pgherd.operator.main import Operator
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import POD, Api
 from pgherd.platform.kubernetes.cache import Direct, Watched
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
+from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
 from tests.support.kube_api import Kube, Object, kube_api
 from tests.unit.test_kubernetes_objects import cluster
@@ -241,3 +244,40 @@ def test_a_store_is_kept_for_a_volume_without_labels(
     kube.remove(CLAIM)
     platform.start_member(cluster(), Member("shop", 1, 0), {})
     assert LOCK not in kube.objects
+
+
+def test_a_certificate_is_renewed_and_told(server: tuple[Kube, Api], platform: KubernetesPlatform) -> None:
+    kube, api = server
+    assert told(kube) == []
+    later = Trust(
+        api,
+        "prod",
+        Direct(api),
+        now=lambda: datetime.now(UTC) + timedelta(days=80),
+        announce=platform.announce,
+    )
+    later.ensure_certificate("shop", 1)
+    later.ensure_certificate("shop", 1)
+    assert told(kube) == ["Renew renew certificate of shop-segment-1"]
+
+
+def test_nothing_is_remembered_of_a_cluster_that_is_gone(
+    server: tuple[Kube, Api], platform: KubernetesPlatform
+) -> None:
+    platform.declaration("shop")
+    platform.write_status("shop", {"phase": "Running"})
+    platform.leave("shop")
+    memories = (platform._locks, platform._parsed, platform._written, platform._applier._done)
+    assert [len(memory) for memory in (*memories, platform._trust._known, platform._trust._checked)] == [
+        0
+    ] * 6
+
+
+def test_the_operator_forgets_who_looked_after_clusters_that_are_gone(server: tuple[Kube, Api]) -> None:
+    _, api = server
+    operator = Operator(api, "prod", Defaults())
+    gone = operator.keeper("prod", "gone")
+    assert operator.keeper("prod", "gone") is gone
+    gone.wind_down(0.1)  # there is nothing: its loop ends
+    operator.keeper("prod", "other")
+    assert operator.keeper("prod", "gone") is not gone

@@ -13,6 +13,7 @@ import pytest
 from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import certificates, events, names, views
 from pgherd.platform.kubernetes.nodes import silent_since
+from pgherd.platform.kubernetes.recent import Recent
 
 
 def labelled(group: int = 1) -> dict[str, str]:
@@ -151,6 +152,8 @@ def test_a_node_is_silent_when_its_kubelet_was_given_up() -> None:
 
 
 def test_names_of_other_things_are_nobodys() -> None:
+    assert names.authority_file("shop-a", "b") != names.authority_file("shop", "b-a")
+    assert names.authority_file("a-b", "c") != names.authority_file("b", "c-a")
     assert names.member_of("shop", "shop-segment-1-0") == Member("shop", 1, 0)
     assert names.member_of("shop", "data-shop-segment-1-3") == Member("shop", 1, 3)
     assert names.member_of("shop", "shop-coordinator-0") == Member("shop", 0, 0)
@@ -234,3 +237,44 @@ def test_a_status_that_somebody_else_wrote_is_taken_for_what_it_is_worth() -> No
     assert views.sound_status(wrong) == {"conditions": [good], "engine": "fdw"}
     assert views.sound_status({"conditions": "gone"}) == {"conditions": []}
     assert views.sound_status("x") is None
+
+
+def a_warning(message: str, *, uid: str = "7", minutes: int = 1, **stamps: Any) -> dict[str, Any]:
+    at = (NOW - timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"reason": "No", "message": message, "involvedObject": {"uid": uid}, "lastTimestamp": at, **stamps}
+
+
+def test_only_what_was_said_lately_about_this_very_object_is_its_cause() -> None:
+    old = a_warning("before", minutes=2)
+    assert events.newest([old, a_warning("now"), old], "7", NOW) == "No: now"
+    assert events.newest([a_warning("of another of that name", uid="6")], "7", NOW) == ""
+    assert events.newest([a_warning("long ago", minutes=40)], "7", NOW) == ""
+    again = a_warning("again and again", minutes=40, series={"lastObservedTime": NOW.isoformat()})
+    assert events.newest([again], "7", NOW) == "No: again and again"
+    assert events.newest([a_warning("some time", lastTimestamp=None)], "7", NOW) == ""
+
+
+def test_what_keeps_a_group_from_starting_is_asked_of_what_is_there_now() -> None:
+    def hint(name: str, uid: str) -> str:
+        return f"{name} {uid}"
+
+    a_new_set = {**a_set(1), "metadata": {**a_set()["metadata"], "uid": "7"}}
+    assert seen(sets=[a_new_set], hint=hint)["shop-segment-1-0"].note == "shop-segment-1 7"
+    assert seen(claims=[a_claim()], hint=hint)["shop-segment-1-0"].note == ""
+
+
+def test_what_is_not_learnt_anew_is_forgotten() -> None:
+    now = 0.0
+    recent: Recent[str] = Recent(10, lambda: now)
+    recent.put("a", "x")
+    for now in (5.0, 10.5):
+        assert recent.get("a") == (now, "x")
+        recent.put("b", "y")
+    now = 16.0
+    recent.put("b", "z")
+    now = 22.0
+    assert recent.get("a") is None
+    assert recent.get("b") == (6.0, "z")
+    now = 100.0
+    assert recent.get("b") is None
+    assert len(recent) == 0

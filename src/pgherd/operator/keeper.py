@@ -50,6 +50,10 @@ class Keeper:
         self._loop = loop
         return loop
 
+    def has_ended(self) -> bool:
+        """Whether it has looked after its cluster, and nobody makes it do so any more."""
+        return self._loop is not None and not self._one.locked() and self.is_at_rest()
+
     def is_at_rest(self) -> bool:
         """Whether neither the loop nor an operation of it is at work."""
         return self._loop is None or self._loop.is_at_rest()

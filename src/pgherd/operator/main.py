@@ -22,7 +22,7 @@ from pgherd.errors import PgherdError
 from pgherd.operator.keeper import Keeper
 from pgherd.operator.lease import ANSWER_SECONDS, Lease
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.api import ALL_NAMESPACES, Api
+from pgherd.platform.kubernetes.api import ALL_NAMESPACES, CLUSTER, Api
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
 from pgherd.platform.kubernetes.fence import Fence
@@ -61,8 +61,16 @@ class Operator:
                 self._platforms[namespace] = platform
             key = (namespace, name)
             if key not in self._keepers:
+                self._leave_gone()
                 self._keepers[key] = Keeper(self._platforms[namespace], name)
             return self._keepers[key]
+
+    def _leave_gone(self) -> None:
+        """Remember nothing of clusters that are gone."""
+        for key, keeper in list(self._keepers.items()):
+            if keeper.has_ended() and self.objects.get(CLUSTER, *key) is None:
+                del self._keepers[key]
+                self._platforms[key[0]].leave(key[1])
 
     def look_after_fences(self) -> None:
         """From now on take down fences whose nodes report again: the cluster that wanted one may be gone."""

@@ -241,6 +241,11 @@ class Watched:
             for obj in objects:
                 gone.discard(_key(obj))
                 self._put(kind, obj)
+            if kind == CLUSTER:
+                known = {key for each in self._of_cluster.values() for key in each} | set(
+                    self._objects[CLUSTER]
+                )
+                self._revisions = {key: self._revisions[key] for key in self._revisions if key in known}
             for key in gone:
                 if not version or _version(self._objects[kind][key]) <= version:
                     self._drop(kind, key, version)

@@ -96,6 +96,10 @@ class Fence:
             self._look_at(name, pods, tell)
         self.lower(tell)
 
+    def forget(self, cluster: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
+        self._looked.pop(cluster, None)
+
     def lower(self, tell: Tell) -> None:
         """Take down the fences of nodes that report again, whatever clusters are declared by now.
 

@@ -110,7 +110,8 @@ def authority_file(cluster: str, namespace: str) -> str:
 
     A subscription's connection string is made by the operator and used by a member.
     """
-    return f"/tmp/pgherd-{namespace}-{cluster}-ca.crt"
+    # Neither name may have a dot in it.
+    return f"/tmp/pgherd.{namespace}.{cluster}.ca.crt"
 
 
 def owner_secret(cluster: str) -> str:

@@ -102,7 +102,7 @@ class KubernetesPlatform(Platform):
         self._nodes = Nodes(api)
         self._fence = Fence(api)
         self._hints = Hints(api, namespace)
-        self._trust = Trust(api, namespace, self._reader)
+        self._trust = Trust(api, namespace, self._reader, announce=self._tell)
         self._written: dict[str, tuple[str, float]] = {}
 
     # declarations
@@ -196,10 +196,17 @@ class KubernetesPlatform(Platform):
                 self.api.delete(CONFIG_MAP, self.namespace, obj["metadata"]["name"])
             for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
                 self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
+        self.leave(name)
+
+    def leave(self, name: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
         self._applier.forget(self.namespace, name)
         self._trust.forget(name)
+        self._fence.forget(name)
         for memory in (self._parsed, self._written):
             memory.pop(name, None)
+        with self._guard:
+            self._locks.pop(name, None)
 
     def credentials(self, name: str) -> Credentials:
         """The cluster's passwords, made at the first call.
@@ -269,7 +276,7 @@ class KubernetesPlatform(Platform):
             sets=sets,
             winding_down=winding_down,
             templates=_templates(name, sets),
-            hint=(lambda name: "") if winding_down else self._hints.of,
+            hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
 

@@ -17,6 +17,7 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
+Hint = Callable[[str, str], str]
 
 
 def members(
@@ -29,17 +30,18 @@ def members(
     winding_down: bool,
     templates: Mapping[int, str],
     silent: Mapping[str, float],
-    hint: Callable[[str], str] = lambda name: "",
+    hint: Hint = lambda name, uid: "",
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
     :param winding_down: the cluster was told to stop or to go
     :param templates: fingerprint of the pod template of each group as it should be
-    :param hint: the newest warning about an object of this name
+    :param hint: the newest warning about an object, by name and uid
     :param silent: nodes that don't report any more, and for how many seconds
     """
     by_pod = _by_member(cluster, pods)
     by_claim = _by_member(cluster, claims)
+    by_scope = {each["metadata"]["name"]: each for each in sets}
     expected = _expected(cluster, sets)
     return {
         member.name: _view(
@@ -50,7 +52,8 @@ def members(
             winding_down and (member in expected or member in by_pod),
             templates.get(member.group),
             silent,
-            hint,
+            lambda obj: hint(obj["metadata"]["name"], obj["metadata"].get("uid", "")) if obj else "",
+            by_scope.get(member.scope),
         )
         for member in sorted({*by_pod, *by_claim, *expected})
     }
@@ -83,7 +86,8 @@ def _view(
     held: bool,
     template: str | None,
     silent: Mapping[str, float],
-    hint: Callable[[str], str],
+    complaint: Callable[[Object | None], str],
+    group_set: Object | None,
 ) -> MemberView:
     node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
     lost = silent.get(node)
@@ -95,28 +99,28 @@ def _view(
         has_data=claim is not None,
         postgres=Endpoint(host, names.POSTGRES_PORT),
         rest=Endpoint(address, names.REST_PORT),
-        note=advised(_note(member, pod, claim, lost, hint)),
+        note=advised(_note(pod, claim, group_set, lost, complaint)),
         lost=lost,
         outdated=pod is not None and template is not None and template_of(pod) != template,
     )
 
 
 def _note(
-    member: Member,
     pod: Object | None,
     claim: Object | None,
+    group_set: Object | None,
     lost: float | None,
-    hint: Callable[[str], str],
+    complaint: Callable[[Object | None], str],
 ) -> str:
     """Why it does not run, from the cause that is nearest."""
     if pod is None:
-        return hint(member.scope)
+        return complaint(group_set)
     if lost is not None:
         return f"its node {pod['spec'].get('nodeName')} does not report any more"
     if is_running(pod):
         return ""
     unbound = claim is not None and (claim.get("status") or {}).get("phase") == "Pending"
-    return (hint(names.volume_claim(member)) if unbound else "") or why_not(pod)
+    return (complaint(claim) if unbound else "") or why_not(pod)
 
 
 def sound_status(status: Any) -> dict[str, Any] | None:
