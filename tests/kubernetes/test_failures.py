@@ -48,22 +48,31 @@ def segment_of(group: str) -> str | None:
     return None if group == "coordinator" else group
 
 
-def kill_container(cluster: Cluster, member: str) -> None:
-    """``kill -9`` of everything in a member's container, from its node (in the lab: from here)."""
-    uid = cluster.namespace.get("pod", member)["metadata"]["uid"]
-    found = []
+def processes(pod_uid: str) -> dict[int, str]:
+    """What runs in a pod's container, with its command line, seen from its node (in the lab: from here)."""
+    found = {}
     for process in Path("/proc").iterdir():
         try:
-            inside = process.name.isdecimal() and uid in (process / "cgroup").read_text()
-            command = (process / "cmdline").read_text() if inside else ""
+            inside = process.name.isdecimal() and pod_uid in (process / "cgroup").read_text()
+            command = (process / "cmdline").read_text().replace("\0", " ") if inside else ""
         except OSError:
             continue
-        if command and "pause" not in command.split("\0")[0]:
-            found.append(int(process.name))
-    assert found, f"no processes of {member}"
-    for pid in found:
+        if command and "pause" not in command.split(" ")[0]:
+            found[int(process.name)] = command
+    return found
+
+
+def signal_all(pids: list[int], what: signal.Signals) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, what)
+
+
+def kill_container(cluster: Cluster, member: str) -> None:
+    """``kill -9`` of everything in a member's container."""
+    found = list(processes(cluster.namespace.get("pod", member)["metadata"]["uid"]))
+    assert found, f"no processes of {member}"
+    signal_all(found, signal.SIGKILL)
 
 
 def outage(at_work: Writers, broken_at: float, timeout: float = 60.0) -> float:
@@ -107,6 +116,45 @@ def test_a_primarys_container_killed(shop: Cluster, breakable: None, group: str)
         shop.wait_phase("Running", timeout=90)
     print(f"{group}: longest silence of writers per kill: {gaps}, p95 {percentile_95(gaps):.1f} s")
     assert percentile_95(gaps) <= POD_SECONDS
+
+
+def servers(pod_uid: str) -> list[int]:
+    """PostgreSQL's processes in a pod."""
+    return [pid for pid, command in processes(pod_uid).items() if "postgres" in command.split(" ")[0]]
+
+
+@pytest.mark.alone
+def test_two_containers_never_share_a_volume(shop: Cluster, breakable: None) -> None:
+    """A primary's pod is forgotten while its container can't end: its namesake waits for the volume."""
+    namespace, member = shop.namespace, str(shop.leader("segment-1"))
+    old = namespace.get("pod", member)["metadata"]["uid"]
+    stuck = [pid for pid, command in processes(old).items() if "checkpointer" in command]
+    assert stuck
+    with writers(shop) as at_work:
+        signal_all(stuck, signal.SIGSTOP)
+        try:
+            namespace.kubectl("delete", "pod", member, "--grace-period=0", "--force")
+            wait_for(lambda: namespace.get("pod", member)["metadata"]["uid"] != old, "there is a new pod", 60)
+            new = namespace.get("pod", member)["metadata"]["uid"]
+            said = "still uses this volume"
+            wait_for(lambda: said in namespace.kubectl("logs", member), "it waits for the volume", 60)
+            assert servers(old)
+            assert not servers(new)
+            at_work.go_on(timeout=90)
+        finally:
+            signal_all(stuck, signal.SIGCONT)
+        wait_for(lambda: servers(new), "it serves again", 120)
+        assert not servers(old)
+        shop.wait_phase("Running", timeout=180)
+        at_work.go_on()
+        final = at_work.finish()
+    print(final)
+    assert shop.psql(member, "SELECT coalesce(sum(checksum_failures), 0) FROM pg_stat_database") == "0"
+    check = "PGPASSWORD=$PATRONI_SUPERUSER_PASSWORD pg_amcheck -h /run/postgresql -U postgres -d app"
+    namespace.kubectl(
+        "exec", str(shop.leader("segment-1")), "--", "sh", "-c", f"{check} --install-missing", timeout=120
+    )
+    namespace.kubectl("exec", member, "--", "sh", "-c", check, timeout=120)
 
 
 @pytest.mark.alone
@@ -238,10 +286,12 @@ def test_a_node_that_is_off_for_sure_gives_its_members_back_with_their_volumes(
             assert shop.namespace.get("pvc", f"data-{lonely}")["metadata"]["uid"] == volume
             wait_for(lambda: shop.leader("segment-1") == lonely, "it leads again", 60)
             at_work.go_on()
+            # Whatever it is declared as when the node comes back.
+            shop.patch({"fencing": None})
         finally:
             lab("mend", node.removeprefix("node"))
         wait_for(lambda: not fences(node), "the fence is down again", 60)
-        shop.patch({"fencing": None, "segments": {"standbys": 1}})
+        shop.patch({"segments": {"standbys": 1}})
         shop.wait_phase("Running", timeout=180)
         final = at_work.finish()
     print(final)

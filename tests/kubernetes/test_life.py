@@ -8,8 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.kubernetes.conftest import POSTGRES_IMAGE
-from tests.kubernetes.kube import Cluster, Namespace, lab, wait_for
+from tests.kubernetes.kube import POSTGRES_IMAGE, Cluster, Namespace, lab, wait_for
 from tests.kubernetes.writer import writers
 
 pytestmark = pytest.mark.kubernetes

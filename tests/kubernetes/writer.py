@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.kubernetes.kube import Cluster, wait_for
+from tests.kubernetes.kube import POSTGRES_IMAGE, Cluster, wait_for
 from tests.support import writers as module
-
-IMAGE = "localhost/pgherd-postgres:17"
 
 RUNNER = """\
 import json, os, sys, threading, time
@@ -199,7 +197,7 @@ def _pod(
         "containers": [
             {
                 "name": "writers",
-                "image": IMAGE,
+                "image": POSTGRES_IMAGE,
                 "imagePullPolicy": "IfNotPresent",
                 "command": ["python3", "/scripts/run.py"],
                 "env": environment,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgherd.model.spec_models import MAX_NAME, PostgresCluster
+from pgherd.model.spec_models import MAX_NAME, OWN_ENDING, OWN_ENDING_MESSAGE, PostgresCluster
 
 Schema = dict[str, Any]
 
@@ -33,8 +33,8 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.segments.count",
     },
     {
-        "rule": "!self.metadata.name.matches('-(coordinator|segment-[0-9]+|ro)$')",
-        "message": "metadata.name must not end in -coordinator, -segment-N or -ro: pgherd names its own parts so",
+        "rule": f"!self.metadata.name.matches('{OWN_ENDING}')",
+        "message": f"metadata.name {OWN_ENDING_MESSAGE}",
     },
 )
 """What must go together, in CEL."""

@@ -302,6 +302,10 @@ class ClusterLoop(threading.Thread):
             stop=self._stop_asked,
         )
 
+    def is_at_rest(self) -> bool:
+        """Whether neither it nor its operation is at work."""
+        return not self.is_alive() and not (self._operation is not None and self._operation.is_alive())
+
     def join_operation(self, timeout: float) -> None:
         """Wait for the operation's thread to reach a resumable place after ``stop`` was set."""
         if self._operation is not None:

@@ -7,14 +7,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
-from pgherd.model.topology import COORDINATOR, Credentials, Member, group_id
+from pgherd.model.topology import COORDINATOR, Credentials, Member
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.platform.kubernetes import acceptance, names, trials, views
 from pgherd.platform.kubernetes.api import (
@@ -28,6 +28,7 @@ from pgherd.platform.kubernetes.api import (
     STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
+    Kind,
     Object,
 )
 from pgherd.platform.kubernetes.cache import Direct, Reader
@@ -89,16 +90,16 @@ class KubernetesPlatform(Platform):
         self.namespace = namespace
         self._reader: Reader = reader or Direct(api)
         self._defaults = defaults or Defaults.from_environment()
-        self._applier = Applier(api, self._reader)
+        self._applier = Applier(api, self._reader, self._put_back)
         self._events = Events(api)
         self._guard = threading.Lock()
         self._locks: dict[str, threading.RLock] = {}
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
-        self._upkeep = Upkeep(api, namespace, self._reader)
+        self._upkeep = Upkeep(api, namespace, self._reader, self._tell)
         self._nodes = Nodes(api)
         self._fence = Fence(api)
         self._hints = Hints(api, namespace)
-        self._trust = Trust(api, namespace, self._reader)
+        self._trust = Trust(api, namespace, self._reader, announce=self._tell)
         self._written: dict[str, tuple[str, float]] = {}
 
     # declarations
@@ -199,10 +200,17 @@ class KubernetesPlatform(Platform):
                 self.api.delete(CONFIG_MAP, self.namespace, obj["metadata"]["name"])
             for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
                 self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
+        self.leave(name)
+
+    def leave(self, name: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
         self._applier.forget(self.namespace, name)
         self._trust.forget(name)
+        self._fence.forget(name)
         for memory in (self._parsed, self._written):
             memory.pop(name, None)
+        with self._guard:
+            self._locks.pop(name, None)
 
     def credentials(self, name: str) -> Credentials:
         """The cluster's passwords, made at the first call.
@@ -271,8 +279,8 @@ class KubernetesPlatform(Platform):
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
             winding_down=winding_down,
-            templates=_fingerprints(sets),
-            hint=(lambda name: "") if winding_down else self._hints.of,
+            templates=_fingerprints(name, sets),
+            hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
         return {each: _with_verdict(view, found, pods_now, sets) for each, view in found.items()}
@@ -280,7 +288,7 @@ class KubernetesPlatform(Platform):
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
         with self._changing(member.cluster):
-            if not self._claims(member.cluster, member.group):
+            if not self._has(VOLUME_CLAIM, member.cluster, member.group):
                 self._require_never_founded(cluster, member.group)
                 self._remove_store(cluster, member.group)
             self._ensure_cluster(cluster)
@@ -298,7 +306,7 @@ class KubernetesPlatform(Platform):
         changed: list[str] = []
         problems: list[str] = []
         with self._changing(name):
-            present = self._groups(name)
+            present = self._groups(name, configs)
             chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
                 chores.insert(0, partial(self._ensure_cluster, cluster))
@@ -320,11 +328,12 @@ class KubernetesPlatform(Platform):
     ) -> list[str]:
         name = cluster.metadata.name
         if group not in configs:
-            if not self._has_members(name, group):
+            if not self._has(VOLUME_CLAIM, name, group) and not self._has(POD, name, group):
                 self._remove_group(cluster, group)
             return []
-        changed = self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
-        self._upkeep.group(cluster, group)
+        replicas = self._replicas(name, group)
+        changed = self._ensure_group(cluster, group, replicas, configs[group])
+        self._upkeep.group(cluster, group, replicas)
         return changed
 
     def _end_trials(self, name: str) -> list[str]:
@@ -349,6 +358,7 @@ class KubernetesPlatform(Platform):
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
         self.api.delete(POD, self.namespace, trials.trial_name(member), grace=0)
+        self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
         self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
 
@@ -371,9 +381,20 @@ class KubernetesPlatform(Platform):
 
         Forgetting its pod also ends the rights of the old one, if it lives on a node that was only cut off: its
         token is bound to the pod that is gone, so that it can't touch Patroni's store any more.
+
+        That it is lost was seen of a pod that may be gone by now: what took its place stays as it is.
         """
-        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
-        self.api.delete(POD, self.namespace, member.name, grace=0)
+        seen = self._reader.get(POD, self.namespace, member.name)
+        claim = self.api.get(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        pod = self.api.get(POD, self.namespace, member.name)
+        if seen is None or pod is None or pod["metadata"]["uid"] != seen["metadata"]["uid"]:
+            return
+        if not self._nodes.silent({views.doubtful_node(pod) or ""}):
+            return
+        # The claim first: it goes when the pod has gone, so that whoever is killed in between does both again.
+        if claim is not None:
+            self.api.delete_this(VOLUME_CLAIM, self.namespace, claim)
+        self.api.delete_this(POD, self.namespace, pod, grace=0)
 
     def _delete_pod(self, member: Member, grace: int | None = None) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)
@@ -395,6 +416,11 @@ class KubernetesPlatform(Platform):
         found = self._reader.get(CLUSTER, self.namespace, name)
         if found is not None:
             self._events.tell(found, what, failed=failed)
+
+    def _tell(self, name: str, what: str) -> None:
+        """What was done without a step of the plan."""
+        logger.info("%s: %s", name, what)
+        self.announce(name, what)
 
     def free_bytes(self, member: Member) -> int | None:
         """Not known here: a volume's fill is known to its node only."""
@@ -440,17 +466,25 @@ class KubernetesPlatform(Platform):
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
-    def _groups(self, cluster: str) -> list[int]:
+    def _put_back(self, obj: Mapping[str, Any], why: str) -> None:
+        metadata = obj["metadata"]
+        self._tell(
+            metadata["labels"][names.CLUSTER_LABEL], f"restore {obj['kind']} {metadata['name']}: {why}"
+        )
+
+    def _groups(self, cluster: str, declared: Collection[int]) -> list[int]:
+        """Groups of which something is there; of declared ones also what lost the label by which it is found."""
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, cluster)
-        groups = {group_id(each["metadata"]["labels"][names.GROUP_LABEL]) for each in sets}
+        found = {names.group_of(cluster, each["metadata"]["name"]) for each in sets}
+        for group in declared:
+            if self._reader.get(STATEFUL_SET, self.namespace, names.group_object(cluster, group)):
+                found.add(group)
         # A StatefulSet may be away for a moment, to be made anew around its pods.
-        return sorted(groups | {member.group for member in self._with_pods(cluster)})
+        found |= {member.group for member in self._with_pods(cluster)}
+        return sorted(group for group in found if group is not None)
 
     def _with_pods(self, cluster: str) -> list[Member]:
-        found = self._reader.of_cluster(POD, self.namespace, cluster)
-        metadata = (each["metadata"] for each in found)
-        known = (names.member_of(cluster, each["labels"], each["name"]) for each in metadata)
-        return [member for member in known if member is not None]
+        return _members(cluster, self._reader.of_cluster(POD, self.namespace, cluster))
 
     def _replicas(self, cluster: str, group: int) -> int:
         """How many members the group's StatefulSet has; while it is away as many as leave every pod where it is."""
@@ -460,20 +494,17 @@ class KubernetesPlatform(Platform):
         ordinals = (member.ordinal for member in self._with_pods(cluster) if member.group == group)
         return max(ordinals, default=-1) + 1
 
-    def _claims(self, cluster: str, group: int) -> list[Object]:
-        # Asked, not looked up: a store is given up on this answer.
-        return self.api.list(VOLUME_CLAIM, self.namespace, names.selector(cluster, group))
-
-    def _has_members(self, cluster: str, group: int) -> bool:
-        if self._claims(cluster, group):
-            return True
-        return bool(self.api.list(POD, self.namespace, names.selector(cluster, group)))
+    def _has(self, kind: Kind, cluster: str, group: int) -> bool:
+        """Whether a group has pods or claims: asked, not looked up, and by name, for a store is given up on it."""
+        found = _members(cluster, self.api.list(kind, self.namespace))
+        return any(member.group == group for member in found)
 
     def _remove_group(self, cluster: PostgresCluster, group: int) -> None:
         """Remove what a group without members has left."""
         name = names.group_object(cluster.metadata.name, group)
         for kind in (STATEFUL_SET, DISRUPTION_BUDGET, SERVICE, CONFIG_MAP):
             self.api.delete(kind, self.namespace, name)
+            self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self._remove_store(cluster, group)
 
@@ -523,11 +554,11 @@ def _templates(sets: Sequence[Object]) -> dict[str, Object]:
     return {each["metadata"]["name"]: each["spec"]["template"] for each in sets}
 
 
-def _fingerprints(sets: Sequence[Object]) -> dict[int, str]:
+def _fingerprints(cluster: str, sets: Sequence[Object]) -> dict[int, str]:
     return {
-        group_id(each["metadata"]["labels"][names.GROUP_LABEL]): views.template_of(each["spec"]["template"])
-        or ""
+        group: views.template_of(each["spec"]["template"]) or ""
         for each in sets
+        if (group := names.group_of(cluster, each["metadata"]["name"])) is not None
     }
 
 
@@ -542,3 +573,9 @@ def _with_verdict(
     alone = sum(1 for other in found.values() if other.member.group == view.member.group) == 1
     tried, obstacle = trials.verdict(pod, template, trial, alone=alone)
     return replace(view, tried=tried, obstacle=obstacle)
+
+
+def _members(cluster: str, objects: Sequence[Object]) -> list[Member]:
+    """The members that pods or claims are of."""
+    found = (names.member_of(cluster, each["metadata"]["name"]) for each in objects)
+    return [member for member in found if member is not None]
