@@ -2,7 +2,8 @@
 
 Runs in the lab (it kills containers and nodes), with an operator of its own that is installed and taken away again;
 images are built and loaded as the tests do it. Prints one JSON line for each measurement and writes all of them to
-``build/bench/kubernetes.json``. An outage is the longest time between two acknowledgements of three writers.
+``build/bench/kubernetes.json``. An outage is the longest time between two acknowledgements of three writers, who
+write only to the segment that fails.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from tests.kubernetes import conftest
 from tests.kubernetes.kube import ROOT, Cluster, Namespace, lab
-from tests.kubernetes.test_failures import kill_container
+from tests.kubernetes.test_failures import kill_container, segment_of
 from tests.kubernetes.writer import writers
 
 from bench import operator as cost
@@ -78,7 +79,7 @@ class Bench:
 
     def _outage(self, cluster: Cluster, group: str, kill: Callable[[Cluster, str], None] | None) -> float:
         node = cluster.node_of(str(cluster.leader(group)))
-        with writers(cluster, avoid=None if kill else node) as at_work:
+        with writers(cluster, avoid=None if kill else node, segment=segment_of(group)) as at_work:
             if kill is not None:
                 kill(cluster, group)
                 at_work.go_on(200)

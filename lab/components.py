@@ -95,7 +95,7 @@ def _build(settings: Settings, component: Component) -> None:
     mark = _mark(settings, component)
     mark.unlink(missing_ok=True)
     folder = SOURCES / component.module
-    flags = ["-trimpath", "-p", "1", "-ldflags", _linker_flags(folder)]
+    flags = ["-trimpath", "-ldflags", _linker_flags(folder)]
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     print(f"building {', '.join(component.programs)} (once; needs some minutes)", flush=True)
     run(

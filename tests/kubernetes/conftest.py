@@ -20,10 +20,9 @@ from typing import TextIO
 
 import pytest
 
-from tests.kubernetes.kube import LAB_STATE, ROOT, Cluster, Namespace, kubectl
+from tests.kubernetes.kube import LAB_STATE, POSTGRES_IMAGE, ROOT, Cluster, Namespace, kubectl
 
 OPERATOR_IMAGE = os.environ.get("PGHERD_OPERATOR_IMAGE", "localhost/pgherd-operator:e2e")
-POSTGRES_IMAGE = os.environ.get("PGHERD_POSTGRES_IMAGE", "localhost/pgherd-postgres:17")
 
 
 def _make(*command: str) -> None:

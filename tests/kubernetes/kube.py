@@ -16,6 +16,8 @@ import yaml
 
 LAB_STATE = Path(os.environ.get("LAB_STATE", "/var/lib/pgherd-lab"))
 LAB_BIN = Path(os.environ.get("LAB_CACHE", Path.home() / ".cache" / "pgherd-lab")) / "bin"
+POSTGRES_IMAGE = os.environ.get("PGHERD_POSTGRES_IMAGE", "localhost/pgherd-postgres:17")
+"""what members run, and writers"""
 ROOT = Path(__file__).resolve().parents[2]
 
 

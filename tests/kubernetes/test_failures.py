@@ -43,22 +43,36 @@ def percentile_95(values: list[float]) -> float:
     return ordered[-1] if len(ordered) < 20 else statistics.quantiles(ordered, n=20)[-1]
 
 
-def kill_container(cluster: Cluster, member: str) -> None:
-    """``kill -9`` of everything in a member's container, from its node (in the lab: from here)."""
-    uid = cluster.namespace.get("pod", member)["metadata"]["uid"]
-    found = []
+def segment_of(group: str) -> str | None:
+    """Where to write so that an outage of this group shows in every write: everything goes through the coordinator."""
+    return None if group == "coordinator" else group
+
+
+def processes(pod_uid: str) -> dict[int, str]:
+    """What runs in a pod's container, with its command line, seen from its node (in the lab: from here)."""
+    found = {}
     for process in Path("/proc").iterdir():
         try:
-            inside = process.name.isdecimal() and uid in (process / "cgroup").read_text()
-            command = (process / "cmdline").read_text() if inside else ""
+            inside = process.name.isdecimal() and pod_uid in (process / "cgroup").read_text()
+            command = (process / "cmdline").read_text().replace("\0", " ") if inside else ""
         except OSError:
             continue
-        if command and "pause" not in command.split("\0")[0]:
-            found.append(int(process.name))
-    assert found, f"no processes of {member}"
-    for pid in found:
+        if command and "pause" not in command.split(" ")[0]:
+            found[int(process.name)] = command
+    return found
+
+
+def signal_all(pids: list[int], what: signal.Signals) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, what)
+
+
+def kill_container(cluster: Cluster, member: str) -> None:
+    """``kill -9`` of everything in a member's container."""
+    found = list(processes(cluster.namespace.get("pod", member)["metadata"]["uid"]))
+    assert found, f"no processes of {member}"
+    signal_all(found, signal.SIGKILL)
 
 
 def outage(at_work: Writers, broken_at: float, timeout: float = 60.0) -> float:
@@ -94,7 +108,7 @@ def test_a_primarys_container_killed(shop: Cluster, breakable: None, group: str)
     rounds = int(os.environ.get("PGHERD_E2E_KILLS", "3"))
     gaps = []
     for _ in range(rounds):
-        with writers(shop) as at_work:
+        with writers(shop, segment=segment_of(group)) as at_work:
             kill_container(shop, str(shop.leader(group)))
             at_work.go_on(200)
             final = at_work.finish()
@@ -102,6 +116,45 @@ def test_a_primarys_container_killed(shop: Cluster, breakable: None, group: str)
         shop.wait_phase("Running", timeout=90)
     print(f"{group}: longest silence of writers per kill: {gaps}, p95 {percentile_95(gaps):.1f} s")
     assert percentile_95(gaps) <= POD_SECONDS
+
+
+def servers(pod_uid: str) -> list[int]:
+    """PostgreSQL's processes in a pod."""
+    return [pid for pid, command in processes(pod_uid).items() if "postgres" in command.split(" ")[0]]
+
+
+@pytest.mark.alone
+def test_two_containers_never_share_a_volume(shop: Cluster, breakable: None) -> None:
+    """A primary's pod is forgotten while its container can't end: its namesake waits for the volume."""
+    namespace, member = shop.namespace, str(shop.leader("segment-1"))
+    old = namespace.get("pod", member)["metadata"]["uid"]
+    stuck = [pid for pid, command in processes(old).items() if "checkpointer" in command]
+    assert stuck
+    with writers(shop) as at_work:
+        signal_all(stuck, signal.SIGSTOP)
+        try:
+            namespace.kubectl("delete", "pod", member, "--grace-period=0", "--force")
+            wait_for(lambda: namespace.get("pod", member)["metadata"]["uid"] != old, "there is a new pod", 60)
+            new = namespace.get("pod", member)["metadata"]["uid"]
+            said = "still uses this volume"
+            wait_for(lambda: said in namespace.kubectl("logs", member), "it waits for the volume", 60)
+            assert servers(old)
+            assert not servers(new)
+            at_work.go_on(timeout=90)
+        finally:
+            signal_all(stuck, signal.SIGCONT)
+        wait_for(lambda: servers(new), "it serves again", 120)
+        assert not servers(old)
+        shop.wait_phase("Running", timeout=180)
+        at_work.go_on()
+        final = at_work.finish()
+    print(final)
+    assert shop.psql(member, "SELECT coalesce(sum(checksum_failures), 0) FROM pg_stat_database") == "0"
+    check = "PGPASSWORD=$PATRONI_SUPERUSER_PASSWORD pg_amcheck -h /run/postgresql -U postgres -d app"
+    namespace.kubectl(
+        "exec", str(shop.leader("segment-1")), "--", "sh", "-c", f"{check} --install-missing", timeout=120
+    )
+    namespace.kubectl("exec", member, "--", "sh", "-c", check, timeout=120)
 
 
 @pytest.mark.alone
@@ -126,7 +179,7 @@ def test_the_api_server_away_for_a_minute(shop: Cluster, breakable: None) -> Non
 @pytest.mark.parametrize("group", ["coordinator", "segment-1"])
 def test_a_node_killed(shop: Cluster, breakable: None, group: str) -> None:
     node = shop.node_of(str(shop.leader(group)))
-    with writers(shop, avoid=node) as at_work:
+    with writers(shop, avoid=node, segment=segment_of(group)) as at_work:
         lab("kill-node", node.removeprefix("node"))
         try:
             took = outage(at_work, time.monotonic(), 90)
@@ -161,7 +214,7 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
     namespace.kubectl(
         "exec", old, "--", "sh", "-c", 'nohup python3 -c "$0" > /tmp/lonely.log 2>&1 &', LONELY_WRITER
     )
-    with writers(shop, avoid=node) as at_work:
+    with writers(shop, avoid=node, segment="segment-1") as at_work:
         began = time.monotonic()
         lab("cut", node.removeprefix("node"))
         cut_at = time.time()
@@ -177,6 +230,7 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
     acknowledged = {int(line.split()[0]): float(line.split()[1]) for line in journal if " " in line}
     kept = {int(n) for n in shop.psql(new, "SELECT n FROM public.lonely").split()}
     late = [at for at in acknowledged.values() if at > cut_at + IN_FLIGHT]
+    assert any(cut_at - 2 < at <= cut_at for at in acknowledged.values()), "it acknowledged until the cut"
     print(
         f"{took:.1f} s; beside the old primary: {len(acknowledged)} rows, {len(late)} after the cut; {final}"
     )
@@ -232,10 +286,12 @@ def test_a_node_that_is_off_for_sure_gives_its_members_back_with_their_volumes(
             assert shop.namespace.get("pvc", f"data-{lonely}")["metadata"]["uid"] == volume
             wait_for(lambda: shop.leader("segment-1") == lonely, "it leads again", 60)
             at_work.go_on()
+            # Whatever it is declared as when the node comes back.
+            shop.patch({"fencing": None})
         finally:
             lab("mend", node.removeprefix("node"))
         wait_for(lambda: not fences(node), "the fence is down again", 60)
-        shop.patch({"fencing": None, "segments": {"standbys": 1}})
+        shop.patch({"segments": {"standbys": 1}})
         shop.wait_phase("Running", timeout=180)
         final = at_work.finish()
     print(final)

@@ -63,6 +63,38 @@ def test_deleted_objects_are_made_again_and_nobody_notices(shop: Cluster) -> Non
     assert data(shop, "shop-owner")["password"] == owner["password"]
 
 
+@pytest.mark.parametrize("label", ["pgherd.io/group", "pgherd.io/cluster", "app.kubernetes.io/managed-by"])
+def test_labels_taken_off_by_hand_are_put_back(shop: Cluster, label: str) -> None:
+    namespace = shop.namespace
+    pods = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in shop.pods()}
+    with writers(shop) as at_work:
+        for kind, name in (
+            ("statefulset", "shop-segment-1"),
+            ("pdb", "shop-segment-1"),
+            ("networkpolicy", "shop"),
+            ("service", "shop"),
+            ("pvc", "data-shop-segment-1-1"),
+            ("pod", shop.member("segment-1", "standby")),
+        ):
+            before = namespace.get(kind, name)["metadata"]["labels"]
+            if label not in before:
+                continue
+            namespace.kubectl("label", kind, name, f"{label}-")
+            wait_for(
+                lambda kind=kind, name=name, before=before: (  # type: ignore[misc]
+                    namespace.get(kind, name)["metadata"]["labels"] == before
+                ),
+                f"{kind} {name} has its label again",
+                30,
+            )
+        at_work.go_on()
+        shop.wait_phase("Running")
+        at_work.finish()
+    assert {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in shop.pods()} == pods
+    told = namespace.kubectl("get", "events", "--field-selector", "involvedObject.name=shop")
+    assert "restore StatefulSet shop-segment-1: somebody changed it" in told
+
+
 def test_lost_passwords_are_named_and_not_replaced_by_ones_that_no_database_knows(
     shop: Cluster, operator: Namespace
 ) -> None:
@@ -191,6 +223,38 @@ def rows_or_zero(cluster: Cluster) -> int:
         return rows(cluster)
     except Exception:
         return 0
+
+
+def test_two_operators_never_work_at_once(shop: Cluster, operator: Namespace) -> None:
+    """A second one waits, and takes over when the first is gone."""
+
+    def holder() -> str:
+        [lease] = operator.list("leases")
+        return str(lease["spec"].get("holderIdentity") or "")
+
+    first = holder()
+    assert first in [pod["metadata"]["name"] for pod in operator.list("pods")]
+    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=2")
+    try:
+        others = wait_for(
+            lambda: [
+                pod["metadata"]["name"]
+                for pod in operator.list("pods")
+                if pod["metadata"]["name"] != first and pod["status"]["phase"] == "Running"
+            ],
+            "there are two",
+        )
+        said = f"{first} has it"
+        wait_for(lambda: said in operator.kubectl("logs", others[0]), "the second one says that it waits")
+        assert holder() == first
+        operator.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+        wait_for(lambda: holder() not in ("", first), "another one has taken over", 45)
+    finally:
+        operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=1")
+    wait_for(lambda: len(operator.list("pods")) == 1, "one is left")
+    shop.patch({"postgres": {"parameters": {"work_mem": "7MB"}}})
+    member = shop.member("segment-1", "primary")
+    wait_for(lambda: shop.psql(member, "SHOW work_mem") == "7MB", "the wish is fulfilled", 90)
 
 
 @pytest.fixture

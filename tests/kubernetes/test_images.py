@@ -20,7 +20,8 @@ import pytest
 import yaml
 from lab.settings import Settings
 
-from tests.kubernetes.conftest import OPERATOR_IMAGE, POSTGRES_IMAGE
+from tests.kubernetes.conftest import OPERATOR_IMAGE
+from tests.kubernetes.kube import POSTGRES_IMAGE
 
 pytestmark = pytest.mark.kubernetes
 

@@ -74,6 +74,16 @@ def test_an_example_is_taken_by_the_api_server(empty: Namespace, name: str) -> N
     empty.kubectl("apply", "--dry-run=server", "-f", str(ROOT / "examples" / name))
 
 
+def test_the_example_for_small_machines_becomes_a_cluster(namespace: Namespace) -> None:
+    """The others ask for more than three nodes of a small machine have."""
+    namespace.kubectl("apply", "-f", str(ROOT / "examples" / "development.yaml"))
+    cluster = Cluster(namespace, "dev")
+    try:
+        assert cluster.wait_phase("Running", timeout=180)["segments"] == 2
+    finally:
+        cluster.delete()
+
+
 @pytest.mark.parametrize(
     ("field", "says"),
     [

@@ -1,17 +1,57 @@
-"""The operator is killed again and again while it works; what was asked for is done all the same."""
+"""The operator is killed wherever it is about to do something or has just done it; what was asked for is done all the
+same.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
 
-from tests.kubernetes.kube import Cluster, Namespace, wait_for
+from pgherd.operations.runner import crash_points
+from tests.kubernetes.kube import Cluster, KubectlError, Namespace, wait_for
 from tests.kubernetes.writer import writers
 
 pytestmark = pytest.mark.kubernetes
+
+LOG = "/tmp/crashes"
+#: What kills the operator must not end its container: Kubernetes would wait longer after each time.
+RESTART = f"""\
+trap 'kill $!; wait $!; exit' TERM
+touch {LOG}
+while true; do python3 -m pgherd.operator & wait $!; done
+"""
+
+
+def around(*steps: str) -> list[str]:
+    """The places just before and just after these steps of the control loop."""
+    return [f"step:{step}:{moment}" for step in steps for moment in ("started", "done")]
+
+
+FOUNDING = around("StartMember", "Initialise", "AdmitFirst", "RecordMembers")
+ROLLING = around("ReplaceMember", "Switchover")
+DELETING = around("StopMember", "Forget")
+OPERATIONS = [point for kind in ("expand", "shrink") for point in crash_points(kind)]
+
+
+@pytest.fixture(scope="module")
+def crashing(operator: Namespace) -> Iterator[Namespace]:
+    """The operator's namespace; it dies by SIGKILL once at each place."""
+    everywhere = ",".join(
+        [*FOUNDING, *ROLLING, *DELETING, *OPERATIONS, *around("RequestOperation", "RemoveMember")]
+    )
+    container = {
+        "name": "operator",
+        "command": ["sh", "-c", RESTART],
+        "env": [
+            {"name": "PGHERD_CRASH_AT", "value": everywhere},
+            {"name": "PGHERD_CRASH_LOG", "value": LOG},
+        ],
+    }
+    with patched(operator, container):
+        yield operator
 
 
 def kill_operator(operator: Namespace) -> list[str]:
@@ -25,54 +65,75 @@ def kill_operator(operator: Namespace) -> list[str]:
 
 
 @contextmanager
-def killed_every(operator: Namespace, seconds: float) -> Iterator[list[str]]:
-    """Kill the operator's pod without warning, over and over, until the block ends; gives the names of the dead."""
-    stop, dead = threading.Event(), list[str]()
-
-    def kill() -> None:
-        while not stop.wait(seconds):
-            dead.extend(kill_operator(operator))
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
+def patched(operator: Namespace, container: Mapping[str, object]) -> Iterator[None]:
+    """The operator runs so as long as the block lasts."""
+    change = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    operator.kubectl("patch", "deployment", "pgherd-operator", "--patch", json.dumps(change))
+    rolled_out = ("rollout", "status", "deployment/pgherd-operator", "--timeout=120s")
     try:
-        yield dead
+        operator.kubectl(*rolled_out)
+        yield
     finally:
-        stop.set()
-        thread.join(30)
+        operator.kubectl("rollout", "undo", "deployment/pgherd-operator")
+        operator.kubectl(*rolled_out)
 
 
-def test_killed_while_it_creates(namespace: Namespace, operator: Namespace) -> None:
-    cluster = Cluster(namespace, "fresh")
-    with killed_every(operator, 4.0) as dead:
-        cluster.apply(segments=1)
-        wait_for(lambda: len(dead) >= 5, "the operator was killed five times", 90)
-    cluster.wait_phase("Running", timeout=120)
+def survived(operator: Namespace, *points: str) -> None:
+    """It has been killed at all these places."""
+    seen = set[str]()
+
+    def are_there() -> bool:
+        try:
+            text = operator.kubectl("exec", "deployment/pgherd-operator", "--", "cat", LOG)
+        except KubectlError:
+            return False
+        seen.update(text.split())
+        return set(points) <= seen
+
+    try:
+        wait_for(are_there, "the operator was killed everywhere", 30)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; not at {sorted(set(points) - seen)}") from None
+
+
+@pytest.fixture(scope="module")
+def shop(crashing: Namespace, namespace: Namespace) -> Iterator[Cluster]:
+    """Two segments with standbys, made by an operator that dies all the time."""
+    cluster = Cluster(namespace, "shop")
+    cluster.apply()
+    cluster.wait_phase("Running", timeout=300)
+    survived(crashing, *FOUNDING)
+    yield cluster
     cluster.patch({"deletionPolicy": "Delete"})
-    with killed_every(operator, 4.0):
-        cluster.delete()
-    assert not namespace.list("pods", "pgherd.io/cluster=fresh")
-    wait_for(lambda: not namespace.list("pvc", "pgherd.io/cluster=fresh"), "the volumes are gone")
+    cluster.delete()
+    assert not namespace.list("pods", "pgherd.io/cluster=shop")
+    wait_for(lambda: not namespace.list("pvc", "pgherd.io/cluster=shop"), "the volumes are gone")
+    survived(crashing, *DELETING)
 
 
-def test_killed_while_it_grows_shrinks_and_rolls(shop: Cluster, operator: Namespace) -> None:
+def test_killed_at_every_step_of_growing_and_shrinking(shop: Cluster, crashing: Namespace) -> None:
     with writers(shop) as at_work:
         for count in (3, 2):
-            with killed_every(operator, 7.0) as dead:
-                shop.namespace.kubectl("scale", f"pgc/{shop.name}", f"--replicas={count}")
-                wait_for(lambda dead=dead: len(dead) >= 4, "the operator was killed four times", 90)  # type: ignore[misc]
-            status = shop.wait_phase("Running", timeout=240)
+            shop.namespace.kubectl("scale", f"pgc/{shop.name}", f"--replicas={count}")
+            status = shop.wait_phase("Running", timeout=400)
             assert sum(1 for group in status["groups"] if group["shards"]) == count
             at_work.go_on()
-        before = {pod["metadata"]["uid"] for pod in shop.pods()}
-        with killed_every(operator, 7.0) as dead:
-            small = {"resources": {"cpu": "50m", "memory": "288Mi"}}
-            shop.patch({"coordinator": small, "segments": small})
-            wait_for(lambda: len(dead) >= 4, "the operator was killed four times", 90)
+        final = at_work.finish()
+    print(final)
+    assert not final["errors"]
+    survived(crashing, *OPERATIONS)
+
+
+def test_killed_at_every_step_of_a_rolling_change(shop: Cluster, crashing: Namespace) -> None:
+    before = {pod["metadata"]["uid"] for pod in shop.pods()}
+    with writers(shop) as at_work:
+        small = {"resources": {"cpu": "50m", "memory": "288Mi"}}
+        shop.patch({"coordinator": small, "segments": small})
         wait_for(
-            lambda: not before & {pod["metadata"]["uid"] for pod in shop.pods()}, "all pods are new", 240
+            lambda: not before & {pod["metadata"]["uid"] for pod in shop.pods()}, "all pods are new", 300
         )
         shop.wait_phase("Running", timeout=120)
         at_work.go_on()
         final = at_work.finish()
     print(final)
+    survived(crashing, *ROLLING)

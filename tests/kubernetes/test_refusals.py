@@ -30,6 +30,10 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
         ({"spec": {"coordinator": {"antiAffinity": "maybe"}}}, "spec.coordinator.antiAffinity"),
         ({"spec": {"postgres": {"version": 9}}}, "spec.postgres.version"),
         ({"metadata": {"name": "a-segment-1"}}, "metadata.name must not end in"),
+        ({"metadata": {"name": "a-coordinator"}}, "metadata.name must not end in"),
+        ({"metadata": {"name": "a-ro"}}, "metadata.name must not end in"),
+        ({"metadata": {"name": "a-ca"}}, "metadata.name must not end in"),
+        ({"metadata": {"name": "a-0-leader"}}, "metadata.name must not end in"),
         ({"metadata": {"name": "a" * 41}}, "metadata.name"),
         ({"metadata": {"name": "1a"}}, "metadata.name"),
         ({"spec": {"colour": "red"}}, "spec.colour"),
@@ -69,5 +73,29 @@ def test_what_may_not_change_is_refused(namespace: Namespace, change: dict[str, 
     try:
         with pytest.raises(KubectlError, match=f"{path}.*(can't be changed|may not shrink)"):
             cluster.patch(change)
+    finally:
+        cluster.delete()
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"engine": "fdw"}, "spec.engine"),
+        ({"postgres": {"version": 16}}, "spec.postgres.version"),
+        ({"segments": {"storage": {"storageClassName": "b"}}}, "spec.segments.storage.storageClassName"),
+    ],
+)
+def test_what_was_left_out_may_not_be_set_later(
+    namespace: Namespace, change: dict[str, Any], path: str
+) -> None:
+    cluster = Cluster(namespace, "bare")
+    manifest = cluster.declaration()
+    del manifest["spec"]["engine"]
+    manifest["metadata"]["annotations"] = {"pgherd.io/stopped": "true"}
+    namespace.apply(manifest)
+    try:
+        with pytest.raises(KubectlError, match=f"{path}.*can't be changed"):
+            cluster.patch(change)
+        cluster.patch({"engine": "citus"})  # what was left out says just that
     finally:
         cluster.delete()

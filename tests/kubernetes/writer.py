@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.kubernetes.kube import Cluster, wait_for
+from tests.kubernetes.kube import POSTGRES_IMAGE, Cluster, wait_for
 from tests.support import writers as module
-
-IMAGE = "localhost/pgherd-postgres:17"
 
 RUNNER = """\
 import json, os, sys, threading, time
@@ -63,7 +61,9 @@ def spans(journal):
         found[name] = {"count": len(took), "p50": pick(0.5), "p99": pick(0.99), "max": pick(1.0)}
     return found
 
-with writers.writers(connect, count=int(os.environ.get("WRITERS", "3"))) as journal:
+segment = os.environ.get("SEGMENT")
+make_key = writers.KeysOn(connect, segment) if segment else writers.any_key
+with writers.writers(connect, count=int(os.environ.get("WRITERS", "3")), make_key=make_key) as journal:
     while not os.path.exists("/tmp/stop"):
         for name in os.listdir("/tmp"):
             if name.startswith("mark-"):
@@ -127,11 +127,17 @@ class Writers:
 
 @contextmanager
 def writers(
-    cluster: Cluster, *, avoid: str | None = None, count: int = 3, options: dict[str, str] | None = None
+    cluster: Cluster,
+    *,
+    avoid: str | None = None,
+    count: int = 3,
+    segment: str | None = None,
+    options: dict[str, str] | None = None,
 ) -> Iterator[Writers]:
     """Writers in a pod until the block ends (use :meth:`Writers.finish` to audit).
 
     :param avoid: a node that is going to be broken
+    :param segment: write only what is on this segment, so that gaps are its outages; None: anywhere
     :param options: more libpq options
     """
     name = f"{cluster.name}-writers"
@@ -146,7 +152,7 @@ def writers(
         }
     )
     namespace.kubectl("delete", "pod", name, "--ignore-not-found", "--grace-period=0", "--force")
-    namespace.apply(_pod(name, cluster, avoid, count, options or {}))
+    namespace.apply(_pod(name, cluster, avoid, count, segment or "", options or {}))
     try:
         wait_for(
             lambda: namespace.get("pod", name)["status"]["phase"] == "Running", "the writers' pod runs", 120
@@ -164,7 +170,7 @@ def writers(
 
 
 def _pod(
-    name: str, cluster: Cluster, avoid: str | None, count: int, options: dict[str, str]
+    name: str, cluster: Cluster, avoid: str | None, count: int, segment: str, options: dict[str, str]
 ) -> dict[str, Any]:
     secret = f"{cluster.name}-owner"
     environment: list[dict[str, Any]] = [
@@ -178,6 +184,7 @@ def _pod(
     ]
     environment += [
         {"name": "WRITERS", "value": str(count)},
+        {"name": "SEGMENT", "value": segment},
         {"name": "OPTIONS", "value": json.dumps(options)},
     ]
     spec: dict[str, Any] = {
@@ -190,7 +197,7 @@ def _pod(
         "containers": [
             {
                 "name": "writers",
-                "image": IMAGE,
+                "image": POSTGRES_IMAGE,
                 "imagePullPolicy": "IfNotPresent",
                 "command": ["python3", "/scripts/run.py"],
                 "env": environment,

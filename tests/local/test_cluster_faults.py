@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 
 import psutil
@@ -72,6 +74,54 @@ def test_killed_standbys_and_patronis_come_back(home: Home) -> None:
     home.wait_phase("Running")
     with home.connect() as connection:
         audit(connection, journal)
+
+
+def listen_on(port: int) -> socket.socket | None:
+    """Take a port; None while somebody has it."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return None
+
+
+def test_a_primary_whose_patroni_cannot_start_gives_way_to_its_standby(home: Home) -> None:
+    """Left alone it would stay, writable in name, beside the one that is promoted: whoever found it would hang."""
+    primary = home.member("segment-2", "primary")["name"]
+    directory = home.path / "shop" / "members" / primary
+    ports = json.loads((home.path / "ports.json").read_text())["shop"][primary]
+    server = home.postmaster(primary)
+    with writers(home.connect) as journal:
+        for process in home.running(str(directory / "patroni.yml")):
+            process.kill()
+        with wait_for(lambda: listen_on(ports["rest"]), "its port was free", 20, every=0.001):
+            wait_for(lambda: not psutil.pid_exists(server), "the server that nobody guards has ended", 60)
+            wait_for(
+                lambda: any(f"port {ports['rest']}" in error for error in home.status()["errors"]),
+                "the status names the port",
+                30,
+            )
+            done = len(journal.acknowledged)
+            wait_for(lambda: len(journal.acknowledged) > done + 50, "writers go on", 60)
+        home.wait_phase("Running")
+    assert home.member("segment-2", "primary")["name"] != primary
+    with home.connect() as connection:
+        audit(connection, journal)
+
+
+def test_a_user_who_locks_a_table_holds_up_neither_status_nor_repair(home: Home) -> None:
+    standby = home.member("segment-1", "standby")["name"]
+    killed = home.postmaster(standby)
+    with home.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("TRUNCATE ledger")
+        kill(killed)
+        wait_for(
+            lambda: (
+                home.postmaster(standby) != killed
+                and home.member("segment-1", "standby")["state"] == "running"
+            ),
+            "the standby is back",
+            60,
+        )
 
 
 def test_the_store_killed_comes_back_and_databases_go_on(home: Home) -> None:

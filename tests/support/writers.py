@@ -52,14 +52,64 @@ def make_table(connection: psycopg.Connection[Any], name: str = "ledger") -> Non
     connection.execute(f"SELECT create_distributed_table('{name}', 'id')")
 
 
+def any_key() -> str:
+    """A key of whatever shard."""
+    return str(uuid.uuid4())
+
+
+class KeysOn:
+    """Draws keys of one segment's shards only: an outage of that segment then shows in every write.
+
+    :param segment: its name, as it is part of its members' host names
+    """
+
+    BATCH = 2000
+
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], segment: str, table: str = "ledger"
+    ) -> None:
+        self._connect = connect
+        self._table = table
+        self._guard = threading.Lock()
+        with connect() as connection:
+            rows = connection.execute(
+                "SELECT shardid FROM citus_shards WHERE table_name = %s::regclass AND nodename ~ %s",
+                [table, rf"{segment}(\D|$)"],
+            ).fetchall()
+        self._shards = [row[0] for row in rows]
+        assert self._shards, f"no shard of {table} is on {segment}"
+        self._drawn: list[str] = []
+
+    def __call__(self) -> str:
+        with self._guard:
+            while not self._drawn:
+                self._drawn = self._draw()
+            return self._drawn.pop()
+
+    def _draw(self) -> list[str]:
+        query = (
+            "SELECT key::text FROM (SELECT gen_random_uuid() AS key FROM generate_series(1, %s)) AS drawn"
+            " WHERE get_shard_id_for_distribution_column(%s::regclass, key) = ANY (%s)"
+        )
+        try:
+            with self._connect() as connection:
+                return [row[0] for row in connection.execute(query, [self.BATCH, self._table, self._shards])]
+        except psycopg.Error:  # the coordinator is away; writers would wait for it as well
+            time.sleep(0.05)
+            return []
+
+
 @contextmanager
 def writers(
-    connect: Callable[[], psycopg.Connection[Any]], count: int = 3, table: str = "ledger"
+    connect: Callable[[], psycopg.Connection[Any]],
+    count: int = 3,
+    table: str = "ledger",
+    make_key: Callable[[], str] = any_key,
 ) -> Iterator[Journal]:
     """Insert rows in ``count`` threads until the block ends; acknowledged rows go into the journal."""
     journal, stop = Journal(), threading.Event()
     threads = [
-        threading.Thread(target=_write, args=(connect, number, table, journal, stop), daemon=True)
+        threading.Thread(target=_write, args=(connect, number, table, make_key, journal, stop), daemon=True)
         for number in range(count)
     ]
     for thread in threads:
@@ -76,6 +126,7 @@ def _write(
     connect: Callable[[], psycopg.Connection[Any]],
     number: int,
     table: str,
+    make_key: Callable[[], str],
     journal: Journal,
     stop: threading.Event,
 ) -> None:
@@ -83,7 +134,7 @@ def _write(
     for n in itertools.count():
         if stop.is_set():
             break
-        key, began = str(uuid.uuid4()), time.monotonic()
+        key, began = make_key(), time.monotonic()
         while not stop.is_set():
             try:
                 connection = connection or connect()

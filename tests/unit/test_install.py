@@ -13,6 +13,8 @@ from pgherd.deploy import manifests, rbac
 from pgherd.deploy.manifests import Settings
 from pgherd.errors import BadInput
 from pgherd.model.spec import crd_schema
+from pgherd.platform.kubernetes.api import CLUSTER, EVENT, MANAGED, POD, VOLUME_CLAIM
+from pgherd.platform.kubernetes.cluster_objects import role
 from pgherd.platform.kubernetes.platform import DEFAULT_IMAGE
 
 
@@ -62,9 +64,29 @@ def test_the_operator_has_no_right_over_everything() -> None:
         )
 
 
+def test_the_operator_may_only_do_what_it_does() -> None:
+    def resources(rules: list[rbac.Rule]) -> set[tuple[str, str]]:
+        return {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]}
+
+    used = {(kind.group, kind.plural) for kind in (*MANAGED, CLUSTER, POD, EVENT, VOLUME_CLAIM)}
+    parts = {(CLUSTER.group, f"{CLUSTER.plural}/{part}") for part in ("status", "finalizers")}
+    assert resources(rbac.operator_rules()) == used | parts
+    looked_at = {("", "namespaces"), ("", "nodes"), ("apiextensions.k8s.io", "customresourcedefinitions")}
+    assert resources(rbac.cluster_rules()) == looked_at
+    # It hands out no more than it has.
+    handed_out = role("shop", {})["rules"]
+    for group, each in resources(handed_out):
+        verbs = [set(rule["verbs"]) for rule in rbac.operator_rules() if each in rule["resources"]]
+        wanted = [set(rule["verbs"]) for rule in handed_out if each in rule["resources"]]
+        assert wanted[0] <= verbs[0], (group, each)
+
+
 def test_one_namespace_is_enough_if_asked_for() -> None:
     settings = Settings(namespace="tools", watch_namespace="shop")
-    [role], [binding] = of_kind("Role", settings), of_kind("RoleBinding", settings)
+    role, lease = of_kind("Role", settings)
+    binding, lease_binding = of_kind("RoleBinding", settings)
+    assert lease["metadata"]["namespace"] == lease_binding["metadata"]["namespace"] == "tools"
+    assert lease["rules"] == rbac.lease_rules()
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "shop"
     assert binding["subjects"][0]["namespace"] == "tools"
     own = next(
@@ -75,7 +97,8 @@ def test_one_namespace_is_enough_if_asked_for() -> None:
     assert own["rules"] == rbac.cluster_rules()
     [deployment] = of_kind("Deployment", settings)
     environment = {
-        each["name"]: each["value"] for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        each["name"]: each.get("value")
+        for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     }
     assert environment["PGHERD_WATCH_NAMESPACE"] == "shop"
 

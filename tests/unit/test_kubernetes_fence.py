@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pgherd.operator.main import Operator
 from pgherd.platform.kubernetes.fence import (
     FENCED,
     OUT_OF_SERVICE,
@@ -16,6 +17,8 @@ from pgherd.platform.kubernetes.fence import (
     unfenced,
     who_says_off,
 )
+from pgherd.platform.kubernetes.platform import Defaults
+from tests.support.kube_api import kube_api
 
 SINCE = "2026-01-01T10:00:00Z"
 OTHER = {"key": "other", "value": "x", "effect": "NoSchedule"}
@@ -104,6 +107,18 @@ def test_a_node_on_which_a_member_answers_is_not_fenced() -> None:
     [told] = looked(api, alive=True)
     assert told.startswith("refuse to fence node n1")
     assert not api.patches
+
+
+@pytest.mark.parametrize(("ready", "down"), [("True", True), ("Unknown", False)])
+def test_a_fence_comes_down_though_no_cluster_wants_it_any_more(ready: str, down: bool) -> None:
+    with kube_api() as (kube, api):
+        fenced_one = node(ready=ready, taints=(OTHER, OUT_OF_SERVICE))
+        fenced_one["metadata"] = {"labels": {FENCED: "true"}}
+        kube.put("/api/v1/nodes/n1", fenced_one)
+        kube.put("/api/v1/nodes/n2", node(ready="True", taints=(OUT_OF_SERVICE,)))  # somebody else's
+        Operator(api, "prod", Defaults()).lower_fences()
+        assert (kube.objects["/api/v1/nodes/n1"]["spec"]["taints"] == [OTHER]) is down
+        assert kube.objects["/api/v1/nodes/n2"]["spec"]["taints"] == [OUT_OF_SERVICE]
 
 
 def test_a_node_that_is_off_is_fenced_once_and_freed_when_it_reports() -> None:

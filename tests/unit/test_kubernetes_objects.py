@@ -14,6 +14,7 @@ from patroni.dcs import AbstractDCS
 from patroni.dcs.kubernetes import Kubernetes
 from patroni.postgresql.mpp import get_mpp
 
+from pgherd.deploy import manifests
 from pgherd.engine.citus.engine import CitusEngine
 from pgherd.model.spec import PostgresCluster, from_mapping
 from pgherd.model.topology import Credentials
@@ -130,6 +131,42 @@ def test_a_change_of_the_pod_changes_its_fingerprint_and_a_change_of_parameters_
     assert fingerprint(cluster(coordinator={"resources": {"memory": "4Gi"}})) == before
 
 
+def template_mark(declared: PostgresCluster | None = None, group: int = 1) -> str:
+    template = objects(declared, group)["StatefulSet"]["spec"]["template"]
+    return str(template["metadata"]["annotations"][names.TEMPLATE_ANNOTATION])
+
+
+def test_pods_of_older_scripts_or_settings_are_outdated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were mounted into running pods, which do not look at them again."""
+    marks = [template_mark()]
+    assert template_mark(cluster(postgres={"parameters": {"work_mem": "9MB"}})) == marks[0]
+    monkeypatch.setattr(patroni_files, "MARK_SCRIPT", "#!/bin/sh\n")
+    marks.append(template_mark())
+    monkeypatch.setattr(names, "SCOPE_LABEL", "pgherd.io/other")
+    marks.append(template_mark())
+    monkeypatch.setattr(patroni_files, "START_SCRIPT", "#!/bin/sh\n")
+    marks.append(template_mark())
+    assert len(set(marks)) == len(marks)
+
+
+def test_the_network_lets_everybody_to_postgresql_and_members_and_operators_alone_to_patroni() -> None:
+    found = cluster_objects(cluster(), "prod", PASSWORDS, Authority("", ""))
+    [policy] = [each for each in found if each["kind"] == "NetworkPolicy"]
+    spec = policy["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    assert spec["podSelector"] == {"matchLabels": names.selector("shop")}
+    assert names.selector("shop").items() <= names.pod_labels(cluster(), 1).items()
+    everybody, few = spec["ingress"]
+    assert everybody == {"ports": [{"protocol": "TCP", "port": 5432}]}
+    assert few["ports"] == [{"protocol": "TCP", "port": 8008}]
+    members, operators = few["from"]
+    assert members == {"podSelector": {"matchLabels": names.selector("shop")}}
+    # The labels that the operator's pods have, wherever they are.
+    assert operators["namespaceSelector"] == {}
+    labels = manifests.operator(manifests.Settings())["spec"]["template"]["metadata"]["labels"]
+    assert operators["podSelector"]["matchLabels"].items() <= labels.items()
+
+
 def test_the_disruption_budget_lets_one_go_at_a_time() -> None:
     budget = objects()["PodDisruptionBudget"]["spec"]
     assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": names.selector("shop", 1)}}
@@ -207,7 +244,7 @@ def test_the_longest_names_fit() -> None:
         },
         platform="kubernetes",
     )
-    made = pods.stateful_set(longest, 256, namespace="n", replicas=9, image="pg:17")
+    made = pods.stateful_set(longest, 256, namespace="n", replicas=9, image="pg:17", files={})
     # Kubernetes adds a hash of 10 letters and a hyphen for its revisions' label.
     assert len(made["metadata"]["name"]) + 11 <= 63
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
-from pgherd.reconcile import plan as p
+from pgherd.patroni.client import Downstream
+from pgherd.reconcile import steps as p
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import MemberState, Observed
 from tests.support.looks import cluster, look, member
@@ -23,8 +26,8 @@ def seen_as(state: MemberState, **view: Any) -> MemberState:
     return replace(state, view=replace(state.view, **view))
 
 
-def outdated(group: int, ordinal: int, **says: Any) -> MemberState:
-    return seen_as(member(group, ordinal, **says), outdated=True)
+def outdated(group: int, ordinal: int, *, tried: bool | None = True, **says: Any) -> MemberState:
+    return seen_as(member(group, ordinal, **says), outdated=True, tried=tried)
 
 
 def lost(group: int, ordinal: int, seconds: float) -> MemberState:
@@ -35,8 +38,81 @@ def everybody_outdated() -> Observed:
     return look(changes=[outdated(group, ordinal) for group in range(3) for ordinal in range(2)])
 
 
-def test_segments_before_the_coordinator_and_standbys_before_primaries() -> None:
-    assert plan(everybody_outdated()) == [p.ReplaceMember(shop(2, 1)), p.ReplaceMember(shop(1, 1))]
+def test_segments_before_the_coordinator_and_standbys_before_primaries_one_at_a_time() -> None:
+    assert plan(everybody_outdated()) == [p.ReplaceMember(shop(2, 1))]
+
+
+def test_nobody_is_replaced_anywhere_while_one_that_was_does_not_run() -> None:
+    """A wrong change takes one standby at most."""
+    everybody = [outdated(group, ordinal) for group in range(3) for ordinal in range(2)]
+    for away in (member(2, 1, running=False), member(2, 1, state="starting")):
+        assert not rolled(plan(look(changes=[*everybody, away])))
+    assert not rolled(plan(look(changes=everybody, gone=[(2, 1)])))
+
+
+def test_nobody_restarts_anywhere_while_one_that_did_does_not_run() -> None:
+    raised = {"max_connections": (100, 200)}
+    waiting = [member(group, ordinal, pending=raised) for group in range(3) for ordinal in range(2)]
+    assert plan(look(changes=waiting)) == [p.RestartMember(shop(2, 1))]
+    assert not rolled(plan(look(changes=[*waiting, member(2, 1, state="failed")])))
+
+
+def test_a_primary_waits_for_its_standby_to_come_back_with_the_new_value() -> None:
+    raised = {"max_connections": (100, 200)}
+    still_waiting = look(changes=[member(1, 0, pending=raised), member(1, 1, pending=raised)])
+    assert plan(still_waiting) == [p.RestartMember(shop(1, 1))]
+    assert not rolled(plan(look(changes=[member(1, 0, pending=raised)], gone=[(1, 1)])))
+
+
+def test_a_member_is_replaced_only_after_a_trial() -> None:
+    for standbys, ordinal in ((1, 1), (0, 0)):
+        declared = cluster(standbys=standbys)
+        untried = outdated(1, ordinal, tried=None)
+        assert plan(look(declared, changes=[untried])) == [p.TryMember(shop(1, ordinal))]
+        assert plan(look(declared, changes=[outdated(1, ordinal, tried=False)])) == []
+        assert plan(look(declared, changes=[outdated(1, ordinal)])) == [p.ReplaceMember(shop(1, ordinal))]
+
+
+def test_a_lone_member_that_is_away_for_a_moment_is_not_replaced_untried() -> None:
+    away = seen_as(member(1, 0, running=False), outdated=True)
+    assert plan_of(look(cluster(standbys=0), changes=[away]), p.ReplaceMember) == []
+
+
+def test_larger_buffers_wait_for_the_memory_they_need() -> None:
+    """Who crashes meanwhile must be able to start in what it has."""
+    seen = look(changes=[outdated(1, ordinal, tried=None) for ordinal in range(2)])
+    config = dict(seen.configs[1] or {})
+    parameters = {**config["postgresql"]["parameters"], "shared_buffers": "32GB", "work_mem": "9MB"}
+    wanted = {
+        **seen.wanted_configs,
+        1: {**config, "postgresql": {**config["postgresql"], "parameters": parameters}},
+    }
+    [step] = plan_of(replace(seen, wanted_configs=wanted), p.ApplyConfig)
+    assert step.patch == {"postgresql": {"parameters": {"work_mem": "9MB"}}}
+    tried = look(changes=[outdated(1, ordinal) for ordinal in range(2)])
+    [step] = plan_of(replace(tried, wanted_configs=wanted), p.ApplyConfig)
+    assert step.patch["postgresql"]["parameters"]["shared_buffers"] == "32GB"
+
+
+def test_a_value_with_which_nobody_starts_can_be_taken_back() -> None:
+    failed = look(cluster(standbys=0), changes=[member(1, 0, leader=False, state="failed")])
+    config = dict(failed.configs[1] or {})
+    bad = {**config["postgresql"], "parameters": {**config["postgresql"]["parameters"], "work_mem": "1PB"}}
+    seen = replace(failed, configs={**failed.configs, 1: {**config, "ttl": 99, "postgresql": bad}})
+    [step] = plan_of(seen, p.ApplyConfig)
+    assert list(step.patch) == ["postgresql"]
+
+
+def plan_of(seen: Observed, kind: type[Any]) -> list[Any]:
+    return [step for step in plan(seen) if isinstance(step, kind)]
+
+
+def rolled(steps: list[p.Step]) -> list[p.Step]:
+    return [
+        step
+        for step in steps
+        if isinstance(step, p.ReplaceMember | p.RestartMember | p.Switchover | p.TryMember)
+    ]
 
 
 def test_a_primary_hands_over_before_it_is_replaced() -> None:
@@ -64,39 +140,76 @@ def test_nobody_is_replaced_while_another_member_of_the_group_is_away() -> None:
 
 def test_an_outdated_member_that_can_not_start_is_put_right_at_once() -> None:
     """A wrong image was declared, a standby hangs in it, and the right one was declared."""
-    broken = seen_as(member(1, 1, running=False), outdated=True, note="ImagePullBackOff")
+    broken = seen_as(member(1, 1, running=False), outdated=True, tried=True, note="ImagePullBackOff")
     assert p.ReplaceMember(shop(1, 1)) in plan(look(changes=[broken]))
 
 
-def test_parameters_that_wait_for_a_restart_come_before_replacements() -> None:
-    pending = {"max_connections": (100, 200)}
-    steps = plan(look(changes=[outdated(1, 0), outdated(1, 1, pending=pending)]))
+def test_who_has_to_be_replaced_does_not_restart_before() -> None:
+    """Larger buffers would start in the old pod's smaller memory; and two outages are one too many."""
+    raised = {"shared_buffers": (100, 200)}
+    both = [outdated(1, ordinal, pending=raised) for ordinal in range(2)]
+    assert plan(look(changes=both)) == [p.ReplaceMember(shop(1, 1))]
+    assert plan(look(changes=both[:1])) == [p.Switchover(shop(1, 0), shop(1, 1))]
+
+
+def test_who_is_not_outdated_restarts_before_others_are_replaced() -> None:
+    raised = {"max_connections": (100, 200)}
+    steps = plan(look(changes=[outdated(1, 0), member(1, 1, pending=raised)]))
     assert steps == [p.RestartMember(shop(1, 1))]
 
 
+def test_a_lowered_value_and_a_replacement_do_not_wait_for_one_another() -> None:
+    """A standby takes its primary's higher value until that has the lower one: restarting it changes nothing."""
+    lowered = {"max_connections": (200, 100)}
+    seen = look(changes=[outdated(1, 0, pending=lowered), member(1, 1, pending=lowered)])
+    assert plan(seen) == [p.Switchover(shop(1, 0), shop(1, 1))]
+
+
+def silent(*changes: MemberState, seconds: float = 60.0, declared: PostgresCluster | None = None) -> Observed:
+    """A look after which the lost ones among these have not answered for so long."""
+    seen = look(declared, changes=list(changes))
+    unanswered = {state.member.name: seconds for state in changes if state.patroni is None}
+    return replace(seen, unanswered=unanswered)
+
+
 def test_a_lost_standby_is_built_anew_after_its_time() -> None:
-    assert p.RebuildMember(shop(1, 1)) in plan(look(changes=[lost(1, 1, 301)]))
-    assert p.RebuildMember(shop(1, 1)) not in plan(look(changes=[lost(1, 1, 299)]))
+    assert p.RebuildMember(shop(1, 1)) in plan(silent(lost(1, 1, 301)))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 299)))
+
+
+def test_one_look_without_an_answer_gives_nobody_up() -> None:
+    assert p.RebuildMember(shop(1, 1)) not in plan(look(changes=[lost(1, 1, 10_000)]))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 10_000), seconds=14))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_standby_that_its_primary_still_hears_is_not_built_anew(streaming: bool) -> None:
+    """A kubelet that stopped alone, and an operator that can't reach the pod: two of one name would acknowledge."""
+    heard = Downstream(name=shop(1, 1).name, streaming=streaming, synchronous=True)
+    primary = member(1, 0)
+    assert primary.patroni is not None
+    primary = replace(primary, patroni=replace(primary.patroni, downstreams=(heard,)))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 10_000), primary))
 
 
 def test_never_when_so_declared() -> None:
     declared = cluster(replaceLostAfter=0)
-    assert p.RebuildMember(shop(1, 1)) not in plan(look(declared, changes=[lost(1, 1, 10_000)]))
+    assert p.RebuildMember(shop(1, 1)) not in plan(silent(lost(1, 1, 10_000), declared=declared))
 
 
 def test_a_lost_primary_is_rebuilt_only_after_another_one_leads() -> None:
-    alone = look(changes=[lost(1, 0, 1000), member(1, 1, leader=False)])
+    alone = silent(lost(1, 0, 1000), member(1, 1, leader=False))
     assert not any(isinstance(step, p.RebuildMember) for step in plan(alone))
-    led = look(changes=[lost(1, 0, 1000), member(1, 1, leader=True)])
+    led = silent(lost(1, 0, 1000), member(1, 1, leader=True))
     assert p.RebuildMember(shop(1, 0)) in plan(led)
 
 
 def test_a_primary_whose_node_is_silent_but_that_serves_hands_over() -> None:
-    silent = seen_as(member(1, 0), lost=1.0)
-    assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(look(changes=[silent]))
+    unheard = seen_as(member(1, 0), lost=1.0)
+    assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(look(changes=[unheard]))
     behind = member(1, 1, sync=False)
-    assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=[silent, behind])))
-    lonely = [silent, seen_as(member(1, 1), lost=1.0)]
+    assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=[unheard, behind])))
+    lonely = [unheard, seen_as(member(1, 1), lost=1.0)]
     assert not any(isinstance(step, p.Switchover) for step in plan(look(changes=lonely)))
 
 
@@ -106,10 +219,11 @@ def test_a_lost_member_that_still_answers_stays() -> None:
 
 
 STATES = st.builds(
-    lambda group, ordinal, leader, running, is_lost, old: seen_as(
+    lambda group, ordinal, leader, running, is_lost, old, tried: seen_as(
         member(group, ordinal, leader=leader, running=running),
         lost=1000.0 if is_lost else None,
         outdated=old,
+        tried=tried,
     ),
     st.integers(0, 2),
     st.integers(0, 1),
@@ -117,12 +231,28 @@ STATES = st.builds(
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([None, False, True]),
 )
 
 
 @given(st.lists(STATES, max_size=6))
-def test_data_goes_only_where_another_member_is_the_running_primary(changes: list[MemberState]) -> None:
+def test_a_rollout_takes_at_most_one_running_member_and_only_a_tried_one(changes: list[MemberState]) -> None:
     seen = look(changes=changes)
+    taken = [
+        state
+        for step in plan(seen)
+        if isinstance(step, p.ReplaceMember | p.RestartMember)
+        and (state := seen.members[step.member.name]).is_running
+    ]
+    assert len(taken) <= 1
+    for step in plan(seen):
+        if isinstance(step, p.ReplaceMember):
+            assert seen.members[step.member.name].view.tried
+
+
+@given(st.lists(STATES, max_size=6))
+def test_data_goes_only_where_another_member_is_the_running_primary(changes: list[MemberState]) -> None:
+    seen = silent(*changes)
     for step in plan(seen):
         if isinstance(step, p.RebuildMember):
             primary = seen.primary(step.member.group)

@@ -13,6 +13,7 @@ import pytest
 from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import certificates, events, names, views
 from pgherd.platform.kubernetes.nodes import silent_since
+from pgherd.platform.kubernetes.recent import Recent
 
 
 def labelled(group: int = 1) -> dict[str, str]:
@@ -32,7 +33,11 @@ def a_pod(
         "spec": {"nodeName": "node1"},
         "status": {
             "podIP": "10.0.0.1",
-            "containerStatuses": [{"state": state, "lastState": status.pop("last", {})}],
+            "containerStatuses": [
+                # Somebody's sidecar, which says nothing about the member.
+                {"name": "mesh", "state": {"terminated": {"finishedAt": "2026-01-01T00:00:00Z"}}},
+                {"name": "postgres", "state": state, "lastState": status.pop("last", {})},
+            ],
             "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
             **status,
         },
@@ -115,18 +120,24 @@ def test_only_pods_that_are_not_ready_make_a_node_doubtful() -> None:
     assert views.doubtful_node(a_pod(ready=False)) == "node1"
 
 
+ENDED = {"finishedAt": "2026-01-01T10:00:00Z"}
+
+
 @pytest.mark.parametrize(
     ("state", "last", "ended"),
     [
         ({"running": {}}, {}, False),
-        ({"terminated": {}}, {}, True),
-        ({"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": {}}, True),
+        ({"terminated": ENDED}, {}, True),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": ENDED}, True),
+        # It runs again.
+        ({"running": {}}, {"terminated": ENDED}, False),
         # A new pod of an old name: of the container before it nothing is known.
         ({"waiting": {"reason": "ContainerCreating"}}, {}, False),
     ],
 )
 def test_a_container_has_ended_only_if_its_node_says_so(state: Any, last: Any, ended: bool) -> None:
-    assert views.has_ended(a_pod(state=state, last=last)) is ended
+    at = datetime(2026, 1, 1, 10, tzinfo=UTC) if ended else None
+    assert views.ended_at(a_pod(state=state, last=last)) == at
 
 
 def test_a_node_is_silent_when_its_kubelet_was_given_up() -> None:
@@ -141,10 +152,20 @@ def test_a_node_is_silent_when_its_kubelet_was_given_up() -> None:
 
 
 def test_names_of_other_things_are_nobodys() -> None:
-    assert names.member_of("shop", labelled(), "shop-segment-1-0") == Member("shop", 1, 0)
-    assert names.member_of("shop", labelled(), "data-shop-segment-1-3") == Member("shop", 1, 3)
-    assert names.member_of("shop", labelled(), "shop-segment-2-0") is None
-    assert names.member_of("shop", {}, "shop-segment-1-0") is None
+    assert names.authority_file("shop-a", "b") != names.authority_file("shop", "b-a")
+    assert names.authority_file("a-b", "c") != names.authority_file("b", "c-a")
+    assert names.member_of("shop", "shop-segment-1-0") == Member("shop", 1, 0)
+    assert names.member_of("shop", "data-shop-segment-1-3") == Member("shop", 1, 3)
+    assert names.member_of("shop", "shop-coordinator-0") == Member("shop", 0, 0)
+    for other in (
+        "shop-segment-1",
+        "shop-segment-01-0",
+        "shop-segment-1-00",
+        "shopping-segment-1-0",
+        "shop-0",
+    ):
+        assert names.member_of("shop", other) is None
+    assert names.member_of("shop", "shop-segment-1-coordinator-0") is None
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -216,3 +237,44 @@ def test_a_status_that_somebody_else_wrote_is_taken_for_what_it_is_worth() -> No
     assert views.sound_status(wrong) == {"conditions": [good], "engine": "fdw"}
     assert views.sound_status({"conditions": "gone"}) == {"conditions": []}
     assert views.sound_status("x") is None
+
+
+def a_warning(message: str, *, uid: str = "7", minutes: int = 1, **stamps: Any) -> dict[str, Any]:
+    at = (NOW - timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"reason": "No", "message": message, "involvedObject": {"uid": uid}, "lastTimestamp": at, **stamps}
+
+
+def test_only_what_was_said_lately_about_this_very_object_is_its_cause() -> None:
+    old = a_warning("before", minutes=2)
+    assert events.newest([old, a_warning("now"), old], "7", NOW) == "No: now"
+    assert events.newest([a_warning("of another of that name", uid="6")], "7", NOW) == ""
+    assert events.newest([a_warning("long ago", minutes=40)], "7", NOW) == ""
+    again = a_warning("again and again", minutes=40, series={"lastObservedTime": NOW.isoformat()})
+    assert events.newest([again], "7", NOW) == "No: again and again"
+    assert events.newest([a_warning("some time", lastTimestamp=None)], "7", NOW) == ""
+
+
+def test_what_keeps_a_group_from_starting_is_asked_of_what_is_there_now() -> None:
+    def hint(name: str, uid: str) -> str:
+        return f"{name} {uid}"
+
+    a_new_set = {**a_set(1), "metadata": {**a_set()["metadata"], "uid": "7"}}
+    assert seen(sets=[a_new_set], hint=hint)["shop-segment-1-0"].note == "shop-segment-1 7"
+    assert seen(claims=[a_claim()], hint=hint)["shop-segment-1-0"].note == ""
+
+
+def test_what_is_not_learnt_anew_is_forgotten() -> None:
+    now = 0.0
+    recent: Recent[str] = Recent(10, lambda: now)
+    recent.put("a", "x")
+    for now in (5.0, 10.5):
+        assert recent.get("a") == (now, "x")
+        recent.put("b", "y")
+    now = 16.0
+    recent.put("b", "z")
+    now = 22.0
+    assert recent.get("a") is None
+    assert recent.get("b") == (6.0, "z")
+    now = 100.0
+    assert recent.get("b") is None
+    assert len(recent) == 0

@@ -6,7 +6,8 @@ import pytest
 
 from pgherd.model.spec import ParameterValue
 from pgherd.platform.local import binaries
-from pgherd.platform.local.parameters import problems
+from pgherd.platform.local.parameters import memory_problems, problems
+from tests.support.looks import cluster
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,12 @@ def test_what_the_server_refuses_is_told_with_its_path(
     assert problem.startswith(f"spec.postgres.parameters.{name}: ")
     assert expected in problem
     assert "\n" not in problem
+
+
+def test_buffers_that_the_machine_does_not_have_are_refused() -> None:
+    [problem] = memory_problems(cluster(postgres="{parameters: {shared_buffers: 900TB}}"))
+    assert problem.startswith(
+        "spec.postgres.parameters.shared_buffers: 943718400 MiB are more than this machine has"
+    )
+    for value in ("64MB", "a quarter"):
+        assert memory_problems(cluster(postgres=f"{{parameters: {{shared_buffers: {value}}}}}")) == []

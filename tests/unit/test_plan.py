@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgherd.model.topology import Member
-from pgherd.reconcile import plan as p
+from pgherd.reconcile import steps as p
 from pgherd.reconcile.plan import plan
-from pgherd.reconcile.state import MemberState, Operation
+from pgherd.reconcile.state import MemberState, Observed, Operation
 from tests.support.looks import cluster, endpoint, look, member
 
 
@@ -43,6 +43,45 @@ def test_an_empty_member_is_not_started_while_the_others_data_has_no_primary() -
         changes=[member(1, 0, leader=False), member(1, 1, running=False, data=False)], catalogue=False
     )
     assert p.StartMember(shop(1, 1)) not in plan(seen)
+
+
+def test_where_data_are_gone_nothing_empty_takes_their_place() -> None:
+    gone = look(gone=[(1, 0), (1, 1)])
+    assert not started(gone)
+    assert gone.without_data() == [1]
+    unread = replace(look(gone=[(1, 0), (1, 1)], catalogue=False), admitted_before=(1, 2))
+    assert not started(unread)
+    assert unread.without_data() == [1]
+
+
+def test_a_coordinator_is_not_founded_anew_over_segments_that_took_part() -> None:
+    seen = replace(look(gone=[(0, 0), (0, 1)], catalogue=False), admitted_before=(1, 2))
+    assert not started(seen)
+    assert seen.without_data() == [0]
+
+
+def test_a_coordinator_that_was_founded_anew_admits_nobody() -> None:
+    seen = replace(look(admitted=0), admitted_before=(1, 2))
+    assert p.AdmitFirst((1, 2)) not in plan(seen)
+    assert seen.without_data() == [0]
+
+
+def test_new_volumes_that_are_empty_are_no_data() -> None:
+    """Kubernetes makes them by itself; Patroni waits in them for a leader that never comes."""
+    waiting = [member(1, ordinal, leader=False, state="stopped") for ordinal in range(2)]
+    empty = [replace(m, patroni=replace(m.patroni, system_identifier=None)) for m in waiting if m.patroni]
+    assert look(changes=list(empty)).without_data() == [1]
+    assert look(changes=[waiting[0], empty[1]]).without_data() == []
+
+
+def test_segments_wait_until_a_coordinator_that_is_there_can_tell_whether_they_took_part() -> None:
+    assert not started(look(gone=[(1, 0), (1, 1)], catalogue=False))
+    new = look(cluster(segments=3), gone=[(3, 0), (3, 1)])
+    assert started(new) == {shop(3, 0), shop(3, 1)}
+
+
+def started(seen: Observed) -> set[Member]:
+    return {step.member for step in plan(seen) if isinstance(step, p.StartMember)}
 
 
 def test_an_empty_standby_is_started_once_its_primary_runs() -> None:

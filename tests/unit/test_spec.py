@@ -190,6 +190,9 @@ def test_a_wrong_field_is_refused_with_its_path(body: str, expected: str) -> Non
         ("shop-coordinator", "must not end in"),
         ("shop-segment-1", "must not end in"),
         ("shop-ro", "must not end in"),
+        ("shop-ca", "must not end in"),
+        ("shop-segment-2-leader", "must not end in"),
+        ("shop-0-sync", "must not end in"),
         ("12", "must be text, got 12"),
         ("on", "must be text, got true"),
     ],
@@ -339,6 +342,12 @@ def test_declared_resources_stay_beside_the_platforms() -> None:
             "spec.postgres.version: can't be changed: is 17, got 18",
         ),
         ("postgres: {version: 17}", "", "spec.postgres.version: can't be changed: is 17, got nothing"),
+        ("", "postgres: {version: 16}", "spec.postgres.version: can't be changed: is nothing, got 16"),
+        (
+            "",
+            "segments: {storage: {storageClassName: b}}",
+            "spec.segments.storage.storageClassName: can't be changed: is nothing, got 'b'",
+        ),
         (
             "",
             "segments: {storage: {size: 1Gi}}",
@@ -363,13 +372,19 @@ def test_what_can_not_change_is_refused(old: str, new: str, expected: str) -> No
         "segments: {count: 9}",
         "segments: {standbys: 0}",
         "durability: asynchronous",
-        "postgres: {version: 18}",
         "segments: {storage: {size: 0.02Ti}}",
         "expansion: {paused: true}",
     ],
 )
 def test_what_can_change_passes(new: str) -> None:
     spec.validate_change(declared(), declared(f"spec: {{{new}}}"))
+
+
+def test_the_version_may_be_written_down_where_it_is_the_one_that_runs() -> None:
+    old, new = declared(), declared("spec: {postgres: {version: 18}}")
+    spec.validate_change(old, new, version_is_there=True)
+    with pytest.raises(BadInput):
+        spec.validate_change(new, old, version_is_there=True)
 
 
 def test_scaling_declares_another_count_within_bounds() -> None:

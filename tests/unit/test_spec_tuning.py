@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pgherd.model.spec import Resources
-from pgherd.model.tuning import memory_parameters
+from pgherd.errors import BadInput
+from pgherd.model.spec import PostgresCluster, Resources, from_mapping
+from pgherd.model.tuning import check_fit, memory_parameters
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,26 @@ def test_buffers_follow_the_memory(
     parameters = memory_parameters(Resources(memory=memory), local=local)
     assert parameters["shared_buffers"] == shared_buffers
     assert parameters["work_mem"] == work_mem
+
+
+@pytest.mark.parametrize("value", ["900GB", "2GB", "262144", 262144, "0.002TB"])
+def test_buffers_that_no_member_could_have_are_refused(value: str | int) -> None:
+    with pytest.raises(
+        BadInput, match=r"shared_buffers: .* do not fit into spec\.segments\.resources\.memory"
+    ):
+        check_fit(with_buffers(value))
+
+
+@pytest.mark.parametrize("value", ["1.5GB", "128MB", 16384, "65536kB", "a quarter"])
+def test_buffers_that_fit_or_that_only_postgresql_can_judge_pass(value: str | int) -> None:
+    check_fit(with_buffers(value))
+
+
+def with_buffers(value: str | int) -> PostgresCluster:
+    declared = {
+        "apiVersion": "pgherd.io/v1alpha1",
+        "kind": "PostgresCluster",
+        "metadata": {"name": "shop"},
+        "spec": {"postgres": {"parameters": {"Shared_Buffers": value}}},
+    }
+    return from_mapping(declared, platform="kubernetes")

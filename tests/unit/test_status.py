@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from pgherd.model.topology import Member
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import Observed, Operation
-from pgherd.reconcile.status import build, hindered, is_told
+from pgherd.reconcile.status import build, hindered, is_told, news
 from tests.support.looks import cluster, look, member
 
 NOW, LATER = "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:01:00.000+00:00"
@@ -153,3 +155,44 @@ def test_backups_are_shown_with_what_is_wrong_with_them() -> None:
     assert condition(ill, "BackupsHealthy")["status"] == "False"
     assert condition(ill, "BackupsHealthy")["message"] == "segment-1 can't archive x; no point"
     assert ill["phase"] == "Running"
+
+
+def test_what_is_news_is_told_once() -> None:
+    refused = replace(
+        look(), declaration=replace(look().declaration, problems=("spec.engine: can't be changed",))
+    )
+    assert news(refused, status(look())) == [("spec.engine: can't be changed", True)]
+    assert news(refused, status(refused)) == []
+    assert news(look(), status(refused)) == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "error", "told"),
+    [
+        ("done", None, ("finished expand to 4 segments", False)),
+        ("cancelled", None, ("cancelled expand to 4 segments", False)),
+        ("failed", "no space", ("could not expand to 4 segments: no space", True)),
+    ],
+)
+def test_an_operations_end_is_news(phase: str, error: str | None, told: tuple[str, bool]) -> None:
+    last = {"id": 3, "kind": "expand", "phase": phase, "toSegments": 4, "error": error}
+    seen = replace(look(), last_operation_status=last)
+    before = status(replace(look(), last_operation_status={**last, "id": 2}))
+    assert news(seen, before) == [told]
+    assert news(seen, status(seen)) == []
+    assert news(look(catalogue=False), before) == []
+    assert news(seen, None) == []  # of an earlier life
+
+
+def test_data_that_are_gone_are_said_to_be_and_nothing_is_ready() -> None:
+    told = status(look(gone=[(1, 0), (1, 1)]))
+    assert condition(told, "Ready")["status"] == "False"
+    assert condition(told, "DataLost")["message"].startswith("the data of segment-1 are gone")
+    assert told["phase"] == "Degraded"
+    assert "DataLost" not in {each["type"] for each in status(look())["conditions"]}
+
+
+def test_who_took_part_is_remembered_while_nobody_can_tell() -> None:
+    assert status(look())["admitted"] == [1, 2]
+    for seen in (look(catalogue=False), look(admitted=0)):
+        assert status(replace(seen, admitted_before=(1, 2)))["admitted"] == [1, 2]

@@ -148,6 +148,7 @@ def operator_roles(settings: Settings) -> list[Manifest]:
         return [
             _cluster_role(global_name(settings), settings, [*here, *everywhere]),
             _binding("ClusterRoleBinding", "ClusterRole", settings),
+            *_lease_roles(settings),
         ]
     role = _cluster_role(global_name(settings), settings, here)
     role["kind"] = "Role"
@@ -158,6 +159,16 @@ def operator_roles(settings: Settings) -> list[Manifest]:
         _cluster_role(global_name(settings), settings, everywhere),
         _binding("ClusterRoleBinding", "ClusterRole", settings),
         role,
+        binding,
+        *_lease_roles(settings),
+    ]
+
+
+def _lease_roles(settings: Settings) -> list[Manifest]:
+    binding = _binding("RoleBinding", "Role", settings, NAME)
+    binding["metadata"]["namespace"] = settings.namespace
+    return [
+        _named("rbac.authorization.k8s.io/v1", "Role", settings, rules=rbac.lease_rules()),
         binding,
     ]
 
@@ -194,7 +205,7 @@ def operator(settings: Settings) -> Manifest:
     }
     spec = {
         "replicas": 1,
-        # Two at once would both act: the old one goes first.
+        # The old one goes first. Where its end can't be seen (a node that was cut off) a lease keeps two from acting.
         "strategy": {"type": "Recreate"},
         "selector": {"matchLabels": selector},
         "template": {"metadata": {"labels": labels(settings)}, "spec": _pod(settings)},
@@ -258,6 +269,7 @@ def _container(settings: Settings) -> Manifest:
         "imagePullPolicy": settings.pull_policy,
         "command": ["python3", "-m", "pgherd.operator"],
         "env": [
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "PGHERD_POSTGRES_IMAGE", "value": settings.postgres_image},
             {"name": "PGHERD_WATCH_NAMESPACE", "value": settings.watch_namespace},
         ],

@@ -13,7 +13,7 @@ from pgherd.platform.kubernetes.crd import GROUP, PLURAL
 Rule = dict[str, Any]
 
 LOOK = ("get", "list", "watch")
-KEEP = (*LOOK, "create", "patch", "update", "delete")
+KEEP = (*LOOK, "create", "patch", "delete")
 
 
 def rule(group: str, resources: Sequence[str], verbs: Sequence[str]) -> Rule:
@@ -24,9 +24,8 @@ def rule(group: str, resources: Sequence[str], verbs: Sequence[str]) -> Rule:
 def cluster_rules() -> list[Rule]:
     """The operator's for what belongs to no namespace, all of it only to look at."""
     return [
-        # Is a node gone, does a class exist, may its volumes grow.
+        # Is a node gone or silent; which namespaces and definitions there are.
         rule("", ["namespaces", "nodes"], LOOK),
-        rule("storage.k8s.io", ["storageclasses"], LOOK),
         rule("apiextensions.k8s.io", ["customresourcedefinitions"], LOOK),
     ]
 
@@ -39,20 +38,28 @@ def fencing_rules() -> list[Rule]:
 def operator_rules() -> list[Rule]:
     """The operator's in every namespace that has clusters."""
     return [
-        rule(GROUP, [PLURAL], [*LOOK, "patch", "update"]),
-        rule(GROUP, [f"{PLURAL}/status"], ["get", "patch", "update"]),
+        rule(GROUP, [PLURAL], [*LOOK, "patch"]),
+        rule(GROUP, [f"{PLURAL}/status"], ["patch"]),
+        # To be named as the owner of what goes with it.
         rule(GROUP, [f"{PLURAL}/finalizers"], ["update"]),
         # The objects of clusters; ConfigMaps are Patroni's store as well.
-        rule("", ["configmaps", "persistentvolumeclaims", "secrets", "serviceaccounts", "services"], KEEP),
-        rule("", ["pods"], [*LOOK, "patch", "delete"]),
+        rule("", ["configmaps"], [*KEEP, "update"]),
+        rule("", ["secrets", "serviceaccounts", "services"], KEEP),
+        rule("", ["persistentvolumeclaims"], [*LOOK, "patch", "delete"]),
+        # Made are only those that try a changed image or place before a member has to.
+        rule("", ["pods"], [*LOOK, "create", "patch", "delete"]),
         rule("apps", ["statefulsets"], KEEP),
         rule("policy", ["poddisruptionbudgets"], KEEP),
         rule("networking.k8s.io", ["networkpolicies"], KEEP),
         rule("rbac.authorization.k8s.io", ["roles", "rolebindings"], KEEP),
         # What it tells people.
         rule("", ["events"], ["create", "list", "patch"]),
-        rule("events.k8s.io", ["events"], ["create", "patch"]),
     ]
+
+
+def lease_rules() -> list[Rule]:
+    """The operator's in its own namespace: the lease that keeps a second one from working beside it."""
+    return [rule("coordination.k8s.io", ["leases"], ["create", "get", "patch"])]
 
 
 def view_rules() -> list[Rule]:
@@ -63,6 +70,6 @@ def view_rules() -> list[Rule]:
 def edit_rules() -> list[Rule]:
     """Added to the built-in roles ``edit`` and ``admin``: have clusters."""
     return [
-        rule(GROUP, [PLURAL], [*KEEP, "deletecollection"]),
+        rule(GROUP, [PLURAL], [*KEEP, "update", "deletecollection"]),
         rule(GROUP, [f"{PLURAL}/scale"], ["get", "patch", "update"]),
     ]

@@ -75,6 +75,7 @@ __all__ = [
 M = TypeVar("M", bound=BaseModel)
 
 _ENGINE = {"local": "fdw", "kubernetes": "citus"}
+_VERSION = ("spec", "postgres", "version")
 _KUBERNETES_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 
 
@@ -216,16 +217,19 @@ def _changed(model: M, **update: Any) -> M:
     return model.model_copy(update=update)
 
 
-def validate_change(old: PostgresCluster, new: PostgresCluster) -> None:
+def validate_change(old: PostgresCluster, new: PostgresCluster, *, version_is_there: bool = False) -> None:
     """Refuse what can't be changed in a cluster that exists. Both with their platform's defaults.
 
+    :param version_is_there: the new one's ``postgres.version``, if it names one, is the one that runs
     :raises BadInput: with every such field, its path and both values
     """
     was, now = to_mapping(old), to_mapping(new)
     problems = []
     for path in (("metadata", "name"), *(("spec", *below) for below in IMMUTABLE)):
         before, after = _at(was, path), _at(now, path)
-        if before is not None and before != after:
+        if version_is_there and path == _VERSION and before is None:
+            continue
+        if before != after:
             problems.append(f"{dotted(path)}: can't be changed: is {shown(before)}, got {shown(after)}")
     for group in ("coordinator", "segments"):
         before, after = (_at(value, ("spec", group, "storage", "size")) for value in (was, now))

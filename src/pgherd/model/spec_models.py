@@ -37,7 +37,15 @@ MAX_STANDBYS = 8
 MAX_SHARDS = 1024
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_OWN_ENDING = re.compile(r".*-(coordinator|segment-\d+|ro)")
+OWN_ENDING = (
+    r"-(coordinator|segment-[0-9]+|ro|ca|(coordinator|segment-[0-9]+|[0-9]+)-(leader|config|sync|failover))$"
+)
+"""how pgherd's and Patroni's names of a cluster's parts end: a cluster called so could be taken for one"""
+OWN_ENDING_MESSAGE = (
+    "must not end in -coordinator, -segment-N, -ro or -ca, nor such a part's name in -leader, -config, -sync or"
+    " -failover: pgherd names its own parts so"
+)
+_OWN_ENDING = re.compile(OWN_ENDING)
 _DATABASE = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(
@@ -104,8 +112,8 @@ def _check_name(value: str) -> str:
         raise ValueError(f"must be at most {MAX_NAME} characters, has {len(value)}")
     if not _NAME.fullmatch(value):
         raise ValueError("must be lower-case letters, digits and hyphens, starting with a letter")
-    if _OWN_ENDING.fullmatch(value):
-        raise ValueError("must not end in -coordinator, -segment-N or -ro: pgherd names its own parts so")
+    if _OWN_ENDING.search(value):
+        raise ValueError(OWN_ENDING_MESSAGE)
     return value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pgherd.model.spec_models import MAX_NAME, PostgresCluster
+from pgherd.model.spec_models import MAX_NAME, OWN_ENDING, OWN_ENDING_MESSAGE, PostgresCluster
 
 Schema = dict[str, Any]
 
@@ -23,7 +23,10 @@ IMMUTABLE = (
     ("coordinator", "storage", "storageClassName"),
     ("segments", "storage", "storageClassName"),
 )
-"""Paths below ``spec`` that may not change once set."""
+"""Paths below ``spec`` that may not change in a cluster that exists, nor be set or left out later."""
+
+_LEFT_OUT = {("spec", "engine"): "citus"}
+"""what Kubernetes takes where such a field is left out: to write that down is no change"""
 
 RULES: tuple[Schema, ...] = (
     {
@@ -38,8 +41,8 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec",
     },
     {
-        "rule": "!self.metadata.name.matches('-(coordinator|segment-[0-9]+|ro)$')",
-        "message": "metadata.name must not end in -coordinator, -segment-N or -ro: pgherd names its own parts so",
+        "rule": f"!self.metadata.name.matches('{OWN_ENDING}')",
+        "message": f"metadata.name {OWN_ENDING_MESSAGE}",
     },
 )
 """What must go together, in CEL."""
@@ -150,13 +153,14 @@ def _one_of(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> S
 
 
 def _stays(path: tuple[str, ...]) -> Schema:
-    """A CEL rule: once set, the field keeps its value."""
+    """A CEL rule: the field keeps its value, or stays left out."""
     was, now = (".".join((root, *path)) for root in ("oldSelf", "self"))
-    return {
-        "rule": f"!has({was}) || (has({now}) && {now} == {was})",
-        "message": "can't be changed",
-        "fieldPath": f".{'.'.join(path)}",
-    }
+    if path in _LEFT_OUT:
+        before, after = (f"(has({value}) ? {value} : '{_LEFT_OUT[path]}')" for value in (was, now))
+        rule = f"{after} == {before}"
+    else:
+        rule = f"has({now}) == has({was}) && (!has({was}) || {now} == {was})"
+    return {"rule": rule, "message": "can't be changed", "fieldPath": f".{'.'.join(path)}"}
 
 
 def _never_shrinks(path: tuple[str, ...]) -> Schema:

@@ -25,6 +25,7 @@ class Keeper:
         self._platform = platform
         self._name = name
         self._one = threading.Lock()
+        self._loop: ClusterLoop | None = None
 
     def keep(self, wait: Callable[[float], bool]) -> None:
         """Keep the cluster as declared until told to stop, or until it is gone.
@@ -46,7 +47,16 @@ class Keeper:
     def _start(self, stop: threading.Event) -> ClusterLoop:
         loop = ClusterLoop(self._platform, self._name, stop)
         loop.start()
+        self._loop = loop
         return loop
+
+    def has_ended(self) -> bool:
+        """Whether it has looked after its cluster, and nobody makes it do so any more."""
+        return self._loop is not None and not self._one.locked() and self.is_at_rest()
+
+    def is_at_rest(self) -> bool:
+        """Whether neither the loop nor an operation of it is at work."""
+        return self._loop is None or self._loop.is_at_rest()
 
     def _wants_care(self) -> bool:
         try:

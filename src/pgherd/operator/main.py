@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
 import threading
+import time
 from typing import Any
 
+import httpx2
 import kopf
 from lightkube import Client
 
+from pgherd.errors import PgherdError
 from pgherd.operator.keeper import Keeper
+from pgherd.operator.lease import ANSWER_SECONDS, Lease
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.api import ALL_NAMESPACES, Api
+from pgherd.platform.kubernetes.api import ALL_NAMESPACES, CLUSTER, Api
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
+from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 
 logger = logging.getLogger(__name__)
 
 LIVENESS = "http://0.0.0.0:8080/healthz"
+LEASE_NAME = "pgherd-operator"
+FENCE_SECONDS = 10.0
+"""how often fenced nodes are looked at"""
 MAX_CLUSTERS = 1000
 DELETE_SECONDS = 20.0
 """how long one call of the deletion's handler works on it before kopf calls again"""
@@ -51,8 +61,40 @@ class Operator:
                 self._platforms[namespace] = platform
             key = (namespace, name)
             if key not in self._keepers:
+                self._leave_gone()
                 self._keepers[key] = Keeper(self._platforms[namespace], name)
             return self._keepers[key]
+
+    def _leave_gone(self) -> None:
+        """Remember nothing of clusters that are gone."""
+        for key, keeper in list(self._keepers.items()):
+            if keeper.has_ended() and self.objects.get(CLUSTER, *key) is None:
+                del self._keepers[key]
+                self._platforms[key[0]].leave(key[1])
+
+    def look_after_fences(self) -> None:
+        """From now on take down fences whose nodes report again: the cluster that wanted one may be gone."""
+
+        def look() -> None:
+            while True:
+                self.lower_fences()
+                time.sleep(FENCE_SECONDS)
+
+        threading.Thread(target=look, name="fences", daemon=True).start()
+
+    def lower_fences(self) -> None:
+        """One look at fenced nodes; never raises."""
+        try:
+            Fence(self._api).lower(logger.info)
+        except PgherdError as error:
+            logger.warning("fenced nodes: %s", error)
+        except Exception:  # it must outlive whatever one look ran into
+            logger.exception("fenced nodes")
+
+    def is_at_rest(self) -> bool:
+        """Whether nobody works on a cluster any more."""
+        with self._guard:
+            return all(keeper.is_at_rest() for keeper in self._keepers.values())
 
 
 def register(operator: Operator) -> kopf.OperatorRegistry:
@@ -70,6 +112,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 60
         settings.watching.client_timeout = 75
         operator.objects.start()
+        operator.look_after_fences()
         logger.info("watching")
 
     @kopf.on.login(registry=registry)
@@ -99,11 +142,29 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     namespace = os.environ.get("PGHERD_WATCH_NAMESPACE") or ALL_NAMESPACES
     operator = Operator(Api(Client()), namespace, Defaults.from_environment())
+    lease = make_lease(namespace)
+    try:
+        lease.acquire()
+    except PgherdError as error:
+        raise SystemExit(f"pgherd: {error}") from None
     everywhere = namespace == ALL_NAMESPACES
-    kopf.run(
-        registry=register(operator),
-        clusterwide=everywhere,
-        namespaces=[] if everywhere else [namespace],
-        standalone=True,
-        liveness_endpoint=os.environ.get("PGHERD_LIVENESS", LIVENESS),
-    )
+    try:
+        kopf.run(
+            registry=register(operator),
+            clusterwide=everywhere,
+            namespaces=[] if everywhere else [namespace],
+            standalone=True,
+            liveness_endpoint=os.environ.get("PGHERD_LIVENESS", LIVENESS),
+        )
+    finally:
+        if operator.is_at_rest():
+            lease.release()
+
+
+def make_lease(watched: str) -> Lease:
+    """The lease of operators in this namespace that look after the same clusters."""
+    client = Client(timeout=httpx2.Timeout(ANSWER_SECONDS))
+    name = LEASE_NAME if watched == ALL_NAMESPACES else f"{LEASE_NAME}-{watched}"
+    # A container that is started anew in its pod takes its own place; elsewhere no name is sure to be one's own.
+    identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return Lease(Api(client), client.namespace, name, identity)

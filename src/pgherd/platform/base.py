@@ -54,6 +54,10 @@ class MemberView:
     """why it does not run, where the platform knows"""
     outdated: bool = False
     """what it runs in (image, resources, ...) is not as declared any more: it has to be replaced"""
+    tried: bool | None = None
+    """of an outdated one: whether it could run in what is declared now; None: nobody knows yet"""
+    obstacle: str = ""
+    """why it could not, or not yet"""
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,13 @@ class Platform(ABC):
     @abstractmethod
     def remove_member(self, member: Member) -> None:
         """Stop a member and remove its data and whatever was reserved for it."""
+
+    def try_member(self, cluster: PostgresCluster, member: Member) -> None:
+        """Begin to find out whether an outdated member could run in what is declared now (its view's ``tried``).
+
+        The member goes on meanwhile. No-op if that is under way. Returns at once.
+        """
+        return
 
     def replace_member(self, member: Member) -> None:
         """Begin to put an outdated member into what is declared now; its data stay. Returns at once."""

@@ -11,7 +11,7 @@ from functools import singledispatchmethod
 from pgherd.errors import BadInput
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.operations import store
-from pgherd.reconcile import plan as steps
+from pgherd.reconcile import plan, steps
 from pgherd.reconcile.observe import World
 from pgherd.reconcile.state import Observed
 
@@ -63,9 +63,10 @@ class Actor:
 
     @act.register
     def _(self, step: steps.ApplyConfig, seen: Observed) -> None:
-        primary = seen.primary(step.group)
-        if primary is not None:
-            self.world.patroni.patch_config(primary.view.rest, step.patch)
+        answering = [state for state in seen.of_group(step.group) if state.patroni is not None]
+        addressee = seen.primary(step.group) or next(iter(answering), None)
+        if addressee is not None:
+            self.world.patroni.patch_config(addressee.view.rest, step.patch)
 
     @act.register
     def _(self, step: steps.RestartMember, seen: Observed) -> None:
@@ -78,6 +79,10 @@ class Actor:
     @act.register
     def _(self, step: steps.ReplaceMember, seen: Observed) -> None:
         self.world.platform.replace_member(step.member)
+
+    @act.register
+    def _(self, step: steps.TryMember, seen: Observed) -> None:
+        self.world.platform.try_member(seen.declaration.cluster, step.member)
 
     @act.register
     def _(self, step: steps.Switchover, seen: Observed) -> None:
@@ -94,7 +99,7 @@ class Actor:
     @act.register
     def _(self, step: steps.AdmitFirst, seen: Observed) -> None:
         for group in step.groups:
-            self.world.engine.admit(group, steps.wanted_endpoints(seen, group))
+            self.world.engine.admit(group, plan.wanted_endpoints(seen, group))
 
     @act.register
     def _(self, step: steps.UpdateEndpoints, seen: Observed) -> None:
@@ -135,7 +140,7 @@ class Actor:
 
 def record_members(world: World, seen: Observed) -> None:
     """Make ``pgherd.segment_configuration`` say what was seen, in one transaction."""
-    wanted = steps.segment_configuration(seen)
+    wanted = plan.segment_configuration(seen)
     with world.databases.connect(COORDINATOR, autocommit=False) as connection:
         connection.execute(
             "DELETE FROM pgherd.segment_configuration WHERE member <> ALL (%s)", [list(wanted)]

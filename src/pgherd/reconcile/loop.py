@@ -24,6 +24,7 @@ from pgherd.backup.registry import make_method
 from pgherd.engine.base import Engine
 from pgherd.engine.registry import make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
+from pgherd.faults import crash_point
 from pgherd.model.spec import to_mapping
 from pgherd.operations.runner import Context, Runner
 from pgherd.platform.base import Platform
@@ -32,6 +33,7 @@ from pgherd.reconcile import observe, plan, status
 from pgherd.reconcile.act import Actor
 from pgherd.reconcile.repairs import Repairs
 from pgherd.reconcile.state import Observed
+from pgherd.reconcile.steps import BACKGROUND, Forget, Rebuild, Recover, RunOperation, Step, is_settled
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,9 @@ class ClusterLoop(threading.Thread):
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
         self._revision: object = None
-        self._repeated: tuple[list[plan.Step], float] = ([], BUSY_SECONDS)
+        self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
+        self._unanswered: dict[str, float] = {}
 
     def run(self) -> None:
         """Rounds, until the end; a stopped cluster needs none, the daemon starts a new loop when it is to run."""
@@ -127,15 +130,15 @@ class ClusterLoop(threading.Thread):
         self._tell(seen, steps, hindrances)
         self._see_to_backups(world, seen)
         self._act(world, seen, steps)
-        if any(isinstance(step, plan.Forget) for step in steps) and not self._errors:
+        if any(isinstance(step, Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
         self._rests = seen.declaration.stopped and not steps
         return self._pause(steps)
 
-    def _pause(self, steps: list[plan.Step]) -> float:
+    def _pause(self, steps: list[Step]) -> float:
         """Short while things happen, longer while the same steps wait for the same things."""
         calm = self._platform.calm_seconds
-        if plan.is_settled(steps) and not self._errors:
+        if is_settled(steps) and not self._errors:
             self._repeated = ([], BUSY_SECONDS)
             return calm
         before, pause = self._repeated
@@ -154,19 +157,33 @@ class ClusterLoop(threading.Thread):
             self._last_sizes = dict(seen.sizes)
         else:
             object.__setattr__(seen, "sizes", self._last_sizes)
+        object.__setattr__(seen, "unanswered", self._count_unanswered(seen))
         return seen
 
     def _with_complaint(self, backups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         complaint = self._keeper.error if self._keeper is not None else None
         return {**backups, "error": complaint} if backups is not None and complaint else backups
 
-    def _tell(self, seen: Observed, steps: list[plan.Step], hindrances: list[str]) -> None:
+    def _count_unanswered(self, seen: Observed) -> dict[str, float]:
+        """One answer, and counting begins anew; so does it with us: nobody is given up on one look."""
+        now = time.monotonic()
+        silent = [
+            name
+            for name, state in seen.members.items()
+            if state.view.lost is not None and state.patroni is None
+        ]
+        self._unanswered = {name: self._unanswered.get(name, now) for name in silent}
+        return {name: now - since for name, since in self._unanswered.items()}
+
+    def _tell(self, seen: Observed, steps: list[Step], hindrances: list[str]) -> None:
         previous = self._platform.read_status(self.cluster)
         problems = status.find_problems(seen)
         if status.is_being_created(seen, steps, previous):
             # What is not there yet is no news; what keeps it from coming is.
             problems = [problem for problem in problems if status.has_cause(problem)]
         self._complain([*problems, *hindrances])
+        for what, failed in status.news(seen, previous):
+            self._platform.announce(self.cluster, what, failed=failed)
         fatal = self._fatal_generation == seen.declaration.generation
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = status.build(
@@ -234,7 +251,7 @@ class ClusterLoop(threading.Thread):
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
         return self._platform.align(seen.declaration.cluster, wanted)
 
-    def _act(self, world: observe.World, seen: Observed, steps: list[plan.Step]) -> None:
+    def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(
             world,
             lambda operation: self._run_operation(world, operation),
@@ -248,12 +265,15 @@ class ClusterLoop(threading.Thread):
             outcomes = list(pool.map(lambda step: self._do(actor, step, seen), steps))
         self._errors = [outcome for outcome in outcomes if outcome]
 
-    def _do(self, actor: Actor, step: plan.Step, seen: Observed) -> str | None:
-        if not isinstance(step, plan.RunOperation | plan.Recover | plan.Rebuild):
+    def _do(self, actor: Actor, step: Step, seen: Observed) -> str | None:
+        if not isinstance(step, RunOperation | Recover | Rebuild):
             logger.info("%s: %s", self.cluster, step)
             self._announce(step)
+        point = f"step:{type(step).__name__}"
         try:
+            crash_point(f"{point}:started")
             actor.act(step, seen)
+            crash_point(f"{point}:done")
         except Exception as error:  # nobody reads logs while the status says nothing
             if not isinstance(error, PgherdError | psycopg.Error | OSError):
                 logger.exception("%s: %s met what nobody expected", self.cluster, step)
@@ -265,8 +285,8 @@ class ClusterLoop(threading.Thread):
             return f"could not {step}: {text}"
         return None
 
-    def _announce(self, step: plan.Step, failed: str = "") -> None:
-        if not isinstance(step, plan.BACKGROUND):
+    def _announce(self, step: Step, failed: str = "") -> None:
+        if not isinstance(step, BACKGROUND):
             self._platform.announce(self.cluster, failed or str(step), failed=bool(failed))
 
     def _run_operation(self, world: observe.World, operation: int) -> None:
@@ -364,6 +384,10 @@ class ClusterLoop(threading.Thread):
             now=datetime.now,
             stop=self._stop_asked,
         )
+
+    def is_at_rest(self) -> bool:
+        """Whether neither it nor its operation is at work."""
+        return not self.is_alive() and not (self._operation is not None and self._operation.is_alive())
 
     def join_operation(self, timeout: float) -> None:
         """Wait for what runs beside the loop to reach a resumable place after ``stop`` was set."""

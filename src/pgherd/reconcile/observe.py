@@ -85,8 +85,16 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         return _of_recovery(world, declaration, recovery)
     members = _members(world.patroni, world.platform.members(world.name))
     repairs = restoring.repairs(world.platform, world.name)
-    wanted = _wanted_configs(world, declaration, members)
-    bare = Observed(declaration, members, {}, wanted, None, {}, repairs=repairs)
+    bare = Observed(
+        declaration,
+        members,
+        {},
+        _wanted_configs(world, declaration, members),
+        None,
+        {},
+        repairs=repairs,
+        admitted_before=_admitted_before(world),
+    )
     with ThreadPoolExecutor(max_workers=8) as pool:
         groups = sorted({state.member.group for state in members.values()})
         configs = dict(zip(groups, pool.map(lambda group: _config(world, bare, group), groups), strict=True))
@@ -94,7 +102,7 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
             zip(groups, pool.map(lambda group: _prepared(world, bare, group), groups), strict=True)
         )
     known = {group: state for group, state in prepared.items() if state is not None}
-    seen = Observed(declaration, members, configs, wanted, None, known, repairs=repairs)
+    seen = replace(bare, configs=configs, initialised=known)
     if sizes and declaration.cluster.spec.backup is not None:
         method = make_method(world.platform, declaration.cluster)
         answering = [group for group in known if seen.primary(group) is not None]
@@ -120,6 +128,12 @@ def _of_recovery(world: World, declaration: Declaration, recovery: Mapping[str, 
         operation_status=restoring.operation_status(recovery),
         recovery=recovery,
     )
+
+
+def _admitted_before(world: World) -> tuple[int, ...]:
+    """What the status remembers of the catalogue: it is needed just when that can't be asked."""
+    told = (world.platform.read_status(world.name) or {}).get("admitted")
+    return tuple(group for group in told if type(group) is int) if isinstance(told, list) else ()
 
 
 def _members(patroni: PatroniClient, views: Mapping[str, MemberView]) -> dict[str, MemberState]:

@@ -6,215 +6,40 @@ So there is no script to lose one's place in: killed anywhere, the next look fin
 Rules that keep data safe:
 
 * A member without data is started only in a group where nobody has data yet, or whose primary is running: a lost
-  Patroni store must never let an empty member found a second, empty history of the group.
+  Patroni store must never let an empty member found a second, empty history of the group. And nobody has data *yet*
+  only in a group that never took part: where data are gone, an empty database must not pass for them.
 * A member is removed only if another one of its group is the running primary (a superfluous standby), or if the
   catalogue was read and says that its group takes no part and no operation is under way (a retired segment).
-* One restart at a time in a group, and only while all its other members run.
+* One restart or replacement at a time, and only while everyone else runs: see :mod:`~pgherd.reconcile.rollout`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from pgherd.model.topology import COORDINATOR, Endpoints, Member, group_name
+from pgherd.model.topology import COORDINATOR, Endpoints, Member
 from pgherd.patroni.config import config_patch
+from pgherd.reconcile.rollout import evacuations, heirs_of, rollout
 from pgherd.reconcile.state import MemberState, Observed
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something to do now. Steps of one plan don't depend on one another.
-
-    ``str(step)`` is one sentence for the log and for events.
-    """
-
-
-@dataclass(frozen=True)
-class StartMember(Step):
-    """Bring a member to life."""
-
-    member: Member
-
-    def __str__(self) -> str:
-        return f"start {self.member.name}"
-
-
-@dataclass(frozen=True)
-class StopMember(Step):
-    """End a member's processes, keep its data."""
-
-    member: Member
-
-    def __str__(self) -> str:
-        return f"stop {self.member.name}"
-
-
-@dataclass(frozen=True)
-class RemoveMember(Step):
-    """Remove a member and its data."""
-
-    member: Member
-
-    def __str__(self) -> str:
-        return f"remove {self.member.name} and its data"
-
-
-@dataclass(frozen=True)
-class Forget(Step):
-    """The last act of a deletion."""
-
-    purge: bool
-
-    def __str__(self) -> str:
-        return "forget the cluster and its data" if self.purge else "forget the cluster, keep its data"
-
-
-@dataclass(frozen=True)
-class ApplyConfig(Step):
-    """Patch Patroni's dynamic configuration of a group."""
-
-    group: int
-    patch: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return f"change the configuration of {group_name(self.group)}: {', '.join(sorted(self.patch))}"
-
-
-@dataclass(frozen=True)
-class RestartMember(Step):
-    """Restart PostgreSQL of a member whose parameters wait for it."""
-
-    member: Member
-
-    def __str__(self) -> str:
-        return f"restart {self.member.name} so that changed parameters take effect"
-
-
-@dataclass(frozen=True)
-class RebuildMember(Step):
-    """Build a member anew elsewhere that is lost with what it ran on."""
-
-    member: Member
-
-    def __str__(self) -> str:
-        return f"rebuild {self.member.name} elsewhere, what it ran on is lost"
-
-
-@dataclass(frozen=True)
-class ReplaceMember(Step):
-    """Put a member into what is declared now (image, resources, ...)."""
-
-    member: Member
-
-    def __str__(self) -> str:
-        return f"replace {self.member.name}, what it runs in was declared anew"
-
-
-@dataclass(frozen=True)
-class Switchover(Step):
-    """Let another member of the group lead, because the present primary has to go."""
-
-    leader: Member
-    candidate: Member
-
-    def __str__(self) -> str:
-        return f"switch over from {self.leader.name} to {self.candidate.name}"
-
-
-@dataclass(frozen=True)
-class Initialise(Step):
-    """Prepare a group's primary for the engine."""
-
-    group: int
-
-    def __str__(self) -> str:
-        return f"prepare the database of {group_name(self.group)}"
-
-
-@dataclass(frozen=True)
-class AdmitFirst(Step):
-    """Let the first segments take part; later ones come by an expand operation."""
-
-    groups: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"admit {', '.join(group_name(group) for group in self.groups)}"
-
-
-@dataclass(frozen=True)
-class UpdateEndpoints(Step):
-    """The coordinator must learn the members of a segment anew."""
-
-    group: int
-    endpoints: Endpoints
-
-    def __str__(self) -> str:
-        return f"tell the coordinator the members of {group_name(self.group)}"
-
-
-@dataclass(frozen=True)
-class RequestOperation(Step):
-    """Write down a new operation."""
-
-    kind: str
-    from_segments: int
-    to_segments: int
-
-    def __str__(self) -> str:
-        return f"{self.kind} from {self.from_segments} to {self.to_segments} segments"
-
-
-@dataclass(frozen=True)
-class RunOperation(Step):
-    """Carry on the unfinished operation (no-op where it runs already)."""
-
-    operation: int
-
-    def __str__(self) -> str:
-        return f"carry on operation {self.operation}"
-
-
-@dataclass(frozen=True)
-class Recover(Step):
-    """Carry on making the cluster from a backup (no-op where that runs already)."""
-
-    error: str | None = None
-    """why it can't be done"""
-
-    def __str__(self) -> str:
-        return "make the cluster from its backup"
-
-
-@dataclass(frozen=True)
-class Rebuild(Step):
-    """Carry on rebuilding a group from the backups (no-op where that runs already)."""
-
-    group: int
-
-    def __str__(self) -> str:
-        return f"rebuild {group_name(self.group)} from the backups"
-
-
-@dataclass(frozen=True)
-class CleanUp(Step):
-    """Carry out clean-up records that are due."""
-
-    def __str__(self) -> str:
-        return "clean up what moves left behind"
-
-
-@dataclass(frozen=True)
-class RecordMembers(Step):
-    """Bring ``pgherd.segment_configuration`` up to date."""
-
-    def __str__(self) -> str:
-        return "record the members' roles"
-
-
-#: Steps that are always there in a healthy cluster's life: they don't keep it from being Ready.
-BACKGROUND = (CleanUp, RecordMembers)
+from pgherd.reconcile.steps import (
+    AdmitFirst,
+    ApplyConfig,
+    CleanUp,
+    Forget,
+    Initialise,
+    Rebuild,
+    RebuildMember,
+    RecordMembers,
+    Recover,
+    RemoveMember,
+    RequestOperation,
+    RunOperation,
+    StartMember,
+    Step,
+    StopMember,
+    Switchover,
+    UpdateEndpoints,
+)
 
 
 def plan(seen: Observed) -> list[Step]:
@@ -230,9 +55,8 @@ def plan(seen: Observed) -> list[Step]:
         *_repairs(seen),
         *_members(seen),
         *_configs(seen),
-        *_restarts(seen),
-        *_replacements(seen),
-        *_evacuations(seen),
+        *rollout(seen),
+        *evacuations(seen),
         *_lost(seen),
         *_superfluous(seen),
         *_databases(seen),
@@ -252,11 +76,6 @@ def wanted_endpoints(seen: Observed, group: int) -> Endpoints:
         if member.group == group and member.name in seen.members
     ]
     return [view.postgres for view in sorted(views, key=lambda view: view.lost is not None)]
-
-
-def is_settled(steps: list[Step]) -> bool:
-    """Nothing left to do but housekeeping."""
-    return all(isinstance(step, BACKGROUND) for step in steps)
 
 
 def _wind_down(seen: Observed) -> list[Step]:
@@ -304,145 +123,85 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
-    group = seen.of_group(member.group)
-    return not any(other.view.has_data for other in group) or seen.primary(member.group) is not None
+    if seen.primary(member.group) is not None:
+        return True
+    return not any(other.view.has_data for other in seen.of_group(member.group)) and _may_found(seen, member)
+
+
+def _may_found(seen: Observed, member: Member) -> bool:
+    """Whether the group may begin: it never had anything."""
+    if seen.took_part(member.group):
+        return False
+    # A coordinator that is there knows which segments there were: it is asked first.
+    knows = member.group == COORDINATOR or seen.catalogue is not None
+    return knows or not any(state.view.has_data for state in seen.of_group(COORDINATOR))
 
 
 def _configs(seen: Observed) -> list[Step]:
-    steps: list[Step] = []
-    for group in seen.wanted_groups():
-        current = seen.configs.get(group)
-        if current is None or seen.primary(group) is None:
-            continue
-        patch = config_patch(current, seen.wanted_configs[group])
-        if not seen.standbys_wanted(group) and len(seen.of_group(group)) > 1:
-            # As long as a standby could still take over, it must have everything that was acknowledged.
-            for key in ONLY_ALONE:
-                patch.pop(key, None)
-        if patch:
-            steps.append(ApplyConfig(group, patch))
-    return steps
+    patches = {group: _patch(seen, group) for group in seen.wanted_groups()}
+    return [ApplyConfig(group, patch) for group, patch in patches.items() if patch]
+
+
+def _patch(seen: Observed, group: int) -> dict[str, Any]:
+    current = seen.configs.get(group)
+    if current is None:
+        return {}
+    patch = config_patch(current, seen.wanted_configs[group])
+    if seen.primary(group) is None:
+        # A value with which nobody starts must be taken back; who may lead is not changed in between.
+        return {key: value for key, value in patch.items() if key == "postgresql"}
+    if not seen.standbys_wanted(group) and len(seen.of_group(group)) > 1:
+        # As long as a standby could still take over, it must have everything that was acknowledged.
+        for key in ONLY_ALONE:
+            patch.pop(key, None)
+    if any(state.view.outdated and not state.view.tried for state in seen.of_group(group)):
+        return _without_buffers(patch)
+    return patch
+
+
+def _without_buffers(patch: dict[str, Any]) -> dict[str, Any]:
+    """Buffers that follow from more memory wait until that is there: who restarts before could not start with them."""
+    postgresql = patch.get("postgresql") or {}
+    parameters = {
+        key: value for key, value in postgresql.get("parameters", {}).items() if key != "shared_buffers"
+    }
+    rest = {key: value for key, value in postgresql.items() if key != "parameters"}
+    kept = {**rest, **({"parameters": parameters} if parameters else {})}
+    others = {key: value for key, value in patch.items() if key != "postgresql"}
+    return {**others, **({"postgresql": kept} if kept else {})}
 
 
 #: What is configured otherwise for a member that is alone in its group.
 ONLY_ALONE = ("synchronous_mode", "primary_start_timeout")
 
 
-def _restarts(seen: Observed) -> list[Step]:
-    return [
-        RestartMember(due.member) for group in seen.wanted_groups() if (due := _due_for_restart(seen, group))
-    ]
-
-
-def _due_for_restart(seen: Observed, group: int) -> MemberState | None:
-    states = seen.of_group(group)
-    pending = [state for state in states if state.patroni is not None and state.patroni.pending_restart]
-    if not pending or not all(state.is_running for state in states):
-        return None
-    standbys = [state for state in pending if not state.is_primary]
-    primaries = [state for state in pending if state.is_primary]
-    # A standby refuses a lower value than its primary's for some parameters, so a decrease starts at the primary.
-    if primaries and standbys and all(_only_decreases(state) for state in standbys):
-        return primaries[0]
-    return (standbys or primaries)[0]
-
-
-#: Parameters that a standby must not have lower than its primary (PostgreSQL, "Hot Standby", administrator's overview).
-PRIMARY_FIRST_WHEN_LOWERED = frozenset(
-    {
-        "max_connections",
-        "max_prepared_transactions",
-        "max_locks_per_transaction",
-        "max_wal_senders",
-        "max_worker_processes",
-    }
-)
-
-
-def _only_decreases(state: MemberState) -> bool:
-    reasons = state.patroni.pending_restart_reason if state.patroni else {}
-    return bool(reasons) and all(
-        name in PRIMARY_FIRST_WHEN_LOWERED and _is_lower(reason.get("new_value"), reason.get("old_value"))
-        for name, reason in reasons.items()
-    )
-
-
-def _is_lower(new: Any, old: Any) -> bool:
-    try:
-        return int(new) < int(old)
-    except (TypeError, ValueError):
-        return False
-
-
-def _evacuations(seen: Observed) -> list[Step]:
-    """A primary that serves where nobody reports on it any more: clients are led elsewhere, so it hands over."""
-    steps: list[Step] = []
-    for group in seen.wanted_groups():
-        primary = seen.primary(group)
-        if primary is None or primary.view.lost is None or _is_restarting(seen, group):
-            continue
-        if primary.member not in seen.wanted_members():
-            continue  # it hands over because it has to go, see _shed_standby
-        heirs = [heir for heir in _heirs(seen, primary) if heir.view.lost is None]
-        if heirs and heirs[0].patroni and (heirs[0].patroni.sync_standby or not _is_synchronous(seen)):
-            steps.append(Switchover(primary.member, heirs[0].member))
-    return steps
-
-
-def _is_synchronous(seen: Observed) -> bool:
-    return seen.declaration.cluster.spec.durability != "asynchronous"
+UNANSWERED_SECONDS = 15.0
+"""how long a member on a silent place must not have answered any look before it counts as dead; longer than the 8 s
+after which its primary notices that a connection is"""
 
 
 def _lost(seen: Observed) -> list[Step]:
     """Members whose place has been silent for long; only where another one of the group is the running primary."""
+    return [RebuildMember(state.member) for state in seen.members.values() if _is_dead(seen, state)]
+
+
+def _is_dead(seen: Observed, state: MemberState) -> bool:
+    """Nothing is heard of a member from anywhere.
+
+    Its place may be silent and the member alive. As long as it streams under its name, what it has must count: a
+    namesake that was built anew would be taken for it, without its rows.
+    """
     limit = seen.declaration.cluster.spec.replace_lost_after
-    return [
-        RebuildMember(state.member)
-        for state in seen.members.values()
-        if limit
-        and state.view.lost is not None
-        and state.view.lost >= limit
+    primary = seen.primary(state.member.group)
+    if not limit or state.view.lost is None or primary is None or primary.patroni is None:
+        return False
+    return (
+        state.view.lost >= limit
         and state.patroni is None
-        and (primary := seen.primary(state.member.group)) is not None
+        and seen.unanswered.get(state.member.name, 0.0) >= UNANSWERED_SECONDS
         and primary.member != state.member
-    ]
-
-
-def _replacements(seen: Observed) -> list[Step]:
-    """Segments before the coordinator, so that it is the last to change; one member of a group at a time."""
-    outdated = sorted(
-        {state.member.group for state in seen.members.values() if state.view.outdated}, reverse=True
+        and not any(downstream.name == state.member.name for downstream in primary.patroni.downstreams)
     )
-    wanted = set(seen.wanted_groups())
-    segments = [group for group in outdated if group != COORDINATOR and group in wanted]
-    steps = (_replacement(seen, group) for group in (segments or [g for g in outdated if g in wanted]))
-    return [step for step in steps if step is not None]
-
-
-def _replacement(seen: Observed, group: int) -> Step | None:
-    states = seen.of_group(group)
-    outdated = [state for state in states if state.view.outdated and state.view.lost is None]
-    if not outdated:
-        return None
-    # One that does not run protects nobody: a wrong image is put right at once.
-    broken = [state for state in outdated if not state.view.running]
-    if broken:
-        return ReplaceMember(broken[0].member)
-    if not all(state.is_running and state.view.lost is None for state in states) or _is_restarting(
-        seen, group
-    ):
-        return None
-    standbys = [state for state in outdated if not state.is_primary]
-    if standbys:
-        return ReplaceMember(standbys[0].member) if seen.primary(group) is not None else None
-    if len(states) == 1:
-        return ReplaceMember(outdated[0].member)
-    heirs = _heirs(seen, outdated[0])
-    return Switchover(outdated[0].member, heirs[0].member) if heirs else None
-
-
-def _is_restarting(seen: Observed, group: int) -> bool:
-    return any(state.patroni and state.patroni.pending_restart for state in seen.of_group(group))
 
 
 def _superfluous(seen: Observed) -> list[Step]:
@@ -467,21 +226,8 @@ def _shed_standby(seen: Observed, state: MemberState) -> list[Step]:
         return []
     if primary.member != state.member:
         return [RemoveMember(state.member)]
-    heirs = _heirs(seen, state)
+    heirs = heirs_of(seen, state)
     return [Switchover(state.member, heirs[0].member)] if heirs else []
-
-
-def _heirs(seen: Observed, primary: MemberState) -> list[MemberState]:
-    """Who could lead the group instead, the best first."""
-    wanted = set(seen.wanted_members())
-    heirs = [
-        other
-        for other in seen.of_group(primary.member.group)
-        if other.member in wanted and other.is_running and other.member != primary.member
-    ]
-    # With synchronous replication only a synchronous standby may lead; Patroni refuses the others.
-    heirs.sort(key=lambda other: (not (other.patroni and other.patroni.sync_standby), other.member.ordinal))
-    return heirs
 
 
 def _databases(seen: Observed) -> list[Step]:
@@ -495,7 +241,9 @@ def _databases(seen: Observed) -> list[Step]:
         return steps
     declared = range(1, seen.declaration.cluster.spec.segments.count + 1)
     if not catalogue.segments and catalogue.operation is None:
-        if all(seen.initialised.get(group) and _is_complete(seen, group) for group in declared):
+        if not seen.admitted_before and all(
+            seen.initialised.get(group) and _is_complete(seen, group) for group in declared
+        ):
             steps.append(AdmitFirst(tuple(declared)))
         return steps
     for group in catalogue.segments:

@@ -32,6 +32,13 @@ class MemberState:
         return self.patroni is not None and self.patroni.state == "running"
 
     @property
+    def may_have_data(self) -> bool:
+        """Nobody knows that it has none: a volume may be new and empty, which its Patroni can tell."""
+        if self.patroni is None or self.patroni.state in ("running", "starting", "creating"):
+            return self.view.has_data
+        return self.view.has_data and self.patroni.system_identifier is not None
+
+    @property
     def is_primary(self) -> bool:
         """It holds its group's leader lock and takes writes, as its Patroni says."""
         return (
@@ -104,6 +111,10 @@ class Observed:
     """groups that are being rebuilt from the backups, or were: how far that is"""
     backups: Mapping[str, Any] | None = None
     """``status.backups``; None: none are declared"""
+    unanswered: Mapping[str, float] = field(default_factory=dict)
+    """members on silent places whose Patroni has not answered any look, for how many seconds"""
+    admitted_before: Sequence[int] = ()
+    """segments that took part when that was last known, as the status says; empty: none ever did, or nobody knows"""
 
     def of_group(self, group: int) -> list[MemberState]:
         """The group's members, by ordinal."""
@@ -135,6 +146,24 @@ class Observed:
             if self.catalogue.operation is not None:
                 groups.update(state.member.group for state in self.members.values())
         return sorted(groups)
+
+    def took_part(self, group: int) -> bool:
+        """Whether the cluster counts on this group's data: as the catalogue says, or what is remembered of it."""
+        if group == COORDINATOR:
+            return bool(self.admitted_before)
+        known = self.catalogue.segments if self.catalogue is not None else ()
+        return group in (known or self.admitted_before)
+
+    def without_data(self) -> list[int]:
+        """Groups that the cluster counts on, and none of whose members has anything left."""
+        emptied = [
+            group
+            for group in self.wanted_groups()
+            if self.took_part(group) and not any(state.may_have_data for state in self.of_group(group))
+        ]
+        # A coordinator that knows of no segment where there were some was founded anew.
+        forgot = self.catalogue is not None and not self.catalogue.segments and bool(self.admitted_before)
+        return sorted({*emptied, *([COORDINATOR] if forgot else [])})
 
     def wanted_members(self) -> list[Member]:
         """Every member that must run."""

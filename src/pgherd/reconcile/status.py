@@ -12,8 +12,8 @@ from typing import Any
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.patroni.client import lag_bytes
 from pgherd.reconcile.fulfilment import conditions as by_type
-from pgherd.reconcile.plan import BACKGROUND, Step, is_settled
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
+from pgherd.reconcile.steps import BACKGROUND, Step, is_settled
 
 HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
@@ -53,6 +53,7 @@ def build(
         "settled": is_settled(list(steps)),
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
+        "admitted": list(_admitted(seen)),
         **_operations(seen, previous),
         "backups": dict(seen.backups) if seen.backups is not None else None,
         "repairs": [_repair(group, repair) for group, repair in sorted(seen.repairs.items())],
@@ -89,6 +90,11 @@ def refused(
         ],
         "errors": list(problems),
     }
+
+
+def _admitted(seen: Observed) -> Sequence[int]:
+    """Segments that take part, as far as was ever known: it outlives the catalogue's loss."""
+    return (seen.catalogue.segments if seen.catalogue is not None else ()) or seen.admitted_before
 
 
 def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -133,11 +139,36 @@ def is_told(status: Mapping[str, Any], problem: str) -> bool:
     )
 
 
+def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
+    """What is to be told once, because the status written last does not say it, and whether it is bad.
+
+    A declaration that was refused, an operation's end. Told before it is written: rather twice than never.
+    """
+    found: list[tuple[str, bool]] = []
+    refused = "; ".join(seen.declaration.problems)
+    if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
+        found.append((refused, True))
+    last = seen.last_operation_status
+    known = (previous or {}).get("lastOperation")
+    if last and previous is not None and (not isinstance(known, dict) or known.get("id") != last["id"]):
+        found.append((_ended(last), last["phase"] == "failed"))
+    return found
+
+
+def _ended(operation: Mapping[str, Any]) -> str:
+    what = str(operation["kind"])
+    if operation.get("toSegments") is not None:
+        what += f" to {operation['toSegments']} segments"
+    if operation["phase"] == "failed":
+        return f"could not {what}: {operation.get('error') or 'no reason was written down'}"
+    return f"{'cancelled' if operation['phase'] == 'cancelled' else 'finished'} {what}"
+
+
 def find_problems(seen: Observed) -> list[str]:
     """What keeps the cluster from being as declared, a sentence each; most important first."""
     if seen.declaration.stopped or seen.declaration.deleting:
         return []
-    problems: list[str] = []
+    problems = [data_lost(seen, group) for group in seen.without_data()]
     for group in seen.wanted_groups():
         if seen.primary(group) is None:
             problems.append(f"{group_name(group)} has no primary")
@@ -148,11 +179,25 @@ def find_problems(seen: Observed) -> list[str]:
         if state is None or not state.is_running:
             note = state.view.note if state else ""
             problems.append(f"{member.name} is {_state(state)}" + (f" ({note})" if note else ""))
+    for state in seen.members.values():
+        if state.is_running and state.view.outdated and state.view.obstacle:
+            problems.append(
+                f"{state.member.name} stays as it is, it could not run as declared ({state.view.obstacle})"
+            )
     for group in seen.wanted_groups():
         problems.extend(_unprotected(seen, group))
     if seen.catalogue is None and not problems:
         problems.append("the coordinator's catalogue can't be read")
     return problems
+
+
+def data_lost(seen: Observed, group: int) -> str:
+    """What to say of a group that took part and has nothing left."""
+    name = seen.declaration.cluster.metadata.name
+    return (
+        f"the data of {group_name(group)} are gone, nothing empty is put in their place: bring its volumes back, or"
+        f" delete the cluster with what is left of it ('pgherd delete {name} --purge') and create it anew"
+    )
 
 
 def has_cause(problem: str) -> bool:
@@ -192,7 +237,8 @@ def _phase(
         return OPERATION_PHASES.get(seen.catalogue.operation.kind, "Updating")
     if problems:
         # Coming back from a stop is not a fault; the conditions say what is still missing.
-        return "Updating" if (previous or {}).get("phase") in ("Stopped", "Updating") else "Degraded"
+        comes_back = (previous or {}).get("phase") in ("Stopped", "Updating") and not seen.without_data()
+        return "Updating" if comes_back else "Degraded"
     return "Running" if is_settled(list(steps)) else "Updating"
 
 
@@ -274,6 +320,8 @@ def _conditions(
     ]
     if refused:
         conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
+    if lost := seen.without_data():
+        conditions.append(("DataLost", True, "NoData", "; ".join(data_lost(seen, group) for group in lost)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     if seen.backups is not None:
@@ -317,7 +365,8 @@ def _condition(
 def is_serving(seen: Observed) -> bool:
     """Whether every group that takes part takes writes."""
     if (
-        seen.declaration.stopped
+        seen.without_data()
+        or seen.declaration.stopped
         or seen.declaration.deleting
         or seen.catalogue is None
         or not seen.catalogue.segments

@@ -24,6 +24,7 @@ from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR, Member, group_id, group_name
+from pgherd.model.tuning import check_fit
 from pgherd.operations.copy import Summary, Tell
 from pgherd.platform.kubernetes import names
 from pgherd.platform.local import binaries
@@ -88,6 +89,7 @@ class KubernetesClient(WithoutBackups, WithoutSchedules):
         """
         cluster = declaration.with_platform_defaults(cluster, "kubernetes")
         check_available(cluster)
+        check_fit(cluster)
         self._choose_namespace(cluster)
         name = cluster.metadata.name
         before = self._find(name)

@@ -78,7 +78,7 @@ class Client:
         name = cluster.metadata.name
         with self._platform.locked():
             with contextlib.suppress(NoSuchCluster):
-                declaration.validate_change(self._staying(name), cluster)
+                declaration.validate_change(self._staying(name), cluster, version_is_there=True)
             backups.prepare(self._platform, cluster)
             self._platform.declare(cluster)
             self._platform.set_stopped(name, False)

@@ -8,6 +8,9 @@ from pgherd.engine.base import ShardGroup, ShardGroupId
 from pgherd.engine.citus.session import superuser
 from pgherd.postgres.connections import Databases
 
+SIZES_TIMEOUT = "10s"
+"""measuring a shard takes a lock on its node, where only this ends the wait for a user who holds another"""
+
 
 def shard_groups(databases: Databases) -> Sequence[ShardGroup]:
     """Every shard group with its place and size; Citus asks each node once.
@@ -15,6 +18,7 @@ def shard_groups(databases: Databases) -> Sequence[ShardGroup]:
     :raises Unavailable: a segment does not answer
     """
     with superuser(databases) as connection:
+        connection.execute(f"SET statement_timeout TO '{SIZES_TIMEOUT}'".encode())
         rows = connection.execute(
             "SELECT m.colocation_id, m.index, m.group_id, coalesce(sum(z.size), 0)::bigint,"
             "       array_agg(m.relation::regclass::text ORDER BY m.shard_id)"

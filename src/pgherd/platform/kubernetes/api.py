@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 from lightkube import ApiError, Client
 from lightkube.core.resource import ApiInfo
+from lightkube.core.selector import build_selector
 from lightkube.generic_resource import (
     GenericGlobalResource,
     GenericNamespacedResource,
@@ -32,6 +33,9 @@ from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
 
 Object = dict[str, Any]
 ALL_NAMESPACES = "*"
+CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 15.0
+"""so much later than it should have ended a silent stream is given up"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ VOLUME_CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets")
 DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 ROLE = Kind("rbac.authorization.k8s.io", "v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
 
@@ -76,7 +81,9 @@ MANAGED = (
 )
 """Kinds of which a cluster has objects that pgherd applies."""
 
-_KINDS = {(kind.api_version, kind.name): kind for kind in (*MANAGED, CLUSTER, POD, EVENT, VOLUME_CLAIM)}
+_KINDS = {
+    (kind.api_version, kind.name): kind for kind in (*MANAGED, CLUSTER, POD, EVENT, LEASE, VOLUME_CLAIM)
+}
 
 
 def kind_of(obj: Mapping[str, Any]) -> Kind:
@@ -133,6 +140,22 @@ def explained(what: str) -> Iterator[None]:
     except (httpx2.HTTPError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise Unavailable(f"could not {what}: the Kubernetes API server does not answer: {reason}") from error
+
+
+def is_conflict(error: PgherdError) -> bool:
+    """Whether a change was refused because somebody else's came first."""
+    return isinstance(error.__cause__, ApiError) and error.__cause__.status.code == 409
+
+
+def _refused(answer: httpx2.Response) -> None:
+    """Raise what the API server said, if it refused.
+
+    :raises ApiError: with its words
+    :raises httpx2.HTTPError: somebody else answered
+    """
+    if answer.is_error and "json" in answer.headers.get("Content-Type", ""):
+        raise ApiError(request=answer.request, response=answer)
+    answer.raise_for_status()
 
 
 class Api:
@@ -202,6 +225,40 @@ class Api:
         with explained(f"list {kind.plural}"):
             found = self.client.list(resource(kind), namespace=namespace, labels=dict(labels or {}))
             return [complete(kind, each) for each in found]
+
+    def watch(
+        self, kind: Kind, namespace: str, labels: Mapping[str, Any] | None, version: str, seconds: int
+    ) -> Iterator[tuple[str, Object]]:
+        """Changes after a version, as ``(type, object)``, from one stream.
+
+        :param seconds: how long the stream lasts; a connection that says nothing for longer is given up, for the other
+            end may be gone without a word
+        :raises PgherdError: the version is too old to go on from
+        :raises ApiError: refused
+        :raises httpx2.HTTPError: the connection broke, or nothing was heard
+        """
+        requests = self.client._client
+        asked: dict[str, Any] = {
+            "timeoutSeconds": seconds,
+            "resourceVersion": version,
+            "allowWatchBookmarks": True,
+            "labelSelector": build_selector(dict(labels)) if labels else None,
+        }
+        wanted = requests.prepare_request(
+            "list", res=resource(kind), namespace=namespace, watch=True, params=asked
+        )
+        limits = httpx2.Timeout(CONNECT_SECONDS, read=seconds + SILENT_SECONDS)
+        with requests._client.stream(
+            wanted.method, wanted.url, params=wanted.params, timeout=limits
+        ) as answer:
+            if answer.is_error:
+                answer.read()
+                _refused(answer)
+            for line in answer.iter_lines():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise PgherdError(f"could not watch {kind.plural}: {event['object'].get('message')}")
+                yield event["type"], event["object"]
 
     def apply(self, namespace: str, obj: Mapping[str, Any]) -> Object:
         """Make an object, or bring what pgherd says of it up to date; fields of others stay as they are.
@@ -278,6 +335,30 @@ class Api:
             except ApiError as error:
                 if error.status.code != 404:
                     raise
+
+    def delete_this(
+        self, kind: Kind, namespace: str, obj: Mapping[str, Any], *, grace: int | None = None
+    ) -> None:
+        """Remove this very object, not one that has its name by now; no-op if it is gone.
+
+        :param grace: as for :meth:`delete`
+        :raises PgherdError: refused
+        """
+        name, requests = obj["metadata"]["name"], self.client._client
+        options: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": obj["metadata"]["uid"]},
+            "propagationPolicy": CascadeType.BACKGROUND.value,
+        }
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        with explained(f"delete {kind.name} {name}"):
+            wanted = requests.prepare_request("delete", res=resource(kind), name=name, namespace=namespace)
+            answer = requests._client.request("DELETE", wanted.url, json=options)
+            # 409: another one has its name.
+            if answer.status_code not in (404, 409):
+                _refused(answer)
 
     def delete(
         self, kind: Kind, namespace: str, name: str, *, orphan: bool = False, grace: int | None = None

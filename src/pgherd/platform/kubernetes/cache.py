@@ -3,11 +3,15 @@
 The operator watches: one stream per kind keeps a copy of every object of ours, so that looking costs nothing however
 many clusters there are. A copy may be a moment old; nothing that can harm data is decided on it alone. Commands ask
 directly.
+
+A stream can fall silent without an end (a connection of which only one side is left), or miss something. So a silent
+one is given up, and all objects of a kind are asked for anew every few minutes.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Iterable
@@ -16,6 +20,7 @@ from typing import Any, Protocol
 import httpx2
 from lightkube import ApiError, operators
 
+from pgherd.errors import PgherdError
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
@@ -36,6 +41,10 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 WATCH_SECONDS = 60
 """how long one stream lasts at most"""
+RELIST_SECONDS = 240.0
+"""how long streams alone are trusted"""
+TOMB_SECONDS = 120.0
+"""how long after a deletion an answer from before it may still come"""
 FIRST_SECONDS = 30.0
 """how long the first look may take"""
 
@@ -102,6 +111,8 @@ class Watched:
         }
         self._revisions: dict[tuple[str, str], int] = {}
         self._filled = {kind: threading.Event() for kind in WATCHED}
+        self._closed = threading.Event()
+        self._tombs: dict[tuple[Kind, tuple[str, str]], tuple[int, float]] = {}
 
     def start(self) -> None:
         """Begin to watch; returns when the first look is complete.
@@ -116,6 +127,10 @@ class Watched:
         for kind, filled in self._filled.items():
             if not filled.wait(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError(f"{kind.plural} can't be read from the Kubernetes API server")
+
+    def close(self) -> None:
+        """Watch no longer than what is open now lasts."""
+        self._closed.set()
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """One object, or None."""
@@ -147,28 +162,40 @@ class Watched:
         known = self._objects[kind].get(key)
         if known is not None and _version(known) > _version(obj):
             return
+        # The answer to a change of ours may come after the news that the object is gone.
+        buried, _ = self._tombs.get((kind, key), (0, 0.0))
+        if buried and buried >= _version(obj):
+            return
         obj["metadata"].pop("managedFields", None)
         if known is None or _matter(kind, known) != _matter(kind, obj):
             self._changed(kind, obj)
+        if known is not None and _cluster(known) != _cluster(obj):
+            self._changed(kind, known)
+            self._unlist(kind, known)
         self._objects[kind][key] = obj
         if cluster := _cluster(obj):
             self._of_cluster[kind].setdefault((key[0], cluster), {})[key[1]] = obj
 
-    def _drop(self, kind: Kind, key: tuple[str, str]) -> None:
+    def _drop(self, kind: Kind, key: tuple[str, str], version: int) -> None:
+        self._tombs[kind, key] = (version, time.monotonic())
         known = self._objects[kind].pop(key, None)
         if known is not None:
             self._changed(kind, known)
-        if known is not None and (cluster := _cluster(known)):
-            ours = self._of_cluster[kind].get((key[0], cluster), {})
-            ours.pop(key[1], None)
-            if not ours:
-                self._of_cluster[kind].pop((key[0], cluster), None)
+            self._unlist(kind, known)
+
+    def _unlist(self, kind: Kind, known: Object) -> None:
+        namespace, name = _key(known)
+        listed = (namespace, _cluster(known) or "")
+        ours = self._of_cluster[kind].get(listed, {})
+        ours.pop(name, None)
+        if not ours:
+            self._of_cluster[kind].pop(listed, None)
 
     def _watch(self, kind: Kind) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 self._follow(kind)
-            except (ApiError, httpx2.HTTPError, OSError) as error:
+            except (ApiError, PgherdError, httpx2.HTTPError, OSError) as error:
                 logger.info("watching %s: %s", kind.plural, str(error) or type(error).__name__)
                 time.sleep(RETRY_SECONDS)
             except Exception:  # a stream must never end for good
@@ -176,32 +203,52 @@ class Watched:
                 time.sleep(RETRY_SECONDS)
 
     def _follow(self, kind: Kind) -> None:
+        """Ask for everything, then follow the changes for some time."""
         labels = None if kind == CLUSTER else selector(kind, {names.MANAGED_BY: "pgherd"})
         found = self._api.client.list(resource(kind), namespace=self._namespace, labels=labels)
-        self._fill(kind, [complete(kind, each) for each in found])
+        objects = [complete(kind, each) for each in found]
+        version = str(found.resourceVersion)
+        self._fill(kind, objects, int(version) if version.isdecimal() else 0)
         self._filled[kind].set()
-        stream = self._api.client.watch(
-            resource(kind),
-            namespace=self._namespace,
-            labels=labels,
-            server_timeout=WATCH_SECONDS,
-            resource_version=found.resourceVersion,
-        )
-        for event, obj in stream:
-            with self._guard:
-                if event == "DELETED":
-                    self._drop(kind, _key(obj))
-                elif event in ("ADDED", "MODIFIED"):
-                    self._put(kind, dict(obj))
+        # Not all kinds at the same moment.
+        until = time.monotonic() + RELIST_SECONDS * random.uniform(0.75, 1.0)
+        while time.monotonic() < until and not self._closed.is_set():
+            began = time.monotonic()
+            for event, obj in self._api.watch(kind, self._namespace, labels, version, WATCH_SECONDS):
+                version = obj["metadata"]["resourceVersion"]
+                self._take(kind, event, obj)
+            if time.monotonic() - began < RETRY_SECONDS:
+                time.sleep(RETRY_SECONDS)
 
-    def _fill(self, kind: Kind, objects: Iterable[Object]) -> None:
+    def _take(self, kind: Kind, event: str, obj: Object) -> None:
         with self._guard:
+            if event == "DELETED":
+                self._drop(kind, _key(obj), _version(obj))
+            elif event in ("ADDED", "MODIFIED"):
+                self._put(kind, obj)
+
+    def _fill(self, kind: Kind, objects: Iterable[Object], version: int) -> None:
+        """Take a complete list.
+
+        :param version: at which the list was true; what is newer was put here meanwhile, and stays
+        """
+        with self._guard:
+            for old in [
+                tomb for tomb, (_, at) in self._tombs.items() if time.monotonic() - at > TOMB_SECONDS
+            ]:
+                del self._tombs[old]
             gone = set(self._objects[kind])
             for obj in objects:
                 gone.discard(_key(obj))
                 self._put(kind, obj)
+            if kind == CLUSTER:
+                known = {key for each in self._of_cluster.values() for key in each} | set(
+                    self._objects[CLUSTER]
+                )
+                self._revisions = {key: self._revisions[key] for key in self._revisions if key in known}
             for key in gone:
-                self._drop(kind, key)
+                if not version or _version(self._objects[kind][key]) <= version:
+                    self._drop(kind, key, version)
 
 
 def _matter(kind: Kind, obj: Object) -> object:
@@ -227,7 +274,7 @@ def _matter(kind: Kind, obj: Object) -> object:
             },
         )
     if kind == STATEFUL_SET:
-        return metadata["generation"]
+        return metadata["generation"], metadata.get("labels"), metadata.get("ownerReferences")
     return metadata["resourceVersion"]
 
 

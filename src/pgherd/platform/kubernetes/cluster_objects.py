@@ -52,6 +52,7 @@ def service(cluster: str, name: str, role_label: str, labels: dict[str, str]) ->
         "kind": "Service",
         "metadata": {"name": name, "labels": labels},
         "spec": {
+            "type": "ClusterIP",
             "selector": {**names.selector(cluster, COORDINATOR), names.ROLE_LABEL: role_label},
             "ports": [{"name": "postgres", "port": names.POSTGRES_PORT, "targetPort": "postgres"}],
         },

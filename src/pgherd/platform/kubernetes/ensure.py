@@ -1,7 +1,8 @@
 """Apply what was rendered, when it is not so already.
 
-An object is applied anew when what we say of it changed, or when somebody else changed it: its ``generation`` (where
-Kubernetes counts changes of the specification) or its ``resourceVersion`` is not what our last application left.
+An object is applied anew when what we say of it changed, or when somebody else changed it: its ``generation`` with its
+labels and owners (where Kubernetes counts changes of the specification) or its ``resourceVersion`` is not what our last
+application left.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pgherd.model.spec import parse_bytes
@@ -17,15 +18,24 @@ from pgherd.platform.kubernetes.api import STATEFUL_SET, Api, Kind, Object, kind
 from pgherd.platform.kubernetes.cache import Reader
 
 _COUNTED = frozenset({"StatefulSet", "PodDisruptionBudget", "NetworkPolicy"})
-"""kinds whose ``generation`` grows with each change of what was asked for, and only then"""
+"""kinds whose ``generation`` grows with each change of the specification, and only then"""
 
 
 class Applier:
-    """Remembers what was applied and what that left; safe to share between threads."""
+    """Remembers what was applied and what that left; safe to share between threads.
 
-    def __init__(self, api: Api, reader: Reader) -> None:
+    :param restored: is told when something that was as it should be had to be put back: the object, and why
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        reader: Reader,
+        restored: Callable[[Mapping[str, Any], str], None] = lambda obj, why: None,
+    ) -> None:
         self._api = api
         self._reader = reader
+        self._restored = restored
         self._done: dict[tuple[str, Kind, str], tuple[str, str]] = {}
         self._guard = threading.Lock()
 
@@ -51,8 +61,16 @@ class Applier:
         applied = self._api.apply(namespace, obj)
         self._reader.put(kind, applied)
         with self._guard:
+            before, _ = self._done.get(key, ("", ""))
             self._done[key] = (said, _mark(applied))
+        if before == said and (live is None or _version(live) != _version(applied)):
+            self._restored(obj, "somebody removed it" if live is None else "somebody changed it")
         return True
+
+    def removed(self, namespace: str, kind: Kind, name: str) -> None:
+        """An object was taken away by us."""
+        with self._guard:
+            self._done.pop((namespace, kind, name), None)
 
     def forget(self, namespace: str, cluster: str) -> None:
         """Nothing is remembered of a cluster that is gone."""
@@ -67,7 +85,14 @@ def _belongs(name: str, cluster: str) -> bool:
 
 def _mark(obj: Object) -> str:
     metadata = obj["metadata"]
-    return str(metadata["generation"] if obj.get("kind") in _COUNTED else metadata["resourceVersion"])
+    if obj.get("kind") not in _COUNTED:
+        return _version(obj)
+    ours = (metadata["generation"], metadata.get("labels"), metadata.get("ownerReferences"))
+    return json.dumps(ours, sort_keys=True)
+
+
+def _version(obj: Object) -> str:
+    return str(obj["metadata"]["resourceVersion"])
 
 
 def _is_fixed_otherwise(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def _patch(node: Mapping[str, Any], metadata: dict[str, Any], taints: list[Any])
 
 
 class Fence:
-    """Looks after the nodes of clusters that are declared so."""
+    """Looks after the nodes of clusters that are declared so, and after all that were fenced."""
 
     def __init__(self, api: Api, is_alive: Callable[[str], bool] | None = None) -> None:
         self._api = api
@@ -94,6 +94,17 @@ class Fence:
         self._looked[cluster] = time.monotonic()
         for name in sorted({found for pod in pods if (found := views.doubtful_node(pod))}):
             self._look_at(name, pods, tell)
+        self.lower(tell)
+
+    def forget(self, cluster: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
+        self._looked.pop(cluster, None)
+
+    def lower(self, tell: Tell) -> None:
+        """Take down the fences of nodes that report again, whatever clusters are declared by now.
+
+        :raises PgherdError: the API server refuses
+        """
         for node in self._api.nodes({FENCED: "true"}):
             if views.is_ready(node):
                 tell(f"unfence node {node['metadata']['name']}: it reports again")

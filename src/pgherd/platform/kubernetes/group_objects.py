@@ -38,7 +38,14 @@ def group_objects(
             "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major),
         },
         disruption_budget(cluster, group, labels),
-        pods.stateful_set(cluster, group, namespace=namespace, replicas=replicas, image=image),
+        pods.stateful_set(
+            cluster,
+            group,
+            namespace=namespace,
+            replicas=replicas,
+            image=image,
+            files=patroni_files.lasting(cluster, group, namespace, server_major),
+        ),
     ]
 
 
@@ -49,6 +56,7 @@ def headless_service(cluster: PostgresCluster, group: int, labels: dict[str, str
         "kind": "Service",
         "metadata": {"name": names.group_object(cluster.metadata.name, group), "labels": labels},
         "spec": {
+            "type": "ClusterIP",
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": names.selector(cluster.metadata.name, group),

@@ -7,8 +7,6 @@ engine has it know all groups of a cluster (one scope) to ``NAME-GROUPID``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pgherd.engine import registry
 from pgherd.model.spec import API_VERSION, PostgresCluster
 from pgherd.model.topology import Member, group_id, group_name
@@ -30,6 +28,8 @@ TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
 POSTGRES_PORT = 5432
 REST_PORT = 8008
 VOLUME = "data"
+CONTAINER = "postgres"
+"""the container of a pod that is the member; others may have added more"""
 
 
 def labels(cluster: str, group: int | None = None) -> dict[str, str]:
@@ -110,7 +110,8 @@ def authority_file(cluster: str, namespace: str) -> str:
 
     A subscription's connection string is made by the operator and used by a member.
     """
-    return f"/tmp/pgherd-{namespace}-{cluster}-ca.crt"
+    # Neither name may have a dot in it.
+    return f"/tmp/pgherd.{namespace}.{cluster}.ca.crt"
 
 
 def owner_secret(cluster: str) -> str:
@@ -118,14 +119,32 @@ def owner_secret(cluster: str) -> str:
     return f"{cluster}-owner"
 
 
-def member_of(cluster: str, labelled: Mapping[str, str], name: str) -> Member | None:
-    """The member that a pod or a claim belongs to, by its labels and its name's ordinal; None if it is none."""
+def group_of(cluster: str, name: str) -> int | None:
+    """The group that :func:`group_object` names so; None if it is none's."""
+    own = f"{cluster}-"
     try:
-        group = group_id(labelled.get(GROUP_LABEL, ""))
+        return group_id(name.removeprefix(own)) if name.startswith(own) else None
     except ValueError:
         return None
-    ordinal = name.rpartition("-")[2]
-    if not ordinal.isdecimal():
+
+
+def member_of(cluster: str, name: str) -> Member | None:
+    """The member whose pod or claim is called so; None if it is none's.
+
+    By its name, which nobody can change, not by labels, which anybody can.
+    """
+    scope, _, ordinal = name.removeprefix(f"{VOLUME}-").rpartition("-")
+    group = group_of(cluster, scope)
+    if group is None or not ordinal.isdecimal():
         return None
     member = Member(cluster, group, int(ordinal))
     return member if name in (member.name, volume_claim(member)) else None
+
+
+def pod_labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
+    """Labels by which a member's pod is found, by us and by Patroni."""
+    return {
+        **labels(cluster.metadata.name, group),
+        SCOPE_LABEL: scope(cluster, group),
+        **store_labels(cluster, group),
+    }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from pgherd.platform.kubernetes.api import Api
+from pgherd.platform.kubernetes.recent import Recent
 
 LOOK_SECONDS = 3.0
 """how old an answer may be"""
@@ -18,7 +18,7 @@ class Nodes:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._seen: dict[str, tuple[float, datetime | None]] = {}
+        self._seen: Recent[datetime | None] = Recent(600.0)
 
     def silent(self, nodes: Collection[str]) -> dict[str, float]:
         """Which of these nodes are silent (or gone), with the seconds since.
@@ -26,16 +26,16 @@ class Nodes:
         :raises PgherdError: the API server does not answer
         """
         now = datetime.now(UTC)
-        found = {node: self._since(node) for node in nodes}
+        found = {node: self._since(node) for node in nodes if node}
         return {node: (now - since).total_seconds() for node, since in found.items() if since is not None}
 
     def _since(self, name: str) -> datetime | None:
-        at, since = self._seen.get(name, (float("-inf"), None))
-        if time.monotonic() - at > LOOK_SECONDS:
+        age, since = self._seen.get(name) or (float("inf"), None)
+        if age > LOOK_SECONDS:
             node = self._api.node(name)
             # A node that is gone counts from when that was seen first.
             since = silent_since(node) if node is not None else since or datetime.now(UTC)
-            self._seen[name] = (time.monotonic(), since)
+            self._seen.put(name, since)
         return since
 
 

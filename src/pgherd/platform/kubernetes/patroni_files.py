@@ -21,6 +21,8 @@ DIRECTORY = "/etc/pgherd"
 TLS_DIRECTORY = "/etc/pgherd-tls"
 VOLUME_PATH = "/var/lib/postgresql"
 DATA_PATH = f"{VOLUME_PATH}/data"
+LOCK_PATH = f"{VOLUME_PATH}/lock"
+"""locked as long as anything of a container uses the volume"""
 SOCKET_PATH = "/run/postgresql"
 
 _ENVIRONMENT = Credentials("", "", "", "")
@@ -32,6 +34,9 @@ START_SCRIPT = f"""\
 # A clone gets pg_control last; users' data begin at number 16384.
 # As process 1 nothing ends by a signal that it does not handle, and Patroni takes a moment until it does: so it is a
 # child, from its first moment on.
+# Two containers may meet on one volume: a pod that is forgotten is followed by its namesake while its container still
+# ends, and neither sees the other's processes. So a lock on the volume comes before anything else. It is Patroni's
+# standard input, which PostgreSQL and all its children inherit: it is held until the last of them is gone.
 set -eu
 for file in @REQUIRED@; do
     if [ ! -e "$file" ]; then
@@ -41,11 +46,26 @@ for file in @REQUIRED@; do
         exit 2
     fi
 done
-ending= patroni= code=0
+if ! command -v flock > /dev/null; then
+    echo "this image has no flock (package util-linux), without which nothing keeps two servers off one volume"
+    exit 2
+fi
+ending= patroni= code=0 told=
 trap 'ending=1; [ -z "$patroni" ] || kill -TERM "$patroni"' TERM INT
 trap '[ -z "$patroni" ] || kill -HUP "$patroni"' HUP
 data={DATA_PATH}
 founded={VOLUME_PATH}/founded
+exec 9<> {LOCK_PATH}
+until flock -n 9; do
+    if [ -z "$told" ]; then
+        told="waiting for another container that still uses this volume"
+        echo "$told"
+        echo "$told" > /dev/termination-log || true
+    fi
+    [ -z "$ending" ] || exit 143
+    sleep 0.2
+done
+[ -z "$told" ] || : > /dev/termination-log || true
 mkdir -p "$data"
 chmod 0700 "$data"
 if [ ! -f "$data/global/pg_control" ]; then
@@ -74,7 +94,7 @@ ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
     done
 ) &
 [ -z "$ending" ] || exit 143
-patroni {DIRECTORY}/patroni.yml &
+patroni {DIRECTORY}/patroni.yml <&9 &
 patroni=$!
 [ -z "$ending" ] || kill -TERM "$patroni"
 while kill -0 "$patroni" 2> /dev/null; do
@@ -106,15 +126,25 @@ def files(
     }
 
 
+def lasting(cluster: PostgresCluster, group: int, namespace: str, server_major: int) -> dict[str, str]:
+    """Of the files what a pod takes up only when it starts: all but the dynamic configuration, which Patroni has from
+    its store."""
+    return files(cluster, group, {}, namespace, server_major)
+
+
 def start_script(cluster: PostgresCluster, server_major: int) -> str:
     """What a pod runs. An image that lacks the engine ends it at once, with one line that Kubernetes keeps."""
+    script = START_SCRIPT.replace("@REQUIRED@", " ".join(required_files(cluster, server_major)))
+    return script.replace("@ENGINE@", str(cluster.spec.engine))
+
+
+def required_files(cluster: PostgresCluster, server_major: int) -> list[str]:
+    """What the engine needs of the members' image."""
     folders = {
         "pkglibdir": f"/usr/lib/postgresql/{server_major}/lib",
         "sharedir": f"/usr/share/postgresql/{server_major}",
     }
-    required = [f"{folders[folder]}/{file}" for folder, file in registry.required_files(cluster)]
-    script = START_SCRIPT.replace("@REQUIRED@", " ".join(required))
-    return script.replace("@ENGINE@", str(cluster.spec.engine))
+    return [f"{folders[folder]}/{file}" for folder, file in registry.required_files(cluster)]
 
 
 def _patroni_yml(

@@ -7,16 +7,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError
-from pgherd.model.spec import PostgresCluster, from_mapping, load, to_mapping
-from pgherd.model.topology import Credentials, Member, group_id
+from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.model.spec import PostgresCluster, to_mapping
+from pgherd.model.topology import COORDINATOR, Credentials, Member
 from pgherd.platform.base import Declaration, MemberView, Platform
-from pgherd.platform.kubernetes import names, views
+from pgherd.platform.kubernetes import acceptance, names, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -28,13 +28,11 @@ from pgherd.platform.kubernetes.api import (
     STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
+    Kind,
     Object,
 )
 from pgherd.platform.kubernetes.cache import Direct, Reader
-from pgherd.platform.kubernetes.cluster_objects import (
-    ACCEPTED_KEY,
-    cluster_objects,
-)
+from pgherd.platform.kubernetes.cluster_objects import cluster_objects
 from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.fence import Fence
@@ -92,16 +90,16 @@ class KubernetesPlatform(Platform):
         self.namespace = namespace
         self._reader: Reader = reader or Direct(api)
         self._defaults = defaults or Defaults.from_environment()
-        self._applier = Applier(api, self._reader)
+        self._applier = Applier(api, self._reader, self._put_back)
         self._events = Events(api)
         self._guard = threading.Lock()
         self._locks: dict[str, threading.RLock] = {}
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
-        self._upkeep = Upkeep(api, namespace, self._reader)
+        self._upkeep = Upkeep(api, namespace, self._reader, self._tell)
         self._nodes = Nodes(api)
         self._fence = Fence(api)
         self._hints = Hints(api, namespace)
-        self._trust = Trust(api, namespace, self._reader)
+        self._trust = Trust(api, namespace, self._reader, announce=self._tell)
         self._written: dict[str, tuple[str, float]] = {}
 
     # declarations
@@ -138,23 +136,26 @@ class KubernetesPlatform(Platform):
             problems=problems,
             stopped=stopped,
             deleting=deleting,
-            purge=cluster.spec.deletion_policy == "Delete",
+            purge=_is_purging(found),
             generation=metadata["generation"],
         )
         self._parsed[metadata["name"]] = (key, declaration)
         return declaration
 
     def _accepted(self, found: Object) -> tuple[PostgresCluster, Sequence[str]]:
-        """What was declared, or if that can't be what was accepted last, and why."""
-        try:
-            return parse(found), ()
-        except BadInput as error:
-            name = found["metadata"]["name"]
-            kept = self._reader.get(CONFIG_MAP, self.namespace, names.accepted(name))
-            if kept is None:
-                raise
-            before = load(kept["data"][ACCEPTED_KEY], source=names.accepted(name), platform=self.name)
-            return before, error.problems
+        """What was declared, or if that can't be what was accepted last, and why.
+
+        :raises BadInput: it can't be, and none was accepted before
+        """
+        name = found["metadata"]["name"]
+        cluster, problems = acceptance.judge(found, self.kept_declaration(name))
+        if problems and not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
+            return acceptance.judge(found, None)  # there are no data that it would have to fit
+        return cluster, problems
+
+    def kept_declaration(self, name: str) -> Object | None:
+        """The config map with what was accepted last; asked for, as databases are made of what is said to fit it."""
+        return self.api.get(CONFIG_MAP, self.namespace, names.accepted(name))
 
     def generation(self, name: str) -> int:
         """Which change of the declaration is the last one, whether it makes sense or not."""
@@ -182,10 +183,14 @@ class KubernetesPlatform(Platform):
     def forget(self, name: str, *, purge: bool) -> None:
         """Last act of a deletion, when all members are gone.
 
-        Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords, and
-        Patroni's store, which knows who had everything that was acknowledged.
+        Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords,
+        Patroni's store, which knows who had everything that was acknowledged, and what was declared.
         """
-        kept = {(SECRET, names.credentials_secret(name)), (SECRET, names.authority_secret(name))}
+        kept = {
+            (SECRET, names.credentials_secret(name)),
+            (SECRET, names.authority_secret(name)),
+            (CONFIG_MAP, names.accepted(name)),
+        }
         for kind in reversed(MANAGED):
             for obj in self._reader.of_cluster(kind, self.namespace, name):
                 if purge or (kind, obj["metadata"]["name"]) not in kept:
@@ -195,10 +200,17 @@ class KubernetesPlatform(Platform):
                 self.api.delete(CONFIG_MAP, self.namespace, obj["metadata"]["name"])
             for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
                 self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
+        self.leave(name)
+
+    def leave(self, name: str) -> None:
+        """Nothing is remembered of a cluster that is gone."""
         self._applier.forget(self.namespace, name)
         self._trust.forget(name)
+        self._fence.forget(name)
         for memory in (self._parsed, self._written):
             memory.pop(name, None)
+        with self._guard:
+            self._locks.pop(name, None)
 
     def credentials(self, name: str) -> Credentials:
         """The cluster's passwords, made at the first call.
@@ -246,7 +258,7 @@ class KubernetesPlatform(Platform):
         found = self._resource(name)
         if "deletionTimestamp" not in found["metadata"]:
             return None
-        return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
+        return _is_purging(found)
 
     def revision(self, name: str) -> object:
         """Grows with everything that is watched of the cluster and matters to it."""
@@ -260,22 +272,24 @@ class KubernetesPlatform(Platform):
         winding_down = _is_winding_down(resource)
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
-        return views.members(
+        found = views.members(
             name,
             self.namespace,
             pods=pods_now,
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
             winding_down=winding_down,
-            templates=_templates(sets),
-            hint=(lambda name: "") if winding_down else self._hints.of,
+            templates=_fingerprints(name, sets),
+            hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
+        return {each: _with_verdict(view, found, pods_now, sets) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
         with self._changing(member.cluster):
-            if not self._claims(member.cluster, member.group):
+            if not self._has(VOLUME_CLAIM, member.cluster, member.group):
+                self._require_never_founded(cluster, member.group)
                 self._remove_store(cluster, member.group)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
@@ -292,10 +306,11 @@ class KubernetesPlatform(Platform):
         changed: list[str] = []
         problems: list[str] = []
         with self._changing(name):
-            present = self._groups(name)
+            present = self._groups(name, configs)
             chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
                 chores.insert(0, partial(self._ensure_cluster, cluster))
+            chores.append(partial(self._end_trials, name))
             if cluster.spec.fencing == "out-of-service":
                 chores.append(partial(self._look_at_fence, name))
             for chore in chores:
@@ -313,12 +328,21 @@ class KubernetesPlatform(Platform):
     ) -> list[str]:
         name = cluster.metadata.name
         if group not in configs:
-            if not self._has_members(name, group):
+            if not self._has(VOLUME_CLAIM, name, group) and not self._has(POD, name, group):
                 self._remove_group(cluster, group)
             return []
-        changed = self._ensure_group(cluster, group, self._replicas(name, group), configs[group])
-        self._upkeep.group(cluster, group)
+        replicas = self._replicas(name, group)
+        changed = self._ensure_group(cluster, group, replicas, configs[group])
+        self._upkeep.group(cluster, group, replicas)
         return changed
+
+    def _end_trials(self, name: str) -> list[str]:
+        pods = self._reader.of_cluster(POD, self.namespace, name)
+        templates = _templates(self._reader.of_cluster(STATEFUL_SET, self.namespace, name))
+        for pod in pods:
+            if trials.TRIAL_LABEL in pod["metadata"]["labels"] and trials.is_over(pods, pod, templates):
+                self.api.delete(POD, self.namespace, pod["metadata"]["name"], grace=0)
+        return []
 
     def _look_at_fence(self, name: str) -> list[str]:
         pods = self._reader.of_cluster(POD, self.namespace, name)
@@ -333,8 +357,20 @@ class KubernetesPlatform(Platform):
     def stop_member(self, member: Member) -> None:
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
+        self.api.delete(POD, self.namespace, trials.trial_name(member), grace=0)
+        self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
         self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
+
+    def try_member(self, cluster: PostgresCluster, member: Member) -> None:
+        """Have a pod of no consequence start on the member's node in what is declared now."""
+        pod, trial = trials.find(member, self._reader.of_cluster(POD, self.namespace, member.cluster))
+        made_of = self._reader.get(STATEFUL_SET, self.namespace, member.scope)
+        if pod is None or trial is not None or made_of is None:
+            return
+        template = made_of["spec"]["template"]
+        made = trials.trial_pod(cluster, member, pod, template, server_major(cluster))
+        self.api.create(self.namespace, owned(made, self._resource(member.cluster)))
 
     def replace_member(self, member: Member) -> None:
         """Let a member's pod go, so that it comes back as declared."""
@@ -345,9 +381,20 @@ class KubernetesPlatform(Platform):
 
         Forgetting its pod also ends the rights of the old one, if it lives on a node that was only cut off: its
         token is bound to the pod that is gone, so that it can't touch Patroni's store any more.
+
+        That it is lost was seen of a pod that may be gone by now: what took its place stays as it is.
         """
-        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
-        self.api.delete(POD, self.namespace, member.name, grace=0)
+        seen = self._reader.get(POD, self.namespace, member.name)
+        claim = self.api.get(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        pod = self.api.get(POD, self.namespace, member.name)
+        if seen is None or pod is None or pod["metadata"]["uid"] != seen["metadata"]["uid"]:
+            return
+        if not self._nodes.silent({views.doubtful_node(pod) or ""}):
+            return
+        # The claim first: it goes when the pod has gone, so that whoever is killed in between does both again.
+        if claim is not None:
+            self.api.delete_this(VOLUME_CLAIM, self.namespace, claim)
+        self.api.delete_this(POD, self.namespace, pod, grace=0)
 
     def _delete_pod(self, member: Member, grace: int | None = None) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)
@@ -370,6 +417,11 @@ class KubernetesPlatform(Platform):
         if found is not None:
             self._events.tell(found, what, failed=failed)
 
+    def _tell(self, name: str, what: str) -> None:
+        """What was done without a step of the plan."""
+        logger.info("%s: %s", name, what)
+        self.announce(name, what)
+
     def free_bytes(self, member: Member) -> int | None:
         """Not known here: a volume's fill is known to its node only."""
         return None
@@ -390,7 +442,13 @@ class KubernetesPlatform(Platform):
         objects = cluster_objects(
             cluster, self.namespace, self.credentials(name), self._trust.authority(name)
         )
-        return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+        # What was declared outlives the resource, as its volumes do: the next one must fit them.
+        lasting = names.accepted(name)
+        owned_ones = [
+            obj if (obj["kind"], obj["metadata"]["name"]) == (CONFIG_MAP.name, lasting) else owned(obj, owner)
+            for obj in objects
+        ]
+        return self._applier.ensure(self.namespace, owned_ones)
 
     def _ensure_group(
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
@@ -403,22 +461,30 @@ class KubernetesPlatform(Platform):
             namespace=self.namespace,
             replicas=replicas,
             image=cluster.spec.postgres.image or self._defaults.image,
-            server_major=cluster.spec.postgres.version or DEFAULT_MAJOR,
+            server_major=server_major(cluster),
             dcs_config=dcs_config,
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
-    def _groups(self, cluster: str) -> list[int]:
+    def _put_back(self, obj: Mapping[str, Any], why: str) -> None:
+        metadata = obj["metadata"]
+        self._tell(
+            metadata["labels"][names.CLUSTER_LABEL], f"restore {obj['kind']} {metadata['name']}: {why}"
+        )
+
+    def _groups(self, cluster: str, declared: Collection[int]) -> list[int]:
+        """Groups of which something is there; of declared ones also what lost the label by which it is found."""
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, cluster)
-        groups = {group_id(each["metadata"]["labels"][names.GROUP_LABEL]) for each in sets}
+        found = {names.group_of(cluster, each["metadata"]["name"]) for each in sets}
+        for group in declared:
+            if self._reader.get(STATEFUL_SET, self.namespace, names.group_object(cluster, group)):
+                found.add(group)
         # A StatefulSet may be away for a moment, to be made anew around its pods.
-        return sorted(groups | {member.group for member in self._with_pods(cluster)})
+        found |= {member.group for member in self._with_pods(cluster)}
+        return sorted(group for group in found if group is not None)
 
     def _with_pods(self, cluster: str) -> list[Member]:
-        found = self._reader.of_cluster(POD, self.namespace, cluster)
-        metadata = (each["metadata"] for each in found)
-        known = (names.member_of(cluster, each["labels"], each["name"]) for each in metadata)
-        return [member for member in known if member is not None]
+        return _members(cluster, self._reader.of_cluster(POD, self.namespace, cluster))
 
     def _replicas(self, cluster: str, group: int) -> int:
         """How many members the group's StatefulSet has; while it is away as many as leave every pod where it is."""
@@ -428,22 +494,35 @@ class KubernetesPlatform(Platform):
         ordinals = (member.ordinal for member in self._with_pods(cluster) if member.group == group)
         return max(ordinals, default=-1) + 1
 
-    def _claims(self, cluster: str, group: int) -> list[Object]:
-        # Asked, not looked up: a store is given up on this answer.
-        return self.api.list(VOLUME_CLAIM, self.namespace, names.selector(cluster, group))
-
-    def _has_members(self, cluster: str, group: int) -> bool:
-        if self._claims(cluster, group):
-            return True
-        return bool(self.api.list(POD, self.namespace, names.selector(cluster, group)))
+    def _has(self, kind: Kind, cluster: str, group: int) -> bool:
+        """Whether a group has pods or claims: asked, not looked up, and by name, for a store is given up on it."""
+        found = _members(cluster, self.api.list(kind, self.namespace))
+        return any(member.group == group for member in found)
 
     def _remove_group(self, cluster: PostgresCluster, group: int) -> None:
         """Remove what a group without members has left."""
         name = names.group_object(cluster.metadata.name, group)
         for kind in (STATEFUL_SET, DISRUPTION_BUDGET, SERVICE, CONFIG_MAP):
             self.api.delete(kind, self.namespace, name)
+            self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self._remove_store(cluster, group)
+
+    def _require_never_founded(self, cluster: PostgresCluster, group: int) -> None:
+        """Refuse to begin a coordinator anew over segments that have data; who takes part only it could tell.
+
+        :raises PgherdError: there was one, and its volumes are gone
+        """
+        name = cluster.metadata.name
+        if group != COORDINATOR or not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
+            return
+        store = names.store_object(cluster, group, "config")
+        found = self.api.get(CONFIG_MAP, self.namespace, store)
+        if ((found or {}).get("metadata", {}).get("annotations") or {}).get("initialize"):
+            raise PgherdError(
+                "the data of coordinator are gone while segments have theirs: bring its volumes back, or delete what is"
+                f" left (pgherd delete {name} --purge); if there was nothing in it, kubectl delete configmap {store}"
+            )
 
     def _remove_store(self, cluster: PostgresCluster, group: int) -> None:
         """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
@@ -456,33 +535,47 @@ def is_stopped(found: Object) -> bool:
     return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
 
 
+def _is_purging(found: Object) -> bool:
+    # Of what is declared now, whatever else of it is refused.
+    return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
+
+
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
 
 
-def parse(found: Object) -> PostgresCluster:
-    """The declaration in a resource.
+def server_major(cluster: PostgresCluster) -> int:
+    """PostgreSQL's version in the members' image."""
+    return cluster.spec.postgres.version or DEFAULT_MAJOR
 
-    :raises BadInput: with every problem
-    """
-    metadata = found["metadata"]
-    plain = {
-        "apiVersion": found["apiVersion"],
-        "kind": found["kind"],
-        "metadata": {
-            "name": metadata["name"],
-            "namespace": metadata["namespace"],
-            "labels": metadata.get("labels") or {},
-        },
-        "spec": found.get("spec") or {},
+
+def _templates(sets: Sequence[Object]) -> dict[str, Object]:
+    """What pods are to be made of, by StatefulSet."""
+    return {each["metadata"]["name"]: each["spec"]["template"] for each in sets}
+
+
+def _fingerprints(cluster: str, sets: Sequence[Object]) -> dict[int, str]:
+    return {
+        group: views.template_of(each["spec"]["template"]) or ""
+        for each in sets
+        if (group := names.group_of(cluster, each["metadata"]["name"])) is not None
     }
-    return from_mapping(plain, source=metadata["name"], platform="kubernetes")
 
 
-def _templates(sets: Sequence[Object]) -> dict[int, str]:
-    found = {}
-    for each in sets:
-        group = group_id(each["metadata"]["labels"][names.GROUP_LABEL])
-        annotations = each["spec"]["template"]["metadata"].get("annotations") or {}
-        found[group] = annotations.get(names.TEMPLATE_ANNOTATION, "")
-    return found
+def _with_verdict(
+    view: MemberView, found: Mapping[str, MemberView], pods: Sequence[Object], sets: Sequence[Object]
+) -> MemberView:
+    """What a trial said of an outdated member."""
+    template = _templates(sets).get(view.member.scope)
+    if not view.outdated or template is None:
+        return view
+    pod, trial = trials.find(view.member, pods)
+    alone = sum(1 for other in found.values() if other.member.group == view.member.group) == 1
+    tried, obstacle = trials.verdict(pod, template, trial, alone=alone)
+    return replace(view, tried=tried, obstacle=obstacle)
+
+
+def _members(cluster: str, objects: Sequence[Object]) -> list[Member]:
+    """The members that pods or claims are of."""
+    found = (names.member_of(cluster, each["metadata"]["name"]) for each in objects)
+    return [member for member in found if member is not None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pgherd.model.spec import GroupSpec, PostgresCluster
@@ -28,15 +29,22 @@ def group_spec(cluster: PostgresCluster, group: int) -> GroupSpec:
 
 
 def stateful_set(
-    cluster: PostgresCluster, group: int, *, namespace: str, replicas: int, image: str
+    cluster: PostgresCluster,
+    group: int,
+    *,
+    namespace: str,
+    replicas: int,
+    image: str,
+    files: Mapping[str, str],
 ) -> dict[str, Any]:
     """The StatefulSet of a group.
 
     :param replicas: how many members there should be
+    :param files: what pods take up only when they start, besides what their template says
     """
     name = cluster.metadata.name
     template = pod_template(cluster, group, image, namespace)
-    template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template)}
+    template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template, files)}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -55,9 +63,9 @@ def stateful_set(
     }
 
 
-def fingerprint(template: dict[str, Any]) -> str:
-    """By which a pod shows of which template it was made."""
-    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
+def fingerprint(template: dict[str, Any], files: Mapping[str, str]) -> str:
+    """By which a pod shows of which template and files it was made."""
+    return hashlib.sha256(json.dumps([template, dict(files)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
@@ -89,8 +97,7 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
         "metadata": {
             "labels": {
                 **_labels(cluster, group),
-                names.SCOPE_LABEL: names.scope(cluster, group),
-                **names.store_labels(cluster, group),
+                **names.pod_labels(cluster, group),
             },
         },
         "spec": {
@@ -116,7 +123,7 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
 
 def _container(cluster: PostgresCluster, group: int, namespace: str, image: str) -> dict[str, Any]:
     return {
-        "name": "postgres",
+        "name": names.CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/sh", f"{patroni_files.DIRECTORY}/start.sh"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import threading
@@ -26,8 +25,6 @@ from pgherd.platform.kubernetes.cluster_objects import (
     tls_secret,
 )
 
-logger = logging.getLogger(__name__)
-
 CHECK_SECONDS = 600.0
 """how often a certificate that nobody touched is looked at"""
 
@@ -46,11 +43,13 @@ class Trust:
         namespace: str,
         reader: Reader,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        announce: Callable[[str, str], None] = lambda cluster, what: None,
     ) -> None:
         self._api = api
         self._namespace = namespace
         self._reader = reader
         self._now = now
+        self._announce = announce
         self._known: dict[str, tuple[str, Any]] = {}
         self._checked: dict[str, tuple[str, float]] = {}
         self._guard = threading.RLock()
@@ -73,7 +72,8 @@ class Trust:
 
     def _new(self, cluster: str) -> Credentials:
         name = names.credentials_secret(cluster)
-        if self._api.list(VOLUME_CLAIM, self._namespace, names.selector(cluster)):
+        claims = self._api.list(VOLUME_CLAIM, self._namespace)
+        if any(names.member_of(cluster, claim["metadata"]["name"]) for claim in claims):
             raise PgherdError(
                 f"Secret {name} is lost, and with it the passwords of {cluster}: restore it from a copy, or from "
                 "what a running member was started with (docs/kubernetes.md)"
@@ -111,9 +111,11 @@ class Trust:
         authority = self.authority(cluster)
         hosts = certificates.hosts(cluster, group, self._namespace)
         if found is None or not authority.is_good(decoded(found), hosts, self._now()):
-            logger.info("%s: a new certificate", name)
             secret = tls_secret(cluster, group, authority.issue(hosts, self._now()))
-            found = self._api.apply(self._namespace, secret)
+            applied = self._api.apply(self._namespace, secret)
+            if found is not None:
+                self._announce(cluster, f"renew certificate of {names.group_object(cluster, group)}")
+            found = applied
             self._reader.put(SECRET, found)
         self._checked[name] = (found["metadata"]["resourceVersion"], time.monotonic())
 
@@ -121,6 +123,8 @@ class Trust:
         """Nothing is remembered of a cluster that is gone."""
         for name in (names.credentials_secret(cluster), names.authority_secret(cluster)):
             self._known.pop(name, None)
+        for name in [name for name in list(self._checked) if name.startswith(f"{cluster}-")]:
+            self._checked.pop(name, None)
 
     def _kept(
         self, name: str, make: Callable[[], dict[str, Any]], read: Callable[[Mapping[str, str]], T]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster, parse_bytes
-from pgherd.model.topology import group_name
+from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import names, pods, views
-from pgherd.platform.kubernetes.api import CONFIG_MAP, POD, VOLUME_CLAIM, Api, Object
+from pgherd.platform.kubernetes.api import CONFIG_MAP, POD, VOLUME_CLAIM, Api, Kind, Object, complete
 from pgherd.platform.kubernetes.cache import Reader
 
-logger = logging.getLogger(__name__)
+Announce = Callable[[str, str], None]
+"""tells whoever follows a cluster (by name) what was done"""
 
 FOUNDING_SECONDS = 15.0
 """how long nobody may be at work on a founding before it is given up"""
@@ -23,26 +24,61 @@ _FOUNDING = ("initializing", "running custom bootstrap", "starting after custom 
 class Upkeep:
     """What one namespace's groups need now and then."""
 
-    def __init__(self, api: Api, namespace: str, reader: Reader) -> None:
+    def __init__(self, api: Api, namespace: str, reader: Reader, announce: Announce) -> None:
         self._api = api
         self._namespace = namespace
         self._reader = reader
+        self._announce = announce
         self._unfounded: dict[str, float] = {}
 
-    def group(self, cluster: PostgresCluster, group: int) -> None:
+    def group(self, cluster: PostgresCluster, group: int, replicas: int) -> None:
         """Look after one group.
 
+        :param replicas: how many members it has, by what it is made of
         :raises PgherdError: the API server refused something
         """
-        found = [
-            pod
-            for pod in self._reader.of_cluster(POD, self._namespace, cluster.metadata.name)
-            if pod["metadata"]["labels"].get(names.GROUP_LABEL) == group_name(group)
-        ]
+        self._label(cluster, group, replicas)
+        found = self._of_group(POD, cluster.metadata.name, group)
         self._give_up_founding(cluster, group, found)
         self._release_lock(cluster, group, found)
         self._relabel(cluster, group, found)
         self._grow_volumes(cluster, group)
+
+    def _of_group(self, kind: Kind, cluster: str, group: int) -> list[Object]:
+        found = self._reader.of_cluster(kind, self._namespace, cluster)
+        members = [names.member_of(cluster, each["metadata"]["name"]) for each in found]
+        return [each for each, member in zip(found, members, strict=True) if member and member.group == group]
+
+    def _label(self, cluster: PostgresCluster, group: int, replicas: int) -> None:
+        """Put our labels back on pods and claims: nobody else does, and who is not found is taken for absent."""
+        for ordinal in range(replicas):
+            member = Member(cluster.metadata.name, group, ordinal)
+            pod, claim = self._both(member)
+            self._put_labels(member, POD, pod, names.pod_labels(cluster, group))
+            self._put_labels(member, VOLUME_CLAIM, claim, names.labels(member.cluster, group))
+
+    def _both(self, member: Member) -> tuple[Object | None, Object | None]:
+        pod = self._reader.get(POD, self._namespace, member.name)
+        claim = self._reader.get(VOLUME_CLAIM, self._namespace, names.volume_claim(member))
+        # One without the other: it may be out of sight for want of a label.
+        if pod is None and claim is not None:
+            pod = self._api.get(POD, self._namespace, member.name)
+        elif claim is None and pod is not None:
+            claim = self._api.get(VOLUME_CLAIM, self._namespace, names.volume_claim(member))
+        return pod, claim
+
+    def _put_labels(self, member: Member, kind: Kind, obj: Object | None, wanted: Mapping[str, str]) -> None:
+        if obj is None or wanted.items() <= (obj["metadata"].get("labels") or {}).items():
+            return
+        changed = self._api.merge(
+            kind, self._namespace, obj["metadata"]["name"], {"metadata": {"labels": dict(wanted)}}
+        )
+        if changed is not None:
+            self._reader.put(kind, complete(kind, changed))
+            self._announce(
+                member.cluster,
+                f"restore labels of {kind.name} {obj['metadata']['name']}: somebody changed them",
+            )
 
     def _give_up_founding(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
         """A founder that was killed has left word that it is at work; all others, itself too, would wait for ever.
@@ -61,7 +97,7 @@ class Upkeep:
             return
         since = self._unfounded.setdefault(scope, time.monotonic())
         if time.monotonic() - since > FOUNDING_SECONDS:
-            logger.info("%s: its founding was cut short: starting over", scope)
+            self._announce(cluster.metadata.name, f"refound {scope}: its founding was cut short")
             self._withdraw(config, "initialize")
             self._unfounded.pop(scope, None)
 
@@ -81,13 +117,17 @@ class Upkeep:
 
         Nobody is promoted here; whether and whom is Patroni's decision as ever.
         """
-        ended = [pod["metadata"]["name"] for pod in _primaries(found) if views.has_ended(pod)]
+        ended = [pod["metadata"]["name"] for pod in _primaries(found) if views.ended_at(pod)]
         if not ended or len(found) < 2:
             return
         leader, lock = self._leader(cluster, group)
-        if leader not in ended or lock is None:
+        if leader is None or leader not in ended or lock is None:
             return
-        logger.info("%s: the container of %s ended: releasing its leader lock", cluster.metadata.name, leader)
+        # What is at hand may be old: the pod itself is asked. A lock that was renewed since is somebody's who lives.
+        pod = self._api.get(POD, self._namespace, leader)
+        if pod is None or not _is_left_over(lock, views.ended_at(pod)):
+            return
+        self._announce(cluster.metadata.name, f"release leader lock of {leader}: its container ended")
         # A Patroni that came back meanwhile and renewed its lock keeps it.
         self._withdraw(lock, "leader")
 
@@ -99,26 +139,34 @@ class Upkeep:
         leader, _ = self._leader(cluster, group)
         for name in labelled:
             if leader in labelled and name != leader:
-                logger.info(
-                    "%s: %s leads, taking the primary's label off %s", cluster.metadata.name, leader, name
-                )
+                self._announce(cluster.metadata.name, f"unlabel {name}: {leader} is the primary")
                 patch: dict[str, Any] = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
                 self._api.merge(POD, self._namespace, name, patch)
 
     def _grow_volumes(self, cluster: PostgresCluster, group: int) -> None:
         size = pods.group_spec(cluster, group).storage.size
-        for claim in self._reader.of_cluster(VOLUME_CLAIM, self._namespace, cluster.metadata.name):
-            if claim["metadata"]["labels"].get(names.GROUP_LABEL) != group_name(group):
-                continue
+        for claim in self._of_group(VOLUME_CLAIM, cluster.metadata.name, group):
             if parse_bytes(claim["spec"]["resources"]["requests"]["storage"]) < parse_bytes(size):
                 patch = {"spec": {"resources": {"requests": {"storage": size}}}}
                 changed = self._api.merge(VOLUME_CLAIM, self._namespace, claim["metadata"]["name"], patch)
                 if changed is not None:
                     self._reader.put(VOLUME_CLAIM, changed)
+                    self._announce(
+                        cluster.metadata.name, f"grow volume {claim['metadata']['name']} to {size}"
+                    )
 
 
 def _annotations(found: Object | None) -> Mapping[str, str]:
     return (found or {}).get("metadata", {}).get("annotations") or {}
+
+
+def _is_left_over(lock: Object, ended_at: datetime | None) -> bool:
+    """Whether a lock was renewed last before its holder's container ended; both times are of one clock."""
+    try:
+        renewed = datetime.fromisoformat(_annotations(lock).get("renewTime", ""))
+        return ended_at is not None and renewed < ended_at + timedelta(seconds=1)
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return False
 
 
 def _primaries(found: list[Object]) -> list[Object]:

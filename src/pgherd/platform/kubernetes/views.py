@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from pgherd.model.topology import Endpoint, Member
@@ -16,6 +17,7 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
+Hint = Callable[[str, str], str]
 
 
 def members(
@@ -28,17 +30,18 @@ def members(
     winding_down: bool,
     templates: Mapping[int, str],
     silent: Mapping[str, float],
-    hint: Callable[[str], str] = lambda name: "",
+    hint: Hint = lambda name, uid: "",
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
     :param winding_down: the cluster was told to stop or to go
     :param templates: fingerprint of the pod template of each group as it should be
-    :param hint: the newest warning about an object of this name
+    :param hint: the newest warning about an object, by name and uid
     :param silent: nodes that don't report any more, and for how many seconds
     """
     by_pod = _by_member(cluster, pods)
     by_claim = _by_member(cluster, claims)
+    by_scope = {each["metadata"]["name"]: each for each in sets}
     expected = _expected(cluster, sets)
     return {
         member.name: _view(
@@ -49,7 +52,8 @@ def members(
             winding_down and (member in expected or member in by_pod),
             templates.get(member.group),
             silent,
-            hint,
+            lambda obj: hint(obj["metadata"]["name"], obj["metadata"].get("uid", "")) if obj else "",
+            by_scope.get(member.scope),
         )
         for member in sorted({*by_pod, *by_claim, *expected})
     }
@@ -58,8 +62,7 @@ def members(
 def _by_member(cluster: str, objects: Sequence[Object]) -> dict[Member, Object]:
     found = {}
     for obj in objects:
-        metadata = obj["metadata"]
-        member = names.member_of(cluster, metadata.get("labels") or {}, metadata["name"])
+        member = names.member_of(cluster, obj["metadata"]["name"])
         if member is not None:
             found[member] = obj
     return found
@@ -69,10 +72,8 @@ def _expected(cluster: str, sets: Sequence[Object]) -> set[Member]:
     """Members that a StatefulSet would bring (back) to life."""
     members = set()
     for each in sets:
-        labels = each["metadata"].get("labels") or {}
         for ordinal in range((each.get("spec") or {}).get("replicas") or 0):
-            name = f"{each['metadata']['name']}-{ordinal}"
-            if member := names.member_of(cluster, labels, name):
+            if member := names.member_of(cluster, f"{each['metadata']['name']}-{ordinal}"):
                 members.add(member)
     return members
 
@@ -85,7 +86,8 @@ def _view(
     held: bool,
     template: str | None,
     silent: Mapping[str, float],
-    hint: Callable[[str], str],
+    complaint: Callable[[Object | None], str],
+    group_set: Object | None,
 ) -> MemberView:
     node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
     lost = silent.get(node)
@@ -97,28 +99,28 @@ def _view(
         has_data=claim is not None,
         postgres=Endpoint(host, names.POSTGRES_PORT),
         rest=Endpoint(address, names.REST_PORT),
-        note=advised(_note(member, pod, claim, lost, hint)),
+        note=advised(_note(pod, claim, group_set, lost, complaint)),
         lost=lost,
         outdated=pod is not None and template is not None and template_of(pod) != template,
     )
 
 
 def _note(
-    member: Member,
     pod: Object | None,
     claim: Object | None,
+    group_set: Object | None,
     lost: float | None,
-    hint: Callable[[str], str],
+    complaint: Callable[[Object | None], str],
 ) -> str:
     """Why it does not run, from the cause that is nearest."""
     if pod is None:
-        return hint(member.scope)
+        return complaint(group_set)
     if lost is not None:
         return f"its node {pod['spec'].get('nodeName')} does not report any more"
     if is_running(pod):
         return ""
     unbound = claim is not None and (claim.get("status") or {}).get("phase") == "Pending"
-    return (hint(names.volume_claim(member)) if unbound else "") or why_not(pod)
+    return (complaint(claim) if unbound else "") or why_not(pod)
 
 
 def sound_status(status: Any) -> dict[str, Any] | None:
@@ -161,14 +163,23 @@ def patroni_state(pod: Object) -> str:
         return ""
 
 
-def has_ended(pod: Object) -> bool:
-    """Its node reports that its container ended, and has not started it again."""
+def _container_statuses(pod: Object) -> list[Object]:
+    """Of the member's own container: what others have put beside it says nothing about the member."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return any(
-        "terminated" in (status.get("state") or {})
-        or ("waiting" in (status.get("state") or {}) and "terminated" in (status.get("lastState") or {}))
-        for status in statuses
-    )
+    return [status for status in statuses if status.get("name") == names.CONTAINER]
+
+
+def ended_at(pod: Object) -> datetime | None:
+    """When its container ended, as its node reports, unless it was started again.
+
+    :return: to the second, as Kubernetes notes it: it ended up to a second later
+    """
+    for status in _container_statuses(pod):
+        state, last = status.get("state") or {}, status.get("lastState") or {}
+        ended = state.get("terminated") or ("waiting" in state and last.get("terminated"))
+        if ended and ended.get("finishedAt"):
+            return datetime.fromisoformat(ended["finishedAt"])
+    return None
 
 
 def template_of(pod: Object) -> str | None:
@@ -179,14 +190,13 @@ def template_of(pod: Object) -> str | None:
 
 def is_running(pod: Object) -> bool:
     """Its container runs, as far as its node reports."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return any("running" in (status.get("state") or {}) for status in statuses)
+    return any("running" in (status.get("state") or {}) for status in _container_statuses(pod))
 
 
 def why_not(pod: Object) -> str:
     """Why a pod's container does not run, in Kubernetes' words."""
     status = pod.get("status") or {}
-    for container in status.get("containerStatuses") or []:
+    for container in _container_statuses(pod):
         state = container.get("state") or {}
         # What the container itself said last is worth more than that it is started over and over.
         ended = (container.get("lastState") or {}).get("terminated") or {}

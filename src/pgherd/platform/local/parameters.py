@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pgherd.engine import registry
+from pgherd.model import tuning
 from pgherd.model.spec import ParameterValue, PostgresCluster
 from pgherd.platform.local.binaries import Binaries
 
@@ -26,6 +27,17 @@ def problems(postgres: Binaries, parameters: Mapping[str, ParameterValue]) -> li
         f"spec.postgres.parameters.{name}: {problem}"
         for name, value in parameters.items()
         for problem in _problems(postgres, name, value)
+    ]
+
+
+def memory_problems(cluster: PostgresCluster) -> list[str]:
+    """Buffers that this machine does not have: a member would restart for them and not come back."""
+    wanted = tuning.declared_buffers(cluster)
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted is None or wanted < here:
+        return []
+    return [
+        f"{tuning.BUFFERS}: {wanted >> 20} MiB are more than this machine has ({here >> 20} MiB): lower it"
     ]
 
 

@@ -89,6 +89,7 @@ class LocalPlatform(Platform):
             )
         problems = [
             *parameters.engine_problems(here, cluster),
+            *parameters.memory_problems(cluster),
             *parameters.problems(here, cluster.spec.postgres.parameters),
         ]
         if problems:
@@ -371,13 +372,17 @@ class LocalPlatform(Platform):
             self._raft.ensure_running(prefix)
             ports = self._reserve(member)
             self._end_strays(member)
-            self._require_free(member, ports)
-            self._require_room(member)
             group = [
                 view.member
                 for view in self.members(member.cluster).values()
                 if view.member.group == member.group
             ]
+            try:
+                self._require_free(member, ports)
+                self._require_room(member)
+            except PgherdError:
+                self._end_unguarded(member, group)
+                raise
             self._require_data(member, group)
             endings.forget(self._layout, member)
             namespace = self._foundings.admit(member, group, self._eraser(cluster, member))
@@ -420,6 +425,17 @@ class LocalPlatform(Platform):
         """A Patroni that was killed may leave a server, which the next one adopts, or tools, which must not go on."""
         layout = self._layout.member(member)
         if processes.postmaster_of(layout.data) is None:
+            processes.end_postgres(layout.directory, layout.data)
+
+    def _end_unguarded(self, member: Member, group: Sequence[Member]) -> None:
+        """End a server whose Patroni can't be started, where another member can lead.
+
+        It would go on as a primary beside the one that is promoted when the leader lock runs out. It would acknowledge
+        nothing, but clients that find it would wait for ever.
+        """
+        layout = self._layout.member(member)
+        if len(group) > 1 and processes.postmaster_of(layout.data) is not None:
+            logger.warning("%s: its Patroni can't be started, so its server ends", member.name)
             processes.end_postgres(layout.directory, layout.data)
 
     def _require_free(self, member: Member, ports: Ports) -> None:

@@ -1,0 +1,150 @@
+"""A wrong change to a running cluster harms nobody: applications go on, a condition tells, and it can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.kubernetes.kube import Cluster, KubectlError, Namespace, wait_for
+from tests.kubernetes.writer import writers
+
+pytestmark = pytest.mark.kubernetes
+
+GAP_SECONDS = 5.0
+"""how long nothing may be acknowledged, at most"""
+TOLD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A change, how it is taken back, and what the operator says of it."""
+
+    change: Mapping[str, Any]
+    back: Mapping[str, Any]
+    says: str
+    condition: str = "Degraded"
+    taken: int = 0
+    """how many members it may cost where there are standbys"""
+
+
+def groups(**fields: Any) -> dict[str, Any]:
+    return {"coordinator": fields, "segments": fields}
+
+
+WRONG = {
+    "image": Wrong(
+        {"postgres": {"image": "localhost/no-such-image:1"}}, {"postgres": {"image": None}}, "no-such-image"
+    ),
+    "node": Wrong(
+        groups(nodeSelector={"disk": "imaginary"}), groups(nodeSelector=None), "nodeSelector", taken=1
+    ),
+    "cores": Wrong(groups(resources={"cpu": "500"}), groups(resources={"cpu": "50m"}), "Insufficient cpu"),
+    "buffers": Wrong(
+        {"postgres": {"parameters": {"shared_buffers": "900GB"}}},
+        {"postgres": {"parameters": {"shared_buffers": None}}},
+        "spec.postgres.parameters.shared_buffers",
+        "SpecRefused",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def lone(namespace: Namespace) -> Iterator[Cluster]:
+    """A cluster without any standby."""
+    cluster = Cluster(namespace, "lone")
+    cluster.apply(segments=1, standbys=0)
+    cluster.wait_phase("Running")
+    yield cluster
+    cluster.patch({"deletionPolicy": "Delete"})
+    cluster.delete()
+
+
+def members(cluster: Cluster) -> dict[str, str]:
+    """Its members' pods by name, without those that only try something."""
+    pods = [pod["metadata"] for pod in cluster.pods() if "pgherd.io/group" in pod["metadata"]["labels"]]
+    return {pod["name"]: pod["uid"] for pod in pods}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("kind", ["shop", "lone"])
+def test_a_wrong_change_harms_nobody(kind: str, wrong: Wrong, request: pytest.FixtureRequest) -> None:
+    cluster: Cluster = request.getfixturevalue(kind)
+    before = members(cluster)
+    with writers(cluster) as at_work:
+        cluster.patch(wrong.change)
+        wait_for(
+            lambda: wrong.says in cluster.condition(wrong.condition).get("message", ""),
+            f"{wrong.condition} says {wrong.says}",
+            TOLD_SECONDS,
+        )
+        at_work.go_on(500)
+        assert cluster.condition("Ready")["status"] == "True"
+        assert len(before.items() - members(cluster).items()) <= (wrong.taken if kind == "shop" else 0)
+        cluster.patch(wrong.back)
+        cluster.wait_phase("Running")
+        at_work.go_on()
+        final = at_work.finish()
+    assert final["gaps"][0] <= GAP_SECONDS, final
+    assert cluster.condition(wrong.condition).get("status", "False") == "False"
+    wait_for(
+        lambda: not cluster.namespace.list("pods", f"pgherd.io/trial,pgherd.io/cluster={cluster.name}"),
+        "nothing is tried any more",
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [{"engine": "citus"}, {"engine": None}, {"postgres": {"version": 16}}], ids=str
+)
+def test_what_databases_are_made_of_can_not_be_changed(shop: Cluster, change: dict[str, Any]) -> None:
+    before = members(shop)
+    with pytest.raises(KubectlError, match="can't be changed"):
+        shop.patch(change)
+    assert shop.wait_phase("Running")["phase"] == "Running"
+    assert members(shop) == before
+
+
+def test_a_larger_memory_is_one_switchover_per_group(shop: Cluster) -> None:
+    """Not a restart in the old pod's smaller memory before."""
+    before = members(shop)
+    with writers(shop) as at_work:
+        shop.patch({"segments": {"resources": {"memory": "512Mi"}}})
+        wait_for(
+            lambda: (
+                {name for name, uid in members(shop).items() if before.get(name) != uid}
+                == {name for name in before if "segment" in name}
+            ),
+            "all segments' members are new",
+            240,
+        )
+        shop.wait_phase("Running")
+        at_work.go_on()
+        final = at_work.finish()
+    print(final)
+    member = shop.member("segment-1", "primary")
+    assert shop.psql(member, "SHOW shared_buffers") == "128MB"
+    assert final["gaps"][0] <= 10.0
+
+
+def test_where_a_groups_volumes_are_gone_nothing_empty_is_put(lone: Cluster) -> None:
+    """Last of all: there is no way back from it."""
+    wait_for(lambda: lone.status.get("admitted") == [1], "the status knows who takes part")
+    [pod] = lone.pods("segment-1")
+    name, claim = pod["metadata"]["name"], f"data-{pod['metadata']['name']}"
+    volume = lone.namespace.get("pvc", claim)["metadata"]["uid"]
+    lone.namespace.kubectl("delete", "pvc", claim, "--wait=false")
+    lone.namespace.kubectl("delete", "pod", name)
+    wait_for(
+        lambda: lone.namespace.get("pvc", claim)["metadata"]["uid"] != volume,
+        "Kubernetes makes a new one",
+        90,
+    )
+    wait_for(
+        lambda: "the data of segment-1 are gone" in lone.condition("DataLost").get("message", ""),
+        "a condition says so",
+        TOLD_SECONDS,
+    )
+    assert lone.condition("Ready")["status"] == "False"
+    assert not lone.pods("segment-1", "primary")

@@ -1,0 +1,126 @@
+"""What the operator has at hand follows the API server, also when a stream falls silent without an end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pgherd.platform.kubernetes import api, cache, names
+from pgherd.platform.kubernetes.api import POD, Api
+from pgherd.platform.kubernetes.cache import Watched
+from tests.support.kube_api import Kube, Object, kube_api
+
+PODS = "/api/v1/namespaces/prod/pods"
+
+
+def a_pod(**labels: str) -> Object:
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {**names.labels("shop", 1), **labels}}}
+
+
+def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[Kube, Api]]:
+    with kube_api() as made:
+        yield made
+
+
+@contextmanager
+def followed(client: Api) -> Iterator[Watched]:
+    """Pods alone, followed in the background."""
+    watched = Watched(client, "prod")
+    thread = threading.Thread(target=watched._watch, args=(POD,), daemon=True)
+    thread.start()
+    assert watched._filled[POD].wait(10)
+    try:
+        yield watched
+    finally:
+        watched.close()
+        thread.join(10)
+
+
+def test_a_stream_that_fell_silent_is_given_up(
+    server: tuple[Kube, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(api, "SILENT_SECONDS", 0.5)
+    kube, client = server
+    with followed(client) as watched:
+        kube.put(f"{PODS}/a", a_pod())
+        until(lambda: watched.get(POD, "prod", "a"))
+        kube.deaf.set()
+        kube.put(f"{PODS}/b", a_pod())
+        until(lambda: watched.get(POD, "prod", "b"))
+        assert kube.deaf.is_set()
+
+
+def test_everything_is_asked_for_anew_now_and_then(
+    server: tuple[Kube, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(cache, "RELIST_SECONDS", 1.5)
+    kube, client = server
+    kube.put(f"{PODS}/a", a_pod())
+    with followed(client) as watched:
+        until(lambda: watched.get(POD, "prod", "a"))
+        del kube.objects[f"{PODS}/a"]  # of which no stream told
+        kube.version += 1
+        until(lambda: watched.get(POD, "prod", "a") is None)
+
+
+def test_an_answer_that_comes_after_the_deletion_brings_nothing_back(server: tuple[Kube, Api]) -> None:
+    kube, client = server
+    old = dict(kube.put(f"{PODS}/a", a_pod()))
+    watched = Watched(client, "prod")
+    watched._take(POD, "ADDED", dict(old))
+    kube.remove(f"{PODS}/a")
+    watched._take(POD, *kube.log[-1][::2])
+    watched.put(POD, dict(old))
+    assert watched.get(POD, "prod", "a") is None
+    assert watched.of_cluster(POD, "prod", "shop") == []
+    watched.put(POD, kube.put(f"{PODS}/a", a_pod()))
+    assert watched.get(POD, "prod", "a")
+
+
+def test_a_list_does_not_take_away_what_was_made_after_it(server: tuple[Kube, Api]) -> None:
+    kube, client = server
+    watched = Watched(client, "prod")
+    before = kube.version
+    watched.put(POD, kube.put(f"{PODS}/a", a_pod()))
+    watched._fill(POD, [], before)
+    assert watched.get(POD, "prod", "a")
+    watched._fill(POD, [], kube.version)
+    assert watched.get(POD, "prod", "a") is None
+
+
+def test_an_object_that_lost_its_label_is_no_longer_the_clusters(server: tuple[Kube, Api]) -> None:
+    kube, client = server
+    watched = Watched(client, "prod")
+    watched.put(POD, kube.put(f"{PODS}/a", a_pod()))
+    before = watched.revision("prod", "shop")
+    bare = a_pod()
+    del bare["metadata"]["labels"][names.CLUSTER_LABEL]
+    watched.put(POD, kube.put(f"{PODS}/a", bare))
+    assert watched.of_cluster(POD, "prod", "shop") == []
+    assert watched.revision("prod", "shop") != before
+
+
+def test_only_the_very_object_is_deleted(server: tuple[Kube, Api]) -> None:
+    kube, client = server
+    seen = dict(kube.put(f"{PODS}/a", a_pod()))
+    kube.remove(f"{PODS}/a")
+    kube.put(f"{PODS}/a", a_pod())
+    client.delete_this(POD, "prod", seen, grace=0)
+    assert f"{PODS}/a" in kube.objects
+    client.delete_this(POD, "prod", kube.objects[f"{PODS}/a"], grace=0)
+    assert f"{PODS}/a" not in kube.objects
+    client.delete_this(POD, "prod", seen)

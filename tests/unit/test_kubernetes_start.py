@@ -1,0 +1,137 @@
+"""The script that a member's container runs: nobody begins on a volume that somebody else still uses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pgherd.platform.kubernetes import patroni_files
+from tests.unit.test_kubernetes_objects import objects
+
+PATRONI = """\
+#!{python}
+# Starts a server as Patroni does, by Patroni's own hand, and stays beside it.
+import os, signal, sys
+from patroni.postgresql.postmaster import PostmasterProcess
+if __name__ == "__main__":
+    server = PostmasterProcess.start("{bin}/postgres", os.environ["DATA"], "none", [])
+    with open(os.environ["JOURNAL"], "a") as journal:
+        journal.write(f"{{os.getpid()}} {{server.pid}}\\n")
+    signal.pause()
+"""
+
+
+class Containers:
+    """Containers of one volume, as plain processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.volume, self.journal = folder / "volume", folder / "journal"
+        for each in (self.volume, folder / "bin", folder / "tls"):
+            each.mkdir()
+        for name in ("tls.crt", "ca.crt"):
+            (folder / "tls" / name).touch()
+        self._program("patroni", PATRONI.format(python=sys.executable, bin=folder / "bin"))
+        self._program("postgres", "#!/bin/sh\nexec sleep 600\n")
+        script = objects()["ConfigMap"]["data"]["start.sh"]
+        for path, here in (
+            (patroni_files.VOLUME_PATH, self.volume),
+            (patroni_files.TLS_DIRECTORY, folder / "tls"),
+            ("/dev/termination-log", folder / "log"),
+        ):
+            script = script.replace(path, str(here))
+        self._script = script
+        self.started: list[subprocess.Popen[str]] = []
+
+    def _program(self, name: str, text: str) -> None:
+        path = self._folder / "bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def start(self) -> subprocess.Popen[str]:
+        """Another container."""
+        environment = {
+            **os.environ,
+            "PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}",
+            "DATA": str(self.volume / "data"),
+            "JOURNAL": str(self.journal),
+            "PGHERD_AUTHORITY": str(self._folder / "authority"),
+        }
+        out = (self._folder / f"out{len(self.started)}").open("w")
+        made = subprocess.Popen(
+            ["/bin/sh", "-c", self._script], env=environment, text=True, stdout=out, start_new_session=True
+        )
+        self.started.append(made)
+        return made
+
+    def said(self, number: int) -> str:
+        """What a container printed."""
+        return (self._folder / f"out{number}").read_text()
+
+    def servers(self) -> list[tuple[int, int]]:
+        """Patroni's and the server's process, of every container that came so far."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
+
+
+def until(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Iterator[Containers]:
+    made = Containers(tmp_path)
+    yield made
+    for shell in made.started:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait(10)
+    for _, server in made.servers():
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
+def test_a_second_container_waits_for_the_last_process_of_the_first(containers: Containers) -> None:
+    first = containers.start()
+    until(containers.servers, "the first serves")
+    _, server = containers.servers()[0]
+    containers.start()
+    until(lambda: "still uses this volume" in containers.said(1), "the second says that it waits")
+    # Even when all but the server itself is gone.
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait(10)
+    time.sleep(1.0)
+    assert len(containers.servers()) == 1
+    os.kill(server, signal.SIGKILL)
+    until(lambda: len(containers.servers()) == 2, "the second serves")
+
+
+def test_who_waits_for_a_volume_can_be_told_to_go(containers: Containers) -> None:
+    containers.start()
+    until(containers.servers, "the first serves")
+    second = containers.start()
+    until(lambda: "still uses this volume" in containers.said(1), "the second says that it waits")
+    second.terminate()
+    assert second.wait(10) == 143
+    assert len(containers.servers()) == 1
+
+
+def test_nothing_on_the_volume_is_touched_before_it_is_ours(containers: Containers) -> None:
+    containers.start()
+    until(containers.servers, "the first serves")
+    # A copy under way: whoever comes second would remove it.
+    (containers.volume / "data" / "half").touch()
+    containers.start()
+    until(lambda: "still uses this volume" in containers.said(1), "the second says that it waits")
+    assert (containers.volume / "data" / "half").exists()
