@@ -196,3 +196,28 @@ def test_who_took_part_is_remembered_while_nobody_can_tell() -> None:
     assert status(look())["admitted"] == [1, 2]
     for seen in (look(catalogue=False), look(admitted=0)):
         assert status(replace(seen, admitted_before=(1, 2)))["admitted"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("last", "drill", "expected"),
+    [
+        ({"passed": True, "restorePoint": "p"}, None, ("True", "DrillPassed")),
+        ({"passed": True, "restorePoint": "p"}, {"overdue": False}, ("True", "DrillPassed")),
+        ({"passed": True, "restorePoint": "p"}, {"overdue": True}, ("False", "DrillOverdue")),
+        ({"passed": False, "problems": ["x is damaged"]}, {"overdue": False}, ("False", "DrillFailed")),
+        (None, {"overdue": False}, ("Unknown", "NoDrillYet")),
+        (None, {"overdue": True}, ("False", "DrillOverdue")),
+    ],
+)
+def test_whether_a_restore_is_proven_is_told(
+    last: dict[str, Any] | None, drill: dict[str, Any] | None, expected: tuple[str, str]
+) -> None:
+    planned = [{"drill": drill and {"dueAt": "2026-01-01T00:00:00+00:00", **drill}}]
+    told = status(replace(look(), backups={"lastDrill": last, "schedules": planned, "problems": []}))
+    found = condition(told, "RestoreProven")
+    assert (found["status"], found["reason"]) == expected
+
+
+def test_where_no_drills_are_made_nothing_is_said_of_them() -> None:
+    told = status(replace(look(), backups={"schedules": [{"drill": None}], "problems": []}))
+    assert "RestoreProven" not in {entry["type"] for entry in told["conditions"]}
