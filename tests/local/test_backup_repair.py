@@ -13,6 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from pgherd.engine.registry import make_engine
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile import observe
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.money import audit, make_tables, movers
 from tests.support.repositories import (
@@ -77,6 +80,20 @@ def kill_group(home: Home, group: str) -> None:
         return not found
 
     wait_for(gone, f"{group} is dead", 20)
+
+
+def await_told(home: Home, group: int) -> None:
+    """Until Patroni's store has heard of what a group has written by now; its leader tells it once a second."""
+    platform = LocalPlatform(home.path)
+    world = observe.connect(platform, "shop", make_engine)
+    with world.databases.connect(group) as connection:
+        row = connection.execute("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
+        connection.execute("SELECT pg_log_standby_snapshot()")
+    assert row is not None
+    bench = platform.bench("shop", group)
+    wait_for(
+        lambda: (bench.last_words().store_lsn or 0) >= row[0], "the store has heard of it", 60, every=0.5
+    )
 
 
 def repair_of(home: Home, group: str = "segment-1") -> dict[str, Any]:
@@ -213,6 +230,7 @@ def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accept
                     " JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE s.srvname = 'segment_2'"
                 ).fetchall()
             )
+        await_told(home, 1)
         kill_group(home, "segment-1")
         data = members(home, "segment-1")[0] / "data"
         # Not all of it is gone: what is left must not be taken for nothing.
