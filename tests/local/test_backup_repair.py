@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pgherd.engine.registry import make_engine
+from pgherd.errors import Unavailable
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe
 from tests.support.home import Home, declaration, temporary_home, wait_for
@@ -91,9 +92,13 @@ def await_told(home: Home, group: int) -> None:
         connection.execute("SELECT pg_log_standby_snapshot()")
     assert row is not None
     bench = platform.bench("shop", group)
-    wait_for(
-        lambda: (bench.last_words().store_lsn or 0) >= row[0], "the store has heard of it", 60, every=0.5
-    )
+
+    def told() -> bool:
+        with suppress(Unavailable):
+            return (bench.last_words().store_lsn or 0) >= int(row[0])
+        return False
+
+    wait_for(told, "the store has heard of it", 90, every=0.5)
 
 
 def repair_of(home: Home, group: str = "segment-1") -> dict[str, Any]:
