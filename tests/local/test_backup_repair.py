@@ -83,6 +83,12 @@ def kill_group(home: Home, group: str) -> None:
     wait_for(gone, f"{group} is dead", 20)
 
 
+def make_item(home: Home) -> None:
+    with home.connect() as connection:
+        connection.execute("CREATE TABLE item (id bigint PRIMARY KEY)")
+        connection.execute("SELECT create_distributed_table('item', 'id')")
+
+
 def await_told(home: Home, group: int) -> None:
     """Until Patroni's store has heard of what a group has written by now; its leader tells it once a second."""
     platform = LocalPlatform(home.path)
@@ -278,7 +284,7 @@ def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accept
 def test_a_repair_that_fails_changes_nothing_and_what_is_left_is_kept_when_it_does_not() -> None:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2), timeout=300)
-        home.query("CREATE TABLE item (id bigint PRIMARY KEY); SELECT create_distributed_table('item', 'id')")
+        make_item(home)
         home.query("INSERT INTO item SELECT generate_series(1, 100) RETURNING 1")
         await_first_backup(home)
         written = now()
@@ -315,7 +321,7 @@ def test_killed_at_every_step_a_repair_comes_to_its_end(tmp_path: Path) -> None:
     crashes = {"PGHERD_CRASH_AT": ",".join(STEPS), "PGHERD_CRASH_LOG": str(log)}
     with temporary_home(crashes) as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2), timeout=300)
-        home.query("CREATE TABLE item (id bigint PRIMARY KEY); SELECT create_distributed_table('item', 'id')")
+        make_item(home)
         home.query("INSERT INTO item SELECT generate_series(1, 100) RETURNING 1")
         await_first_backup(home)
         home.query("INSERT INTO item SELECT generate_series(101, 200) RETURNING 1")
@@ -334,7 +340,7 @@ def test_killed_at_every_step_a_repair_comes_to_its_end(tmp_path: Path) -> None:
 def test_the_coordinator_comes_back_the_same_way() -> None:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2), timeout=300)
-        home.query("CREATE TABLE item (id bigint PRIMARY KEY); SELECT create_distributed_table('item', 'id')")
+        make_item(home)
         home.query("INSERT INTO item SELECT generate_series(1, 100) RETURNING 1")
         await_first_backup(home)
         stop(home)
