@@ -30,6 +30,11 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.segments.count",
     },
     {
+        "rule": "self.spec.expansion.mode != 'clone'",
+        "message": "clone is for the local platform: use online or blocking",
+        "fieldPath": ".spec.expansion.mode",
+    },
+    {
         "rule": "!self.metadata.name.matches('-(coordinator|segment-[0-9]+|ro)$')",
         "message": "metadata.name must not end in -coordinator, -segment-N or -ro: pgherd names its own parts so",
     },

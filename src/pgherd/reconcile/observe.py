@@ -23,6 +23,7 @@ from pgherd.patroni.client import PatroniClient
 from pgherd.patroni.config import dynamic_config
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.postgres.connections import Connection, Databases
+from pgherd.reconcile.clones import with_clones
 from pgherd.reconcile.state import Catalogue, GroupSize, MemberState, Observed, Operation
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,12 @@ def addresses(platform: Platform, name: str) -> Mapping[int, Sequence[Endpoint]]
     for view in sorted(platform.members(name).values(), key=lambda view: view.member):
         groups.setdefault(view.member.group, []).append(view.postgres)
     return groups
+
+
+def addresses_in(seen: Observed) -> dict[int, list[Endpoint]]:
+    """The same, as one look saw them."""
+    groups = {state.member.group for state in seen.members.values()}
+    return {group: [state.view.postgres for state in seen.of_group(group)] for group in sorted(groups)}
 
 
 def observe(world: World, *, sizes: bool = False) -> Observed:
@@ -155,7 +162,7 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
             seen.declaration,
             seen.members,
             seen.configs,
-            seen.wanted_configs,
+            with_clones(seen.wanted_configs, catalogue.clones, addresses_in(seen)),
             catalogue,
             seen.initialised,
             _sizes(world.engine, catalogue.segments) if sizes else {},
@@ -182,6 +189,7 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
         next((operation for operation in operations if operation.finished), None),
         due[0] if due else 0,
         {row[0]: (row[1], row[2], row[3]) for row in configuration},
+        engine.clones(),
     )
 
 

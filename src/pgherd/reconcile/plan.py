@@ -20,6 +20,7 @@ from typing import Any
 
 from pgherd.model.topology import COORDINATOR, Endpoints, Member, group_name
 from pgherd.patroni.config import config_patch
+from pgherd.reconcile.clones import without_leftovers, without_primary
 from pgherd.reconcile.state import MemberState, Observed
 
 
@@ -251,6 +252,8 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
+    if seen.awaits_source(member.group):
+        return False
     group = seen.of_group(member.group)
     return not any(other.view.has_data for other in group) or seen.primary(member.group) is not None
 
@@ -259,9 +262,10 @@ def _configs(seen: Observed) -> list[Step]:
     steps: list[Step] = []
     for group in seen.wanted_groups():
         current = seen.configs.get(group)
-        if current is None or seen.primary(group) is None:
+        if current is None or (seen.primary(group) is None and not without_primary(current)):
             continue
-        patch = config_patch(current, seen.wanted_configs[group])
+        wanted = seen.wanted_configs[group]
+        patch = without_leftovers(config_patch(current, wanted), current, wanted)
         if not seen.standbys_wanted(group) and len(seen.of_group(group)) > 1:
             # As long as a standby could still take over, it must have everything that was acknowledged.
             for key in ONLY_ALONE:
