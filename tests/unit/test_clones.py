@@ -16,7 +16,7 @@ from pgherd.model.topology import Member
 from pgherd.patroni.config import config_patch
 from pgherd.reconcile import plan as p
 from pgherd.reconcile.clones import PARTING, with_clones, without_leftovers
-from pgherd.reconcile.observe import addresses_in
+from pgherd.reconcile.observe import primaries_in
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import Observed, Operation
 from pgherd.reconcile.status import find_problems
@@ -40,7 +40,7 @@ def seen(clones: dict[int, Clone] | None = None, **what: Any) -> Observed:
     if found.catalogue is None:
         return found
     catalogue = replace(found.catalogue, clones=clones or {})
-    wanted = with_clones(found.wanted_configs, catalogue.clones, addresses_in(found))
+    wanted = with_clones(found.wanted_configs, catalogue.clones, found.configs, primaries_in(found))
     return replace(found, catalogue=catalogue, wanted_configs=wanted)
 
 
@@ -106,14 +106,24 @@ def test_where_it_cannot_be_it_is_refused_in_one_line(platform: str, engine: str
 def test_a_copy_follows_its_source_through_a_slot_on_all_its_members() -> None:
     wanted = seen({3: Clone(1, "copying")}).wanted_configs
     assert wanted[3]["standby_cluster"] == {
-        "host": "127.0.0.1,127.0.0.1",
-        "port": "7010,7011",
+        "host": "127.0.0.1",
+        "port": 7010,
         "primary_slot_name": "pgherd_clone_3",
         "create_replica_methods": ["basebackup"],
     }
     assert "pause" not in wanted[3]
     assert wanted[1]["slots"] == {"pgherd_clone_3": {"type": "physical"}}
     assert "slots" not in wanted[2]
+
+
+def test_a_copy_follows_whoever_leads_its_source_and_stays_while_nobody_does() -> None:
+    copying = {3: Clone(1, "copying")}
+    other = seen(copying, changes=[member(1, 0, leader=False), member(1, 1, leader=True)])
+    assert other.wanted_configs[3]["standby_cluster"]["port"] == 7011
+    present = {**other.configs, 3: other.wanted_configs[3]}
+    nobody = look(citus(), members_for=2, changes=[member(1, 0, leader=False)])
+    wanted = with_clones(nobody.wanted_configs, copying, present, primaries_in(nobody))
+    assert wanted[3]["standby_cluster"]["port"] == 7011
 
 
 def test_before_the_split_the_pause_begins_with_the_end_of_following() -> None:

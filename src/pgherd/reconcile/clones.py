@@ -1,11 +1,11 @@
 """Groups that begin as a physical copy of a segment: what that means for Patroni's configuration. Pure.
 
 Such a group is a *standby cluster* to Patroni: its first member copies the source, leads the group and follows the
-source's primary, whichever that is. Before the engine makes it a segment (``parting``), Patroni is told in one change
-to pause and that the group follows nobody: in pause it leaves alone what the engine promotes, and even if somebody
-ended the pause, it could only promote the copy, which is harmless, never make the new segment a standby again, which
-would throw away what was written there. There is no way back from there to a standby: a copy that did not become a
-segment goes. The source keeps a replication slot for the copy, on all its members.
+source's primary; where that changes, Patroni is told. Before the engine makes it a segment (``parting``), Patroni is
+told in one change to pause and that the group follows nobody: in pause it leaves alone what the engine promotes, and
+even if somebody ended the pause, it could only promote the copy, which is harmless, never make the new segment a
+standby again, which would throw away what was written there. There is no way back from there to a standby: a copy that
+did not become a segment goes. The source keeps a replication slot for the copy, on all its members.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgherd.engine.base import Clone
-from pgherd.model.topology import Endpoints
+from pgherd.model.topology import Endpoint
 
 SLOT = "pgherd_clone_"
 """what the names of these slots begin with"""
@@ -23,18 +23,24 @@ PARTING = "pgherd_parting"
 
 
 def with_clones(
-    configs: Mapping[int, Mapping[str, Any]], clones: Mapping[int, Clone], endpoints: Mapping[int, Endpoints]
+    configs: Mapping[int, Mapping[str, Any]],
+    clones: Mapping[int, Clone],
+    present: Mapping[int, Mapping[str, Any] | None],
+    primaries: Mapping[int, Endpoint],
 ) -> dict[int, Mapping[str, Any]]:
     """The groups' configurations with what copies need, theirs and their sources'.
 
-    :param endpoints: where the members of each group listen, by ordinal
+    :param present: what is configured now; a copy goes on following whom it follows while the source has no primary
+    :param primaries: where the primary of each group that has one listens
     """
     wanted = {group: dict(config) for group, config in configs.items()}
     for group, clone in clones.items():
-        if clone.state == "undone" or not endpoints.get(clone.source):
+        if clone.state == "undone":
             continue
         if group in wanted:
-            following = {"standby_cluster": _follow(group, endpoints[clone.source])}
+            primary = primaries.get(clone.source)
+            before = (present.get(group) or {}).get("standby_cluster")
+            following = {"standby_cluster": before if primary is None and before else _follow(group, primary)}
             wanted[group] |= {PARTING: True, "pause": True} if clone.state == "parting" else following
         if clone.source in wanted:
             slots = wanted[clone.source].setdefault("slots", {})
@@ -42,10 +48,11 @@ def with_clones(
     return dict(wanted)
 
 
-def _follow(group: int, source: Endpoints) -> dict[str, Any]:
+def _follow(group: int, source: Endpoint | None) -> dict[str, Any]:
+    # One address: Patroni's password file can't tell apart members that differ in their port only.
     return {
-        "host": ",".join(endpoint.host for endpoint in source),
-        "port": ",".join(str(endpoint.port) for endpoint in source),
+        "host": source.host if source else None,
+        "port": source.port if source else None,
         "primary_slot_name": f"{SLOT}{group}",
         "create_replica_methods": ["basebackup"],
     }

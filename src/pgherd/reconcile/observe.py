@@ -73,10 +73,10 @@ def addresses(platform: Platform, name: str) -> Mapping[int, Sequence[Endpoint]]
     return groups
 
 
-def addresses_in(seen: Observed) -> dict[int, list[Endpoint]]:
-    """The same, as one look saw them."""
-    groups = {state.member.group for state in seen.members.values()}
-    return {group: [state.view.postgres for state in seen.of_group(group)] for group in sorted(groups)}
+def primaries_in(seen: Observed) -> dict[int, Endpoint]:
+    """Where each group's primary listens, as one look saw it; groups without one are left out."""
+    groups = sorted({state.member.group for state in seen.members.values()})
+    return {group: primary.view.postgres for group in groups if (primary := seen.primary(group)) is not None}
 
 
 def observe(world: World, *, sizes: bool = False) -> Observed:
@@ -162,7 +162,7 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
             seen.declaration,
             seen.members,
             seen.configs,
-            with_clones(seen.wanted_configs, catalogue.clones, addresses_in(seen)),
+            with_clones(seen.wanted_configs, catalogue.clones, seen.configs, primaries_in(seen)),
             catalogue,
             seen.initialised,
             _sizes(world.engine, catalogue.segments) if sizes else {},

@@ -252,7 +252,7 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
-    if seen.awaits_source(member.group):
+    if seen.awaits_source(member.group) or not seen.source_leads(member.group):
         return False
     group = seen.of_group(member.group)
     return not any(other.view.has_data for other in group) or seen.primary(member.group) is not None

@@ -145,6 +145,11 @@ class Observed:
         known = {*self.catalogue.segments, *self.catalogue.clones}
         return bool(self.catalogue.segments) and group not in known
 
+    def source_leads(self, group: int) -> bool:
+        """Whether this group could begin now: it is no copy, or there is a primary to copy."""
+        clone = self.catalogue.clones.get(group) if self.catalogue is not None else None
+        return clone is None or self.primary(clone.source) is not None
+
     def is_clone(self, group: int) -> bool:
         """Whether this group is a copy that takes no part yet."""
         return self.catalogue is not None and group in self.catalogue.clones
