@@ -162,10 +162,19 @@ def test_a_group_waits_until_it_is_known_of_which_segment_it_is_a_copy() -> None
     assert p.RequestOperation("expand", 2, 3) in plan(seen())
 
 
-def test_a_copy_begins_with_one_member_and_gets_its_standbys_as_a_segment() -> None:
-    assert started(seen({3: Clone(1, "copying")}, operation=EXPANDING)) == {Member("shop", 3, 0)}
-    with_data = seen(members_for=3, admitted=3, gone=[(3, 1)])
-    assert started(with_data) == {Member("shop", 3, 1)}
+def test_a_copy_begins_with_one_member_which_the_others_copy() -> None:
+    copying = {3: Clone(1, "copying")}
+    assert started(seen(copying, operation=EXPANDING)) == {Member("shop", 3, 0)}
+    following = member(3, 0, leader=False)
+    one = seen(copying, members_for=3, operation=EXPANDING, changes=[following], gone=[(3, 1)])
+    assert started(one) == {Member("shop", 3, 1)}
+    assert not one.is_complete_copy(3)
+    assert seen(copying, members_for=3, changes=[following]).is_complete_copy(3)
+
+
+def test_a_copy_does_not_begin_while_its_source_has_no_primary() -> None:
+    found = seen({3: Clone(1, "copying")}, operation=EXPANDING, changes=[member(1, 0, leader=False)])
+    assert not started(found)
 
 
 def test_nothing_is_founded_beside_a_coordinator_that_cannot_be_asked() -> None:
@@ -188,4 +197,4 @@ def test_a_copy_that_was_given_up_goes_even_while_the_operation_runs() -> None:
 
 def test_a_copy_is_no_group_without_a_primary() -> None:
     found = seen({3: Clone(1, "copying")}, members_for=3, changes=[member(3, 0, leader=False)], gone=[(3, 1)])
-    assert not find_problems(found)
+    assert find_problems(found) == ["shop-segment-3-1 is absent"]

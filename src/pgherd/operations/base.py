@@ -58,6 +58,8 @@ class Context:
     """the declaration as it is now"""
     segment_ready: Callable[[int], bool]
     """whether a group's members are up and initialised"""
+    complete: Callable[[int], bool]
+    """whether all members of a group that follows another one stream"""
     held: Callable[[int], bool]
     """whether the Patronis of a group that follows another one have paused"""
     free_bytes: Callable[[int], int | None]

@@ -78,10 +78,17 @@ def _begin(work: Work, group: int, source: int) -> None:
 
 
 def _await_copy(work: Work, group: int, source: int) -> None:
-    while (missing := work.engine.is_copied(group)) is not None:
+    """With its standbys: what the source drops after the split must be on as many servers as before."""
+    while (missing := _missing(work, group)) is not None:
         work.journal.tell(missing)
         work.wishes.wait(LOOK_EVERY)
         _begin(work, group, source)
+
+
+def _missing(work: Work, group: int) -> str | None:
+    if (missing := work.engine.is_copied(group)) is not None or group in work.engine.segments():
+        return missing
+    return None if work.context.complete(group) else f"the standbys of {group_name(group)} are being made"
 
 
 def split(work: Work, step: Step) -> str:

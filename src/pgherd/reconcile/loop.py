@@ -267,6 +267,9 @@ class ClusterLoop(threading.Thread):
             states = observe.observe(world).of_group(group)
             return bool(states) and all(state.patroni and state.patroni.paused for state in states)
 
+        def complete(group: int) -> bool:
+            return observe.observe(world).is_complete_copy(group)
+
         def free_bytes(group: int) -> int | None:
             known = [
                 free
@@ -280,6 +283,7 @@ class ClusterLoop(threading.Thread):
             databases=world.databases,
             spec=lambda: platform.declaration(name).cluster.spec,
             segment_ready=ready,
+            complete=complete,
             held=held,
             free_bytes=free_bytes,
             endpoints=lambda group: tuple(observe.addresses(platform, name).get(group, ())),

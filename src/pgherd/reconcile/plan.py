@@ -252,9 +252,16 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
-    if seen.awaits_source(member.group) or not seen.source_leads(member.group):
+    if seen.awaits_source(member.group):
         return False
     group = seen.of_group(member.group)
+    if seen.catalogue is not None and (clone := seen.catalogue.clones.get(member.group)) is not None:
+        # The first one copies the source, the others that one.
+        return (
+            seen.primary(clone.source) is not None
+            if member.ordinal == 0
+            else any(s.is_running for s in group)
+        )
     return not any(other.view.has_data for other in group) or seen.primary(member.group) is not None
 
 

@@ -145,14 +145,14 @@ class Observed:
         known = {*self.catalogue.segments, *self.catalogue.clones}
         return bool(self.catalogue.segments) and group not in known
 
-    def source_leads(self, group: int) -> bool:
-        """Whether this group could begin now: it is no copy, or there is a primary to copy."""
-        clone = self.catalogue.clones.get(group) if self.catalogue is not None else None
-        return clone is None or self.primary(clone.source) is not None
-
     def is_clone(self, group: int) -> bool:
         """Whether this group is a copy that takes no part yet."""
         return self.catalogue is not None and group in self.catalogue.clones
+
+    def is_complete_copy(self, group: int) -> bool:
+        """Whether all members that the group should have run: one follows the source, the others follow that one."""
+        states = [state.patroni for state in self.of_group(group) if state.patroni and state.is_running]
+        return len(states) > self.standbys_wanted(group) and all(state.streaming for state in states)
 
     def wanted_members(self) -> list[Member]:
         """Every member that must run."""
@@ -160,5 +160,5 @@ class Observed:
         return [
             Member(name, group, ordinal)
             for group in self.wanted_groups()
-            for ordinal in range(1 if self.is_clone(group) else self.standbys_wanted(group) + 1)
+            for ordinal in range(self.standbys_wanted(group) + 1)
         ]

@@ -52,10 +52,7 @@ def problems(databases: Databases) -> list[str]:
     """What keeps segments from being split, one sentence each."""
     with superuser(databases) as desk:
         version = str(value(desk, "SELECT extversion FROM pg_extension WHERE extname = 'citus'"))
-        found = [refusal] if (refusal := too_old(version)) else []
-        if value(desk, "SELECT count(*) FROM pg_dist_cleanup"):
-            found.append("an earlier move has left things behind: wait until they are removed (pgherd check)")
-        return found
+    return [refusal] if (refusal := too_old(version)) else []
 
 
 def too_old(version: str) -> str | None:
@@ -209,6 +206,7 @@ def split(databases: Databases, operation: int, group: int, source: int, control
         if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
             return
         _require_standby(databases, desk, group)
+        cleanup.clean_up(databases, operation)
         try:
             with clone_place.in_front(databases, group, source):
                 node = _registered(databases, desk, group, source)
@@ -285,9 +283,14 @@ def _keep_writers_out(connection: Connection, shards: Sequence[int]) -> None:
 
 
 def _settle(databases: Databases, source: int) -> None:
-    """:raises Unavailable: the source has transactions that are prepared, and neither committed nor rolled back"""
+    """:raises Unavailable: the source has transactions that are neither committed nor rolled back, or what a move left:
+    the copy would have it for ever"""
     with superuser(databases) as connection:
         connection.execute("SELECT recover_prepared_transactions()")
+        if left := value(
+            connection, "SELECT count(*) FROM pg_dist_cleanup WHERE node_group_id = %s", [source]
+        ):
+            raise Unavailable(f"{left} leftovers of moves are to be removed from {group_name(source)} first")
     with superuser(databases, source) as connection:
         if left := value(connection, "SELECT count(*) FROM pg_prepared_xacts"):
             raise Unavailable(f"{group_name(source)} has {left} prepared transactions: waiting for their end")
