@@ -17,7 +17,7 @@ What that function leaves open is done here, before it or after it:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import psycopg
@@ -44,6 +44,10 @@ PATIENCE = "3s"
 """how long writers are held up while we wait for one that does not end; then all go on, and we try again"""
 ATTEMPTS = 5
 """to reach a copy, until it counts as not there"""
+LAST_BYTE_SECONDS = 5.0
+"""how long writers wait for a copy to have the last of what they wrote"""
+_GIVE_WAY = "SET LOCAL deadlock_timeout TO '20ms'"
+"""whoever waits for us while we wait for him goes on: it is we who try again"""
 _RANGE_BITS = 48
 """Citus gives each node's sequences the values from ``group << 48`` on"""
 
@@ -207,6 +211,7 @@ def split(databases: Databases, operation: int, group: int, source: int, control
             return
         _require_standby(databases, desk, group)
         cleanup.clean_up(databases, operation)
+        desk.execute("SELECT recover_prepared_transactions()")
         try:
             with clone_place.in_front(databases, group, source):
                 node = _registered(databases, desk, group, source)
@@ -245,55 +250,57 @@ def _registered(databases: Databases, desk: Connection, group: int, source: int)
 
 
 def _part(databases: Databases, operation: int, group: int, source: int, node: int, session: str) -> None:
+    # All sessions are there before the first writer has to wait.
     with (
-        ExitStack() as others,
+        ExitStack() as closed,
+        databases.connect(group, read_only=True) as copy,
+        superuser(databases, source) as original,
         superuser(databases, autocommit=False, application_name=session, lock_timeout=PATIENCE) as connection,
     ):
-        connection.execute("SET LOCAL client_min_messages TO error; SET LOCAL statement_timeout TO 0")
-        # Whoever waits for us while we wait for him goes on: it is we who try again.
-        connection.execute("SET LOCAL deadlock_timeout TO '20ms'")
-        connection.execute("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE")
-        shards = [
-            row[0]
-            for row in connection.execute(
-                "SELECT shardid FROM pg_dist_placement WHERE groupid = %s ORDER BY 1", [source]
-            ).fetchall()
+        others = [
+            closed.enter_context(_to_be_closed(databases, segment)) for segment in nodes.segments(databases)
         ]
-        _keep_writers_out(connection, shards)
-        for each in nodes.segments(databases):
-            others.enter_context(_closed(databases, each, shards))
-        _settle(databases, source)
+        connection.execute("SET LOCAL client_min_messages TO error; SET LOCAL statement_timeout TO 0")
+        connection.execute(_GIVE_WAY)
+        connection.execute("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE")
+        query = "SELECT shardid FROM pg_dist_placement WHERE groupid = %s ORDER BY 1"
+        shards = [row[0] for row in connection.execute(query, [source]).fetchall()]
+        for each in (connection, *others):
+            if shards:
+                each.execute("SELECT lock_shard_metadata(7, %s::bigint[])", [shards])  # ExclusiveLock
+        _require_settled(connection, original, source)
+        _await_last_byte(original, copy, group)
         connection.execute("SELECT citus_promote_clone_and_rebalance(%s)", [node])
         _take_in(connection, operation, group, source)
 
 
 @contextmanager
-def _closed(databases: Databases, group: int, shards: Sequence[int]) -> Iterator[None]:
-    """Writers through this node wait; what the metadata say is left to be changed."""
+def _to_be_closed(databases: Databases, group: int) -> Iterator[Connection]:
+    """A session in which writers through this node can be kept out; it changes nothing."""
     with superuser(databases, group, autocommit=False, lock_timeout=PATIENCE) as connection:
-        connection.execute("SET LOCAL deadlock_timeout TO '20ms'")
-        _keep_writers_out(connection, shards)
-        yield
+        connection.execute(_GIVE_WAY)
+        yield connection
         connection.rollback()
 
 
-def _keep_writers_out(connection: Connection, shards: Sequence[int]) -> None:
-    if shards:
-        connection.execute("SELECT lock_shard_metadata(7, %s::bigint[])", [list(shards)])  # ExclusiveLock
-
-
-def _settle(databases: Databases, source: int) -> None:
+def _require_settled(desk: Connection, original: Connection, source: int) -> None:
     """:raises Unavailable: the source has transactions that are neither committed nor rolled back, or what a move left:
     the copy would have it for ever"""
-    with superuser(databases) as connection:
-        connection.execute("SELECT recover_prepared_transactions()")
-        if left := value(
-            connection, "SELECT count(*) FROM pg_dist_cleanup WHERE node_group_id = %s", [source]
-        ):
-            raise Unavailable(f"{left} leftovers of moves are to be removed from {group_name(source)} first")
-    with superuser(databases, source) as connection:
-        if left := value(connection, "SELECT count(*) FROM pg_prepared_xacts"):
-            raise Unavailable(f"{group_name(source)} has {left} prepared transactions: waiting for their end")
+    if left := value(desk, "SELECT count(*) FROM pg_dist_cleanup WHERE node_group_id = %s", [source]):
+        raise Unavailable(f"{left} leftovers of moves are to be removed from {group_name(source)} first")
+    if left := value(original, "SELECT count(*) FROM pg_prepared_xacts"):
+        raise Unavailable(f"{group_name(source)} has {left} prepared transactions: waiting for their end")
+
+
+def _await_last_byte(original: Connection, copy: Connection, group: int) -> None:
+    """Citus looks once, and then again after five seconds."""
+    deadline = time.monotonic() + LAST_BYTE_SECONDS
+    while time.monotonic() < deadline:
+        end = value(original, "SELECT pg_current_wal_lsn()::text")
+        if value(copy, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end]):
+            return
+        time.sleep(0.01)
+    raise Unavailable(f"{group_name(group)} does not get what its source has: trying again")
 
 
 def _take_in(connection: Connection, operation: int, group: int, source: int) -> None:
