@@ -49,6 +49,8 @@ class World:
             databases=self.herd.databases,
             spec=self.spec,
             segment_ready=lambda group: group in (self.herd.servers if self.ready is None else self.ready),
+            complete=lambda group: False,
+            held=lambda group: False,
             free_bytes=self._free_bytes,
             endpoints=lambda group: self.herd.addresses()[group],
             now=lambda: self.now,

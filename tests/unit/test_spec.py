@@ -154,8 +154,12 @@ def test_a_field_without_a_value_is_left_out() -> None:
         ("spec: {segments: {tolerations: [{kee: 1}]}}", "spec.segments.tolerations[0].kee: unknown field"),
         ("spec: {segments: {tolerations: 1}}", "spec.segments.tolerations: must be a list, got 1"),
         (
-            "spec: {expansion: {mode: clone}}",
-            "spec.expansion.mode: must be one of blocking, online, got 'clone'",
+            "spec: {expansion: {mode: offline}}",
+            "spec.expansion.mode: must be one of blocking, clone, online, got 'offline'",
+        ),
+        (
+            "spec: {engine: fdw, expansion: {mode: clone}}",
+            "spec.expansion.mode: clone needs spec.engine citus: use online or blocking",
         ),
         ("spec: {expansion: {parallelMoves: 0}}", "spec.expansion.parallelMoves: must be >= 1, got 0"),
         ("spec: {expansion: {paused: 1}}", "spec.expansion.paused: must be true or false, got 1"),

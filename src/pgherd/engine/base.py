@@ -73,6 +73,17 @@ class Finding:
     fix: str
 
 
+@dataclass(frozen=True)
+class Clone:
+    """A group that begins as a physical copy of a segment, and takes no part yet."""
+
+    source: int
+    """the segment that it is copied from"""
+    state: str
+    """``copying``: it is, or follows as a standby; ``parting``: nobody but the engine may promote it now; ``undone``:
+    it is given up, and everything of it goes"""
+
+
 class MoveControl(Protocol):
     """What a move tells its operation, and asks it."""
 
@@ -186,6 +197,44 @@ class Engine(ABC):
         :raises Cancelled: from ``control``; the move is undone
         :raises Unavailable: a server went away; undone as far as it could be, :meth:`clean_up` does the rest
         """
+
+    # segments that are split in two; engines that can't have no clones
+
+    def clone_problems(self) -> Sequence[str]:
+        """What keeps segments from being split by a copy of their servers, one sentence each; empty: nothing."""
+        return ("spec.expansion.mode: this engine has no clones: use online or blocking",)
+
+    def clones(self) -> Mapping[int, Clone]:
+        """The groups that begin as copies, until they are segments or gone."""
+        return {}
+
+    def begin_clone(self, operation: int, group: int, source: int) -> bool:
+        """Write down that ``group`` begins as a copy of ``source``, unless that has been done.
+
+        :return: false: an earlier attempt's copy has to go first; ask again
+        """
+        raise NotImplementedError
+
+    def is_copied(self, group: int) -> str | None:
+        """None: the copy follows its source as a standby, up to the moment. Else what it is doing."""
+        raise NotImplementedError
+
+    def hold_clone(self, group: int) -> None:
+        """Write down that the copy is about to become a segment: its Patroni has to keep its hands off."""
+        raise NotImplementedError
+
+    def split(self, operation: int, group: int, source: int, control: MoveControl) -> None:
+        """Make the copy a segment and give it half of the source's shards; one transaction decides both.
+
+        Returns at once if it is one already.
+
+        :raises Unavailable: it could not be done now; nothing has changed, or the copy has to be made anew
+        """
+        raise NotImplementedError
+
+    def finish_split(self, group: int, source: int) -> None:
+        """What the new segment has of its source that only one of them may have is made its own."""
+        raise NotImplementedError
 
     @abstractmethod
     def clean_up(self, operation: int | None = None) -> int:

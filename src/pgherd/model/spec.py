@@ -31,7 +31,16 @@ from pgherd.model.spec_models import (
     Window,
 )
 from pgherd.model.spec_parameters import ParameterValue
-from pgherd.model.spec_problems import Found, field_names, model_at, nearest, problems_of, relations, shown
+from pgherd.model.spec_problems import (
+    NO_CLONES,
+    Found,
+    field_names,
+    model_at,
+    nearest,
+    problems_of,
+    relations,
+    shown,
+)
 from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_duration, parse_time
 from pgherd.model.spec_repository import RepositorySpec
 from pgherd.model.spec_schema import IMMUTABLE, crd_schema
@@ -180,9 +189,14 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresC
     """Fill in what the platform decides and the declaration left out (idempotent).
 
     :param platform: ``local`` or ``kubernetes``
+    :raises BadInput: what is filled in does not go with what was declared
     """
     spec = cluster.spec
     update: dict[str, Any] = {"engine": spec.engine or _ENGINE[platform]}
+    if spec.expansion.mode == "clone" and update["engine"] == "fdw":
+        raise BadInput(f"spec.expansion.mode: {NO_CLONES}")
+    if spec.expansion.mode == "clone" and platform == "kubernetes":
+        raise BadInput("spec.expansion.mode: clone is for the local platform: use online or blocking")
     if platform == "kubernetes":
         update["coordinator"] = _with_resources(spec.coordinator)
         update["segments"] = _with_resources(spec.segments)

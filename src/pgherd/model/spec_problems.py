@@ -16,6 +16,8 @@ Path = tuple[str | int, ...]
 Found = tuple[Path, str]
 """where, and what is wrong there"""
 
+NO_CLONES = "clone needs spec.engine citus: use online or blocking"
+
 _WANTED = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -124,6 +126,8 @@ def relations(raw: object) -> list[Found]:
     found: list[Found] = []
     if type(count) is int and type(shards) is int and count > shards >= 1:
         found.append((("spec", "segments", "count"), f"must be <= spec.shardCount ({shards}), got {count}"))
+    if spec.get("engine") == "fdw" and _mapping(spec.get("expansion")).get("mode") == "clone":
+        found.append((("spec", "expansion", "mode"), NO_CLONES))
     durability = spec.get("durability", "synchronous")
     for name, value in _mapping(_mapping(spec.get("postgres")).get("parameters")).items():
         if isinstance(value, str | int | bool) and weakens_durability(name, value, durability):

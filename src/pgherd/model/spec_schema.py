@@ -41,6 +41,11 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec",
     },
     {
+        "rule": "self.spec.expansion.mode != 'clone'",
+        "message": "clone is for the local platform: use online or blocking",
+        "fieldPath": ".spec.expansion.mode",
+    },
+    {
         "rule": f"!self.metadata.name.matches('{OWN_ENDING}')",
         "message": f"metadata.name {OWN_ENDING_MESSAGE}",
     },

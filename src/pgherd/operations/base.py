@@ -58,6 +58,10 @@ class Context:
     """the declaration as it is now"""
     segment_ready: Callable[[int], bool]
     """whether a group's members are up and initialised"""
+    complete: Callable[[int], bool]
+    """whether all members of a group that follows another one stream"""
+    held: Callable[[int], bool]
+    """whether the Patronis of a group that follows another one have paused"""
     free_bytes: Callable[[int], int | None]
     """free disk space of a group (the least of its members'), None where it can't be known"""
     endpoints: Callable[[int], Endpoints]
@@ -137,7 +141,7 @@ class Course(ABC):
         """Whether the declaration asks for something else by now."""
         return row.to_segments is not None and context.spec().segments.count != row.to_segments
 
-    def summary(self, row: OperationRow, moves: int) -> str:
+    def summary(self, row: OperationRow, moves: int, splits: int = 0) -> str:
         """What the operation did, once it is done."""
         return f"{self.kind} done: {counted(moves)} moved"
 

@@ -1,4 +1,7 @@
-"""Expand: new segments come up, are admitted, and take their share of the shards."""
+"""Expand: new segments come up, are admitted, and take their share of the shards.
+
+With ``expansion.mode: clone`` they begin as copies of present ones instead, each of which is split in two.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pgherd.model.placement import plan
-from pgherd.operations import steps
+from pgherd.operations import splits, steps
 from pgherd.operations.base import Context, Course, Doer, Planned, Planner, Work, counted, names
 from pgherd.operations.interrupted import left_unfinished
 from pgherd.operations.journal import NewStep, Step
 from pgherd.operations.store import OperationRow
+
+
+def _check(work: Work, step: Step) -> str:
+    return splits.check(work, step) if step.detail.get("clone") else steps.check(work, step)
 
 
 def _plan(work: Work, step: Step) -> Planned:
@@ -27,9 +34,11 @@ class Expand(Course):
 
     kind = "expand"
     doers: ClassVar[Mapping[str, Doer]] = {
-        "check": steps.check,
+        "check": _check,
         "members": steps.members,
         "admit": steps.admit,
+        "copies": splits.copies,
+        "split": splits.split,
         "clean-up": steps.clean_up,
     }
     planners: ClassVar[Mapping[str, Planner]] = {"plan": _plan}
@@ -40,6 +49,8 @@ class Expand(Course):
     def head(self, context: Context, row: OperationRow) -> Sequence[NewStep]:
         wanted = range(1, (row.to_segments or 0) + 1)
         new = [segment for segment in wanted if segment not in context.engine.segments()]
+        if context.spec().expansion.mode == "clone":
+            return splits.head(context.engine, new)
         return [
             NewStep("check"),
             NewStep("members", {"segments": new}),
@@ -50,5 +61,7 @@ class Expand(Course):
     def tail(self, context: Context, row: OperationRow) -> Sequence[NewStep]:
         return [NewStep("clean-up")]
 
-    def summary(self, row: OperationRow, moves: int) -> str:
+    def summary(self, row: OperationRow, moves: int, splits: int = 0) -> str:
+        if splits:
+            return f"expanded to {row.to_segments} segments: {splits} of them split off from others"
         return f"expanded to {row.to_segments} segments: {counted(moves)} moved"

@@ -130,8 +130,10 @@ class Runner:
     # ends
 
     def _end(self, course: Course, work: Work) -> str:
-        moves = sum(step.state == "done" for step in work.journal.steps("move"))
-        work.journal.end("done", course.summary(work.row, moves))
+        moves, splits = (
+            sum(step.state == "done" for step in work.journal.steps(kind)) for kind in ("move", "split")
+        )
+        work.journal.end("done", course.summary(work.row, moves, splits))
         crash_point(f"{course.kind}:operation:done")
         return "done"
 

@@ -78,5 +78,5 @@ class Shrink(Course):
     def _retiring(self, context: Context, row: OperationRow) -> list[int]:
         return [segment for segment in context.engine.segments() if segment > (row.to_segments or 0)]
 
-    def summary(self, row: OperationRow, moves: int) -> str:
+    def summary(self, row: OperationRow, moves: int, splits: int = 0) -> str:
         return f"shrunk to {row.to_segments} segments: {counted(moves)} moved"

@@ -48,6 +48,7 @@ _ROLES: Mapping[str, Role] = {
     "leader": "primary",
     "replica": "standby",
     "standby": "standby",
+    "standby_leader": "standby",
     "sync_standby": "standby",
     "quorum_standby": "standby",
 }

@@ -63,10 +63,10 @@ class Actor:
 
     @act.register
     def _(self, step: steps.ApplyConfig, seen: Observed) -> None:
-        answering = [state for state in seen.of_group(step.group) if state.patroni is not None]
-        addressee = seen.primary(step.group) or next(iter(answering), None)
-        if addressee is not None:
-            self.world.patroni.patch_config(addressee.view.rest, step.patch)
+        # Only a group that follows another one has none; any of its Patronis will do.
+        running = [state for state in seen.of_group(step.group) if state.patroni is not None]
+        if (through := seen.primary(step.group) or next(iter(running), None)) is not None:
+            self.world.patroni.patch_config(through.view.rest, step.patch)
 
     @act.register
     def _(self, step: steps.RestartMember, seen: Observed) -> None:

@@ -366,6 +366,13 @@ class ClusterLoop(threading.Thread):
             seen = observe.observe(world)
             return bool(seen.initialised.get(group)) and seen.primary(group) is not None
 
+        def held(group: int) -> bool:
+            states = observe.observe(world).of_group(group)
+            return bool(states) and all(state.patroni and state.patroni.paused for state in states)
+
+        def complete(group: int) -> bool:
+            return observe.observe(world).is_complete_copy(group)
+
         def free_bytes(group: int) -> int | None:
             known = [
                 free
@@ -379,6 +386,8 @@ class ClusterLoop(threading.Thread):
             databases=world.databases,
             spec=lambda: platform.declaration(name).cluster.spec,
             segment_ready=ready,
+            complete=complete,
+            held=held,
             free_bytes=free_bytes,
             endpoints=lambda group: tuple(observe.addresses(platform, name).get(group, ())),
             now=datetime.now,

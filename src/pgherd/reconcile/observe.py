@@ -26,6 +26,7 @@ from pgherd.patroni.client import PatroniClient
 from pgherd.patroni.config import dynamic_config
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.postgres.connections import Connection, Databases
+from pgherd.reconcile.clones import with_clones
 from pgherd.reconcile.state import Catalogue, GroupSize, MemberState, Observed, Operation
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,12 @@ def addresses(platform: Platform, name: str) -> Mapping[int, Sequence[Endpoint]]
     for view in sorted(platform.members(name).values(), key=lambda view: view.member):
         groups.setdefault(view.member.group, []).append(view.postgres)
     return groups
+
+
+def primaries_in(seen: Observed) -> dict[int, Endpoint]:
+    """Where each group's primary listens, as one look saw it; groups without one are left out."""
+    groups = sorted({state.member.group for state in seen.members.values()})
+    return {group: primary.view.postgres for group in groups if (primary := seen.primary(group)) is not None}
 
 
 def observe(world: World, *, sizes: bool = False) -> Observed:
@@ -201,6 +208,9 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
         running, last = store.statuses(world.databases)
         return replace(
             seen,
+            wanted_configs=with_clones(
+                seen.wanted_configs, catalogue.clones, seen.configs, primaries_in(seen)
+            ),
             catalogue=catalogue,
             sizes=_sizes(world.engine, catalogue.segments) if sizes else {},
             operation_status=running,
@@ -226,6 +236,7 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
         next((operation for operation in operations if operation.finished), None),
         due[0] if due else 0,
         {row[0]: (row[1], row[2], row[3]) for row in configuration},
+        engine.clones(),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from pgherd.model.topology import COORDINATOR, Endpoints, Member
 from pgherd.patroni.config import config_patch
+from pgherd.reconcile.clones import without_leftovers, without_primary
 from pgherd.reconcile.rollout import evacuations, heirs_of, rollout
 from pgherd.reconcile.state import MemberState, Observed
 from pgherd.reconcile.steps import (
@@ -123,6 +124,13 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
+    if seen.awaits_source(member.group):
+        return False
+    if seen.catalogue is not None and (clone := seen.catalogue.clones.get(member.group)) is not None:
+        # The first one copies the source, the others that one.
+        if member.ordinal == 0:
+            return seen.primary(clone.source) is not None
+        return any(other.is_running for other in seen.of_group(member.group))
     if seen.primary(member.group) is not None:
         return True
     return not any(other.view.has_data for other in seen.of_group(member.group)) and _may_found(seen, member)
@@ -146,8 +154,9 @@ def _patch(seen: Observed, group: int) -> dict[str, Any]:
     current = seen.configs.get(group)
     if current is None:
         return {}
-    patch = config_patch(current, seen.wanted_configs[group])
-    if seen.primary(group) is None:
+    wanted = seen.wanted_configs[group]
+    patch = without_leftovers(config_patch(current, wanted), current, wanted)
+    if seen.primary(group) is None and not without_primary(current):
         # A value with which nobody starts must be taken back; who may lead is not changed in between.
         return {key: value for key, value in patch.items() if key == "postgresql"}
     if not seen.standbys_wanted(group) and len(seen.of_group(group)) > 1:

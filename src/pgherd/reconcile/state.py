@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pgherd.engine.base import Clone
 from pgherd.model.topology import COORDINATOR, Endpoints, Member
 from pgherd.patroni.client import MemberStatus
 from pgherd.platform.base import Declaration, MemberView
@@ -77,6 +78,8 @@ class Catalogue:
     """clean-up records waiting"""
     configuration: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     """member name -> role, mode, status in ``pgherd.segment_configuration``"""
+    clones: Mapping[int, Clone] = field(default_factory=dict)
+    """groups that begin as a copy of a segment"""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,28 @@ class Observed:
             groups.update(self.catalogue.segments)
             if self.catalogue.operation is not None:
                 groups.update(state.member.group for state in self.members.values())
-        return sorted(groups)
+            groups -= {group for group, clone in self.catalogue.clones.items() if clone.state == "undone"}
+        return sorted(group for group in groups if not self.awaits_source(group))
+
+    def awaits_source(self, group: int) -> bool:
+        """Whether this group is to begin as a copy, and it is not (known to be) decided of which segment."""
+        if self.declaration.cluster.spec.expansion.mode != "clone" or group == COORDINATOR:
+            return False
+        if any(state.view.has_data or state.view.running for state in self.of_group(group)):
+            return False
+        if self.catalogue is None:
+            return any(state.view.has_data for state in self.of_group(COORDINATOR))
+        known = {*self.catalogue.segments, *self.catalogue.clones}
+        return bool(self.catalogue.segments) and group not in known
+
+    def is_clone(self, group: int) -> bool:
+        """Whether this group is a copy that takes no part yet."""
+        return self.catalogue is not None and group in self.catalogue.clones
+
+    def is_complete_copy(self, group: int) -> bool:
+        """Whether all members that the group should have run: one follows the source, the others follow that one."""
+        states = [state.patroni for state in self.of_group(group) if state.patroni and state.is_running]
+        return len(states) > self.standbys_wanted(group) and all(state.streaming for state in states)
 
     def took_part(self, group: int) -> bool:
         """Whether the cluster counts on this group's data: as the catalogue says, or what is remembered of it."""

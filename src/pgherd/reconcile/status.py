@@ -170,6 +170,8 @@ def find_problems(seen: Observed) -> list[str]:
         return []
     problems = [data_lost(seen, group) for group in seen.without_data()]
     for group in seen.wanted_groups():
+        if seen.is_clone(group):
+            continue  # it follows a primary; its operation says how far it is
         if seen.primary(group) is None:
             problems.append(f"{group_name(group)} has no primary")
         elif group not in seen.initialised:

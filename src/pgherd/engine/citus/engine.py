@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
+from pgherd.engine.base import Clone, Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
 from pgherd.engine.citus import (
     checks,
     cleanup,
+    clone,
     install,
     layout,
     move,
@@ -132,9 +133,32 @@ class CitusEngine(Engine):
     ) -> None:
         move.move(self.databases, operation, group, target, control, blocking=blocking)
 
+    def clone_problems(self) -> Sequence[str]:
+        return clone.problems(self.databases)
+
+    def clones(self) -> Mapping[int, Clone]:
+        return clone.clones(self.databases)
+
+    def begin_clone(self, operation: int, group: int, source: int) -> bool:
+        return clone.begin(self.databases, operation, group, source)
+
+    def is_copied(self, group: int) -> str | None:
+        return clone.what_is_missing(self.databases, group)
+
+    def hold_clone(self, group: int) -> None:
+        clone.hold(self.databases, group)
+
+    def split(self, operation: int, group: int, source: int, control: MoveControl) -> None:
+        clone.split(self.databases, operation, group, source, control)
+
+    def finish_split(self, group: int, source: int) -> None:
+        clone.own_sequences(self.databases, group, source)
+
     def clean_up(self, operation: int | None = None) -> int:
         remaining = cleanup.clean_up(self.databases, operation)
-        return remaining + (nodes.remove_retired(self.databases) if operation is None else 0)
+        if operation is None:
+            remaining += nodes.remove_retired(self.databases) + clone.remove_undone(self.databases)
+        return remaining
 
     def create_restore_point(
         self, name: str, measured: Callable[[float], None] = lambda seconds: None

@@ -70,7 +70,7 @@ def move(
     """Bring one shard group to ``target``; see :meth:`pgherd.engine.base.Engine.move`."""
     with superuser(databases) as desk:
         session = f"pgherd move {group}"
-        _end_predecessor(desk, session)
+        end_predecessor(desk, session)
         route = _route(desk, group, target, session)
         if route is None:
             return
@@ -96,11 +96,15 @@ def alone(databases: Databases) -> Callable[[ShardGroupId], object]:
 
 def alone_in(version: str) -> Callable[[ShardGroupId], object]:
     """The same, for one version of the extension such as ``13.0-1``."""
-    numbers = tuple(int(part) for part in version.replace("-", ".").split(".")[:2])
-    if numbers >= _PARALLEL_SINCE:
+    if numbers(version) >= _PARALLEL_SINCE:
         return lambda group: group
     # Tables of one shard are one family for us, for Citus each is a colocation.
     return lambda group: group.colocation or group
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Major and minor version of the extension: ``(13, 2)`` of ``13.2-1``."""
+    return tuple(int(part) for part in version.replace("-", ".").split(".")[:2])
 
 
 def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> Route | None:
@@ -130,8 +134,11 @@ def _record(desk: Connection, operation: int, group: ShardGroupId, route: Route)
     )
 
 
-def _end_predecessor(desk: Connection, session: str) -> None:
-    """The session of whoever began this move and was killed: Citus would refuse a second one."""
+def end_predecessor(desk: Connection, session: str) -> None:
+    """The session of whoever began this and was killed: Citus would refuse a second one.
+
+    :raises Unavailable: it does not end
+    """
     deadline = time.monotonic() + END_SECONDS
     while value(
         desk,

@@ -8,6 +8,16 @@ CREATE TABLE IF NOT EXISTS pgherd.segment (
     endpoints jsonb NOT NULL DEFAULT '[]'       -- [["host", port], ...] by ordinal, as it was last told
 );
 
+-- Groups that begin as a physical copy of a segment. The row goes in the transaction in which the group becomes a
+-- segment, or with its last member.
+CREATE TABLE IF NOT EXISTS pgherd.clone (
+    group_id     int PRIMARY KEY,
+    source_id    int    NOT NULL,
+    operation_id bigint NOT NULL,
+    state        text   NOT NULL,               -- copying | parting | undone
+    failures     int    NOT NULL DEFAULT 0      -- attempts to make it a segment
+);
+
 CREATE TABLE IF NOT EXISTS pgherd.settings (name text PRIMARY KEY, value text NOT NULL);
 
 -- The copy of another cluster's database into this one, and which parts of it are here: each row is written in the

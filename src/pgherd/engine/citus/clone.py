@@ -1,0 +1,347 @@
+"""Splitting a segment: its physical copy, a standby until then, becomes a segment of its own with half of the shards.
+
+``citus_promote_clone_and_rebalance`` promotes the copy and changes the metadata in one transaction, whose commit is
+the decision: until then the source has everything, and a copy that was promoted too early is thrown away and made anew;
+from then on each of the two has its part. Our own rows (who takes part) are written in the same transaction.
+
+What that function leaves open is done here, before it or after it:
+
+* It keeps writers of the coordinator out, but not those of other nodes: the shards are locked on all of them.
+* Making and changing tables meanwhile would reach one of the two only: ``pg_dist_node`` is locked, these wait for it.
+* What a crash left prepared on the source would be on the copy too, where nobody knows how it ended: that is resolved.
+* It looks at the first standby that comes from the copy's address, whichever that is (``clone_place``).
+* It numbers the new group by a sequence, we by our own counting.
+* The copy's sequences would give the values that the source's give: they get their own range.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import psycopg
+from psycopg import sql
+
+from pgherd.engine.base import Clone, MoveControl
+from pgherd.engine.citus import cleanup, clone_place, nodes
+from pgherd.engine.citus.move import end_predecessor, numbers
+from pgherd.engine.citus.session import superuser, value
+from pgherd.errors import PgherdError, Unavailable, one_line
+from pgherd.model.topology import Endpoint, group_name
+from pgherd.postgres.connections import Connection, Databases
+
+SINCE = (13, 2)
+"""the first Citus that can"""
+CLONE = "clone"
+"""kind of the clean-up record of a copy"""
+COPYING, PARTING, UNDONE = "copying", "parting", "undone"
+SMALL_LAG = 1 << 20
+"""bytes that a copy may be behind when writers are made to wait for it"""
+HOPELESS_AFTER = 5
+"""attempts to split a segment after which it is given up"""
+PATIENCE = "3s"
+"""how long writers are held up while we wait for one that does not end; then all go on, and we try again"""
+ATTEMPTS = 5
+"""to reach a copy, until it counts as not there"""
+LAST_BYTE_SECONDS = 5.0
+"""how long writers wait for a copy to have the last of what they wrote"""
+_GIVE_WAY = "SET LOCAL deadlock_timeout TO '20ms'"
+"""whoever waits for us while we wait for him goes on: it is we who try again"""
+_RANGE_BITS = 48
+"""Citus gives each node's sequences the values from ``group << 48`` on"""
+
+
+def problems(databases: Databases) -> list[str]:
+    """What keeps segments from being split, one sentence each."""
+    with superuser(databases) as desk:
+        version = str(value(desk, "SELECT extversion FROM pg_extension WHERE extname = 'citus'"))
+    return [refusal] if (refusal := too_old(version)) else []
+
+
+def too_old(version: str) -> str | None:
+    """Why this version of the extension can't split segments; None if it can."""
+    if numbers(version) >= SINCE:
+        return None
+    return (
+        f"spec.expansion.mode: clone needs Citus {SINCE[0]}.{SINCE[1]} or later, here is {version}: use online or"
+        " blocking"
+    )
+
+
+# what is written down
+
+
+def clones(databases: Databases) -> Mapping[int, Clone]:
+    """See :meth:`pgherd.engine.base.Engine.clones`."""
+    with superuser(databases) as desk:
+        rows = desk.execute("SELECT group_id, source_id, state FROM pgherd.clone ORDER BY 1").fetchall()
+    return {group: Clone(source, state) for group, source, state in rows}
+
+
+def begin(databases: Databases, operation: int, group: int, source: int) -> bool:
+    """See :meth:`pgherd.engine.base.Engine.begin_clone`."""
+    with superuser(databases) as desk, desk.transaction():
+        row = desk.execute(
+            "SELECT source_id, operation_id, state FROM pgherd.clone WHERE group_id = %s FOR UPDATE", [group]
+        ).fetchone()
+        if row is None:
+            state = UNDONE if databases.addresses().get(group) else COPYING
+            _write_down(desk, operation, group, source, state)
+            return state == COPYING
+        if row[:2] == (source, operation) and row[2] != UNDONE:
+            return True
+        if databases.addresses().get(group):
+            _set(desk, group, UNDONE)
+            return False
+        _forget_node(desk, group)
+        desk.execute(
+            "UPDATE pgherd.clone SET source_id = %s, operation_id = %s, state = %s WHERE group_id = %s",
+            [source, operation, COPYING, group],
+        )
+    return True
+
+
+def _write_down(desk: Connection, operation: int, group: int, source: int, state: str) -> None:
+    desk.execute(
+        "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name) VALUES (%s, %s, %s, %s)",
+        [operation, group, CLONE, group_name(group)],
+    )
+    desk.execute(
+        "INSERT INTO pgherd.clone (group_id, source_id, operation_id, state) VALUES (%s, %s, %s, %s)",
+        [group, source, operation, state],
+    )
+
+
+def hold(databases: Databases, group: int) -> None:
+    """See :meth:`pgherd.engine.base.Engine.hold_clone`."""
+    with superuser(databases) as desk:
+        _set(desk, group, PARTING)
+
+
+def _set(desk: Connection, group: int, state: str) -> None:
+    desk.execute(
+        "UPDATE pgherd.clone SET state = %s WHERE group_id = %s AND state <> %s", [state, group, UNDONE]
+    )
+
+
+def remove_undone(databases: Databases) -> int:
+    """Give up the copies that no operation is about, and forget those whose members are gone.
+
+    :return: how many clean-up records remain
+    """
+    with superuser(databases) as desk:
+        desk.execute(
+            "UPDATE pgherd.clone c SET state = %s WHERE NOT EXISTS ("
+            "SELECT FROM pgherd.operations o WHERE o.id = c.operation_id AND o.finished_at IS NULL)",
+            [UNDONE],
+        )
+        for (group,) in desk.execute(
+            "SELECT group_id FROM pgherd.clone WHERE state = %s", [UNDONE]
+        ).fetchall():
+            if not databases.addresses().get(group):
+                _forget_node(desk, group)
+                with desk.transaction():
+                    desk.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
+                    desk.execute(
+                        "DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group]
+                    )
+        return int(value(desk, "SELECT count(*) FROM pgherd.cleanup WHERE kind = %s", [CLONE]))
+
+
+def _forget_node(desk: Connection, group: int) -> None:
+    """A copy that was registered and given up, also where Patroni took it for a segment for a moment."""
+    rows = desk.execute(
+        "SELECT nodename, nodeport, nodeisclone FROM pg_dist_node WHERE groupid = %s", [group]
+    ).fetchall()
+    for host, port, is_clone in rows:
+        function = "citus_remove_clone_node" if is_clone else "citus_remove_node"
+        desk.execute(f"SELECT {function}(%s, %s)".encode(), [host, port])
+
+
+# the copy as a standby
+
+
+def what_is_missing(databases: Databases, group: int) -> str | None:
+    """See :meth:`pgherd.engine.base.Engine.is_copied`."""
+    clone = clones(databases).get(group)
+    if clone is None:
+        return None
+    name = f"{group_name(group)}, a copy of {group_name(clone.source)},"
+    follows = _follows(databases, group)
+    if follows is False or (follows is None and clone.state == PARTING):
+        with superuser(databases) as desk:
+            _set(desk, group, UNDONE)
+        return f"{name} was interrupted: it is made anew"
+    if follows is None:
+        return f"{name} is being made"
+    with superuser(databases, clone.source) as source:
+        lag = value(
+            source,
+            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replication r"
+            " JOIN pg_replication_slots s ON s.active_pid = r.pid"
+            " WHERE s.slot_name = %s AND r.state = 'streaming'",
+            [clone_place.slot(group)],
+        )
+    if lag is None:
+        return f"{name} is catching up"
+    return None if lag < SMALL_LAG else f"{name} is {int(lag) >> 20} MiB behind"
+
+
+def _follows(databases: Databases, group: int) -> bool | None:
+    """Whether the copy is a standby; None: it does not answer."""
+    for _ in range(ATTEMPTS):
+        try:
+            with databases.connect(group, read_only=True) as connection:
+                return bool(value(connection, "SELECT pg_is_in_recovery()"))
+        except (Unavailable, psycopg.OperationalError):
+            time.sleep(0.2)
+    return None
+
+
+# the decision
+
+
+def split(databases: Databases, operation: int, group: int, source: int, control: MoveControl) -> None:
+    """See :meth:`pgherd.engine.base.Engine.split`."""
+    session = f"pgherd split {group}"
+    with superuser(databases) as desk:
+        end_predecessor(desk, session)
+        if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+            return
+        _require_standby(databases, desk, group)
+        cleanup.clean_up(databases, operation)
+        desk.execute("SELECT recover_prepared_transactions()")
+        try:
+            with clone_place.in_front(databases, group, source):
+                node = _registered(databases, desk, group, source)
+                control.checkpoint("registered")
+                _part(databases, operation, group, source, node, session)
+        except (psycopg.Error, PgherdError) as error:
+            raise _failure(databases, desk, group, error) from error
+    control.checkpoint("switched")
+
+
+def _require_standby(databases: Databases, desk: Connection, group: int) -> None:
+    """:raises Unavailable: whoever came before us has promoted it and was killed: it has to be made anew"""
+    if _follows(databases, group):
+        return
+    _set(desk, group, UNDONE)
+    raise Unavailable(f"{group_name(group)} was promoted, but not taken in: it is made anew")
+
+
+def _registered(databases: Databases, desk: Connection, group: int, source: int) -> int:
+    """The copy's number as a node of Citus, under the number of our group."""
+    primary = nodes.nodes(desk).get(source)
+    if primary is None:
+        raise Unavailable(f"{group_name(source)} is not a node of Citus")
+    where: Endpoint = databases.addresses()[group][0]
+    with desk.transaction():
+        desk.execute("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE")
+        if not value(desk, "SELECT count(*) FROM pg_dist_node WHERE groupid = %s", [group]):
+            desk.execute("SELECT setval('pg_catalog.pg_dist_groupid_seq', %s, false)", [group])
+        node = value(
+            desk, "SELECT citus_add_clone_node_with_nodeid(%s, %s, %s)", [where.host, where.port, primary.id]
+        )
+        given = value(desk, "SELECT groupid FROM pg_dist_node WHERE nodeid = %s", [node])
+        if given != group:
+            raise Unavailable(f"Citus numbered {group_name(group)} {given}: registering it again")
+    return int(node)
+
+
+def _part(databases: Databases, operation: int, group: int, source: int, node: int, session: str) -> None:
+    # All sessions are there before the first writer has to wait.
+    with (
+        ExitStack() as closed,
+        databases.connect(group, read_only=True) as copy,
+        superuser(databases, source) as original,
+        superuser(databases, autocommit=False, application_name=session, lock_timeout=PATIENCE) as connection,
+    ):
+        others = [
+            closed.enter_context(_to_be_closed(databases, segment)) for segment in nodes.segments(databases)
+        ]
+        connection.execute("SET LOCAL client_min_messages TO error; SET LOCAL statement_timeout TO 0")
+        connection.execute(_GIVE_WAY)
+        connection.execute("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE")
+        query = "SELECT shardid FROM pg_dist_placement WHERE groupid = %s ORDER BY 1"
+        shards = [row[0] for row in connection.execute(query, [source]).fetchall()]
+        for each in (connection, *others):
+            if shards:
+                each.execute("SELECT lock_shard_metadata(7, %s::bigint[])", [shards])  # ExclusiveLock
+        _require_settled(connection, original, source)
+        _await_last_byte(original, copy, group)
+        connection.execute("SELECT citus_promote_clone_and_rebalance(%s)", [node])
+        _take_in(connection, operation, group, source)
+
+
+@contextmanager
+def _to_be_closed(databases: Databases, group: int) -> Iterator[Connection]:
+    """A session in which writers through this node can be kept out; it changes nothing."""
+    with superuser(databases, group, autocommit=False, lock_timeout=PATIENCE) as connection:
+        connection.execute(_GIVE_WAY)
+        yield connection
+        connection.rollback()
+
+
+def _require_settled(desk: Connection, original: Connection, source: int) -> None:
+    """:raises Unavailable: the source has transactions that are neither committed nor rolled back, or what a move left:
+    the copy would have it for ever"""
+    if left := value(desk, "SELECT count(*) FROM pg_dist_cleanup WHERE node_group_id = %s", [source]):
+        raise Unavailable(f"{left} leftovers of moves are to be removed from {group_name(source)} first")
+    if left := value(original, "SELECT count(*) FROM pg_prepared_xacts"):
+        raise Unavailable(f"{group_name(source)} has {left} prepared transactions: waiting for their end")
+
+
+def _await_last_byte(original: Connection, copy: Connection, group: int) -> None:
+    """Citus looks once, and then again after five seconds."""
+    deadline = time.monotonic() + LAST_BYTE_SECONDS
+    while time.monotonic() < deadline:
+        end = value(original, "SELECT pg_current_wal_lsn()::text")
+        if value(copy, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end]):
+            return
+        time.sleep(0.01)
+    raise Unavailable(f"{group_name(group)} does not get what its source has: trying again")
+
+
+def _take_in(connection: Connection, operation: int, group: int, source: int) -> None:
+    """The group is a segment from this transaction's commit on."""
+    connection.execute("INSERT INTO pgherd.segment (group_id) VALUES (%s)", [group])
+    connection.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
+    connection.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group])
+    connection.execute(
+        "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name) VALUES (%s, %s, %s, %s)",
+        [operation, source, cleanup.MOVE, f"split {group}"],
+    )
+
+
+def _failure(databases: Databases, desk: Connection, group: int, error: Exception) -> PgherdError:
+    """What a failed attempt means. The copy, if it still is one, stays as it is for the next."""
+    reason = f"{group_name(group)} could not be split off: {one_line(error)}"
+    if isinstance(error, Unavailable | psycopg.OperationalError):
+        return Unavailable(reason)
+    failures = value(
+        desk,
+        "UPDATE pgherd.clone SET failures = failures + 1 WHERE group_id = %s RETURNING failures",
+        [group],
+    )
+    return Unavailable(reason) if (failures or 0) < HOPELESS_AFTER else PgherdError(reason)
+
+
+def own_sequences(databases: Databases, group: int, source: int) -> None:
+    """Sequences give a node's own values; those of the source are its copy's, too, until this is done."""
+    first, last = (
+        ((each << _RANGE_BITS) + 1, (each << _RANGE_BITS) + 1 + (1 << _RANGE_BITS))
+        for each in (group, source)
+    )
+    with superuser(databases, group) as connection:
+        connection.execute("SET citus.enable_ddl_propagation TO off")
+        rows = connection.execute(
+            "SELECT schemaname, sequencename FROM pg_sequences WHERE min_value = %s AND max_value = %s",
+            list(last),
+        ).fetchall()
+        for schema, name in rows:
+            connection.execute(
+                sql.SQL("ALTER SEQUENCE {} MINVALUE {} MAXVALUE {} START {} RESTART").format(
+                    sql.Identifier(schema, name), *(sql.Literal(each) for each in (*first, first[0]))
+                )
+            )

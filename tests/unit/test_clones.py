@@ -1,0 +1,200 @@
+"""Segments that begin as copies of others: which are split, what Patroni is told, and what the planner does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pgherd.engine.base import Clone
+from pgherd.engine.citus.clone import too_old
+from pgherd.errors import BadInput
+from pgherd.model.spec import PostgresCluster, load
+from pgherd.model.splitting import described, sources
+from pgherd.model.topology import Member
+from pgherd.patroni.config import config_patch
+from pgherd.reconcile import steps as p
+from pgherd.reconcile.clones import PARTING, with_clones, without_leftovers
+from pgherd.reconcile.observe import primaries_in
+from pgherd.reconcile.plan import plan
+from pgherd.reconcile.state import Observed, Operation
+from pgherd.reconcile.status import find_problems
+from tests.support.looks import cluster, look, member
+
+EXPANDING = Operation(7, "expand", "preparing", 3, 1, finished=False)
+
+
+def citus(segments: int = 3) -> PostgresCluster:
+    declared = cluster(segments, expansion="{mode: online}")
+    spec = declared.spec.model_copy(
+        update={"engine": "citus", "expansion": declared.spec.expansion.model_copy(update={"mode": "clone"})}
+    )
+    return declared.model_copy(update={"spec": spec})
+
+
+def seen(clones: dict[int, Clone] | None = None, **what: Any) -> Observed:
+    """Two segments of three declared; the third is to come by a copy."""
+    what.setdefault("members_for", 2)
+    found = look(citus(), **what)
+    if found.catalogue is None:
+        return found
+    catalogue = replace(found.catalogue, clones=clones or {})
+    wanted = with_clones(found.wanted_configs, catalogue.clones, found.configs, primaries_in(found))
+    return replace(found, catalogue=catalogue, wanted_configs=wanted)
+
+
+def started(found: Observed) -> set[Member]:
+    return {step.member for step in plan(found) if isinstance(step, p.StartMember)}
+
+
+# which are split
+
+
+def test_the_largest_segments_are_split_each_once() -> None:
+    assert sources({1: 10, 2: 30, 3: 20}, [4, 5]) == {4: 2, 5: 3}
+    assert sources({1: 5, 2: 5}, [4, 3]) == {3: 1, 4: 2}
+
+
+def test_what_stays_whole_is_said() -> None:
+    sizes = {1: 10, 2: 30}
+    assert described(sources(sizes, [3]), sizes) == (
+        "to be split off: segment-3 from segment-2; segment-1 stay whole: 'pgherd rebalance' makes them even"
+    )
+    assert "whole" not in described(sources(sizes, [3, 4]), sizes)
+
+
+def test_more_new_segments_than_there_are_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="from 2 at most 4 come in one go: scale to 4 first"):
+        sources({1: 1, 2: 1}, [3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("13.0-1", False), ("13.1-1", False), ("13.2-1", True), ("14.0-1", True)]
+)
+def test_a_citus_that_cannot_is_refused_by_its_version(version: str, fits: bool) -> None:
+    refusal = too_old(version)
+    assert (
+        refusal is None
+        if fits
+        else refusal
+        == (
+            f"spec.expansion.mode: clone needs Citus 13.2 or later, here is {version}: use online or blocking"
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "engine", "reason"),
+    [
+        ("local", "fdw", "clone needs spec.engine citus"),
+        ("kubernetes", "citus", "clone is for the local platform"),
+    ],
+)
+def test_where_it_cannot_be_it_is_refused_in_one_line(platform: str, engine: str, reason: str) -> None:
+    text = (
+        "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
+        f"spec: {{engine: {engine}, expansion: {{mode: clone}}}}\n"
+    )
+    with pytest.raises(BadInput, match=f"spec.expansion.mode: {reason}: use online or blocking"):
+        load(text, source="test", platform=platform)
+
+
+# what Patroni is told
+
+
+def test_a_copy_follows_its_source_through_a_slot_on_all_its_members() -> None:
+    wanted = seen({3: Clone(1, "copying")}).wanted_configs
+    assert wanted[3]["standby_cluster"] == {
+        "host": "127.0.0.1",
+        "port": 7010,
+        "primary_slot_name": "pgherd_clone_3",
+        "create_replica_methods": ["basebackup"],
+    }
+    assert "pause" not in wanted[3]
+    assert wanted[1]["slots"] == {"pgherd_clone_3": {"type": "physical"}}
+    assert "slots" not in wanted[2]
+
+
+def test_a_copy_follows_whoever_leads_its_source_and_stays_while_nobody_does() -> None:
+    copying = {3: Clone(1, "copying")}
+    other = seen(copying, changes=[member(1, 0, leader=False), member(1, 1, leader=True)])
+    assert other.wanted_configs[3]["standby_cluster"]["port"] == 7011
+    present = {**other.configs, 3: other.wanted_configs[3]}
+    nobody = look(citus(), members_for=2, changes=[member(1, 0, leader=False)])
+    wanted = with_clones(nobody.wanted_configs, copying, present, primaries_in(nobody))
+    assert wanted[3]["standby_cluster"]["port"] == 7011
+
+
+def test_before_the_split_the_pause_begins_with_the_end_of_following() -> None:
+    copying, parting = (seen({3: Clone(1, state)}).wanted_configs[3] for state in ("copying", "parting"))
+    assert without_leftovers(config_patch(copying, parting), copying, parting) == {
+        "standby_cluster": None,
+        "pause": True,
+        PARTING: True,
+    }
+
+
+def test_a_segment_that_was_a_copy_is_like_any_other() -> None:
+    parting, plain = (seen(clones).wanted_configs[3] for clones in ({3: Clone(1, "parting")}, {}))
+    assert without_leftovers(config_patch(parting, plain), parting, plain) == {"pause": None, PARTING: None}
+
+
+def test_a_pause_and_slots_of_somebody_else_stay() -> None:
+    plain = seen().wanted_configs[1]
+    paused = {**plain, "pause": True, "slots": {"theirs": {"type": "physical"}, "pgherd_clone_3": {}}}
+    assert without_leftovers({}, paused, plain) == {"slots": {"pgherd_clone_3": None}}
+
+
+def test_the_pause_ends_by_whichever_member_answers_as_there_is_no_primary_yet() -> None:
+    found = seen(members_for=3, admitted=3, changes=[member(3, 0, leader=False)])
+    paused = {**found.wanted_configs[3], PARTING: True, "pause": True}
+    steps = plan(replace(found, configs={**found.configs, 3: paused}))
+    assert p.ApplyConfig(3, {"pause": None, PARTING: None}) in steps
+
+
+# what is planned
+
+
+def test_a_group_waits_until_it_is_known_of_which_segment_it_is_a_copy() -> None:
+    assert not started(seen())
+    assert not started(seen(operation=EXPANDING))
+    assert p.RequestOperation("expand", 2, 3) in plan(seen())
+
+
+def test_a_copy_begins_with_one_member_which_the_others_copy() -> None:
+    copying = {3: Clone(1, "copying")}
+    assert started(seen(copying, operation=EXPANDING)) == {Member("shop", 3, 0)}
+    following = member(3, 0, leader=False)
+    one = seen(copying, members_for=3, operation=EXPANDING, changes=[following], gone=[(3, 1)])
+    assert started(one) == {Member("shop", 3, 1)}
+    assert not one.is_complete_copy(3)
+    assert seen(copying, members_for=3, changes=[following]).is_complete_copy(3)
+
+
+def test_a_copy_does_not_begin_while_its_source_has_no_primary() -> None:
+    found = seen({3: Clone(1, "copying")}, operation=EXPANDING, changes=[member(1, 0, leader=False)])
+    assert not started(found)
+
+
+def test_nothing_is_founded_beside_a_coordinator_that_cannot_be_asked() -> None:
+    assert not started(seen(catalogue=False))
+
+
+def test_a_new_cluster_starts_all_members_at_once_in_this_mode_too() -> None:
+    gone = [(group, ordinal) for group in range(4) for ordinal in range(2)]
+    found = seen(gone=gone, catalogue=False, initialised=False, members_for=3)
+    assert len(started(found)) == 8
+
+
+def test_a_copy_that_was_given_up_goes_even_while_the_operation_runs() -> None:
+    found = seen({3: Clone(1, "undone")}, members_for=3, operation=EXPANDING)
+    assert {step.member for step in plan(found) if isinstance(step, p.RemoveMember)} == {
+        Member("shop", 3, 0),
+        Member("shop", 3, 1),
+    }
+
+
+def test_a_copy_is_no_group_without_a_primary() -> None:
+    found = seen({3: Clone(1, "copying")}, members_for=3, changes=[member(3, 0, leader=False)], gone=[(3, 1)])
+    assert find_problems(found) == ["shop-segment-3-1 is absent"]
