@@ -112,7 +112,7 @@ def repair_of(home: Home, group: str = "segment-1") -> dict[str, Any]:
 
 
 def repair(home: Home, *arguments: str, group: str = "segment-1", **options: Any) -> Any:
-    return home.run("repair", "shop", "--group", group, *arguments, timeout=400, **options)
+    return home.run("repair", "shop", "--group", group, *arguments, **{"timeout": 400, **options})
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,9 @@ def test_killed_at_every_step_a_repair_comes_to_its_end(tmp_path: Path) -> None:
         stop(home)
         lose(home, "segment-1")
         home.run("start", "shop", "--no-wait")
-        assert "(rung: repository)" in repair(home).stdout
+        # The supervisor dies nine times meanwhile, and is started anew.
+        assert "(rung: repository)" in repair(home, timeout=1200).stdout
+        home.run("start", "shop", timeout=300)
         home.wait_phase("Running", timeout=120)
         assert set(STEPS) == set(log.read_text().split())
         assert home.query("SELECT count(*), count(DISTINCT id) FROM item") == [(200, 200)]
