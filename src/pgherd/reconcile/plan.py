@@ -8,7 +8,8 @@ Rules that keep data safe:
 * A member without data is started only in a group where nobody has data yet, or whose primary is running: a lost
   Patroni store must never let an empty member found a second, empty history of the group.
 * A member is removed only if another one of its group is the running primary (a superfluous standby), or if the
-  catalogue was read and says that its group takes no part and no operation is under way (a retired segment).
+  catalogue was read and says that its group takes no part and no operation is under way (a retired segment), or that
+  it is a copy of a segment that was given up.
 * One restart at a time in a group, and only while all its other members run.
 """
 
