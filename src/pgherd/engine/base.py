@@ -232,8 +232,9 @@ class Engine(ABC):
         """
         raise NotImplementedError
 
-    def finish_split(self, group: int, source: int) -> None:
-        """What the new segment has of its source that only one of them may have is made its own."""
+    def finish_split(self) -> None:
+        """What new segments have of their sources that only one of them may have is made their own; :meth:`clean_up`
+        without an operation does this, too."""
         raise NotImplementedError
 
     @abstractmethod

@@ -100,7 +100,7 @@ def split(work: Work, step: Step) -> str:
         _await_copy(work, group, source)
         _hold(work, group, source)
         work.engine.split(work.row.id, group, source, Control(work, step))
-    work.engine.finish_split(group, source)
+    work.engine.finish_split()
     while not work.context.segment_ready(group):
         work.journal.tell(f"{group_name(group)} takes over its part of {group_name(source)}")
         work.wishes.wait(LOOK_EVERY)

@@ -9,7 +9,8 @@ Rules that keep data safe:
   Patroni store must never let an empty member found a second, empty history of the group. And nobody has data *yet*
   only in a group that never took part: where data are gone, an empty database must not pass for them.
 * A member is removed only if another one of its group is the running primary (a superfluous standby), or if the
-  catalogue was read and says that its group takes no part and no operation is under way (a retired segment).
+  catalogue was read and says that its group takes no part and no operation is under way (a retired segment), or that
+  it is a copy of a segment that was given up.
 * One restart or replacement at a time, and only while everyone else runs: see :mod:`~pgherd.reconcile.rollout`.
 """
 

@@ -27,7 +27,7 @@ from pgherd.engine.base import Clone, MoveControl
 from pgherd.engine.citus import cleanup, clone_place, nodes
 from pgherd.engine.citus.move import end_predecessor, numbers
 from pgherd.engine.citus.session import superuser, value
-from pgherd.errors import PgherdError, Unavailable, one_line
+from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.model.topology import Endpoint, group_name
 from pgherd.postgres.connections import Connection, Databases
 
@@ -35,6 +35,8 @@ SINCE = (13, 2)
 """the first Citus that can"""
 CLONE = "clone"
 """kind of the clean-up record of a copy"""
+SEQUENCES = "sequences"
+"""kind of the record that a segment's sequences still have the range of the one that is the record's name"""
 COPYING, PARTING, UNDONE = "copying", "parting", "undone"
 SMALL_LAG = 1 << 20
 """bytes that a copy may be behind when writers are made to wait for it"""
@@ -130,6 +132,7 @@ def remove_undone(databases: Databases) -> int:
 
     :return: how many clean-up records remain
     """
+    own_sequences(databases)
     with superuser(databases) as desk:
         desk.execute(
             "UPDATE pgherd.clone c SET state = %s WHERE NOT EXISTS ("
@@ -217,6 +220,8 @@ def split(databases: Databases, operation: int, group: int, source: int, control
                 node = _registered(databases, desk, group, source)
                 control.checkpoint("registered")
                 _part(databases, operation, group, source, node, session)
+        except Cancelled:
+            raise
         except (psycopg.Error, PgherdError) as error:
             raise _failure(databases, desk, group, error) from error
     control.checkpoint("switched")
@@ -308,10 +313,11 @@ def _take_in(connection: Connection, operation: int, group: int, source: int) ->
     connection.execute("INSERT INTO pgherd.segment (group_id) VALUES (%s)", [group])
     connection.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
     connection.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group])
-    connection.execute(
-        "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name) VALUES (%s, %s, %s, %s)",
-        [operation, source, cleanup.MOVE, f"split {group}"],
-    )
+    for place, kind, name in ((source, cleanup.MOVE, f"split {group}"), (group, SEQUENCES, str(source))):
+        connection.execute(
+            "INSERT INTO pgherd.cleanup (operation_id, group_id, kind, name) VALUES (%s, %s, %s, %s)",
+            [operation, place, kind, name],
+        )
 
 
 def _failure(databases: Databases, desk: Connection, group: int, error: Exception) -> PgherdError:
@@ -327,21 +333,35 @@ def _failure(databases: Databases, desk: Connection, group: int, error: Exceptio
     return Unavailable(reason) if (failures or 0) < HOPELESS_AFTER else PgherdError(reason)
 
 
-def own_sequences(databases: Databases, group: int, source: int) -> None:
-    """Sequences give a node's own values; those of the source are its copy's, too, until this is done."""
-    first, last = (
-        ((each << _RANGE_BITS) + 1, (each << _RANGE_BITS) + 1 + (1 << _RANGE_BITS))
-        for each in (group, source)
-    )
+def own_sequences(databases: Databases) -> None:
+    """Sequences give a node's own values; those of a source are its copy's, too, until this is done.
+
+    :raises Unavailable: a segment can't be reached
+    """
+    with superuser(databases) as desk:
+        query = "SELECT id, group_id, name::int FROM pgherd.cleanup WHERE kind = %s ORDER BY id"
+        for record, group, source in desk.execute(query, [SEQUENCES]).fetchall():
+            if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+                _number_anew(databases, group, source)
+            desk.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
+
+
+def _number_anew(databases: Databases, group: int, source: int) -> None:
+    (first, last), theirs = _range(group), _range(source)
     with superuser(databases, group) as connection:
         connection.execute("SET citus.enable_ddl_propagation TO off")
         rows = connection.execute(
             "SELECT schemaname, sequencename FROM pg_sequences WHERE min_value = %s AND max_value = %s",
-            list(last),
+            theirs,
         ).fetchall()
         for schema, name in rows:
             connection.execute(
                 sql.SQL("ALTER SEQUENCE {} MINVALUE {} MAXVALUE {} START {} RESTART").format(
-                    sql.Identifier(schema, name), *(sql.Literal(each) for each in (*first, first[0]))
+                    sql.Identifier(schema, name), *(sql.Literal(each) for each in (first, last, first))
                 )
             )
+
+
+def _range(group: int) -> tuple[int, int]:
+    first = (group << _RANGE_BITS) + 1
+    return first, first + (1 << _RANGE_BITS)

@@ -151,8 +151,8 @@ class CitusEngine(Engine):
     def split(self, operation: int, group: int, source: int, control: MoveControl) -> None:
         clone.split(self.databases, operation, group, source, control)
 
-    def finish_split(self, group: int, source: int) -> None:
-        clone.own_sequences(self.databases, group, source)
+    def finish_split(self) -> None:
+        clone.own_sequences(self.databases)
 
     def clean_up(self, operation: int | None = None) -> int:
         remaining = cleanup.clean_up(self.databases, operation)
