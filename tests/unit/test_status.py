@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from pgherd.model.topology import Member
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import Observed, Operation
@@ -153,3 +155,28 @@ def test_backups_are_shown_with_what_is_wrong_with_them() -> None:
     assert condition(ill, "BackupsHealthy")["status"] == "False"
     assert condition(ill, "BackupsHealthy")["message"] == "segment-1 can't archive x; no point"
     assert ill["phase"] == "Running"
+
+
+@pytest.mark.parametrize(
+    ("last", "drill", "expected"),
+    [
+        ({"passed": True, "restorePoint": "p"}, None, ("True", "DrillPassed")),
+        ({"passed": True, "restorePoint": "p"}, {"overdue": False}, ("True", "DrillPassed")),
+        ({"passed": True, "restorePoint": "p"}, {"overdue": True}, ("False", "DrillOverdue")),
+        ({"passed": False, "problems": ["x is damaged"]}, {"overdue": False}, ("False", "DrillFailed")),
+        (None, {"overdue": False}, ("Unknown", "NoDrillYet")),
+        (None, {"overdue": True}, ("False", "DrillOverdue")),
+    ],
+)
+def test_whether_a_restore_is_proven_is_told(
+    last: dict[str, Any] | None, drill: dict[str, Any] | None, expected: tuple[str, str]
+) -> None:
+    planned = [{"drill": drill and {"dueAt": "2026-01-01T00:00:00+00:00", **drill}}]
+    told = status(replace(look(), backups={"lastDrill": last, "schedules": planned, "problems": []}))
+    found = condition(told, "RestoreProven")
+    assert (found["status"], found["reason"]) == expected
+
+
+def test_where_no_drills_are_made_nothing_is_said_of_them() -> None:
+    told = status(replace(look(), backups={"schedules": [{"drill": None}], "problems": []}))
+    assert "RestoreProven" not in {entry["type"] for entry in told["conditions"]}

@@ -98,6 +98,11 @@ def _problems(now: Mapping[str, Any]) -> Iterator[str]:
     degraded = _condition(now, "Degraded")
     if degraded.get("status") == "True":
         yield from degraded.get("message", "").split("; ")
+    for kind in ("BackupsHealthy", "RestoreProven"):
+        condition = _condition(now, kind)
+        # That the last drill failed is said by the first already.
+        if condition.get("status") == "False" and condition.get("reason") != "DrillFailed":
+            yield f"{kind} is False: {condition.get('message', '')}"
     yield from now.get("errors") or ()
 
 

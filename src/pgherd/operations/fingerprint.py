@@ -11,8 +11,8 @@ later, beside the writers:
 * Buckets that were written to in these milliseconds are ``touched``: for them only the fewest and the most rows that
   there can be are known.
 * A commit is in the log a moment before it can be seen (it may wait for a standby in between). Transactions that were
-  open in the second snapshot are ``pending``: where the restored cluster says that one of them has committed, rows
-  that are missing may be its work, and nothing can be said.
+  open right after the point, and in the second snapshot still, are ``pending``: where the restored cluster says that
+  one of them has committed, rows that are missing may be its work, and nothing can be said.
 
 It works because a restored database has the same rows in the same pages as the one that was backed up, with the same
 transaction numbers.
@@ -57,6 +57,11 @@ SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint,
        ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x)
   FROM pg_current_snapshot() s
 """
+_OPEN = """
+SELECT transactionid::text::bigint FROM pg_locks
+ WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted
+"""
+"""what every transaction with a number holds until its end can be seen; asked of the server, not of a snapshot"""
 _COMMITTED = """
 SELECT count(*) FROM unnest(%s::bigint[]) x
  WHERE CASE WHEN x < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
@@ -87,7 +92,7 @@ class Print:
     touched: tuple[tuple[int, int, int], ...] = ()
     """bucket, and the fewest and the most rows that it can have had"""
     pending: tuple[int, ...] = ()
-    """transactions of the group that were open after the point"""
+    """transactions of the group that were open at the point and some time after"""
 
     def as_json(self) -> dict[str, Any]:
         """For :func:`print_from`."""
@@ -165,10 +170,13 @@ class Snapshots:
     ) -> None:
         if error is not None:
             return
+        running = dict(zip(self._before, self._pool.map(_open, self._before.values()), strict=True))
         time.sleep(SETTLE_SECONDS)
-        for group, (_, upcoming, pending) in self._take(self._after).items():
-            self._windows[self._after[group]] = upcoming - self._horizons[group]
-            self._pending[group] = tuple(pending)
+        for group, (_, upcoming, unseen) in self._take(self._after).items():
+            horizon = self._horizons[group]
+            self._windows[self._after[group]] = upcoming - horizon
+            known = (_whole(each, horizon) for each in running[group])
+            self._pending[group] = tuple(each for each in known if each >= upcoming or each in unseen)
 
     def _take(self, sessions: Mapping[int, Connection]) -> dict[int, tuple[int, int, list[int]]]:
         def take(session: Connection) -> tuple[int, int, list[int]]:
@@ -200,6 +208,15 @@ class Snapshots:
             return None
         made = _settled(table.name, piece, horizon, first, second)
         return replace(made, pending=self._pending[piece.group])
+
+
+def _open(session: Connection) -> list[int]:
+    return [row[0] for row in session.execute(_OPEN).fetchall()]
+
+
+def _whole(short: int, near: int) -> int:
+    """A transaction's number as locks and rows show it, with the rounds that it lacks."""
+    return near + (short - near + _ROUND // 2) % _ROUND - _ROUND // 2
 
 
 def _settled(table: str, piece: Piece, horizon: int, first: Buckets, second: Buckets) -> Print:
