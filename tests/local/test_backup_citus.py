@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.support.citus import citus_home, needs_citus
-from tests.support.home import Home
+from tests.support.home import Home, wait_for
 from tests.support.money import audit, make_tables, movers
 from tests.support.repositories import (
     assert_sound,
@@ -89,3 +90,32 @@ def test_prepared_transactions_are_ended_as_the_commit_records_say(herd: Home) -
         found = segment.execute("SELECT to_regclass('decided') IS NOT NULL, to_regclass('undecided') IS NULL")
         assert found.fetchone() == (True, True)
     herd.run("delete", "ended", "--purge", "--yes")
+
+
+def test_a_rebuilt_segment_ends_prepared_transactions_as_the_other_groups_say(herd: Home) -> None:
+    """The last of this file: the segment's data are lost."""
+    decided, undecided = "citus_0_4242_3_1", "citus_0_4242_4_1"
+    with superuser(herd, "coordinator") as desk, superuser(herd, "segment-1") as segment:
+        desk.execute("ALTER SYSTEM SET citus.recover_2pc_interval = -1")
+        desk.execute("SELECT pg_reload_conf()")
+        for gid, table in ((decided, "kept"), (undecided, "dropped")):
+            segment.execute("SET citus.enable_ddl_propagation TO off")
+            segment.execute(f"BEGIN; CREATE TABLE {table} (id int)")
+            segment.execute(f"PREPARE TRANSACTION '{gid}'")
+        desk.execute("INSERT INTO pg_dist_transaction (groupid, gid) VALUES (1, %s)", [decided])
+    before = herd.query("SELECT count(*), sum(balance) FROM account")
+    herd.run("stop", "shop", timeout=120)
+    wait_for(lambda: herd.status()["phase"] == "Stopped", "it is stopped", 90, every=0.5)
+    shutil.rmtree(herd.path / "shop" / "members" / "shop-segment-1-0" / "data")
+    herd.run("start", "shop", "--no-wait")
+    told = herd.run("repair", "shop", "--group", "segment-1", timeout=400)
+    assert "(rung: repository)" in told.stdout
+    assert f"{decided} was committed, as coordinator says" in told.stderr
+    assert f"{undecided} was undone, coordinator never committed it" in told.stderr
+    herd.wait_phase("Running", timeout=180)
+    with superuser(herd, "segment-1") as segment:
+        assert segment.execute("SELECT count(*) FROM pg_prepared_xacts").fetchone() == (0,)
+        found = segment.execute("SELECT to_regclass('kept') IS NOT NULL, to_regclass('dropped') IS NULL")
+        assert found.fetchone() == (True, True)
+    assert herd.query("SELECT count(*), sum(balance) FROM account") == before
+    assert_sound(herd, "shop")

@@ -13,6 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from pgherd.engine.registry import make_engine
+from pgherd.errors import Unavailable
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile import observe
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.money import audit, make_tables, movers
 from tests.support.repositories import (
@@ -77,6 +81,30 @@ def kill_group(home: Home, group: str) -> None:
         return not found
 
     wait_for(gone, f"{group} is dead", 20)
+
+
+def make_item(home: Home) -> None:
+    with home.connect() as connection:
+        connection.execute("CREATE TABLE item (id bigint PRIMARY KEY)")
+        connection.execute("SELECT create_distributed_table('item', 'id')")
+
+
+def await_told(home: Home, group: int) -> None:
+    """Until Patroni's store has heard of what a group has written by now; its leader tells it once a second."""
+    platform = LocalPlatform(home.path)
+    world = observe.connect(platform, "shop", make_engine)
+    with world.databases.connect(group) as connection:
+        row = connection.execute("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
+        connection.execute("SELECT pg_log_standby_snapshot()")
+    assert row is not None
+    bench = platform.bench("shop", group)
+
+    def told() -> bool:
+        with suppress(Unavailable):
+            return (bench.last_words().store_lsn or 0) >= int(row[0])
+        return False
+
+    wait_for(told, "the store has heard of it", 90, every=0.5)
 
 
 def repair_of(home: Home, group: str = "segment-1") -> dict[str, Any]:
@@ -213,6 +241,7 @@ def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accept
                     " JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE s.srvname = 'segment_2'"
                 ).fetchall()
             )
+        await_told(home, 1)
         kill_group(home, "segment-1")
         data = members(home, "segment-1")[0] / "data"
         # Not all of it is gone: what is left must not be taken for nothing.
@@ -255,7 +284,7 @@ def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accept
 def test_a_repair_that_fails_changes_nothing_and_what_is_left_is_kept_when_it_does_not() -> None:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2), timeout=300)
-        home.query("CREATE TABLE item (id bigint PRIMARY KEY); SELECT create_distributed_table('item', 'id')")
+        make_item(home)
         home.query("INSERT INTO item SELECT generate_series(1, 100) RETURNING 1")
         await_first_backup(home)
         written = now()
@@ -292,7 +321,7 @@ def test_killed_at_every_step_a_repair_comes_to_its_end(tmp_path: Path) -> None:
     crashes = {"PGHERD_CRASH_AT": ",".join(STEPS), "PGHERD_CRASH_LOG": str(log)}
     with temporary_home(crashes) as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2), timeout=300)
-        home.query("CREATE TABLE item (id bigint PRIMARY KEY); SELECT create_distributed_table('item', 'id')")
+        make_item(home)
         home.query("INSERT INTO item SELECT generate_series(1, 100) RETURNING 1")
         await_first_backup(home)
         home.query("INSERT INTO item SELECT generate_series(101, 200) RETURNING 1")
@@ -311,7 +340,7 @@ def test_killed_at_every_step_a_repair_comes_to_its_end(tmp_path: Path) -> None:
 def test_the_coordinator_comes_back_the_same_way() -> None:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2), timeout=300)
-        home.query("CREATE TABLE item (id bigint PRIMARY KEY); SELECT create_distributed_table('item', 'id')")
+        make_item(home)
         home.query("INSERT INTO item SELECT generate_series(1, 100) RETURNING 1")
         await_first_backup(home)
         stop(home)

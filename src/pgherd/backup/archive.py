@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
             push_or_let_go(int(rest[0]), rest[1], rest[2], rest[3])
         elif command == "push":
             push(folder, rest[0], rest[1])
+            _forget_note()
         else:
             return 0 if fetch(folder, rest[0], rest[1]) else 1
     except (OSError, Refused) as error:
@@ -63,6 +64,7 @@ def push_or_let_go(limit: int, folder: str, path: str, name: str) -> None:
     """
     try:
         push(folder, path, name)
+        _forget_note()
     except Conflict:
         raise
     except (OSError, Refused) as error:
@@ -70,9 +72,11 @@ def push_or_let_go(limit: int, folder: str, path: str, name: str) -> None:
             raise
         _note(name, str(error))
         print(f"pgherd: {name} is let go, more than {limit} bytes wait: {error}", file=sys.stderr)
-    else:
-        if os.path.exists(NOTE):
-            os.unlink(NOTE)
+
+
+def _forget_note() -> None:
+    if os.path.exists(NOTE):
+        os.unlink(NOTE)
 
 
 def _waiting() -> int:

@@ -147,7 +147,10 @@ class Bench(ABC):
 
     @abstractmethod
     def last_words(self) -> LastWords:
-        """What is known of how far the group's log went; asked before :meth:`set_aside`."""
+        """What is known of how far the group's log went; asked before :meth:`set_aside`.
+
+        :raises Unavailable: Patroni's store does not answer
+        """
 
     @abstractmethod
     def is_quiet(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pgherd.engine import registry
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member, group_id, group_name
@@ -166,8 +166,8 @@ class LocalPlatform(Platform):
             section = registry.patroni_section(self._declarations.get(first.cluster).cluster, first.group)
             return self._raft.last_lsn(first.cluster if section else first.scope, namespace, section)
         except PgherdError as error:
-            logger.warning("%s: %s", first.scope, error)
-            return None
+            # Not to be asked is not to know of anything: who judges must not take the one for the other.
+            raise Unavailable(str(error)) from error
 
     def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
         """Write down which groups hold users' data: they are never founded anew."""
