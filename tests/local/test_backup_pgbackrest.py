@@ -427,7 +427,7 @@ def test_a_store_that_is_away_is_told_and_missed_by_nobody_who_writes(far: Home,
 def test_a_drill_restores_from_the_bucket(far: Home) -> None:
     done = far.run("drill", "shop", timeout=600)
     assert "was restored and is sound" in done.stdout
-    last = far.status()["backups"]["lastDrill"]
+    last = wait_for(lambda: far.status()["backups"].get("lastDrill"), "the status tells", 60, every=1)
     assert last["passed"]
     assert last["restorePoint"] in {point["name"] for point in points(far)}
 
