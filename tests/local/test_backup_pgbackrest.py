@@ -309,6 +309,25 @@ def test_a_damaged_copy_is_found_and_named(home: Home) -> None:
     home.run("delete", "broken", "--purge", "--yes")
 
 
+def test_a_group_that_lost_all_its_data_comes_back_complete(home: Home) -> None:
+    before = contents(home)
+    home.run("stop", "shop", timeout=120)
+    wait_for(lambda: home.status()["phase"] == "Stopped", "it is stopped", 60, every=0.5)
+    for member in (home.path / "shop" / "members").glob("shop-segment-1-*"):
+        shutil.rmtree(member / "data")
+    home.run("start", "shop", "--no-wait")
+    wait_for(
+        lambda: any("all data of segment-1 are lost" in each for each in home.status()["errors"]),
+        "the status tells",
+        90,
+        every=0.5,
+    )
+    home.run("repair", "shop", "--group", "segment-1", timeout=400)
+    assert contents(home) == before
+    home.run("repair", "shop", "--group", "segment-1", "--confirm")
+    assert_sound(home, "shop")
+
+
 def test_a_program_that_is_not_there_is_refused_in_one_line() -> None:
     with temporary_home({"PGHERD_PGBACKREST": "/nowhere/pgbackrest"}) as home:
         done = home.up(with_pgbackrest({"path": "/tmp/never-made"}, standbys=0), check=False)
@@ -408,7 +427,7 @@ def test_a_store_that_is_away_is_told_and_missed_by_nobody_who_writes(far: Home,
 def test_a_drill_restores_from_the_bucket(far: Home) -> None:
     done = far.run("drill", "shop", timeout=600)
     assert "was restored and is sound" in done.stdout
-    last = far.status()["backups"]["lastDrill"]
+    last = wait_for(lambda: far.status()["backups"].get("lastDrill"), "the status tells", 60, every=1)
     assert last["passed"]
     assert last["restorePoint"] in {point["name"] for point in points(far)}
 

@@ -20,10 +20,10 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pgherd.backup import records
 from pgherd.backup.archive import MARK
@@ -33,8 +33,10 @@ from pgherd.backup.store import Entry, Store
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.topology import COORDINATOR, group_name
 
+T = TypeVar("T")
+R = TypeVar("R")
 PARALLEL = 16
-"""files that are read at a time"""
+"""files that are read at a time, where each is a request"""
 FRESH_SECONDS = 5.0
 """how long the look at a distant repository is good"""
 DRILLS = 100
@@ -194,8 +196,7 @@ class Catalogue:
     def backups(self) -> list[Backup]:
         """Every backup, oldest first; those that ended badly too."""
         names = self.store.folders("backups")
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            found = [each for each in pool.map(self._record, names) if each is not None]
+        found = [each for each in self._each(self._record, names) if each is not None]
         return sorted(found, key=lambda backup: (backup.requested_at, backup.id))
 
     def _record(self, backup: str) -> Backup | None:
@@ -270,13 +271,19 @@ class Catalogue:
                 self._known[key] = self.store.read(entry.name) or b""
             return self._known[key]
 
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            found = list(pool.map(read, entries))
+        found = self._each(read, entries)
         current = {(entry.name, entry.version) for entry in entries}
         names = {entry.name for entry in entries}
         for key in [key for key in self._known if key[0] in names and key not in current]:
             self._known.pop(key, None)
         return found
+
+    def _each(self, do: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Side by side where each is a request."""
+        if self.store.near or len(items) < 2:
+            return list(map(do, items))
+        with ThreadPoolExecutor(max_workers=min(PARALLEL, len(items))) as pool:
+            return list(pool.map(do, items))
 
     def _write(self, name: str, value: Mapping[str, Any], *, durable: bool = True) -> None:
         self.store.write(name, (json.dumps(dict(value), indent=2) + "\n").encode(), durable=durable)

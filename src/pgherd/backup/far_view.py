@@ -31,6 +31,8 @@ class _Look:
     seen: View | None = None
     begun: float = 0.0
     thread: threading.Thread | None = None
+    waited: bool = False
+    """the first look was waited for"""
     guard: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -59,7 +61,9 @@ def _latest(method: BackupMethod, known: _Look, view: Callable[[], View]) -> Vie
             known.begun = time.monotonic()
             known.thread = threading.Thread(target=_ask, args=(known, view), name="far-look", daemon=True)
             known.thread.start()
-    known.thread.join(PATIENCE_SECONDS)
+    # Who looks once, a command, has nothing older to show.
+    known.thread.join(PATIENCE_SECONDS if known.waited else SILENT_SECONDS)
+    known.waited = True
     bare: View = {"method": method.name, "repository": method.location, "problems": []}
     seen = known.seen or bare
     if known.thread.is_alive() and time.monotonic() - known.begun > SILENT_SECONDS:
