@@ -178,11 +178,13 @@ def test_the_api_server_away_for_a_minute(shop: Cluster, breakable: None) -> Non
 @pytest.mark.alone
 @pytest.mark.parametrize("group", ["coordinator", "segment-1"])
 def test_a_node_killed(shop: Cluster, breakable: None, group: str) -> None:
-    node = shop.node_of(str(shop.leader(group)))
+    old = str(shop.leader(group))
+    node = shop.node_of(old)
     with writers(shop, avoid=node, segment=segment_of(group)) as at_work:
         lab("kill-node", node.removeprefix("node"))
         try:
             took = outage(at_work, time.monotonic(), 90)
+            wait_for(lambda: f"unlabel {old}" in events(shop), "it is told that another one leads", 30)
         finally:
             lab("mend", node.removeprefix("node"))
         shop.wait_phase("Running", timeout=180)

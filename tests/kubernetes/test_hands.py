@@ -59,6 +59,8 @@ def test_deleted_objects_are_made_again_and_nobody_notices(shop: Cluster) -> Non
         shop.wait_phase("Running")
         final = at_work.finish()
     print(final)
+    told = namespace.kubectl("get", "events", "--field-selector", "involvedObject.name=shop")
+    assert "restore Service shop: somebody removed it" in told
     assert data(shop, "shop-credentials") == passwords
     assert data(shop, "shop-owner")["password"] == owner["password"]
 

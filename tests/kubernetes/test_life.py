@@ -162,6 +162,8 @@ def test_volumes_grow_under_running_members(shop: Cluster) -> None:
         return len(claims) == 4 and sizes == {"2Gi"}
 
     wait_for(grown, "all volumes have grown", 90)
+    told = shop.namespace.kubectl("get", "events", "--field-selector", "involvedObject.name=shop")
+    assert "grow volume data-shop-segment-1-0 to 2Gi" in told
 
     def declared() -> str:
         made = shop.namespace.get("statefulset", "shop-segment-1")["spec"]["volumeClaimTemplates"][0]

@@ -138,6 +138,18 @@ def test_what_took_a_lost_members_place_stays(server: tuple[Kube, Api]) -> None:
     assert CLAIM in kube.objects
 
 
+def test_only_the_pod_that_was_seen_to_be_outdated_is_replaced(server: tuple[Kube, Api]) -> None:
+    kube, api = server
+    reader = Watched(api, "prod")
+    reader.put(POD, dict(kube.put(PRIMARY, a_pod())))
+    platform = KubernetesPlatform(api, "prod", reader, Defaults())
+    platform.replace_member(Member("shop", 1, 0))
+    assert PRIMARY not in kube.objects
+    kube.put(PRIMARY, a_pod())
+    platform.replace_member(Member("shop", 1, 0))
+    assert PRIMARY in kube.objects
+
+
 APPS = "/apis/apps/v1/namespaces/prod"
 SHOP = "/apis/pgherd.io/v1alpha1/namespaces/prod/postgresclusters/shop"
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +143,34 @@ def test_an_api_server_that_does_not_answer_is_waited_for_and_a_missing_right_is
     with pytest.raises(PgherdError, match="forbidden"):
         refused.acquire()
     assert PATH not in kube.objects
+
+
+def test_a_waiting_operator_says_for_whom_and_ends_when_told_to(
+    server: tuple[Kube, Api], tmp_path: Path
+) -> None:
+    kube, api = server
+    candidate(api, "first", Clock()).take()
+    kube.put(PATH.replace("/operator", "/pgherd-operator-prod"), kube.objects[PATH])
+    kubeconfig = tmp_path / "kubeconfig"
+    known = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "me", "namespace": "prod"}}],
+        "clusters": [{"name": "it", "cluster": {"server": api.client.config.cluster.server}}],
+        "users": [{"name": "me", "user": {"token": "none"}}],
+    }
+    kubeconfig.write_text(json.dumps(known))
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(kubeconfig),
+        "PGHERD_WATCH_NAMESPACE": "prod",
+        "POD_NAME": "two",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgherd.operator"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        assert waiting.stderr is not None
+        assert any("waiting for the lease" in line and "first has it" in line for line in waiting.stderr)
+        waiting.terminate()
+        assert waiting.wait(20) == 0

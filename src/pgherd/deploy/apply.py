@@ -11,6 +11,7 @@ from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedR
 from lightkube.models.core_v1 import ContainerStatus
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event, Pod
 from lightkube.resources.rbac_authorization_v1 import Role, RoleBinding
 from lightkube.types import PatchType
@@ -203,7 +204,21 @@ def uninstall(
     for manifest in reversed(manifests(replace(settings, fencing=True))):
         if manifest not in kept and _delete(api, manifest):
             removed.append(f"{manifest['kind']} {manifest['metadata']['name']}")
-    return removed + _remove_rights_in_namespaces(api, settings)
+    return removed + _remove_rights_in_namespaces(api, settings) + _remove_leases(api, settings)
+
+
+def _remove_leases(api: Api, settings: Settings) -> list[str]:
+    """What the operator made for itself."""
+    with api.asking():
+        found = list(
+            api.client.list(Lease, namespace=settings.namespace, labels={"app.kubernetes.io/name": NAME})
+        )
+    removed = []
+    for each in found:
+        with api.asking():
+            api.client.delete(Lease, str(each.metadata.name), namespace=settings.namespace)  # type: ignore[union-attr]
+        removed.append(f"Lease {each.metadata.name}")  # type: ignore[union-attr]
+    return removed
 
 
 def _remove_rights_in_namespaces(api: Api, settings: Settings) -> list[str]:

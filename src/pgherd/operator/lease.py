@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15
 DEADLINE_SECONDS = 10.0
 RENEW_SECONDS = 2.0
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 5.0
 """how long one call may take"""
 LOOK_SECONDS = 1.0
 """how often one that waits looks; the holder's deadline is looked at more often"""
+LABELS = {"app.kubernetes.io/name": "pgherd-operator"}
 LOST = 70
 """exit status of an operator that lost its lease"""
 
@@ -115,6 +116,18 @@ class Lease:
         self._version, self._renewed = made["metadata"]["resourceVersion"], sent
         return self._identity
 
+    def renew(self) -> str:
+        """Say that it is still held; returns who has it.
+
+        :raises PgherdError: the API server refuses, or does not answer
+        """
+        sent = self._clock()
+        made = self._change({"metadata": {"resourceVersion": self._version}}, {"renewTime": _now()})
+        if made is None:  # somebody changed it: who?
+            return self.take()
+        self._version, self._renewed = made["metadata"]["resourceVersion"], sent
+        return self._identity
+
     def release(self) -> None:
         """Let another one take it at once. Only for who does nothing any more; never raises."""
         self._stop.set()
@@ -130,7 +143,7 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
             try:
-                holder = self.take()
+                holder = self.renew()
             except PgherdError as error:
                 logger.warning("the lease was not renewed: %s", error)
                 continue
@@ -180,7 +193,7 @@ class Lease:
         return {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.name,
-            "metadata": {"name": self._name},
+            "metadata": {"name": self._name, "labels": LABELS},
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": LEASE_SECONDS,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -143,6 +145,8 @@ def main() -> None:
     namespace = os.environ.get("PGHERD_WATCH_NAMESPACE") or ALL_NAMESPACES
     operator = Operator(Api(Client()), namespace, Defaults.from_environment())
     lease = make_lease(namespace)
+    # As process 1 of its container it would not end by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         lease.acquire()
     except PgherdError as error:

@@ -398,8 +398,11 @@ class KubernetesPlatform(Platform):
 
     def _delete_pod(self, member: Member, grace: int | None = None) -> None:
         pod = self._reader.get(POD, self.namespace, member.name)
-        if pod is None or "deletionTimestamp" not in pod["metadata"]:
+        if pod is None:
             self.api.delete(POD, self.namespace, member.name, grace=grace)
+        elif "deletionTimestamp" not in pod["metadata"]:
+            # The one that was seen, not one that took its place meanwhile.
+            self.api.delete_this(POD, self.namespace, pod, grace=grace)
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
