@@ -80,8 +80,13 @@ def test_a_parameter_that_can_not_be_is_said_before_anything_is_made(broken: Clu
 
 def test_an_engine_that_is_not_there_is_said(broken: Cluster) -> None:
     broken.apply(segments=1, standbys=0, engine="citus")
-    wait_for(lambda: broken.status.get("phase") == "Failed", "it is refused", SECONDS)
-    assert "spec.engine" in broken.condition("Ready")["message"]
+    advice = "name one that has it with spec.postgres.image"
+    wait_for(
+        lambda: advice in broken.condition("Degraded")["message"] and advice in told(broken),
+        "condition and event say so",
+        SECONDS,
+    )
+    assert "spec.engine: citus is not in this image" in broken.condition("Degraded")["message"]
 
 
 def test_a_class_whose_volumes_can_not_grow_is_named_and_the_cluster_goes_on(broken: Cluster) -> None:
