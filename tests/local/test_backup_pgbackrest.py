@@ -317,7 +317,7 @@ def test_a_group_that_lost_all_its_data_comes_back_complete(home: Home) -> None:
         shutil.rmtree(member / "data")
     home.run("start", "shop", "--no-wait")
     wait_for(
-        lambda: any("all data of segment-1 are lost" in each for each in home.status()["errors"]),
+        lambda: "the data of segment-1 are gone" in condition(home, "DataLost").get("message", ""),
         "the status tells",
         90,
         every=0.5,

@@ -147,13 +147,9 @@ def test_a_group_that_was_shut_down_comes_back_complete(home: Home) -> None:
     stop(home)
     lose(home, "segment-1")
     home.run("start", "shop", "--no-wait")
-    told = wait_for(
-        lambda: [each for each in home.status()["errors"] if "all data of segment-1 are lost" in each],
-        "the status tells",
-        60,
-        every=0.5,
-    )
-    assert "'pgherd repair shop --group segment-1'" in told[0]
+    told = wait_for(lambda: condition(home, "DataLost").get("message"), "the status tells", 60, every=0.5)
+    assert told.startswith("the data of segment-1 are gone")
+    assert "'pgherd repair shop --group segment-1'" in told
     assert not any((member / "data" / "PG_VERSION").exists() for member in members(home, "segment-1"))
     done = repair(home)
     assert "segment-1 is back after" in done.stdout

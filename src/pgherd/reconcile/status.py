@@ -195,11 +195,11 @@ def find_problems(seen: Observed) -> list[str]:
 
 def data_lost(seen: Observed, group: int) -> str:
     """What to say of a group that took part and has nothing left."""
-    name = seen.declaration.cluster.metadata.name
-    return (
-        f"the data of {group_name(group)} are gone, nothing empty is put in their place: bring its volumes back, or"
-        f" delete the cluster with what is left of it ('pgherd delete {name} --purge') and create it anew"
-    )
+    name, which = seen.declaration.cluster.metadata.name, group_name(group)
+    what = f"the data of {which} are gone, nothing empty is put in their place: bring its volumes back, or"
+    if seen.backups is not None:
+        return f"{what} rebuild it from the backups with 'pgherd repair {name} --group {which}'"
+    return f"{what} delete the cluster with what is left of it ('pgherd delete {name} --purge') and create it anew"
 
 
 def has_cause(problem: str) -> bool:
