@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
