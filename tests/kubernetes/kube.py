@@ -9,15 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pgherd.remote.objects import STALE_SECONDS
+
 LAB_STATE = Path(os.environ.get("LAB_STATE", "/var/lib/pgherd-lab"))
 LAB_BIN = Path(os.environ.get("LAB_CACHE", Path.home() / ".cache" / "pgherd-lab")) / "bin"
 POSTGRES_IMAGE = os.environ.get("PGHERD_POSTGRES_IMAGE", "localhost/pgherd-postgres:17")
 """what members run, and writers"""
+OPERATORS = 2
+"""pods of an installed operator: one works, one waits"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -93,6 +98,17 @@ class Namespace:
         return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
 
+def age(status: Mapping[str, Any]) -> float:
+    """Seconds since the operator looked; in the lab all clocks are one."""
+    at = status.get("observedAt")
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else 0.0
+
+
+def scale_operator(operator: Namespace, count: int = OPERATORS) -> None:
+    """Have so many of its pods."""
+    operator.kubectl("scale", "deployment/pgherd-operator", f"--replicas={count}")
+
+
 class Cluster:
     """One PostgresCluster in a namespace."""
 
@@ -149,13 +165,14 @@ class Cluster:
         return found
 
     def wait_phase(self, *phases: str, timeout: float = 120.0) -> dict[str, Any]:
-        """Until it is in one of these phases, as the operator says of the last declaration."""
+        """Until it is in one of these phases, as an operator that is not silent says of the last declaration."""
 
         def there() -> dict[str, Any] | None:
             found = self.resource
             status: dict[str, Any] = found.get("status") or {}
             current = status.get("generation") == found["metadata"]["generation"]
-            return status if current and status.get("phase") in phases else None
+            fresh = "Stopped" in phases or age(status) <= STALE_SECONDS
+            return status if current and fresh and status.get("phase") in phases else None
 
         try:
             return dict(wait_for(there, f"{self.name} is {'/'.join(phases)}", timeout))

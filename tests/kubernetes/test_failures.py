@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.kube import Cluster, Namespace, kubectl, lab, wait_for
+from tests.kubernetes.kube import Cluster, Namespace, kubectl, lab, scale_operator, wait_for
 from tests.kubernetes.writer import Writers, writers
 
 pytestmark = pytest.mark.kubernetes
@@ -348,7 +348,7 @@ def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakabl
 
 def test_the_operator_away(shop: Cluster, operator: Namespace) -> None:
     """Databases fail over by themselves; what was asked for meanwhile is done afterwards."""
-    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=0")
+    scale_operator(operator, 0)
     try:
         wait_for(lambda: not operator.list("pods"), "the operator is gone", 60)
         with writers(shop) as at_work:
@@ -359,6 +359,6 @@ def test_the_operator_away(shop: Cluster, operator: Namespace) -> None:
         print(final)
         shop.patch({"postgres": {"parameters": {"work_mem": "9MB"}}})
     finally:
-        operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=1")
+        scale_operator(operator)
     member = shop.member("segment-1", "primary")
     wait_for(lambda: shop.psql(member, "SHOW work_mem") == "9MB", "the wish is fulfilled", 60)

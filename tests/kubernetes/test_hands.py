@@ -8,10 +8,11 @@ import json
 import secrets
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
-from tests.kubernetes.kube import Cluster, Namespace, wait_for
+from tests.kubernetes.kube import Cluster, Namespace, scale_operator, wait_for
 from tests.kubernetes.test_life import nothing, rows
 from tests.kubernetes.test_operator import kill_operator
 from tests.kubernetes.writer import writers
@@ -103,10 +104,10 @@ def test_lost_passwords_are_named_and_not_replaced_by_ones_that_no_database_know
     """With nobody left who remembers them."""
     namespace = shop.namespace
     kept = namespace.get("secret", "shop-credentials")
-    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=0")
+    scale_operator(operator, 0)
     wait_for(lambda: not operator.list("pods"), "the operator is gone", 60)
     namespace.kubectl("delete", "secret", "shop-credentials")
-    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=1")
+    scale_operator(operator)
     wait_for(
         lambda: "shop-credentials is lost" in shop.condition("Degraded").get("message", ""), "it says so", 60
     )
@@ -227,6 +228,12 @@ def rows_or_zero(cluster: Cluster) -> int:
         return 0
 
 
+def ready(pod: dict[str, Any]) -> list[bool]:
+    """Of each container."""
+    found = pod["status"].get("containerStatuses") or [{"ready": False}]
+    return [bool(each["ready"]) for each in found]
+
+
 def test_two_operators_never_work_at_once(shop: Cluster, operator: Namespace) -> None:
     """A second one waits, and takes over when the first is gone."""
 
@@ -235,25 +242,20 @@ def test_two_operators_never_work_at_once(shop: Cluster, operator: Namespace) ->
         return str(lease["spec"].get("holderIdentity") or "")
 
     first = holder()
-    assert first in [pod["metadata"]["name"] for pod in operator.list("pods")]
-    operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=2")
-    try:
-        others = wait_for(
-            lambda: [
-                pod["metadata"]["name"]
-                for pod in operator.list("pods")
-                if pod["metadata"]["name"] != first and pod["status"]["phase"] == "Running"
-            ],
-            "there are two",
-        )
-        said = f"{first} has it"
-        wait_for(lambda: said in operator.kubectl("logs", others[0]), "the second one says that it waits")
-        assert holder() == first
-        operator.kubectl("delete", "pod", first, "--grace-period=0", "--force")
-        wait_for(lambda: holder() not in ("", first), "another one has taken over", 45)
-    finally:
-        operator.kubectl("scale", "deployment/pgherd-operator", "--replicas=1")
-    wait_for(lambda: len(operator.list("pods")) == 1, "one is left")
+    scale_operator(operator, 2)
+    others = wait_for(
+        lambda: [
+            pod["metadata"]["name"]
+            for pod in operator.list("pods")
+            if pod["metadata"]["name"] != first and all(ready(pod))
+        ],
+        "there are two, and the one that waits is ready",
+    )
+    said = f"{first} has it"
+    wait_for(lambda: said in operator.kubectl("logs", others[0]), "the second one says that it waits")
+    assert holder() == first
+    operator.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+    wait_for(lambda: holder() not in ("", first), "another one has taken over", 45)
     shop.patch({"postgres": {"parameters": {"work_mem": "7MB"}}})
     member = shop.member("segment-1", "primary")
     wait_for(lambda: shop.psql(member, "SHOW work_mem") == "7MB", "the wish is fulfilled", 90)

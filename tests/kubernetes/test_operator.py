@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from pgherd.operations.runner import crash_points
-from tests.kubernetes.kube import Cluster, KubectlError, Namespace, wait_for
+from tests.kubernetes.kube import Cluster, KubectlError, Namespace, scale_operator, wait_for
 from tests.kubernetes.writer import writers
 
 pytestmark = pytest.mark.kubernetes
@@ -56,8 +56,12 @@ def crashing(operator: Namespace) -> Iterator[Namespace]:
             {"name": "PGHERD_CRASH_LOG", "value": LOG},
         ],
     }
-    with patched(operator, container):
-        yield operator
+    scale_operator(operator, 1)  # whose journal is read is the one that works
+    try:
+        with patched(operator, container):
+            yield operator
+    finally:
+        scale_operator(operator)
 
 
 def kill_operator(operator: Namespace) -> list[str]:

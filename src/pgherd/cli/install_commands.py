@@ -55,6 +55,9 @@ def install(
             "--fencing", help="It may taint nodes that are off: for clusters with fencing: out-of-service."
         ),
     ] = False,
+    replicas: Annotated[
+        int, typer.Option(metavar="N", help="Pods of the operator: one works, others wait to take over.")
+    ] = 2,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return at once; the operator starts in the background.")
     ] = False,
@@ -65,7 +68,7 @@ def install(
 
     limit = seconds(timeout)
     settings = _settings(image=image, postgres_image=postgres_image, watch_namespace=watch_namespace)
-    settings = replace(settings, fencing=fencing)
+    settings = replace(settings, fencing=fencing, replicas=replicas)
     manifests.check(settings)
     if dry_run:
         typer.echo(manifests.to_yaml(manifests.manifests(settings)), nl=False)

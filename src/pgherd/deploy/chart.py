@@ -15,7 +15,7 @@ from pgherd.deploy import manifests
 from pgherd.deploy.manifests import Manifest, Settings
 
 _HEADER = "{{/* Generated from pgherd's own manifests (python -m pgherd.deploy.chart): don't edit. */}}\n"
-_TEXT, _BLOCK = "@text:{}@", "@block:{}@"
+_TEXT, _NUMBER, _BLOCK = "@text:{}@", "@number:{}@", "@block:{}@"
 _WATCHING = ".Values.watchNamespace"
 
 
@@ -30,6 +30,7 @@ def settings(watch_namespace: str = "") -> Settings:
         resources=_BLOCK.format(".Values.resources"),
         node_selector=_BLOCK.format(".Values.nodeSelector"),
         tolerations=_BLOCK.format(".Values.tolerations"),
+        replicas=_NUMBER.format(".Values.replicas"),
         managed_by=_TEXT.format(".Release.Service"),
         watch_namespace=watch_namespace,
     )
@@ -83,6 +84,7 @@ def _template(objects: list[Manifest]) -> str:
     text = re.sub(r"^( *)(- )?([\w]+): '?@block:([.\w]+)@'?$", _block, text, flags=re.MULTILINE)
     # Quoted by Helm, where the value is all there is: it may look like a number.
     text = re.sub(r": '?@text:([.\w]+)@'?$", r": {{ \1 | quote }}", text, flags=re.MULTILINE)
+    text = re.sub(r": '?@number:([.\w]+)@'?$", r": {{ \1 }}", text, flags=re.MULTILINE)
     return re.sub(r"@text:([.\w]+)@", r"{{ \1 }}", text)
 
 

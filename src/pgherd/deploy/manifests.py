@@ -20,6 +20,7 @@ NAMESPACE = "pgherd-system"
 IMAGE = f"localhost/pgherd-operator:{__version__}"
 POSTGRES_IMAGE = "localhost/pgherd-postgres:17"
 PROBE_PORT = 8080
+MAX_REPLICAS = 5
 UID = 65532
 """the uid of the operator's process; the image asks for no particular one"""
 
@@ -57,6 +58,8 @@ class Settings:
     )
     node_selector: Any = field(default_factory=dict)
     tolerations: Any = field(default_factory=lambda: list(SILENT_NODES))
+    replicas: Any = 2
+    """how many of its pods there are: one works, the others wait to take over within seconds"""
     managed_by: str = "pgherd"
     watch_namespace: str = ""
     """the only namespace whose clusters it looks after; empty: all"""
@@ -79,6 +82,8 @@ def check(settings: Settings) -> None:
     for option, value in (("--image", settings.image), ("--postgres-image", settings.postgres_image)):
         if not value or any(character.isspace() for character in value):
             problems.append(f"{option}: {value!r} must be the name of a container image")
+    if not 1 <= settings.replicas <= MAX_REPLICAS:
+        problems.append(f"--replicas: {settings.replicas} must be 1 to {MAX_REPLICAS}")
     if problems:
         raise BadInput(*problems)
 
@@ -200,17 +205,30 @@ def _binding(kind: str, role: str, settings: Settings, name: str = "") -> Manife
 
 def operator(settings: Settings) -> Manifest:
     """What runs."""
-    selector = {
-        key: labels(settings)[key] for key in ("app.kubernetes.io/name", "app.kubernetes.io/component")
-    }
     spec = {
-        "replicas": 1,
-        # The old one goes first. Where its end can't be seen (a node that was cut off) a lease keeps two from acting.
+        "replicas": settings.replicas,
+        # All old ones go first: one that waits would take over from the one that works, and go next. A lease keeps two
+        # from acting.
         "strategy": {"type": "Recreate"},
-        "selector": {"matchLabels": selector},
+        "selector": {"matchLabels": _selector(settings)},
         "template": {"metadata": {"labels": labels(settings)}, "spec": _pod(settings)},
     }
     return _named("apps/v1", "Deployment", settings, spec=spec)
+
+
+def _selector(settings: Settings) -> dict[str, str]:
+    return {key: labels(settings)[key] for key in ("app.kubernetes.io/name", "app.kubernetes.io/component")}
+
+
+def _apart(settings: Settings) -> Manifest:
+    """On different nodes, if there are several."""
+    where = {
+        "labelSelector": {"matchLabels": _selector(settings)},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": where}],
+    }
 
 
 def _named(api_version: str, kind: str, settings: Settings, **rest: Any) -> Manifest:
@@ -247,6 +265,7 @@ def _pod(settings: Settings) -> Manifest:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": 30,
+        "affinity": {"podAntiAffinity": _apart(settings)},
         "containers": [_container(settings)],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
         **{

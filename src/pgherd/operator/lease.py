@@ -74,9 +74,10 @@ class Lease:
         self._stop = threading.Event()
         self._renewer: threading.Thread | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, looked: Callable[[], None] = lambda: None) -> None:
         """Wait until it is ours, and keep it from then on.
 
+        :param looked: called after each look
         :raises PgherdError: the API server refuses: a right is missing
         """
         told = ""
@@ -88,6 +89,7 @@ class Lease:
                 news = f"waiting for the lease {self._name}: {holder} has it"
             except Unavailable as error:
                 news = str(error)
+            looked()
             if news != told:
                 logger.info(news)
             told = news

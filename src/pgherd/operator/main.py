@@ -23,6 +23,7 @@ from lightkube import Client
 from pgherd.errors import PgherdError
 from pgherd.operator.keeper import Keeper
 from pgherd.operator.lease import ANSWER_SECONDS, Lease
+from pgherd.operator.waiting import answering
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import ALL_NAMESPACES, CLUSTER, Api
 from pgherd.platform.kubernetes.cache import Watched
@@ -147,8 +148,10 @@ def main() -> None:
     lease = make_lease(namespace)
     # As process 1 of its container it would not end by a signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    liveness = os.environ.get("PGHERD_LIVENESS", LIVENESS)
     try:
-        lease.acquire()
+        with answering(liveness) as sign:
+            lease.acquire(sign)
     except PgherdError as error:
         raise SystemExit(f"pgherd: {error}") from None
     everywhere = namespace == ALL_NAMESPACES
@@ -158,7 +161,7 @@ def main() -> None:
             clusterwide=everywhere,
             namespaces=[] if everywhere else [namespace],
             standalone=True,
-            liveness_endpoint=os.environ.get("PGHERD_LIVENESS", LIVENESS),
+            liveness_endpoint=liveness,
         )
     finally:
         if operator.is_at_rest():

@@ -10,6 +10,7 @@ import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -40,8 +41,6 @@ from pgherd.remote.tunnel import HOST, Tunnel
 
 Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 75.0
-"""an operator that lives says something of each cluster at least every 30 seconds"""
 
 
 class Heard:
@@ -50,15 +49,21 @@ class Heard:
     def __init__(self) -> None:
         self._said: object = None
         self._since = time.monotonic()
+        self._is_new = False
 
     def take(self, now: dict[str, Any]) -> None:
         """A status that was just read."""
         if now.get("observedAt") != self._said:
+            self._is_new = self._said is not None
             self._said, self._since = now.get("observedAt"), time.monotonic()
+
+    def believes(self, now: dict[str, Any]) -> bool:
+        """Whether a status is of now: not old by this machine's clock, or told while we waited."""
+        return self._is_new or objects.aged(now, datetime.now(UTC))["phase"] == now["phase"]
 
     def is_alive(self) -> bool:
         """It has reported, and not too long ago."""
-        return self._said is not None and time.monotonic() - self._since < SILENT_SECONDS
+        return self._said is not None and time.monotonic() - self._since < objects.STALE_SECONDS
 
 
 class KubernetesClient(WithoutBackups, WithoutSchedules):
@@ -250,7 +255,7 @@ class KubernetesClient(WithoutBackups, WithoutSchedules):
 
     def status(self, name: str) -> dict[str, Any]:
         """What the operator saw last (DESIGN section 3)."""
-        return objects.status_of(self._get(name))
+        return objects.aged(objects.status_of(self._get(name)), datetime.now(UTC))
 
     def wait(
         self,
@@ -278,7 +283,8 @@ class KubernetesClient(WithoutBackups, WithoutSchedules):
                 progress(now)
             # A stop and a start are no new generation: the phase tells whether the operator has seen them.
             turned = (now["phase"] == "Stopped") == objects.is_stopped(resource)
-            if is_fulfilled(name, now, wanted, operation=operation, silence=objects.SILENCE) and turned:
+            done = is_fulfilled(name, now, wanted, operation=operation, silence=objects.SILENCE)
+            if done and turned and heard.believes(now):
                 return now
             if time.monotonic() > deadline:
                 known = now if heard.is_alive() else None

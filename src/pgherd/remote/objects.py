@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from pgherd.model import spec as declaration
@@ -16,6 +17,10 @@ SILENCE = (
     "nothing is heard of the operator: 'kubectl -n pgherd-system get pods' shows whether it runs,"
     " 'pgherd install' installs it"
 )
+
+
+STALE_SECONDS = 75.0
+"""an operator that lives says something of each cluster that runs at least every 30 seconds"""
 
 
 def could_be_name(name: str) -> bool:
@@ -51,6 +56,37 @@ def status_of(resource: Mapping[str, Any]) -> dict[str, Any]:
     if resource["metadata"].get("deletionTimestamp"):
         found["phase"] = "Deleting"
     return found
+
+
+def aged(status: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """The same, for people: what is too old to be believed says so, and how old it is by this machine's clock.
+
+    A stopped cluster isn't looked at, and where the operator can't look it has said so itself.
+    """
+    age = _age(status, now)
+    unsure = {"type": "Ready", "status": "Unknown"} in (
+        {key: each[key] for key in ("type", "status")} for each in status["conditions"]
+    )
+    if age <= STALE_SECONDS or status["phase"] in ("Stopped", "Deleting") or unsure:
+        return dict(status)
+    message = f"last seen {status['phase']}, {age:.0f} s ago by this machine's clock: {SILENCE}"
+    unknown = {"status": "Unknown", "reason": "OperatorSilent", "message": message}
+    return {
+        **status,
+        "phase": "Unknown",
+        "settled": False,
+        "conditions": [
+            {**each, **unknown} if each["type"] == "Ready" else each for each in status["conditions"]
+        ],
+    }
+
+
+def _age(status: Mapping[str, Any], now: datetime) -> float:
+    """Seconds; 0 where nobody has looked yet."""
+    try:
+        return (now - datetime.fromisoformat(str(status["observedAt"])).astimezone(UTC)).total_seconds()
+    except ValueError:
+        return 0.0
 
 
 def nothing_known(resource: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ DATA_PATH = f"{VOLUME_PATH}/data"
 LOCK_PATH = f"{VOLUME_PATH}/lock"
 """locked as long as anything of a container uses the volume"""
 SOCKET_PATH = "/run/postgresql"
+SERVICE = "member"
+"""the name of the settings that members' own connections have in common"""
 
 _ENVIRONMENT = Credentials("", "", "", "")
 """passwords are in the environment"""
@@ -93,6 +95,8 @@ ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
         fi
     done
 ) &
+# What every connection made in here falls back on (libpq: connection service file).
+export PGSERVICEFILE={DIRECTORY}/pg_service.conf PGSERVICE={SERVICE}
 [ -z "$ending" ] || exit 143
 patroni {DIRECTORY}/patroni.yml <&9 &
 patroni=$!
@@ -102,6 +106,16 @@ while kill -0 "$patroni" 2> /dev/null; do
     wait "$patroni" || code=$?
 done
 exit "$code"
+"""
+
+SERVICE_FILE = f"""\
+# An address whose pod is gone never answers and never refuses: who copies or rewinds from it would wait for ever.
+[{SERVICE}]
+connect_timeout=10
+keepalives_idle=5
+keepalives_interval=2
+keepalives_count=3
+tcp_user_timeout=8000
 """
 
 MARK_SCRIPT = f"""\
@@ -123,6 +137,7 @@ def files(
         "patroni.yml": yaml.safe_dump(config, sort_keys=False),
         "start.sh": start_script(cluster, server_major),
         "mark.sh": MARK_SCRIPT,
+        "pg_service.conf": SERVICE_FILE,
     }
 
 
