@@ -56,8 +56,10 @@ def test_nobody_talks_to_postgresql_in_plain_text(shop: Cluster) -> None:
     address = f"host=dwell-segment-1.{shop.namespace.name}.svc user=postgres dbname=app"
     assert "no encryption" in said(shop, member, f"{address} sslmode=disable")
     assert said(shop, member, f"{address} sslmode=require").strip() == "in"
-    trusted = f"{address} sslmode=verify-full sslrootcert=/etc/pgherd-tls/ca.crt"
-    assert said(shop, member, trusted).strip() == "in"
+    named = address.replace("host=", f"host={shop.member('segment-1', 'primary')}.")
+    assert (
+        said(shop, member, f"{named} sslmode=verify-full sslrootcert=/etc/pgherd-tls/ca.crt").strip() == "in"
+    )
 
 
 def test_nobody_talks_to_patroni_in_plain_text_or_without_the_password(shop: Cluster) -> None:
