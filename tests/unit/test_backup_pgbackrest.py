@@ -234,6 +234,9 @@ def test_a_point_of_a_primary_that_died_is_reached_on_its_successor_s_timeline(a
     (archive / "00000002.history").write_text("1\t0/4000200\tno recovery target specified\n")
     assert timeline_of(archive, 1, "0/4000100") == 2
     assert timeline_of(archive, 1, "0/4000300") is None, "it is after the successor had left"
+    put(archive, "000000010000000000000004")
+    assert timeline_of(archive, 1, "0/4000300") is None, "who archived this may have had it up to there only"
+    assert timeline_of(archive, 1, "0/4000100") == 1
 
 
 def test_what_is_being_written_is_not_there_yet(archive: Path) -> None:
