@@ -161,9 +161,6 @@ def test_what_can_not_be_is_refused_in_one_line_and_changes_nothing(home: Home) 
     refusals = {
         SCHEDULE.replace("* * * * *", "0 0 30 2 *"): "spec.cron: never comes: no such day in that month",
         SCHEDULE.replace("cluster: shop", "cluster: nobody"): "no cluster 'nobody'",
-        SCHEDULE.replace(
-            "cluster: shop", "cluster: bare"
-        ): "PostgresBackupSchedule often: bare has no backups",
         declaration(name="new") + SCHEDULE.replace("cluster: shop", "cluster: new"): "new has no backups",
     }
     for text, complaint in refusals.items():

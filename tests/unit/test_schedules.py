@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgherd.backup.records import Backup
@@ -276,11 +277,22 @@ def test_a_drill_waits_for_the_first_point_and_is_overdue_without_one(day: Day, 
     wait_for(lambda: day.row()["problem"] is None, "nothing is wrong any more", 10)
 
 
-@pytest.mark.parametrize("error", [BadInput("table x: there is none"), PgherdError("no room")])
-def test_a_drill_that_can_not_be_made_is_said_and_tried_again(
-    day: Day, possible: list[bool], monkeypatch: pytest.MonkeyPatch, error: PgherdError
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadInput("table x: there is none"),
+        PgherdError("no room"),
+        psycopg.errors.UndefinedFile("could not open file"),
+        KeyError("unexpected"),
+    ],
+)
+def test_a_drill_that_can_not_be_made_is_said_and_tried_again_after_a_rest(
+    day: Day, possible: list[bool], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    tried = []
+
     def fail(name: str, **options: Any) -> dict[str, Any]:
+        tried.append(name)
         raise error
 
     day.declare(drill={"every": "7d"})
@@ -288,9 +300,10 @@ def test_a_drill_that_can_not_be_made_is_said_and_tried_again(
         patched.setattr(day, "drill", fail, raising=False)
         day.look("20T12:00:01")
         wait_for(lambda: day.row()["problem"] == f"a drill could not be made: {error}", "it is said", 10)
-    day.look("20T12:00:30")
-    assert day.row()["problem"]
-    wait_for(lambda: not day.scheduler._is_drilling("shop"), "the failed drill is over", 10)
+        wait_for(lambda: not day.scheduler._is_drilling("shop"), "the failed drill is over", 10)
+        day.look("20T12:00:30")
+        wait_for(lambda: not day.scheduler._is_drilling("shop"), "none is going on", 10)
+    assert (day.row()["problem"] is None, len(tried)) == (False, 1)
     day.look("20T12:02:00")
     wait_for(drilled(day, 1), "the drill is made", 10)
 
@@ -302,6 +315,41 @@ def test_a_drill_that_was_cut_short_is_swept_up(day: Day) -> None:
     )
     day.look("20T12:00:01")
     wait_for(lambda: day.swept == 1, "it is swept up", 10)
+
+
+class Scratch:
+    """A client whose scratch comes up, and dies or is damaged when it is examined."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def declared(self, name: str) -> Any:
+        return cluster(name)
+
+    def restore(self, source: str, target: str, **options: Any) -> dict[str, Any]:
+        return {"restorePoint": "p", "time": BEGIN.isoformat()}
+
+    def wait(self, name: str, **options: Any) -> None:
+        return
+
+    def check(self, name: str) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.UndefinedFile('could not open file "base/5/1259":\nNo such file or directory'),
+        psycopg.errors.DataCorrupted("invalid page in block 3"),
+        psycopg.OperationalError("server closed the connection unexpectedly"),
+    ],
+)
+def test_a_scratch_that_dies_or_is_damaged_is_what_a_drill_finds(error: Exception) -> None:
+    client: Any = Scratch(error)
+    nobody: Any = None
+    found = drill._Drill(client, nobody, nobody, "shop", drill.Wish()).run()
+    assert (found["restorePoint"], found["passed"]) == ("p", False)
+    assert found["problems"] == [" ".join(str(error).split())]
 
 
 # what the commands say

@@ -39,6 +39,10 @@ GAPS_SECONDS = 5.0
 """between two looks for holes in the archived logs"""
 AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
+LOST_AGAIN_SECONDS = 60.0
+"""between two looks for a point that hardly comes any more"""
+POINTS_SECONDS = 5.0
+"""between two looks for points that others made, while no backup waits for its own"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class Keeper(threading.Thread):
         self._standing: dict[int, Standing] = {}
         self._quiet: dict[int, int] = {}
         self._points_version: tuple[str, str | None] | None = None
+        self._looked_for_points = float("-inf")
+        self._look_again: dict[str, float] = {}
+        """when to look for a point that hardly comes any more"""
         self._last_point = float("-inf")
         self._retained = float("-inf")
         self._looked_for_gaps = float("-inf")
@@ -170,28 +177,49 @@ class Keeper(threading.Thread):
             self._pending = {point.name: point for point in self._repository.points() if not point.archived}
         return self._pending
 
-    def _points_grew(self) -> bool:
-        """Whether somebody wrote a point down since the last time: a backup makes one of its own."""
-        version, self._points_version = self._points_version, self._repository.points_version()
-        return version != self._points_version
+    def _see_others(self) -> None:
+        """Follow points that somebody else wrote down: backups and drills make their own, and of ours one may be
+        written down though what came after it failed."""
+        waits = self._maker is not None and self._maker.is_alive()
+        if not waits and time.monotonic() - self._looked_for_points < POINTS_SECONDS:
+            return
+        self._looked_for_points = time.monotonic()
+        version = self._repository.points_version()
+        if version == self._points_version:
+            return
+        known = self._open_points()
+        for point in self._repository.points(days=2):
+            if not point.archived:
+                known.setdefault(point.name, point)
+        self._points_version = version
 
     def _note_archived(self) -> None:
+        self._see_others()
         known = self._open_points()
-        if self._maker is not None and self._maker.is_alive() and self._points_grew():
-            known.update(
-                {point.name: point for point in self._repository.points(days=2) if not point.archived}
-            )
         for point in sorted(known.values(), key=lambda each: each.time):
-            done = points.archived(self._kept.method, point)
-            if done is None:
-                if self._lost.is_certain(point):
-                    # Its record stays: it says that there was one.
-                    del known[point.name]
-                continue
-            self._repository.remember_point(done)
-            points.record(self._kept.databases, done)
+            done = None if point.archived else self._archived(point)
+            if done is not None:
+                self._repository.remember_point(done)
+                # The database may be away, which is no reason to write the line again.
+                known[point.name] = done
+        for point in [point for point in known.values() if point.archived]:
+            points.record(self._kept.databases, point)
             self._wrote()
-            del known[point.name]
+            self._forget(point.name)
+
+    def _archived(self, point: Point) -> Point | None:
+        """The point as it can be offered; None: not yet. One that hardly comes any more is looked for now and then."""
+        if time.monotonic() < self._look_again.get(point.name, float("-inf")):
+            return None
+        done = points.archived(self._kept.method, point)
+        if done is None and self._lost.is_certain(point):
+            self._look_again[point.name] = time.monotonic() + LOST_AGAIN_SECONDS
+        return done
+
+    def _forget(self, name: str) -> None:
+        self._open_points().pop(name, None)
+        self._look_again.pop(name, None)
+        self._lost.forget(name)
 
     # backups
 
@@ -260,6 +288,8 @@ class Keeper(threading.Thread):
         )
         if gone.points:
             repository.forget_points(set(gone.points))
+            for name in gone.points:
+                self._forget(name)
             points.forget(self._kept.databases, sorted(gone.points))
         for each in gone.backups:
             method.remove_backup(each)

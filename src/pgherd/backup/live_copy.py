@@ -67,6 +67,7 @@ class LiveCopy:
         self._programs = programs
         self._stopping = stopping
         self._enough = threading.Event()
+        self._guard = threading.Lock()
         self._trouble: dict[int, str] = {}
 
     def make(self, cluster: str, report: Callable[[int, int, int], None]) -> Point:
@@ -113,7 +114,8 @@ class LiveCopy:
                     raise
                 logger.warning("%s: %s: %s: copying its primary", cluster, group_name(group), error)
                 made = self._copy_of(backup.id, group, None, report)
-            backup = backup.with_group(group, made)
+            with self._guard:
+                backup = backup.with_group(group, made)
 
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             list(pool.map(copy, groups))

@@ -207,9 +207,10 @@ def archived(method: BackupMethod, point: Point) -> Point | None:
 
 
 class Lost:
-    """Which points will never be archived: the log goes on in the repository after a file of theirs that is not there.
+    """Which points will hardly be archived any more: the log goes on in the repository after a file of theirs that is
+    not there, or it went another way before them.
 
-    A standby may still bring it, so that has to be so for a while.
+    A standby may still bring it, so that has to be so for a while. It may come later, too: nothing is for ever.
     """
 
     def __init__(self, method: BackupMethod) -> None:
@@ -223,9 +224,14 @@ class Lost:
             return False
         return time.monotonic() - self._since.setdefault(point.name, time.monotonic()) > LOST_SECONDS
 
+    def forget(self, name: str) -> None:
+        """There is nothing more to ask of a point."""
+        self._since.pop(name, None)
+
     def _is_passed(self, group: int, at: GroupPoint) -> bool:
         names = self._method.log_names(group, at.system)
         if names is None or self._method.readable_timeline(group, at) is not None:
             return False
-        number = max(wal.parse_lsn(at.lsn) - 1, 0) // wal.SEGMENT_BYTES
-        return any((there := wal.segment_number(name)) is not None and there > number for name in names)
+        return wal.is_passed(
+            at.timeline, wal.parse_lsn(at.lsn), self._method.histories(group, at.system), names
+        )

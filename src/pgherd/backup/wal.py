@@ -7,7 +7,7 @@ system: every promotion begins a new one, which shares everything before it with
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SEGMENT_BYTES = 16 << 20
@@ -96,3 +96,23 @@ def readable_timeline(
         if reaches and segment_before(history.timeline, lsn) in archived:
             return history.timeline
     return None
+
+
+def is_passed(timeline: int, lsn: int, histories: Iterable[History], names: Iterable[str]) -> bool:
+    """Whether an archived log has gone past a position that is not in it: on the position's own way there are later
+    files, or a later timeline has left that way before it.
+
+    Files of other branches say nothing: one that was abandoned, in a restore to an earlier place, is always farther.
+
+    :param histories: of all timelines
+    :param names: of the archived files
+    """
+    later = [history for history in histories if history.timeline > timeline]
+    own = {timeline, *(history.timeline for history in later if history.holds(timeline, lsn))}
+    elsewhere = {history.timeline for history in later} - own
+    number = max(lsn - 1, 0) // SEGMENT_BYTES
+    for name in names:
+        at = segment_number(name)
+        if at is not None and ((on := int(name[:8], 16)) in elsewhere or (on in own and at > number)):
+            return True
+    return False

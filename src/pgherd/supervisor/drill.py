@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import psycopg
 
 from pgherd.backup import points, records, restore, tools
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.registry import make_method
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.faults import crash_point
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
@@ -126,8 +127,9 @@ class _Drill:
             self._client.wait(self._scratch, timeout=self._wish.timeout, progress=self._wish.progress)
             crash_point("drill:restored")
             compared = self._examine()
-        except PgherdError as error:
-            self._problems.append(str(error))
+        except (PgherdError, psycopg.Error) as error:
+            # A scratch that dies of what was restored, or can't be asked, is what a drill is there to find.
+            self._problems.append(one_line(error) or type(error).__name__)
         return {
             "restorePoint": found["restorePoint"],
             "time": found["time"],

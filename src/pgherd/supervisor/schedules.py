@@ -254,10 +254,11 @@ class Scheduler(threading.Thread):
             result = self._client.drill(
                 cluster, keep=declared.keep, tables=declared.tables, timeout=FOR_EVER, told=told
             )
-        except PgherdError as error:
+        except Exception as error:  # whatever it was, the next one would meet it, too
             self._rest(schedule, self._clock())
-            self._note(schedule, f"a drill could not be made: {one_line(error)}")
-            self._platform.announce(cluster, f"a drill could not be made: {one_line(error)}", failed=True)
+            problem = f"a drill could not be made: {one_line(error) or type(error).__name__}"
+            self._note(schedule, problem)
+            self._platform.announce(cluster, problem, failed=True)
             if not isinstance(error, BadInput):
                 raise
             return
