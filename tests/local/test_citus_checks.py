@@ -158,7 +158,9 @@ def refuses_to_grow(home: Home, message: str) -> None:
     """A condition with the node's name, an expansion that ends with it, and not a member of the new group."""
     wait_for(lambda: message in (unfit(home) or ""), f"the status says: {message}", 30)
     wait_for(lambda: message in (home.path / "shop" / "status.json").read_text(), "the supervisor saw it", 30)
-    home.run("scale", "shop", "--segments", "3", "--no-wait")
+    refused = home.run("scale", "shop", "--segments", "3", check=False)
+    assert refused.returncode == 1
+    assert message in refused.stdout + refused.stderr
     ended = wait_for(
         lambda: (last := home.status()["lastOperation"] or {}).get("toSegments") == 3 and last,
         "the expansion has ended",
