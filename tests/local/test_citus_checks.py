@@ -43,9 +43,13 @@ def herd(programs: Programs) -> Iterator[Home]:
 
 @pytest.fixture(autouse=True)
 def _sound_before_and_after(herd: Home) -> Iterator[None]:
-    assert findings(herd) == []
+    sound(herd)
     yield
-    assert findings(herd) == []
+    sound(herd)
+
+
+def sound(home: Home) -> None:
+    wait_for(lambda: findings(home) == [], f"nothing is wrong: {findings(home)}", 60, every=0.5)
 
 
 def findings(home: Home) -> list[dict[str, Any]]:
