@@ -133,3 +133,32 @@ def test_after_switchovers_every_member_archives_and_points_can_be_restored(
             audit(connection, ledger, since=datetime.fromisoformat(before["time"]), until=until)
         assert_sound(home, name)
         home.run("delete", name, "--purge", "--yes")
+
+
+def test_a_standby_that_can_not_archive_is_told_of(home: Home) -> None:
+    """Its log would grow until its disk is full, while its primary archives as if nothing were wrong."""
+    standby = home.member("segment-1", "standby")["name"]
+    log = home.path / "shop" / "members" / standby / "data" / "pg_wal"
+    archived = (home.path.parent / "repository" / "shop" / "wal").glob("segment-1/*/*")
+    name = min(path.name for path in archived if len(path.name) == 24)
+    own, aside, ready = log / name, log / "aside", log / "archive_status" / f"{name}.ready"
+    if own.exists():
+        own.rename(aside)
+    own.write_bytes(bytes([1]) * SEGMENT_BYTES)
+    ready.touch()
+
+    def told() -> str | None:
+        at_each_member(home, 1, "SELECT pg_switch_wal() WHERE NOT pg_is_in_recovery()")
+        found = condition(home, "BackupsHealthy")
+        return str(found["message"]) if found["status"] == "False" else None
+
+    try:
+        message = wait_for(told, "the condition tells", 150, every=1)
+        assert "a standby of segment-1 (127.0.0.1:" in message
+        assert f"can't archive {name}" in message
+    finally:
+        ready.unlink(missing_ok=True)
+        own.unlink()
+        if aside.exists():
+            aside.rename(own)
+    wait_for(lambda: condition(home, "BackupsHealthy")["status"] == "True", "it is well again", 150, every=1)
