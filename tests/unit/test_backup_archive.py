@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from patroni.postgresql.rewind import Rewind
 
 from pgherd.backup import archive
 from pgherd.backup.native import Native
@@ -113,13 +116,48 @@ def test_a_file_that_its_timeline_went_beyond_or_never_reached_is_archived(
     assert list(repository.log_files(1, "7123")) == [NAME]
 
 
-@pytest.mark.parametrize("name", [f"{NAME}.partial", "00000002.history", f"00000002{NAME[8:]}"])
+@pytest.mark.parametrize("name", [f"{NAME}.partial", "00000002.history", f"00000003{NAME[8:]}"])
 def test_what_comes_beside_a_left_file_is_archived(member: Path, repository: Repository, name: str) -> None:
     follow(member, FORK)
     if not name.endswith(".history"):
         (member / "pg_wal" / name).write_bytes(SEGMENT)
     assert run(member, "push", str(repository.logs(1)), f"pg_wal/{name}", name).returncode == 0
     assert list(repository.log_files(1, "7123")) == [name]
+
+
+def test_a_primary_that_died_does_not_archive_the_file_in_which_its_successor_left_it(
+    member: Path, repository: Repository
+) -> None:
+    """It has not heard of that; the repository has."""
+    place = repository.logs(1) / "7123"
+    place.mkdir(parents=True)
+    left = f"0/{FORK:X}\tno recovery target specified\n"
+    (place / "00000002.history").write_text(f"1\t0/{9 * SEGMENT_BYTES:X}\tx\n")
+    (place / "00000003.history").write_text(f"1\t{left}2\t0/{9 * SEGMENT_BYTES:X}\tx\n")
+    assert push(member, repository).returncode == 0
+    assert sorted(repository.log_files(1, "7123")) == ["00000002.history", "00000003.history"]
+
+
+def test_patroni_archives_what_a_member_that_died_had_not(
+    member: Path, repository: Repository, tmp_path: Path
+) -> None:
+    """It runs the command in a directory of its own."""
+    method = Native(repository.root, _no_programs, let_go=64 * SEGMENT_BYTES)
+    (member / "pg_wal" / "archive_status").mkdir()
+    command = method.parameters(1)["archive_command"]
+    server = SimpleNamespace(wal_dir=str(member / "pg_wal"))
+    ready = Rewind._build_archiver_command(cast(Any, SimpleNamespace(_postgresql=server)), command, NAME)
+    subprocess.run(ready, shell=True, cwd=tmp_path, check=True)
+    assert list(repository.log_files(1, "7123")) == [NAME]
+
+
+def test_no_file_of_a_timeline_is_archived_without_its_history(member: Path, repository: Repository) -> None:
+    """What waits is forgotten after a crash, but for files of the log, or was let go."""
+    follow(member, FORK)
+    name = f"00000002{NAME[8:]}"
+    (member / "pg_wal" / name).write_bytes(SEGMENT)
+    assert run(member, "push", str(repository.logs(1)), f"pg_wal/{name}", name).returncode == 0
+    assert sorted(repository.log_files(1, "7123")) == ["00000002.history", name]
 
 
 def test_a_repository_that_is_away_is_not_made(member: Path, tmp_path: Path) -> None:

@@ -125,14 +125,66 @@ def test_nothing_restorable_says_when_the_first_point_comes() -> None:
 
 def test_a_differential_backup_builds_on_the_last_whole_one_an_incremental_one_on_the_last() -> None:
     backups = [backup(0), backup(1, "differential", "f0"), backup(2, "incremental", "d1")]
-    assert choice.parent_for("differential", 1, SYSTEM, backups) == "f0"
-    assert choice.parent_for("incremental", 1, SYSTEM, backups) == "i2"
-    assert choice.parent_for("full", 1, SYSTEM, backups) is None
+    assert choice.parent_for("differential", 1, (SYSTEM, 1), backups, no_histories) == "f0"
+    assert choice.parent_for("incremental", 1, (SYSTEM, 1), backups, no_histories) == "i2"
+    assert choice.parent_for("full", 1, (SYSTEM, 1), backups, no_histories) is None
 
 
 def test_a_group_that_is_new_gets_a_whole_copy() -> None:
-    assert choice.parent_for("incremental", 1, "8", [backup(0)]) is None
-    assert choice.missing_base({0: SYSTEM, 1: "8"}, [backup(0)]) == [1]
+    assert choice.parent_for("incremental", 1, ("8", 1), [backup(0)], no_histories) is None
+    assert choice.missing_base({0: (SYSTEM, 1), 1: ("8", 1)}, [backup(0)], no_histories) == [1]
+
+
+# branches that nobody went on with
+
+
+def left_at(hours: float) -> choice.Histories:
+    """A failover: timeline 2 goes on from there."""
+    return lambda group, system: [History(2, {1: parse_lsn(lsn(hours))})]
+
+
+HALF_COPIED = left_at(1.05)
+"""a failover between the start and the stop of the copy that was made at 1"""
+
+
+@pytest.mark.parametrize("kind", ["differential", "incremental"])
+def test_nothing_builds_on_a_copy_that_holds_what_a_failover_left_behind(kind: str) -> None:
+    """Blocks that changed only there would stay in the chain. Nor on an older one: pgBackRest takes the newest."""
+    backups = [backup(0), backup(1)]
+    assert choice.parent_for(kind, 1, (SYSTEM, 2), backups, HALF_COPIED) is None
+    assert choice.parent_for(kind, 1, (SYSTEM, 2), backups, left_at(1.2)) == "f1"
+
+
+def test_nothing_builds_on_a_copy_of_an_earlier_timeline_whose_end_is_not_known_yet() -> None:
+    assert choice.parent_for("incremental", 1, (SYSTEM, 2), [backup(0)], no_histories) is None
+
+
+def test_a_chain_over_a_copy_that_a_failover_left_behind_serves_nothing() -> None:
+    chained = backup(2, "incremental", "f1", timeline=2)
+    assert choice.bases(point(3, timeline=2), [backup(1), chained], HALF_COPIED) is None
+    found = choice.bases(point(3, timeline=2), [backup(0), backup(1), chained], HALF_COPIED)
+    assert found == {group: ["f0"] for group in range(3)}, "an older one serves"
+    found = choice.bases(point(3, timeline=2), [backup(1), chained], left_at(1.2))
+    assert found == {group: ["f1", "i2"] for group in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("copies", "histories", "missing"),
+    [
+        ([backup(1)], HALF_COPIED, True),
+        ([backup(1), backup(2, "incremental", "f1", timeline=2)], HALF_COPIED, True),
+        ([backup(0), backup(1)], HALF_COPIED, False),
+        ([backup(1)], left_at(1.2), False),
+        ([backup(1)], no_histories, False),
+        ([backup(2, timeline=3)], HALF_COPIED, False),
+    ],
+)
+def test_a_group_gets_a_new_copy_if_none_is_known_to_lead_to_where_it_is(
+    copies: list[Backup], histories: choice.Histories, missing: bool
+) -> None:
+    """What is not known yet, or younger than the last look at the group, is no reason."""
+    found = choice.missing_base({1: (SYSTEM, 2)}, copies, histories)
+    assert found == ([1] if missing else [])
 
 
 # retention
@@ -174,7 +226,7 @@ def pasts(draw: st.DrawFn) -> tuple[list[Point], list[Backup]]:
     backups: list[Backup] = []
     for number in range(draw(st.integers(1, 12))):
         kind: BackupType = draw(st.sampled_from(["full", "differential", "incremental"]))
-        parent = choice.parent_for(kind, 0, SYSTEM, backups)
+        parent = choice.parent_for(kind, 0, (SYSTEM, 1), backups, no_histories)
         backups.append(backup(number * 6.0, kind if parent else "full", parent))
     hours = draw(st.lists(st.integers(0, 80), unique=True, max_size=30))
     return [point(hour + 0.5) for hour in sorted(hours)], backups

@@ -95,6 +95,16 @@ def test_a_group_is_cut_off_until_a_copy_is_behind_its_last_hole() -> None:
     assert cut_off(systems, [backup(1)], logs(files((0, 10 * PER_HOUR)))) == {}
 
 
+def test_a_copy_that_a_failover_left_behind_makes_no_hole_good() -> None:
+    histories = [History(2, {1: parse_lsn(lsn(5))})]
+    names = files((0, 4 * PER_HOUR - 1), (4 * PER_HOUR + 1, 9 * PER_HOUR))
+    names |= files((5 * PER_HOUR, 9 * PER_HOUR), timeline=2)
+    known = logs(names, histories=histories)
+    systems = {1: SYSTEM}
+    assert list(cut_off(systems, [backup(1), backup(6)], known)) == [1]
+    assert cut_off(systems, [backup(1), backup(6, timeline=2)], known) == {}
+
+
 def test_a_copy_of_another_system_is_not_asked_about() -> None:
     other = replace(backup(1), groups={})
     assert cut_off({1: SYSTEM}, [other], logs(files((0, 3)))) == {}

@@ -123,6 +123,19 @@ def test_archiving_goes_to_the_stanza_of_the_database_system_it_runs_in(data: Pa
     ]
 
 
+def test_patroni_archives_what_a_member_that_died_had_not(data: Path, tmp_path: Path) -> None:
+    """It runs the command in a directory of its own, with an absolute path."""
+    path = f"{data}/pg_wal/{FILE}"
+    said = archiving(data, path, cwd=tmp_path)
+    assert said[1:5] == [
+        f"--stanza=segment-2-{SYSTEM}",
+        f"--pg1-path={data}",
+        f"--spool-path={data.parent}/spool",
+        f"--lock-path={data.parent}/spool/lock",
+    ]
+    assert said[-1] == path
+
+
 def test_pgbackrest_is_not_given_the_file_in_which_a_timeline_was_left(data: Path) -> None:
     (data / "pg_wal" / "00000002.history").write_text("1\t0/4000200\tno recovery target specified\n")
     assert archiving(data, f"pg_wal/{FILE}") == []

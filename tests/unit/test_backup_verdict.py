@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from pgherd.backup.records import Point
+from pgherd.backup.repair import marks_of
 from pgherd.backup.verdict import Reached, Verdict, judge
-from pgherd.backup.wal import SEGMENT_BYTES
+from pgherd.backup.wal import SEGMENT_BYTES, History, parse_history
 from pgherd.platform.base import Ending, LastWords
 from pgherd.platform.local.endings import parse_control
+from tests.support.backups import SYSTEM, lsn, point
 
 END = 7 * SEGMENT_BYTES
 CHECKPOINT = END + 0x28
@@ -64,6 +69,21 @@ def test_what_the_store_or_a_point_knows_of_is_missing_if_it_is_not_there() -> N
     assert (found.complete, found.missing_bytes) == (False, 5000)
     assert "0/7001388 (its primary told Patroni's store" in found.reason
     assert verdict(None, marks={END + 70: "restore point p"}).missing_bytes == 70
+
+
+@pytest.mark.parametrize("reason", ['at restore point "p1"', "no recovery target specified"])
+def test_points_that_were_left_behind_are_not_missing(reason: str) -> None:
+    """By a restore in place, or by a failover, whose timeline was followed."""
+    history = parse_history(2, f"1\t{lsn(1)}\t{reason}\n")
+    points = [point(0.5), point(1.5), point(2), point(1.2, timeline=2)]
+    assert told(points, 2, history) == {"p0.5", "p1.2"}
+    assert told(points, 1) == {"p0.5", "p1.5", "p2", "p1.2"}, "a younger timeline that was not reached tells"
+    assert told([point(1.5, timeline=3)], 2, history) == {"p1.5"}
+    assert told(points, 2) == {"p0.5", "p1.5", "p2", "p1.2"}, "nothing is known to be left behind"
+
+
+def told(points: Sequence[Point], reached: int, *histories: History) -> set[str]:
+    return {said.split()[2] for said in marks_of(points, 1, SYSTEM, reached, histories).values()}
 
 
 def test_a_store_that_knows_more_than_the_shutdown_says_refutes_it() -> None:

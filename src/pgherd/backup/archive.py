@@ -4,8 +4,9 @@
     archive.py fetch FOLDER NAME PATH                     the other way round
     archive.py left PATH NAME                             whether PATH is a file that nobody archives (see below)
 
-Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file, in
-the member's data directory, and must neither be slow nor depend on how pgherd is installed.
+Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file and
+must neither be slow nor depend on how pgherd is installed. PostgreSQL starts it in the member's data directory;
+Patroni, which archives what a member that died had not, somewhere else, with an absolute PATH.
 
 A file appears in the repository whole, flushed to disk, under its final name, or not at all. Every member of a group
 archives, so that nothing is missing when one dies: the same content a second time is fine, other content under the same
@@ -25,7 +26,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 MARK = "repository.json"
 """in the folder above the logs': only with it is a repository there"""
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 1 not done (PostgreSQL tries again, or takes the log to end here)."""
     try:
         command, folder, *rest = arguments
+        if command == "push":
+            _enter(rest[-2])
         if command == "push" and folder == "--let-go":
             push_or_let_go(int(rest[0]), rest[1], rest[2], rest[3])
         elif command == "push":
@@ -64,6 +67,11 @@ def main(arguments: list[str]) -> int:
         print(f"pgherd: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _enter(path: str) -> None:
+    """Work in the data directory that a file is of; a relative path stays true."""
+    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(path))))
 
 
 def push_or_let_go(limit: int, folder: str, path: str, name: str) -> None:
@@ -112,10 +120,11 @@ def push(folder: str, path: str, name: str) -> None:
     """
     if not os.path.exists(os.path.join(os.path.dirname(os.path.dirname(folder)), MARK)):
         raise Refused(f"there is no repository at {os.path.dirname(os.path.dirname(folder))}")
-    if is_left_inside(path, name):
-        return
     place = os.path.join(folder, system_of("."))
+    if is_left_inside(path, name, place):
+        return
     _make(place)
+    _see_to_history(folder, place, path, name)
     final = os.path.join(place, name)
     if not os.path.exists(final):
         temporary = os.path.join(place, f".{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
@@ -136,32 +145,50 @@ def push(folder: str, path: str, name: str) -> None:
     _sync(place)
 
 
-def is_left_inside(path: str, name: str) -> bool:
-    """Whether a file of the log is one in which its timeline was left, as the histories beside it say.
+def _see_to_history(folder: str, place: str, path: str, name: str) -> None:
+    """Without its history nothing of a timeline can be read. It may have been let go, and what waits is forgotten when
+    Patroni ends a server that had crashed: it only archives files of the log before."""
+    history = f"{name[:8]}.history"
+    own = os.path.join(os.path.dirname(path), history)
+    is_there = os.path.exists(os.path.join(place, history))
+    if len(name) == SEGMENT_LETTERS and not is_there and os.path.exists(own):
+        push(folder, own, history)
 
-    A promotion that this member has not heard of is in none of them: who is still on the old timeline archives it.
+
+def is_left_inside(path: str, name: str, place: str | None = None) -> bool:
+    """Whether a file of the log is one in which its timeline was left, as the histories beside it say, and those that
+    are archived: a primary that died has not heard of its successor.
+
+    :param place: where the log is archived
     """
     if len(name) != SEGMENT_LETTERS:
         return False
     timeline, high, low = (int(name[begin : begin + 8], 16) for begin in (0, 8, 16))
     begin = (high << 32) + low * SEGMENT_BYTES
-    return any(begin <= end < begin + SEGMENT_BYTES for end in _ends(os.path.dirname(path), timeline))
+    histories = [*_beside(path), *(_later(place, timeline) if place else ())]
+    return any(begin <= end < begin + SEGMENT_BYTES for each in histories for end in _left_at(each, timeline))
 
 
-def _ends(log: str, timeline: int) -> Iterator[int]:
-    """Where a timeline was left, by each of those that came after it."""
-    for name in os.listdir(log):
-        if name.endswith(".history"):
-            with open(os.path.join(log, name), encoding="utf-8", errors="replace") as history:
-                yield from _left_at(history, timeline)
+def _beside(path: str) -> Iterator[str]:
+    log = os.path.dirname(path)
+    return (os.path.join(log, name) for name in os.listdir(log) if name.endswith(".history"))
 
 
-def _left_at(history: Iterable[str], timeline: int) -> Iterator[int]:
-    for line in history:
-        number, place, *_ = [*line.split(None, 2), "", ""]
-        high, slash, low = place.partition("/")
-        if slash and number == str(timeline):
-            yield (int(high, 16) << 32) + int(low, 16)
+def _later(place: str, timeline: int) -> Iterator[str]:
+    """The archived histories of the timelines after one. Not listed: there may be very many files."""
+    while os.path.exists(path := os.path.join(place, f"{timeline + 1:08X}.history")):
+        yield path
+        timeline += 1
+
+
+def _left_at(history: str, timeline: int) -> Iterator[int]:
+    """Where a history says that a timeline was left."""
+    with open(history, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            number, place, *_ = [*line.split(None, 2), "", ""]
+            high, slash, low = place.partition("/")
+            if slash and number == str(timeline):
+                yield (int(high, 16) << 32) + int(low, 16)
 
 
 def fetch(folder: str, name: str, path: str) -> bool:

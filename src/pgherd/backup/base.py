@@ -125,8 +125,11 @@ class BackupMethod(ABC):
         """See to it that a backup whose copies are all made is found again after a power cut."""
         return
 
-    def discard(self, backup: str) -> None:
-        """Remove the copies of a backup that failed; its record stays."""
+    def discard(self, backup: str, groups: Collection[int] | None = None) -> None:
+        """Remove the copies of a backup that failed; its record stays.
+
+        :param groups: only those of these: others are made instead
+        """
         return
 
     def remove_backup(self, backup: str) -> None:

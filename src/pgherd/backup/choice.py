@@ -1,7 +1,8 @@
 """Which base copies a restore point needs, what can be restored, and what may go. Pure.
 
 A base copy can be brought to a point if it was finished before the point was made, in the same database system, on a
-timeline that the point's own goes through.
+timeline that the point's own goes through, and so were the copies that it builds on: in a chain each one holds only
+what changed since the one before, so that what a branch changed which nobody goes on with would stay in it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 
 from pgherd.backup.gaps import Logs
 from pgherd.backup.records import Backup, GroupBackup, GroupPoint, Point, moment
-from pgherd.backup.wal import History, parse_lsn
+from pgherd.backup.wal import History, is_past, parse_lsn
 from pgherd.errors import BadInput
 from pgherd.model.topology import COORDINATOR
 
@@ -21,28 +23,38 @@ Histories = Callable[[int, str], Sequence[History]]
 
 
 def base_for(
-    group: int, at: GroupPoint, time: str, backups: Iterable[Backup], histories: Histories
+    group: int, at: GroupPoint, time: str, backups: Sequence[Backup], histories: Histories
 ) -> str | None:
     """The newest backup from whose copy of the group the point can be reached; None: there is none."""
-    best: tuple[int, str] | None = None
-    for backup in backups:
-        made = backup.groups.get(group)
-        if made is None or made.system != at.system or moment(made.stopped_at) > moment(time):
-            continue
-        if parse_lsn(made.stop) > parse_lsn(at.lsn) or not _on_the_way(made, at, group, histories):
-            continue
-        if best is None or (parse_lsn(made.stop), backup.id) > best:
-            best = (parse_lsn(made.stop), backup.id)
-    return best[1] if best else None
+    fitting = [
+        (parse_lsn(made.stop), backup.id)
+        for backup in backups
+        if (made := backup.groups.get(group)) is not None
+        and made.system == at.system
+        and moment(made.stopped_at) <= moment(time)
+        and parse_lsn(made.stop) <= parse_lsn(at.lsn)
+    ]
+    by_id = {backup.id: backup for backup in backups}
+    for _, backup in sorted(fitting, reverse=True):
+        copies = chain(backup, group, by_id)
+        if copies and all(
+            is_on_path(by_id[each].groups[group], group, at.timeline, histories) for each in copies
+        ):
+            return backup
+    return None
 
 
-def _on_the_way(made: GroupBackup, at: GroupPoint, group: int, histories: Histories) -> bool:
-    if made.timeline == at.timeline:
+def is_on_path(
+    made: GroupBackup, group: int, timeline: int, histories: Histories, *, unknown: bool = False
+) -> bool:
+    """Whether a copy is of a timeline's past.
+
+    :param unknown: see :func:`~pgherd.backup.wal.is_past`
+    """
+    if made.timeline == timeline:
         return True
-    return any(
-        history.timeline == at.timeline and history.holds(made.timeline, parse_lsn(made.stop))
-        for history in histories(group, at.system)
-    )
+    known = histories(group, made.system)
+    return is_past(made.timeline, parse_lsn(made.stop), timeline, known, unknown=unknown)
 
 
 def chain(backup: str, group: int, backups: Mapping[str, Backup]) -> list[str]:
@@ -177,6 +189,7 @@ def waste(
     ]
     if not whole:
         return Waste(frozenset(), (), {})
+    histories = cache(histories)
     limit = min(moment(whole[-full:][0].requested_at), now - timedelta(days=days))
     kept = _kept(points, backups, histories, limit)
     by_id = {backup.id: backup for backup in backups}
@@ -221,26 +234,51 @@ def _beginning(group: int, system: str, backups: Iterable[Backup]) -> tuple[int,
     return (min(starts)[1], min(starts)[0]) if starts else None
 
 
-def missing_base(groups: Mapping[int, str], backups: Sequence[Backup]) -> list[int]:
-    """Groups whose present database system (by group) no base copy is of."""
+def missing_base(
+    present: Mapping[int, tuple[str, int]], backups: Sequence[Backup], histories: Histories
+) -> list[int]:
+    """Groups which no base copy leads to as they are now.
+
+    A history that is not archived yet makes none of them: right after a failover it will be.
+
+    :param present: each group's database system and timeline
+    """
+    by_id = {backup.id: backup for backup in backups}
+
+    def serves(backup: Backup, group: int, system: str, timeline: int) -> bool:
+        made = backup.groups.get(group)
+        if made is None or made.system != system:
+            return False
+        copies = [by_id[each].groups[group] for each in chain(backup.id, group, by_id)]
+        return bool(copies) and all(
+            is_on_path(each, group, timeline, histories, unknown=True) for each in copies
+        )
+
     return [
         group
-        for group, system in sorted(groups.items())
-        if not any(
-            (made := backup.groups.get(group)) is not None and made.system == system for backup in backups
-        )
+        for group, (system, timeline) in sorted(present.items())
+        if not any(serves(backup, group, system, timeline) for backup in reversed(backups))
     ]
 
 
-def parent_for(kind: str, group: int, system: str, backups: Sequence[Backup]) -> str | None:
-    """The backup on whose copy of a group a differential or incremental one builds; None: a whole one is due."""
+def parent_for(
+    kind: str, group: int, present: tuple[str, int], backups: Sequence[Backup], histories: Histories
+) -> str | None:
+    """The backup on whose copy of a group a differential or incremental one builds; None: a whole one is due.
+
+    :param present: the group's database system and timeline
+    """
     if kind == "full":
         return None
+    system, timeline = present
     by_id = {backup.id: backup for backup in backups}
     for backup in reversed(backups):
-        made = backup.groups.get(group)
-        if made is None or made.system != system or not chain(backup.id, group, by_id):
+        made, copies = backup.groups.get(group), chain(backup.id, group, by_id)
+        if made is None or made.system != system or not copies:
             continue
         if kind == "incremental" or made.parent is None:
-            return backup.id
+            # Not an older one instead: pgBackRest builds on the newest that there is.
+            those = (by_id[each].groups[group] for each in copies)
+            is_sound = all(is_on_path(each, group, timeline, histories) for each in those)
+            return backup.id if is_sound else None
     return None

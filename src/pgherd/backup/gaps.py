@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pgherd.backup.records import Backup, GroupBackup, GroupPoint
-from pgherd.backup.wal import SEGMENT_BYTES, SEGMENT_NAME, History, parse_lsn, segment_number
+from pgherd.backup.wal import SEGMENT_BYTES, SEGMENT_NAME, History, is_past, parse_lsn, segment_number
 
 Names = Callable[[int, str], Collection[str] | None]
 """of a group's database system; None: nobody can tell"""
@@ -94,6 +94,10 @@ class Logs:
             self._known[key] = None if names is None else present(names, timeline, histories)
         return self._known[key]
 
+    def histories(self, group: int, system: str) -> Sequence[History]:
+        """Those of a system's timelines."""
+        return self._list(group, system)[1]
+
     def newest_timeline(self, group: int, system: str) -> int | None:
         """The last timeline of a system of which a file is archived."""
         names, _ = self._list(group, system)
@@ -118,12 +122,19 @@ def cut_off(systems: Mapping[int, str], backups: Sequence[Backup], logs: Logs) -
     """
     found = {}
     for group, system in sorted(systems.items()):
-        copies = [
-            made for each in backups if (made := each.groups.get(group)) is not None and made.system == system
-        ]
         timeline = logs.newest_timeline(group, system)
         there = None if timeline is None else logs.present(group, system, timeline)
-        if not copies or there is None:
+        if timeline is None or there is None:
+            continue
+        histories = logs.histories(group, system)
+        copies = [
+            made
+            for each in backups
+            if (made := each.groups.get(group)) is not None
+            and made.system == system
+            and is_past(made.timeline, parse_lsn(made.stop), timeline, histories, unknown=True)
+        ]
+        if not copies:
             continue
         begin = max(parse_lsn(made.start) for made in copies) // SEGMENT_BYTES
         holes = [gap for gap in there.gaps if gap.last >= begin]

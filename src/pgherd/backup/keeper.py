@@ -23,6 +23,7 @@ from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.maker import Job, Maker, request
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, Point, moment
+from pgherd.backup.wal import History
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.model.spec import BackupSpec, parse_duration
@@ -75,6 +76,7 @@ class Keeper(threading.Thread):
         self._pending: dict[str, Point] | None = None
         self._standing: dict[int, Standing] = {}
         self._quiet: dict[int, int] = {}
+        self._known_histories: dict[tuple[int, str], Sequence[History]] = {}
         self._points_version: tuple[str, str | None] | None = None
         self._looked_for_points = float("-inf")
         self._look_again: dict[str, float] = {}
@@ -231,13 +233,21 @@ class Keeper(threading.Thread):
         if due is None:
             systems = {group: standing.system for group, standing in self._standing.items()}
             usable = [backup for backup in known if backup.phase == "done"]
-            missing = choice.missing_base(systems, usable) or self._cut_off(systems, usable)
+            present = {group: (each.system, each.timeline) for group, each in self._standing.items()}
+            missing = choice.missing_base(present, usable, self._histories) or self._cut_off(systems, usable)
             if not missing or (known and _failed_lately(known[-1])):
                 return
             # Without it no point could be restored: the first of all, that of a segment that is new, or one after a
             # part of the log that is not in the repository.
             due = request(self._repository, "full", missing)
         self._start(due)
+
+    def _histories(self, group: int, system: str) -> Sequence[History]:
+        """Asked for until that of the present timeline is there: none ever changes."""
+        known = self._known_histories.get((group, system), ())
+        if not any(each.timeline == self._standing[group].timeline for each in known):
+            known = self._known_histories[group, system] = self._kept.method.histories(group, system)
+        return known
 
     def _cut_off(self, systems: Mapping[int, str], usable: Sequence[Backup]) -> list[int]:
         if time.monotonic() - self._looked_for_gaps < GAPS_SECONDS:

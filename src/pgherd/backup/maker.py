@@ -152,7 +152,8 @@ class Maker:
         job = self._job
         standing = points.look(job.databases, [group])[group]
         known = [each for each in self._repository.backups() if each.phase == "done"]
-        parent = choice.parent_for(self._backup.type, group, standing.system, known)
+        present = (standing.system, standing.timeline)
+        parent = choice.parent_for(self._backup.type, group, present, known, job.method.histories)
         connection = job.databases.parameters(group, user=job.method.user, database=SUPERUSER)
         made = job.method.back_up(
             self._backup.id,
@@ -172,6 +173,18 @@ class Maker:
 
     def _close(self) -> None:
         """The point up to which all copies can be brought, archived: only now the backup is worth something."""
+        for _ in range(TRIES):
+            astray = self._astray(self._archived_point())
+            if not astray:
+                break
+            self._copy_again(astray)
+        else:
+            raise PgherdError("its groups left the timelines of their copies again and again")
+        # Its copies may have to be found by their names after a power cut.
+        self._job.method.complete(self._backup.id)
+        self._change(phase="done", finished_at=records.now(), message="")
+
+    def _archived_point(self) -> records.Point:
         if self._backup.point is None:
             self._change(message="making the restore point that closes it")
             point = self._make_point()
@@ -186,9 +199,27 @@ class Maker:
                 # Its file was let go: another one closes the backup.
                 self._change(point=self._make_point().name)
             time.sleep(0.1 if self._repository.store.near else 1.0)
-        # Its copies may have to be found by their names after a power cut.
-        self._job.method.complete(self._backup.id)
-        self._change(phase="done", finished_at=records.now(), message="")
+        return point
+
+    def _astray(self, point: records.Point) -> list[int]:
+        """Groups whose copy does not lead to the point: what it was made of was left by a failover in its last moment,
+        or by a restore in place."""
+        histories = self._job.method.histories
+        return [
+            group
+            for group, made in self._backup.groups.items()
+            if (at := point.groups.get(group)) is not None
+            and (made.system != at.system or not choice.is_on_path(made, group, at.timeline, histories))
+        ]
+
+    def _copy_again(self, groups: Sequence[int]) -> None:
+        names = ", ".join(map(group_name, groups))
+        logger.warning("backup %s: %s left what was copied: copying again", self._backup.id, names)
+        left = {group: made for group, made in self._backup.groups.items() if group not in groups}
+        self._change(groups=left, point=None)
+        crash_point("backup:astray")
+        self._job.method.discard(self._backup.id, groups)
+        self._copies()
 
     def _make_point(self) -> records.Point:
         for left in reversed(range(TRIES)):

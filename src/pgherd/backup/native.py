@@ -25,7 +25,7 @@ from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.repository import Repository
 from pgherd.errors import PgherdError
 from pgherd.faults import crash_point
-from pgherd.model.topology import group_id
+from pgherd.model.topology import group_id, group_name
 from pgherd.platform.base import Programs
 from pgherd.platform.local import files
 
@@ -201,9 +201,10 @@ class Native(BackupMethod):
     def complete(self, backup: str) -> None:
         files.sync_directory(self._repository.folder(backup))
 
-    def discard(self, backup: str) -> None:
+    def discard(self, backup: str, groups: Collection[int] | None = None) -> None:
+        names = None if groups is None else {group_name(group) for group in groups}
         for path in self._repository.folder(backup).iterdir():
-            if path.is_dir():
+            if path.is_dir() and (names is None or path.name in names):
                 with suppress(PgherdError):
                     files.remove(path)
 

@@ -35,6 +35,8 @@ from pgherd.platform.local import files
 from pgherd.postgres.connections import Databases
 
 TYPES: Mapping[BackupType, str] = {"full": "full", "differential": "diff", "incremental": "incr"}
+_NOBODY = "none"
+"""whose a copy is that nothing may build on any more"""
 _NAMES: Mapping[str, BackupType] = {short: name for name, short in TYPES.items()}
 
 
@@ -347,12 +349,21 @@ class PgBackRest(BackupMethod):
 
     # the end of things
 
-    def discard(self, backup: str) -> None:
+    def discard(self, backup: str, groups: Collection[int] | None = None) -> None:
         for group, system in self.systems():
+            if groups is not None and group not in groups:
+                continue
             stanza = config.stanza(group, system)
             for each in reversed(self._info(stanza)):
                 if _owner(each) == backup:
                     self._expire(group, stanza, each["label"])
+            if groups is not None and (left := self._made_for(stanza, backup)) is not None:
+                self._disown(group, stanza, left["label"])
+
+    def _disown(self, group: int, stanza: str, label: str) -> None:
+        """The last full copy stays until there is another one, but it is not to be taken for the one that is due."""
+        options = [f"--stanza={stanza}", f"--set={label}", f"--lock-path={self._lock(group)}"]
+        self._program().output([*options, f"--annotation={config.ANNOTATION}={_NOBODY}", "annotate"])
 
     def remove_backup(self, backup: str) -> None:
         for group, made in self.repository.backup(backup).groups.items():

@@ -152,12 +152,14 @@ def parse_stanza(name: str) -> tuple[int, str] | None:
 def archive_command(program: str, config: str, group: int) -> str:
     """What every member of a group runs for each file of its log.
 
-    The database system is read where the command runs, as the stanza's name holds it: a member that belongs to another
+    The database system is read where the file is, as the stanza's name holds it: a member that belongs to another
     one by mistake can't archive into this one's. A file in which its timeline was left is passed over (``archive``).
     """
     name = f"{group_name(group)}-{_SYSTEM}"
     left = _shell([sys.executable, "-I", "-S", archive.__file__, "left"])
-    return f'{left} "%p" %f || {_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
+    push = f'{_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
+    # Patroni, which archives what a member that died had not, runs it somewhere else, with an absolute path.
+    return f'cd "$(dirname "%p")/.." && {{ {left} "%p" %f || {push}; }}'
 
 
 def restore_command(program: str, config: str, group: int, system: str) -> str:

@@ -32,7 +32,7 @@ from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.restore import CONNECT_SECONDS, have_histories_archived
 from pgherd.backup.verdict import Reached, Verdict, judge
-from pgherd.backup.wal import SEGMENT_BYTES, parse_history, parse_lsn
+from pgherd.backup.wal import SEGMENT_BYTES, History, is_past, parse_history, parse_lsn
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
@@ -272,12 +272,12 @@ class Repair:
 
     def _marks(self) -> dict[int, str]:
         """Restore points that the group's primary had written, archived or not."""
-        found = {}
-        for point in self._site.method.repository.points(days=2):
-            at = point.groups.get(self._site.group)
-            if at is not None and at.system == self._state["system"]:
-                found[parse_lsn(at.lsn)] = f"restore point {point.name} was made there at {point.time}"
-        return {**found, **self._beyond_a_gap()}
+        method, group, system = self._site.method, self._site.group, self._state["system"]
+        reached = Reached(**self._state["reached"]).timeline
+        known = marks_of(
+            method.repository.points(days=2), group, system, reached, method.histories(group, system)
+        )
+        return {**known, **self._beyond_a_gap()}
 
     def _beyond_a_gap(self) -> dict[int, str]:
         method, group, system = self._site.method, self._site.group, self._state["system"]
@@ -350,6 +350,24 @@ class Repair:
             if self._site.stopping():
                 raise Cancelled("the repair was stopped")
             time.sleep(POLL_SECONDS)
+
+
+def marks_of(
+    points: Sequence[records.Point], group: int, system: str, reached: int, histories: Sequence[History]
+) -> dict[int, str]:
+    """Where a group's log has been (bytes), and what tells so. What was left behind on the way to the timeline that was
+    reached, by a failover or by a restore in place, is no part of what it has to have.
+
+    :param reached: the timeline
+    """
+    found = {}
+    for point in points:
+        at = point.groups.get(group)
+        if at is None or at.system != system:
+            continue
+        if is_past(at.timeline, parse_lsn(at.lsn), reached, histories, unknown=True):
+            found[parse_lsn(at.lsn)] = f"restore point {point.name} was made there at {point.time}"
+    return found
 
 
 def newest_copy(method: BackupMethod, group: int) -> tuple[list[str], GroupPoint]:

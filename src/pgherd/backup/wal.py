@@ -77,6 +77,17 @@ def parse_history(timeline: int, text: str) -> History:
     return History(timeline, left, frozenset(restored))
 
 
+def is_past(on: int, lsn: int, timeline: int, histories: Sequence[History], *, unknown: bool = False) -> bool:
+    """Whether all that is on one timeline before ``lsn`` is part of another one's past.
+
+    :param unknown: the answer where no history tells: it is not archived (yet), or ``on`` is the younger one
+    """
+    if on == timeline:
+        return True
+    known = [each for each in histories if each.timeline == timeline > on]
+    return any(each.holds(on, lsn) for each in known) if known else unknown
+
+
 def readable_timeline(
     timeline: int, lsn: int, histories: Sequence[History], archived: Mapping[str, object]
 ) -> int | None:
