@@ -147,9 +147,13 @@ class TestDeclarations:
 
     def test_a_removal_that_was_cut_short_is_finished(self, platform: LocalPlatform) -> None:
         platform.declare(cluster())
-        (platform.home / ".removed.shed.1234" / "members").mkdir(parents=True)
-        platform.declare(cluster())
-        assert not list(platform.home.glob(".removed*"))
+        kept = platform.home / "shop" / "members" / "shop-coordinator-0" / "data" / "base"
+        kept.mkdir(parents=True)
+        for place in ("", "shop", "shop/members", "shop/members/shop-coordinator-0", "shop/repairs"):
+            (platform.home / place / ".removed.data.1234" / "base").mkdir(parents=True)
+        platform.sweep()
+        assert not list(platform.home.rglob(".removed*"))
+        assert kept.is_dir()
 
 
 class TestPorts:

@@ -209,6 +209,14 @@ def main(home: Path, bin_dir: Path | None) -> int:
     logger.info("supervisor %s looks after this home", os.getpid())
     platform = LocalPlatform(home, bin_dir)
     daemon = Daemon(platform, lock)
+    threading.Thread(target=_sweep, args=(platform,), name="sweep", daemon=True).start()
     Scheduler(platform, Client(home, bin_dir), daemon.stop_asked).start()
     daemon.run()
     return 0
+
+
+def _sweep(platform: LocalPlatform) -> None:
+    try:
+        platform.sweep()
+    except (PgherdError, OSError) as error:
+        logger.warning("what was removed before is not all gone: %s", error)

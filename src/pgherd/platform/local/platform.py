@@ -223,6 +223,15 @@ class LocalPlatform(Platform):
         self.close_if_empty()
         return True
 
+    def sweep(self) -> None:
+        """Finish removals that were cut short, of whatever was here. It may take long, and needs no lock.
+
+        :raises PgherdError: something could not be removed
+        """
+        for depth in ("", "*", "*/members", "*/members/*", "*/repairs", "*/repairs/*"):
+            for folder in self.home.glob(depth) if depth else [self.home]:
+                files.sweep(folder)
+
     # declarations
 
     def clusters(self) -> Sequence[str]:
@@ -252,7 +261,6 @@ class LocalPlatform(Platform):
         :raises PgherdError: it could not be written
         """
         with self.locked():
-            files.sweep(self.home)
             self._declarations.put(cluster)
 
     def set_stopped(self, name: str, stopped: bool) -> None:
