@@ -58,12 +58,17 @@ def view(
         if coordinator is not None:
             check_owner(method.location, method.repository.identity(), coordinator["system"], method.name)
         points, backups = method.repository.points(days=2), method.repository.backups()
-        drills = method.repository.drills()
+        drills, damaged = method.repository.drills(), method.repository.damaged()
     except (PgherdError, OSError) as error:
         return {**found, "problems": [str(error), *problems]}
     offered = [point for point in points if point.archived]
     done = [backup for backup in backups if backup.phase == "done"]
     running = next((backup for backup in backups if backup.is_open), None)
+    problems += [
+        f"the record of backup {each} is damaged: put backup.json in {method.location}/backups/{each} back from a copy "
+        "or remove that folder"
+        for each in damaged
+    ]
     if backups and backups[-1].phase == "failed":
         problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
     systems = {group: state["system"] for group, state in archiving.items()}
