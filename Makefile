@@ -46,7 +46,10 @@ bench: install
 clean:
 	rm -rf $(VENV) build
 
-.PHONY: lab-up lab-down lab-test
+.PHONY: lab-build lab-up lab-down lab-test
+
+lab-build: install ## builds what the lab consists of (10 minutes and more, once; at the lowest priority)
+	@$(BIN)/python -m lab build
 
 lab-up: install ## a real Kubernetes of three nodes on this machine, as root: see lab/README.md
 	@$(BIN)/python -m lab up

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("up", _up, "bring the lab up; prints where its kubeconfig is")
+    add("build", lambda settings, _: cluster.prepare(settings), "build what `up` needs, and start nothing")
     add("down", _down, "take away everything the lab has made")
     status = add("status", _status, "every machine as it is now")
     status.add_argument("--json", action="store_true", help="as JSON")

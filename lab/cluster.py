@@ -38,6 +38,15 @@ def alone(settings: Settings) -> Iterator[None]:
         yield
 
 
+def prepare(settings: Settings) -> None:
+    """Install and build what the lab consists of, and start nothing.
+
+    :raises LabError: something could not be had or built
+    """
+    debian.install()
+    components.build(settings)
+
+
 def up(settings: Settings) -> None:
     """Bring the lab up; returns when every node and the cluster's DNS are ready. One that is up stays as it is.
 
@@ -46,8 +55,7 @@ def up(settings: Settings) -> None:
     if settings.ready_mark.exists() and machines.init_pid(CONTROL_PLANE):
         print("the lab is up already")
         return
-    debian.install()
-    components.build(settings)
+    prepare(settings)
     down(settings)  # what an `up` that was cut short has left
     for folder in (settings.state / "machines", settings.volumes):
         folder.mkdir(parents=True)

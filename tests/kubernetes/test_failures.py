@@ -9,6 +9,7 @@ import statistics
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,17 @@ def servers(pod_uid: str) -> list[int]:
     return [pid for pid, command in processes(pod_uid).items() if "postgres" in command.split(" ")[0]]
 
 
+def both_serve(new: str, old: str) -> bool:
+    """Whether both pods' containers have servers. In this order: the old one's never come back."""
+    return bool(servers(new) and servers(old))
+
+
+def waits(namespace: Namespace, member: str, new: str, old: str) -> bool:
+    """Whether the new pod has said that it waits; at no look may it serve beside the old one."""
+    assert not both_serve(new, old)
+    return "still uses this volume" in namespace.kubectl("logs", member)
+
+
 @pytest.mark.alone
 def test_two_containers_never_share_a_volume(shop: Cluster, breakable: None) -> None:
     """A primary's pod is forgotten while its container can't end: its namesake waits for the volume."""
@@ -136,15 +148,12 @@ def test_two_containers_never_share_a_volume(shop: Cluster, breakable: None) -> 
             namespace.kubectl("delete", "pod", member, "--grace-period=0", "--force")
             wait_for(lambda: namespace.get("pod", member)["metadata"]["uid"] != old, "there is a new pod", 60)
             new = namespace.get("pod", member)["metadata"]["uid"]
-            said = "still uses this volume"
-            wait_for(lambda: said in namespace.kubectl("logs", member), "it waits for the volume", 60)
-            assert servers(old)
-            assert not servers(new)
+            wait_for(partial(waits, namespace, member, new, old), "it waits for the volume", 60)
             at_work.go_on(timeout=90)
         finally:
             signal_all(stuck, signal.SIGCONT)
         wait_for(lambda: servers(new), "it serves again", 120)
-        assert not servers(old)
+        assert not both_serve(new, old)
         shop.wait_phase("Running", timeout=180)
         at_work.go_on()
         final = at_work.finish()

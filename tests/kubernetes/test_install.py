@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubernetes.kube import LAB_BIN, ROOT, Cluster, KubectlError, Namespace, kubectl
+from tests.kubernetes.kube import LAB_BIN, OPERATORS, ROOT, Cluster, KubectlError, Namespace, kubectl
 from tests.kubernetes.pgherd import pgherd
 
 pytestmark = pytest.mark.kubernetes
@@ -33,7 +33,7 @@ def empty(namespace: Namespace) -> Iterator[Namespace]:
 
 def test_the_operator_runs_and_installing_again_changes_nothing(operator: Namespace) -> None:
     before = operator.get("deployment", "pgherd-operator")
-    assert before["status"]["availableReplicas"] == 1
+    assert before["status"]["availableReplicas"] == OPERATORS
     container = before["spec"]["template"]["spec"]["containers"][0]
     environment = {each["name"]: each.get("value") or "" for each in container["env"]}
     done = pgherd(

@@ -229,7 +229,8 @@ def test_a_repository_of_another_method_is_refused(home: Home) -> None:
         native = f"  backup: {{repository: {{path: {home.path.parent / 'plain'}}}}}\n"
         another.up(declaration(extra=native, standbys=0, segments=1, shards=2), timeout=300)
         done = another.up(
-            with_pgbackrest({"path": str(home.path.parent / "plain")}, standbys=0, segments=1), check=False
+            with_pgbackrest({"path": str(home.path.parent / "plain")}, standbys=0, segments=1, shards=2),
+            check=False,
         )
         assert done.returncode == 2
         assert "holds backups made with native" in done.stderr
@@ -325,6 +326,7 @@ def test_a_group_that_lost_all_its_data_comes_back_complete(home: Home) -> None:
     home.run("repair", "shop", "--group", "segment-1", timeout=400)
     assert contents(home) == before
     home.run("repair", "shop", "--group", "segment-1", "--confirm")
+    home.wait_phase("Running", timeout=180)  # its standby is copied meanwhile
     assert_sound(home, "shop")
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,15 +18,20 @@ from pgherd.engine.citus import checks
 from pgherd.engine.registry import make_engine
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe
-from tests.support.citus import citus_home, needs_citus, superuser
-from tests.support.home import Home, declaration
+from tests.support.citus import Programs, citus_home, needs_citus, superuser
+from tests.support.home import Home, declaration, wait_for
 
 pytestmark = needs_citus
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[Home]:
-    with citus_home() as home:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("citus"))
+
+
+@pytest.fixture(scope="module")
+def herd(programs: Programs) -> Iterator[Home]:
+    with citus_home({"PGHERD_BIN_DIR": str(programs.directory)}) as home:
         home.up(declaration(engine="citus", standbys=0, shards=4), timeout=300)
         with home.connect() as connection:
             connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
@@ -36,9 +43,13 @@ def herd() -> Iterator[Home]:
 
 @pytest.fixture(autouse=True)
 def _sound_before_and_after(herd: Home) -> Iterator[None]:
-    assert findings(herd) == []
+    sound(herd)
     yield
-    assert findings(herd) == []
+    sound(herd)
+
+
+def sound(home: Home) -> None:
+    wait_for(lambda: findings(home) == [], f"nothing is wrong: {findings(home)}", 60, every=0.5)
 
 
 def findings(home: Home) -> list[dict[str, Any]]:
@@ -128,21 +139,113 @@ def test_a_prepared_transaction_that_nobody_resolves(herd: Home, monkeypatch: py
     ]
 
 
+# nodes that differ: a condition, a line, and nothing is started
+
+
+def unfit(home: Home) -> str | None:
+    conditions = home.status()["conditions"]
+    return next((each["message"] for each in conditions if each["type"] == "EngineUnfit"), None)
+
+
+@contextmanager
+def extension(home: Home, group: str, change: str, undo: str) -> Iterator[None]:
+    """A node's extension is changed in its catalogue, and put right again."""
+    with superuser(home, group) as node:
+        node.execute(f"UPDATE pg_extension SET {change}".encode())
+        try:
+            yield
+        finally:
+            node.execute(f"UPDATE pg_extension SET {undo}".encode())
+
+
+def refuses_to_grow(home: Home, message: str) -> None:
+    """A condition with the node's name, an expansion that ends with it, and not a member of the new group."""
+    wait_for(lambda: message in (unfit(home) or ""), f"the status says: {message}", 30)
+    wait_for(lambda: message in (home.path / "shop" / "status.json").read_text(), "the supervisor saw it", 30)
+    refused = home.run("scale", "shop", "--segments", "3", check=False)
+    assert refused.returncode == 1
+    assert message in refused.stdout + refused.stderr
+    ended = wait_for(
+        lambda: (last := home.status()["lastOperation"] or {}).get("toSegments") == 3 and last,
+        "the expansion has ended",
+        60,
+    )
+    assert ended["phase"] == "failed"
+    assert message in ended["error"]
+    assert not list((home.path / "shop" / "members").glob("shop-segment-3-*/data"))
+    home.run("scale", "shop", "--segments", "2", "--no-wait")
+
+
 def test_an_upgrade_that_is_half_done_is_named_and_keeps_shards_where_they_are(herd: Home) -> None:
     with superuser(herd, "segment-2") as node:
         version = one(node, "SELECT extversion FROM pg_extension WHERE extname = 'citus'")
-        node.execute("UPDATE pg_extension SET extversion = '13.2-1' WHERE extname = 'citus'")
-        try:
-            found = {(each["group"], each["check"]): each["message"] for each in findings(herd)}
-            refused = herd.run("rebalance", "shop", check=False)
-        finally:
-            node.execute("UPDATE pg_extension SET extversion = %s WHERE extname = 'citus'", [version])
+    change, undo = (f"extversion = '{each}' WHERE extname = 'citus'" for each in ("13.0-1", version))
+    with extension(herd, "segment-2", change, undo):
+        found = {(each["group"], each["check"]): each for each in findings(herd)}
+        refuses_to_grow(
+            herd, f"segment-2 has Citus 13.0-1 in the database, but {version} installed: run ALTER"
+        )
     assert (
-        found["segment-2", "version"]
-        == f"segment-2 has Citus 13.2-1 in the database, but {version} installed"
+        found["segment-2", "version"]["message"]
+        == f"segment-2 has Citus 13.0-1 in the database, but {version} installed"
     )
-    assert refused.returncode == 1
-    assert "segment-2 has Citus 13.2-1 in the database" in refused.stdout + refused.stderr
+    assert "ALTER EXTENSION citus UPDATE" in found["segment-2", "version"]["fix"]
+    wait_for(lambda: unfit(herd) is None, "nothing is told any more", 30)
+
+
+def test_a_node_that_lost_the_extension_is_named_and_nothing_empty_takes_its_place(herd: Home) -> None:
+    change, undo = "extname = 'gone' WHERE extname = 'citus'", "extname = 'citus' WHERE extname = 'gone'"
+    with extension(herd, "segment-2", change, undo):
+        refuses_to_grow(herd, "segment-2 has lost the extension citus")
+        wait_for(
+            lambda: any("segment-2 has lost the extension" in each for each in herd.status()["errors"]),
+            "it is not made anew",
+            30,
+        )
+    herd.wait_phase("Running")
+    wait_for(lambda: unfit(herd) is None and not herd.status()["errors"], "nothing is told any more", 30)
+
+
+def test_no_member_starts_where_citus_is_not_installed_any_more(herd: Home, programs: Programs) -> None:
+    herd.run("stop", "shop")
+    programs.tell(None)
+    herd.run("start", "shop", "--no-wait")
+    told = "shop-segment-1-0 can't run: spec.engine: citus is not in the PostgreSQL"
+    wait_for(
+        lambda: any(told in each for each in herd.status()["errors"]),
+        "it is told of each member",
+        60,
+        every=0.5,
+    )
+    assert not herd.running("patroni.yml")
+    programs.tell_the_truth()
+    herd.run("start", "shop")
+
+
+def test_a_pair_of_versions_that_citus_does_not_support_is_refused(tmp_path: Path) -> None:
+    programs = Programs(tmp_path / "programs")
+    programs.tell("12.1-1")
+    with citus_home({"PGHERD_BIN_DIR": str(programs.directory)}) as home:
+        done = home.up(declaration(engine="citus"), check=False)
+        assert done.returncode == 2
+        assert "Citus 12.1 is older than 13.0, the first that pgherd runs" in done.stderr
+        assert "--bin-dir" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not home.path.exists() or not home.processes()
+
+
+@pytest.mark.parametrize("type_", ["json", "point", "xml"])
+def test_a_key_of_a_type_that_has_no_hash_is_refused_and_the_table_stays_as_it_is(
+    herd: Home, type_: str
+) -> None:
+    with herd.connect() as connection:
+        connection.execute(f"CREATE TABLE odd (id int, key {type_})".encode())
+        connection.execute("INSERT INTO odd VALUES (1, NULL)")
+        with pytest.raises(psycopg.Error, match=f"type {type_}"):
+            connection.execute("SELECT create_distributed_table('odd', 'key')")
+        assert one(connection, "SELECT count(*) FROM odd") == 1
+        assert one(connection, "SELECT count(*) FROM citus_tables WHERE table_name = 'odd'::regclass") == 0
+        connection.execute("DROP TABLE odd")
 
 
 def test_a_node_that_is_registered_where_no_member_is(herd: Home) -> None:

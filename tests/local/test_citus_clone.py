@@ -42,7 +42,7 @@ def herd(segments: int = 2, standbys: int = 0, env: dict[str, str] | None = None
             connection.execute("CREATE TABLE kind (id int PRIMARY KEY, name text)")
             connection.execute("SELECT create_reference_table('kind')")
             connection.execute("INSERT INTO kind VALUES (1, 'one'), (2, 'two')")
-            connection.execute("CREATE TABLE numbered (id bigserial, note text)")
+            connection.execute("CREATE TABLE numbered (id bigserial PRIMARY KEY, note text)")
             connection.execute("SELECT create_distributed_table('numbered', 'id')")
         yield home
 

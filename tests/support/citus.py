@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,38 @@ needs_citus = [
         reason="no Citus: name the programs of a PostgreSQL that has it with PGHERD_CITUS_BIN_DIR",
     ),
 ]
+
+
+class Programs:
+    """The programs of a PostgreSQL with Citus, by links in a fresh directory. Their ``pg_config`` can tell something
+    else: that Citus is gone, or of another version."""
+
+    def __init__(self, directory: Path) -> None:
+        real = bin_dir()
+        assert real is not None
+        self.directory, self._share = directory / "bin", directory / "share"
+        self.directory.mkdir(mode=0o755, parents=True)
+        directory.chmod(0o755)
+        for program in real.iterdir():
+            (self.directory / program.name).symlink_to(program)
+        config = self.directory / "pg_config"
+        config.unlink()
+        original, share = shlex.quote(str(real / "pg_config")), shlex.quote(str(self._share))
+        lie = f'if [ "$1" = --sharedir ] && [ -d {share} ]; then echo {share}; exit; fi'
+        config.write_text(f'#!/bin/sh\n{lie}\nexec {original} "$@"\n')
+        config.chmod(0o755)
+
+    def tell(self, version: str | None) -> None:
+        """From now on this Citus is installed; None: none is."""
+        control = self._share / "extension" / "citus.control"
+        control.parent.mkdir(parents=True, exist_ok=True)
+        control.unlink(missing_ok=True)
+        if version is not None:
+            control.write_text(f"default_version = '{version}'\n")
+
+    def tell_the_truth(self) -> None:
+        """From now on it is as it is."""
+        shutil.rmtree(self._share, ignore_errors=True)
 
 
 @contextmanager

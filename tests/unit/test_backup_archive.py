@@ -80,6 +80,48 @@ def test_other_content_under_the_same_name_is_refused_and_changes_nothing(
     assert (repository.logs(1) / "7123" / NAME).read_bytes() == SEGMENT
 
 
+FORK = 1 * SEGMENT_BYTES + 0x4000
+"""inside of the file that is called NAME"""
+
+
+def follow(data: Path, left: int, timeline: int = 2) -> None:
+    """What a member has when it was told of the next timeline."""
+    text = f"1\t{left >> 32:X}/{left & 0xFFFFFFFF:X}\tno recovery target specified\n"
+    (data / "pg_wal" / f"{timeline:08X}.history").write_text(text)
+
+
+def test_the_file_in_which_a_timeline_was_left_is_archived_by_nobody(
+    member: Path, repository: Repository
+) -> None:
+    """Members that follow a promotion have it with different ends: the second would be refused for ever."""
+    follow(member, FORK)
+    for rest in (b"x", b"y"):
+        (member / "pg_wal" / NAME).write_bytes(rest * len(SEGMENT))
+        assert push(member, repository).returncode == 0
+    assert repository.log_files(1, "7123") == {}
+
+
+@pytest.mark.parametrize(
+    "left", [FORK - SEGMENT_BYTES, FORK + SEGMENT_BYTES, 2 * SEGMENT_BYTES, FORK + (1 << 32)]
+)
+def test_a_file_that_its_timeline_went_beyond_or_never_reached_is_archived(
+    member: Path, repository: Repository, left: int
+) -> None:
+    """Left at the first byte of the next file, this one is whole, and no other timeline has it."""
+    follow(member, left)
+    assert push(member, repository).returncode == 0
+    assert list(repository.log_files(1, "7123")) == [NAME]
+
+
+@pytest.mark.parametrize("name", [f"{NAME}.partial", "00000002.history", f"00000002{NAME[8:]}"])
+def test_what_comes_beside_a_left_file_is_archived(member: Path, repository: Repository, name: str) -> None:
+    follow(member, FORK)
+    if not name.endswith(".history"):
+        (member / "pg_wal" / name).write_bytes(SEGMENT)
+    assert run(member, "push", str(repository.logs(1)), f"pg_wal/{name}", name).returncode == 0
+    assert list(repository.log_files(1, "7123")) == [name]
+
+
 def test_a_repository_that_is_away_is_not_made(member: Path, tmp_path: Path) -> None:
     away = Repository(tmp_path / "not-mounted" / "shop")
     done = push(member, away)

@@ -67,14 +67,14 @@ def test_a_log_that_nobody_can_list_is_taken_for_whole() -> None:
     assert is_offered(point(2), [backup(1)], known)
 
 
-def test_the_file_in_which_a_timeline_was_left_is_taken_from_either_side() -> None:
+def test_the_file_in_which_a_timeline_was_left_is_taken_from_the_next_one() -> None:
     left = 2 * PER_HOUR
     histories = [History(2, {1: parse_lsn(lsn(2.02))})]
     both = files((0, left - 1)) | files((left, 4 * PER_HOUR), timeline=2)
     known = logs(both, histories=histories)
     assert known.is_whole(1, backup(1).groups[1], point(3, timeline=2).groups[1])
-    without = both - files((left, left), timeline=2)
-    assert not logs(without, histories=histories).is_whole(
+    ends_early = (both - files((left, left), timeline=2)) | files((left, left))
+    assert not logs(ends_early, histories=histories).is_whole(
         1, backup(1).groups[1], point(3, timeline=2).groups[1]
     )
 
@@ -84,7 +84,7 @@ def test_what_a_left_timeline_went_on_with_fills_no_hole() -> None:
     names = files((0, 4 * PER_HOUR)) | files((3 * PER_HOUR, 4 * PER_HOUR), timeline=2)
     found = present(names, 2, histories)
     assert found is not None
-    assert [(gap.first, gap.last) for gap in found.gaps] == [(2 * PER_HOUR + 1, 3 * PER_HOUR - 1)]
+    assert [(gap.first, gap.last) for gap in found.gaps] == [(2 * PER_HOUR, 3 * PER_HOUR - 1)]
 
 
 def test_a_group_is_cut_off_until_a_copy_is_behind_its_last_hole() -> None:

@@ -86,26 +86,46 @@ def test_an_encrypted_repository_gets_the_passphrase_of_the_secret() -> None:
     assert found["repo1-cipher-pass"] == "correct horse = battery"
 
 
-def test_archiving_goes_to_the_stanza_of_the_database_system_it_runs_in(tmp_path: Path) -> None:
-    data = tmp_path / "member" / "data"
-    (data / "global").mkdir(parents=True)
-    (data / "global" / "pg_control").write_bytes(int(SYSTEM).to_bytes(8, "little") + b"rest")
-    program = tmp_path / "with 100% blank" / "pgbackrest"
+FILE = "000000010000000000000004"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data directory as far as archiving looks at it."""
+    made = tmp_path / "member" / "data"
+    (made / "global").mkdir(parents=True)
+    (made / "pg_wal").mkdir()
+    (made / "global" / "pg_control").write_bytes(int(SYSTEM).to_bytes(8, "little") + b"rest")
+    return made
+
+
+def archiving(data: Path, path: str, cwd: Path | None = None) -> list[str]:
+    """What pgBackRest is told when a file is archived; nothing: it is not asked."""
+    program = data.parents[1] / "with 100% blank" / "pgbackrest"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     command = config.archive_command(str(program), "/x/pgbackrest.conf", 2)
-    ready = command.replace("%p", "pg_wal/0001").replace("%%", "%")
-    said = subprocess.run(ready, shell=True, cwd=data, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == [
+    ready = command.replace("%p", path).replace("%f", Path(path).name).replace("%%", "%")
+    done = subprocess.run(ready, shell=True, cwd=cwd or data, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_archiving_goes_to_the_stanza_of_the_database_system_it_runs_in(data: Path) -> None:
+    assert archiving(data, f"pg_wal/{FILE}") == [
         "--config=/x/pgbackrest.conf",
         f"--stanza=segment-2-{SYSTEM}",
         f"--pg1-path={data}",
         f"--spool-path={data.parent}/spool",
         f"--lock-path={data.parent}/spool/lock",
         "archive-push",
-        "pg_wal/0001",
+        f"pg_wal/{FILE}",
     ]
+
+
+def test_pgbackrest_is_not_given_the_file_in_which_a_timeline_was_left(data: Path) -> None:
+    (data / "pg_wal" / "00000002.history").write_text("1\t0/4000200\tno recovery target specified\n")
+    assert archiving(data, f"pg_wal/{FILE}") == []
 
 
 def test_no_secret_is_on_a_command_line() -> None:
@@ -214,6 +234,9 @@ def test_a_point_of_a_primary_that_died_is_reached_on_its_successor_s_timeline(a
     (archive / "00000002.history").write_text("1\t0/4000200\tno recovery target specified\n")
     assert timeline_of(archive, 1, "0/4000100") == 2
     assert timeline_of(archive, 1, "0/4000300") is None, "it is after the successor had left"
+    put(archive, "000000010000000000000004")
+    assert timeline_of(archive, 1, "0/4000300") is None, "who archived this may have had it up to there only"
+    assert timeline_of(archive, 1, "0/4000100") == 1
 
 
 def test_what_is_being_written_is_not_there_yet(archive: Path) -> None:

@@ -118,6 +118,24 @@ def test_a_file_that_a_dead_primary_kept_to_itself_is_found_on_the_next_timeline
     assert readable_timeline(1, lost, [history], {"000000020000000000000003": 1}) is None
 
 
+def test_a_file_that_ends_where_its_timeline_was_left_holds_no_point_from_after_that() -> None:
+    """Its name is there: archived by a standby that had received it up to the promotion."""
+    history = parse_history(2, "1\t0/3800000\tno recovery target specified\n")
+    both = {"000000010000000000000003": 1, "000000020000000000000003": 1}
+    assert readable_timeline(1, 0x3900000, [history], both) is None
+    assert readable_timeline(1, 0x3800000, [history], both) == 1
+
+
+def test_what_a_restore_in_place_left_behind_can_be_restored_all_the_same() -> None:
+    """No standby followed that: what is archived is what the members had written."""
+    back = parse_history(2, '1\t0/3800000\tat restore point "p-20261121-101500-ab12"\n')
+    later = parse_history(
+        3, '1\t0/3800000\tat restore point "p"\n2\t0/5000000\tno recovery target specified\n'
+    )
+    assert readable_timeline(1, 0x3900000, [back, later], {"000000010000000000000003": 1}) == 1
+    assert later.restored == {1}
+
+
 def test_pace_is_not_known_before_anything_is_done() -> None:
     assert pace(None, 1, 2) == (None, None)
     assert pace(at(0), 0, 2) == (None, None)

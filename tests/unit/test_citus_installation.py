@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.engine.citus import installation
+from pgherd.engine.citus.versions import Versions, problem
 
 CONTROL = (
     "comment = 'Citus distributed database'\ndefault_version = '{}'\nmodule_pathname = '$libdir/citus'\n"
@@ -57,3 +58,29 @@ def test_half_an_installation_is_none(tmp_path: Path) -> None:
 def test_without_pg_config_nobody_can_tell() -> None:
     [problem] = installation.problems(18, lambda name: None)
     assert "no pg_config" in problem
+
+
+@pytest.mark.parametrize(
+    ("installed", "in_database", "told"),
+    [
+        ("14.0-1", "14.0-1", None),
+        ("14.0-1", None, None),  # it is being made ready
+        (
+            "14.0-1",
+            "13.2-1",
+            "has Citus 13.2-1 in the database, but 14.0-1 installed: run ALTER EXTENSION citus UPDATE",
+        ),
+        (
+            "13.2-1",
+            "14.0-1",
+            "has Citus 14.0-1 in the database, but 13.2-1 installed: install Citus 14.0-1 there",
+        ),
+        (None, "14.0-1", "has no Citus installed any more: install Citus 14.0-1"),
+        ("13.2-1", "13.2-1", "runs Citus 13.2-1, the coordinator 14.0-1: bring all nodes to one version"),
+    ],
+)
+def test_a_node_whose_citus_differs_is_named_with_the_way_out(
+    installed: str | None, in_database: str | None, told: str | None
+) -> None:
+    found = problem(2, Versions(installed, in_database), Versions("14.0-1", "14.0-1"))
+    assert found is None if told is None else found is not None and found.startswith(f"segment-2 {told}")

@@ -111,6 +111,17 @@ def test_a_status_shows_problems_and_operations() -> None:
     assert "problems:\n  a is stopped\n  b has no primary\n  disk is full" in shown
 
 
+def test_a_status_shows_nodes_that_differ_though_all_is_running() -> None:
+    unfit = {
+        "type": "EngineUnfit",
+        "status": "True",
+        "message": "segment-2 has another version: bring all to one",
+    }
+    assert "problems:\n  segment-2 has another version: bring all to one" in "\n".join(
+        drawn(render.status(status(conditions=[unfit])))
+    )
+
+
 def test_a_cluster_that_can_not_be_looked_at_is_listed_too() -> None:
     lines = drawn(render.clusters([status(), {"name": "x", "phase": "Unknown", "groups": []}]))
     assert lines[1].split()[:5] == ["shop", "Running", "fdw", "1", "3/4"]

@@ -57,6 +57,20 @@ def test_a_status_of_now_is_believed(client: Client) -> None:
     assert client.wait("shop", timeout=0.3)["phase"] == "Running"
 
 
+def test_what_somebody_has_to_see_to_is_not_waited_for(client: Client) -> None:
+    unfit = {
+        "type": "EngineUnfit",
+        "status": "True",
+        "reason": "NodesDiffer",
+        "message": "segment-2 has lost the extension citus",
+        "lastTransitionTime": LONG_AGO,
+    }
+    now = {**DONE, "phase": "Updating", "settled": False, "conditions": [unfit]}
+    client._platform.write_status("shop", {**now, "errors": ["could not prepare the database of segment-2"]})
+    with pytest.raises(PgherdError, match="shop: segment-2 has lost the extension"):
+        client.wait("shop", timeout=5)
+
+
 def test_data_that_a_deletion_kept_can_be_purged_later(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,13 @@ def started(seen: Observed) -> set[Member]:
     return {step.member for step in plan(seen) if isinstance(step, p.StartMember)}
 
 
+def test_nothing_new_is_started_while_nodes_differ() -> None:
+    seen = replace(look(cluster(segments=3), gone=[(1, 1), (3, 0), (3, 1)]), unfit=("segment-2 has ...",))
+    assert started(seen) == {shop(1, 1)}
+    first = replace(look(admitted=0), unfit=("segment-2 has ...",))
+    assert not any(isinstance(step, p.AdmitFirst) for step in plan(first))
+
+
 def test_an_empty_standby_is_started_once_its_primary_runs() -> None:
     assert p.StartMember(shop(1, 1)) in plan(look(gone=[(1, 1)]))
 

@@ -51,6 +51,13 @@ def test_a_dead_standby_degrades_but_the_cluster_serves() -> None:
     assert "shop-segment-1-1 is stopped" in condition(told, "Degraded")["message"]
 
 
+def test_nodes_that_differ_are_a_condition_of_their_own() -> None:
+    told = status(replace(look(), unfit=("segment-2 has another version: bring all to one",)))
+    assert condition(told, "EngineUnfit")["message"] == "segment-2 has another version: bring all to one"
+    assert told["phase"] == "Running"
+    assert "EngineUnfit" not in {each["type"] for each in status(look())["conditions"]}
+
+
 def test_a_group_without_a_primary_is_not_ready() -> None:
     told = status(look(changes=[member(1, 0, running=False)]), previous={"phase": "Running"})
     assert condition(told, "Ready")["status"] == "False"

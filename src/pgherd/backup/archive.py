@@ -2,6 +2,7 @@
 
     archive.py push [--let-go BYTES] FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
     archive.py fetch FOLDER NAME PATH                     the other way round
+    archive.py left PATH NAME                             whether PATH is a file that nobody archives (see below)
 
 Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file, in
 the member's data directory, and must neither be slow nor depend on how pgherd is installed.
@@ -10,6 +11,10 @@ A file appears in the repository whole, flushed to disk, under its final name, o
 archives, so that nothing is missing when one dies: the same content a second time is fine, other content under the same
 name is refused. What belongs to another database system (a cluster of the same name, made anew) has a folder of its
 own. A repository that is not there (not mounted) is never made.
+
+A file in which its timeline was left is not archived: a standby that follows a promotion has received it up to there
+only, the rest is whatever the file held before, and differs from member to member. PostgreSQL wants it archived all the
+same. The file of the timeline that begins there holds the same up to there.
 
 With ``--let-go`` a file that the repository does not take is let go once more than so many bytes wait, the oldest
 first: PostgreSQL is told that it is archived, and a note says so until the repository takes files again. What is
@@ -20,7 +25,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 MARK = "repository.json"
 """in the folder above the logs': only with it is a repository there"""
@@ -28,6 +33,8 @@ NOTE = "pg_wal/pgherd-let-go.json"
 """in the data directory: what was let go since the repository took a file last. No copy or clone takes it along"""
 READY = "pg_wal/archive_status"
 SEGMENT_BYTES = 16 << 20
+SEGMENT_LETTERS = 24
+"""in the name of a file of the log: 8 each for its timeline and the two halves of its number"""
 CHUNK = 1 << 16
 _ZEROS = bytes(CHUNK)
 
@@ -49,6 +56,8 @@ def main(arguments: list[str]) -> int:
         elif command == "push":
             push(folder, rest[0], rest[1])
             _forget_note()
+        elif command == "left":
+            return 0 if is_left_inside(folder, rest[0]) else 1
         else:
             return 0 if fetch(folder, rest[0], rest[1]) else 1
     except (OSError, Refused) as error:
@@ -103,6 +112,8 @@ def push(folder: str, path: str, name: str) -> None:
     """
     if not os.path.exists(os.path.join(os.path.dirname(os.path.dirname(folder)), MARK)):
         raise Refused(f"there is no repository at {os.path.dirname(os.path.dirname(folder))}")
+    if is_left_inside(path, name):
+        return
     place = os.path.join(folder, system_of("."))
     _make(place)
     final = os.path.join(place, name)
@@ -123,6 +134,34 @@ def push(folder: str, path: str, name: str) -> None:
     if not _same(path, final):
         raise Conflict(f"{final} is there with other content: it is left as it is")
     _sync(place)
+
+
+def is_left_inside(path: str, name: str) -> bool:
+    """Whether a file of the log is one in which its timeline was left, as the histories beside it say.
+
+    A promotion that this member has not heard of is in none of them: who is still on the old timeline archives it.
+    """
+    if len(name) != SEGMENT_LETTERS:
+        return False
+    timeline, high, low = (int(name[begin : begin + 8], 16) for begin in (0, 8, 16))
+    begin = (high << 32) + low * SEGMENT_BYTES
+    return any(begin <= end < begin + SEGMENT_BYTES for end in _ends(os.path.dirname(path), timeline))
+
+
+def _ends(log: str, timeline: int) -> Iterator[int]:
+    """Where a timeline was left, by each of those that came after it."""
+    for name in os.listdir(log):
+        if name.endswith(".history"):
+            with open(os.path.join(log, name), encoding="utf-8", errors="replace") as history:
+                yield from _left_at(history, timeline)
+
+
+def _left_at(history: Iterable[str], timeline: int) -> Iterator[int]:
+    for line in history:
+        number, place, *_ = [*line.split(None, 2), "", ""]
+        high, slash, low = place.partition("/")
+        if slash and number == str(timeline):
+            yield (int(high, 16) << 32) + int(low, 16)
 
 
 def fetch(folder: str, name: str, path: str) -> bool:

@@ -52,9 +52,9 @@ def present(names: Collection[str], timeline: int, histories: Sequence[History])
         number = segment_number(name) if SEGMENT_NAME.fullmatch(name) and len(name) == 24 else None
         if number is None:
             continue
-        # The file in which a timeline was left is taken from either side.
+        # Of the file in which a timeline was left only the next timeline's goes on after that place.
         on = int(name[:8], 16)
-        if on == timeline or (on in own.left and number <= own.left[on] // SEGMENT_BYTES):
+        if on == timeline or (on in own.left and number < own.left[on] // SEGMENT_BYTES):
             numbers.add(number)
     if not numbers:
         return None

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pgherd.backup import archive
 from pgherd.model.spec import RepositorySpec
 from pgherd.model.topology import group_id, group_name
 
@@ -151,10 +153,11 @@ def archive_command(program: str, config: str, group: int) -> str:
     """What every member of a group runs for each file of its log.
 
     The database system is read where the command runs, as the stanza's name holds it: a member that belongs to another
-    one by mistake can't archive into this one's.
+    one by mistake can't archive into this one's. A file in which its timeline was left is passed over (``archive``).
     """
     name = f"{group_name(group)}-{_SYSTEM}"
-    return f'{_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
+    left = _shell([sys.executable, "-I", "-S", archive.__file__, "left"])
+    return f'{left} "%p" %f || {_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
 
 
 def restore_command(program: str, config: str, group: int, system: str) -> str:
@@ -167,8 +170,12 @@ _OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'
 
 
 def _command(program: str, config: str) -> str:
+    return _shell([program, f"--config={config}"])
+
+
+def _shell(command: Sequence[str]) -> str:
     """For the shell that PostgreSQL runs it with, and for PostgreSQL, to which % means something."""
-    return shlex.join([program, f"--config={config}"]).replace("%", "%%")
+    return shlex.join(command).replace("%", "%%")
 
 
 _COMPLAINT = re.compile(r"(?:P\d+\s+)?\b(?:ERROR|WARN|FATAL):\s*(?:\[\d+\]:\s*)?")

@@ -40,8 +40,6 @@ class ArchivedLog:
         """The timeline on which a point can be reached; None: not yet."""
         lsn = wal.parse_lsn(at.lsn)
         archived = _Files(lambda name: self._is_archived(stanza, name))
-        if wal.segment_before(at.timeline, lsn) in archived:
-            return at.timeline
         return wal.readable_timeline(at.timeline, lsn, self.histories(stanza), archived)
 
     def histories(self, stanza: str) -> list[wal.History]:

@@ -20,7 +20,7 @@ from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.errors import PgherdError
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import BackupSpec, PostgresCluster, parse_bytes
-from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
+from pgherd.model.topology import COORDINATOR, SUPERUSER, Endpoint, group_name
 from pgherd.postgres.connections import Databases
 
 _ARCHIVING = """
@@ -48,10 +48,11 @@ def view(
     assert declared is not None, "asked only where backups are declared"
     archiving = _archiving(databases, groups)
     found: dict[str, Any] = {"method": method.name, "repository": method.location}
+    asked = [(group_name(group), state) for group, state in sorted(archiving.items())]
     problems = [
         problem
-        for group, state in sorted(archiving.items())
-        for problem in _archiving_problems(group, state, declared)
+        for who, state in [*asked, *_standbys_archiving(databases, sorted(archiving))]
+        for problem in _archiving_problems(who, state, declared)
     ]
     try:
         coordinator = archiving.get(COORDINATOR)
@@ -113,23 +114,48 @@ def _archiving(databases: Databases, groups: Sequence[int]) -> dict[int, dict[st
         return dict(each for each in pool.map(ask, groups) if each is not None)
 
 
+def _standbys_archiving(databases: Databases, groups: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
+    """Who they are and how they stand: every member archives. Those that do not answer are passed over."""
+    addresses = databases.addresses()
+    known = {group: addresses.get(group, ()) for group in groups}
+    members = [(group, each) for group, those in known.items() if len(those) > 1 for each in those]
+
+    def ask(group: int, member: Endpoint) -> tuple[str, dict[str, Any]] | None:
+        parameters = {
+            **databases.parameters(group, database=SUPERUSER),
+            **{"host": member.host, "port": str(member.port)},
+            **{"target_session_attrs": "standby", "connect_timeout": "2"},
+        }
+        try:
+            with psycopg.connect(autocommit=True, **parameters) as connection:  # type: ignore[arg-type]
+                row = connection.execute(_ARCHIVING).fetchone()
+        except psycopg.Error:
+            return None
+        who = f"a standby of {group_name(group)} ({member.host}:{member.port})"
+        return None if row is None else (who, _state(row))
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return [each for each in pool.map(lambda member: ask(*member), members) if each is not None]
+
+
 def _state(row: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(("waiting", "failing", "failed", "system", "mode", "let_go"), row, strict=True))
 
 
-def _archiving_problems(group: int, state: dict[str, Any], declared: BackupSpec) -> list[str]:
+def _archiving_problems(who: str, state: dict[str, Any], declared: BackupSpec) -> list[str]:
     waiting = state["waiting"] * SEGMENT_BYTES
     problems = []
     if state["let_go"]:
-        problems.append(f"{group_name(group)} {_let_go(state['let_go'])}")
-    if state["failing"]:
+        problems.append(f"{who} {_let_go(state['let_go'])}")
+    # Where nothing waits any more, what failed is gone: a member that was rewound has the files of another one.
+    if state["failing"] and waiting:
         problems.append(
-            f"{group_name(group)} can't archive {state['failed']}: {waiting >> 20} MiB of its log wait (see its log)"
+            f"{who} can't archive {state['failed']}: {waiting >> 20} MiB of its log wait (see its log)"
         )
     # Where it is let go, at most that much waits, and one file.
     if waiting > parse_bytes(declared.wal_limit) + (SEGMENT_BYTES if declared.when_full == "drop" else 0):
         problems.append(
-            f"{group_name(group)} keeps {waiting >> 20} MiB of its log for the repository, more than walLimit "
+            f"{who} keeps {waiting >> 20} MiB of its log for the repository, more than walLimit "
             f"({declared.wal_limit}): its disk fills up"
         )
     return problems

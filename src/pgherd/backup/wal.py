@@ -14,6 +14,8 @@ SEGMENT_BYTES = 16 << 20
 """what initdb makes, and pgherd's members are made by initdb"""
 SEGMENT_NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(\.[0-9A-F]{8}\.backup|\.partial)?")
 _PER_ID = (1 << 32) // SEGMENT_BYTES
+_BY_A_RESTORE = "at restore point"
+"""why a timeline was left, as PostgreSQL writes it"""
 
 
 def parse_lsn(text: str) -> int:
@@ -46,20 +48,33 @@ class History:
     timeline: int
     left: Mapping[int, int]
     """earlier timeline -> position at which it was left"""
+    restored: frozenset[int] = frozenset()
+    """those of them that were left by a restore to a point: nothing happened to what they went on with"""
 
     def holds(self, timeline: int, lsn: int) -> bool:
         """Whether what is on ``timeline`` before ``lsn`` is part of this timeline's past."""
         return timeline == self.timeline or (timeline in self.left and lsn <= self.left[timeline])
 
+    def abandons(self, timeline: int, lsn: int) -> bool:
+        """Whether a promotion left ``timeline`` before ``lsn``.
+
+        Nobody went on with what is there, and the file in which it was left may have been archived as those who
+        followed had received it: without its end.
+        """
+        return timeline in self.left and timeline not in self.restored and self.left[timeline] < lsn
+
 
 def parse_history(timeline: int, text: str) -> History:
     """What a ``.history`` file says; lines that say nothing are passed over."""
     left: dict[int, int] = {}
+    restored = set()
     for line in text.splitlines():
-        fields = line.split("#")[0].split()
+        fields = line.split("#")[0].split(None, 2)
         if len(fields) >= 2 and fields[0].isdecimal() and "/" in fields[1]:
             left[int(fields[0])] = parse_lsn(fields[1])
-    return History(timeline, left)
+            if fields[2:] and fields[2].startswith(_BY_A_RESTORE):
+                restored.add(int(fields[0]))
+    return History(timeline, left, frozenset(restored))
 
 
 def readable_timeline(
@@ -68,12 +83,13 @@ def readable_timeline(
     """On which timeline a position can be reached with what is archived; None: on none (yet).
 
     Usually its own. Where a primary died before its last file was archived, the file of the timeline that its successor
-    began holds the same up to there.
+    began holds the same up to there. What the successor did not have is lost, whatever is archived under its name.
 
     :param histories: of the later timelines
     :param archived: the archived files by name
     """
-    if segment_before(timeline, lsn) in archived:
+    abandoned = any(history.abandons(timeline, lsn) for history in histories)
+    if not abandoned and segment_before(timeline, lsn) in archived:
         return timeline
     for history in sorted(histories, key=lambda each: each.timeline):
         reaches = history.timeline > timeline and history.holds(timeline, lsn)

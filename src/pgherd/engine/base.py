@@ -125,6 +125,14 @@ class Engine(ABC):
         :raises Unavailable: the primary can't be asked
         """
 
+    def unfit(self) -> Sequence[str]:
+        """What keeps nodes from working as one although each answers (other versions of what the engine needs, or it
+        is gone from one of them): a sentence each with the node and the way out; empty: nothing.
+
+        :raises Unavailable: the coordinator can't be asked
+        """
+        return ()
+
     @abstractmethod
     def initialise_coordinator(self, shard_count: int) -> None:
         """Make the coordinator's primary ready: role and database, schema ``pgherd``, the SQL interface.

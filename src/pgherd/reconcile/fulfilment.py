@@ -18,12 +18,15 @@ def is_fulfilled(
     :param now: its status, None while there is none
     :param operation: one that has to have ended too, or a later one
     :param silence: what to say of a supervisor or operator that has not reported
-    :raises PgherdError: it never will be: it failed, or its operation was called off
+    :raises PgherdError: it never will be: it failed, its operation was called off, or nodes differ and somebody has to
+        see to that
     """
     if now is None or now.get("generation", -1) < generation:
         return False
     if now["phase"] == "Failed":
         raise PgherdError(f"{name}: {obstacle(now, silence)}")
+    if now.get("errors") and (unfit := conditions(now).get("EngineUnfit")):
+        raise PgherdError(f"{name}: {unfit['message']}")
     last = now.get("lastOperation") or {}
     if last.get("id", 0) < operation or now["phase"] not in AT_REST or now.get("operation") is not None:
         return False

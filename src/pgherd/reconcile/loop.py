@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,6 +69,7 @@ class ClusterLoop(threading.Thread):
         self._fatal_generation: int | None = None
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
+        self._last_unfit: Sequence[str] = ()
         self._revision: object = None
         self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
@@ -151,8 +152,8 @@ class ClusterLoop(threading.Thread):
         seen = observe.observe(world, sizes=due)
         if due:
             self._sizes_at = time.monotonic()
-            self._last_backups = seen.backups
-        seen = replace(seen, backups=self._with_complaint(self._last_backups))
+            self._last_backups, self._last_unfit = seen.backups, seen.unfit
+        seen = replace(seen, backups=self._with_complaint(self._last_backups), unfit=self._last_unfit)
         if seen.sizes:
             self._last_sizes = dict(seen.sizes)
         else:

@@ -85,7 +85,7 @@ def primaries_in(seen: Observed) -> dict[int, Endpoint]:
 def observe(world: World, *, sizes: bool = False) -> Observed:
     """Look once.
 
-    :param sizes: also ask each segment for its shards' sizes (a query per segment)
+    :param sizes: also ask each segment for its shards' sizes, and what its engine is (a query each)
     """
     declaration = world.platform.declaration(world.name)
     if (recovery := restoring.state(world.platform, declaration.cluster)) is not None:
@@ -119,6 +119,8 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
             lambda: view_backups(method, world.databases, declaration.cluster, answering, schedules),
         )
         seen = replace(seen, backups=backups)
+    if sizes and COORDINATOR in known:
+        seen = replace(seen, unfit=_unfit(world))
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
 
 
@@ -199,6 +201,14 @@ def _prepared(world: World, seen: Observed, group: int) -> bool | None:
         return world.engine.is_initialised(group)
     except (PgherdError, psycopg.Error):
         return None
+
+
+def _unfit(world: World) -> Sequence[str]:
+    try:
+        return world.engine.unfit()
+    except (PgherdError, psycopg.Error) as error:
+        logger.info("nodes can't be compared: %s", error)
+        return ()
 
 
 def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:

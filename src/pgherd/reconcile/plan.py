@@ -125,7 +125,7 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return False
     if state is not None and state.view.has_data:
         return True
-    if seen.awaits_source(member.group):
+    if seen.awaits_source(member.group) or (seen.unfit and not seen.took_part(member.group)):
         return False
     if seen.catalogue is not None and (clone := seen.catalogue.clones.get(member.group)) is not None:
         # The first one copies the source, the others that one.
@@ -251,8 +251,10 @@ def _databases(seen: Observed) -> list[Step]:
         return steps
     declared = range(1, seen.declaration.cluster.spec.segments.count + 1)
     if not catalogue.segments and catalogue.operation is None:
-        if not seen.admitted_before and all(
-            seen.initialised.get(group) and _is_complete(seen, group) for group in declared
+        if (
+            not seen.admitted_before
+            and not seen.unfit
+            and all(seen.initialised.get(group) and _is_complete(seen, group) for group in declared)
         ):
             steps.append(AdmitFirst(tuple(declared)))
         return steps

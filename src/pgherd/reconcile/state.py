@@ -114,6 +114,8 @@ class Observed:
     """groups that are being rebuilt from the backups, or were: how far that is"""
     backups: Mapping[str, Any] | None = None
     """``status.backups``; None: none are declared"""
+    unfit: Sequence[str] = ()
+    """what keeps nodes from working as one although each answers, a sentence each"""
     unanswered: Mapping[str, float] = field(default_factory=dict)
     """members on silent places whose Patroni has not answered any look, for how many seconds"""
     admitted_before: Sequence[int] = ()

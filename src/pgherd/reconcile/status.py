@@ -324,6 +324,8 @@ def _conditions(
         conditions.append(("SpecRefused", True, "InvalidSpec", "; ".join(refused)))
     if lost := seen.without_data():
         conditions.append(("DataLost", True, "NoData", "; ".join(data_lost(seen, group) for group in lost)))
+    if seen.unfit:
+        conditions.append(("EngineUnfit", True, "NodesDiffer", "; ".join(seen.unfit)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     if seen.backups is not None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import psycopg
 
 from pgherd.engine.base import Finding
-from pgherd.engine.citus import nodes
-from pgherd.engine.citus.install import half_upgraded
+from pgherd.engine.citus import nodes, versions
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import Unavailable, one_line
 from pgherd.model.topology import COORDINATOR, Endpoint, group_name
@@ -105,8 +104,10 @@ def _members(desk: Connection) -> dict[int, set[Endpoint]]:
 
 
 def _version(node: _Node) -> Iterator[Finding]:
-    if difference := half_upgraded(node.here):
-        yield node.finding("version", f"has {difference}", "ALTER EXTENSION citus UPDATE on each node")
+    seen = versions.of(node.here)
+    if problem := versions.problem(node.group, seen, versions.of(node.desk)):
+        message, _, way_out = problem.rpartition(": ")
+        yield Finding(node.group, "version", message, way_out)
     query = "SELECT citus_version()"
     here, there = value(node.here, query), value(node.desk, query)
     if here != there:

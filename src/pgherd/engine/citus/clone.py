@@ -25,8 +25,9 @@ from psycopg import sql
 
 from pgherd.engine.base import Clone, MoveControl
 from pgherd.engine.citus import cleanup, clone_place, nodes
-from pgherd.engine.citus.move import end_predecessor, numbers
+from pgherd.engine.citus.move import end_predecessor
 from pgherd.engine.citus.session import superuser, value
+from pgherd.engine.citus.versions import numbers
 from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.model.topology import Endpoint, group_name
 from pgherd.postgres.connections import Connection, Databases

@@ -22,6 +22,7 @@ from pgherd.engine.citus import (
     restore_point,
     restored,
     shards,
+    versions,
 )
 from pgherd.engine.citus.session import superuser
 from pgherd.model.topology import COORDINATOR, Endpoints
@@ -87,6 +88,9 @@ class CitusEngine(Engine):
             return True
         with superuser(self.databases) as connection:
             return not nodes.unfenced(connection)
+
+    def unfit(self) -> Sequence[str]:
+        return versions.unfit(self.databases)
 
     def initialise_coordinator(self, shard_count: int) -> None:
         install.install(self.databases, COORDINATOR)

@@ -12,6 +12,7 @@ from importlib import resources
 
 from psycopg import conninfo, sql
 
+from pgherd.engine.citus import versions
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import PgherdError
 from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
@@ -32,6 +33,7 @@ def install(databases: Databases, group: int) -> None:
     """
     with databases.connect(group, database=SUPERUSER) as connection:
         _owner_and_database(connection, databases)
+    _require_kept(databases, group)
     with superuser(databases, group, autocommit=False) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         connection.execute(
@@ -63,22 +65,19 @@ def is_installed(databases: Databases, group: int) -> bool:
         )
 
 
-def half_upgraded(connection: Connection) -> str | None:
-    """How the extension in the database differs from the library on disk; None if they are one version."""
-    row = connection.execute(
-        "SELECT e.extversion, a.default_version"
-        " FROM pg_extension e JOIN pg_available_extensions a ON a.name = e.extname"
-        " WHERE e.extname = 'citus' AND e.extversion <> a.default_version"
-    ).fetchone()
-    return f"Citus {row[0]} in the database, but {row[1]} installed" if row else None
+def _require_kept(databases: Databases, group: int) -> None:
+    """:raises PgherdError: the extension is gone from a database that had it: made anew, it would know nothing"""
+    with superuser(databases, group) as connection:
+        if versions.of(connection).in_database is not None:
+            return
+    with superuser(databases) as desk:
+        if versions.took_part(desk, group):
+            raise PgherdError(versions.lost(group))
 
 
 def _require_whole_upgrade(connection: Connection, group: int) -> None:
-    if difference := half_upgraded(connection):
-        raise PgherdError(
-            f"{group_name(group)} has {difference}: bring all nodes to one version, then run"
-            " ALTER EXTENSION citus UPDATE on each"
-        )
+    if difference := versions.half_upgraded(versions.of(connection)):
+        raise PgherdError(f"{group_name(group)} has {difference}")
 
 
 def _owner_and_database(connection: Connection, databases: Databases) -> None:

@@ -19,6 +19,7 @@ import psycopg
 from pgherd.engine.base import MoveControl, ShardGroupId
 from pgherd.engine.citus import cleanup, nodes
 from pgherd.engine.citus.session import superuser, value
+from pgherd.engine.citus.versions import numbers
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.postgres.connections import Connection, Databases
@@ -100,11 +101,6 @@ def alone_in(version: str) -> Callable[[ShardGroupId], object]:
         return lambda group: group
     # Tables of one shard are one family for us, for Citus each is a colocation.
     return lambda group: group.colocation or group
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """Major and minor version of the extension: ``(13, 2)`` of ``13.2-1``."""
-    return tuple(int(part) for part in version.replace("-", ".").split(".")[:2])
 
 
 def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> Route | None:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import psycopg
 
 from pgherd.engine.base import ShardGroupId
-from pgherd.engine.citus import nodes
-from pgherd.engine.citus.install import half_upgraded
+from pgherd.engine.citus import nodes, versions
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import Unavailable
 from pgherd.model.topology import COORDINATOR, group_name
@@ -26,7 +25,6 @@ SELECT DISTINCT m.relation::regclass::text, a.amname = 'columnar',
 _COPIES = """
 SELECT relation::regclass::text FROM pgherd.shard_map GROUP BY relation, shard_id HAVING count(*) > 1 LIMIT 1
 """
-_VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'citus'"
 _LIMITS = {
     "max_replication_slots": "SELECT count(*) FROM pg_replication_slots",
     "max_wal_senders": "SELECT count(*) FROM pg_stat_replication",
@@ -45,11 +43,11 @@ def preflight(databases: Databases, groups: Sequence[ShardGroupId], *, blocking:
             found.append(
                 f"table {table} has several copies of a shard: undistribute it, and distribute it anew"
             )
-        version = str(value(connection, _VERSION))
+        coordinator = versions.of(connection)
         if not blocking:
             found.extend(_unfit_tables(connection, groups))
     for group in [COORDINATOR, *nodes.segments(databases)]:
-        found.extend(_unfit_node(databases, group, version, blocking=blocking))
+        found.extend(_unfit_node(databases, group, coordinator, blocking=blocking))
     return found
 
 
@@ -73,14 +71,17 @@ def _unfit_tables(connection: Connection, groups: Sequence[ShardGroupId]) -> Ite
             yield f"table {table} has no primary key: add one, or a replica identity (FULL will do), {_OR_BLOCKING}"
 
 
-def _unfit_node(databases: Databases, group: int, version: str, *, blocking: bool) -> Iterator[str]:
+def _unfit_node(
+    databases: Databases, group: int, coordinator: versions.Versions, *, blocking: bool
+) -> Iterator[str]:
     name = group_name(group)
     try:
         with superuser(databases, group) as connection:
-            if difference := half_upgraded(connection):
-                yield f"{name} has {difference}: bring all nodes to one version"
-            elif (here := str(value(connection, _VERSION))) != version:
-                yield f"{name} runs Citus {here}, the coordinator {version}: bring all nodes to one version"
+            here = versions.of(connection)
+            if here.in_database is None:
+                yield versions.lost(group)
+            elif problem := versions.problem(group, here, coordinator):
+                yield problem
             if not blocking:
                 yield from _lacking(connection, name)
     except (Unavailable, psycopg.OperationalError) as error:

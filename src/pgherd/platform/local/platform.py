@@ -386,6 +386,7 @@ class LocalPlatform(Platform):
                 if view.member.group == member.group
             ]
             try:
+                self._require_engine(cluster, member)
                 self._require_free(member, ports)
                 self._require_room(member)
             except PgherdError:
@@ -445,6 +446,11 @@ class LocalPlatform(Platform):
         if len(group) > 1 and processes.postmaster_of(layout.data) is not None:
             logger.warning("%s: its Patroni can't be started, so its server ends", member.name)
             processes.end_postgres(layout.directory, layout.data)
+
+    def _require_engine(self, cluster: PostgresCluster, member: Member) -> None:
+        # It was there when the cluster was declared. PostgreSQL would say in its log only that it is gone.
+        for problem in parameters.engine_problems(binaries.find(self._bin_dir), cluster):
+            raise PgherdError(f"{member.name} can't run: {problem}")
 
     def _require_free(self, member: Member, ports: Ports) -> None:
         own_server = processes.postmaster_of(self._layout.member(member).data)
