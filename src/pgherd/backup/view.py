@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -80,6 +81,12 @@ def view(
         "be restored once there is a new base copy, which is made by itself"
         for gap in gaps
     ]
+    last = _newest_restorable(offered, done, method, logs)
+    if offered and done and last is None:
+        problems.append(
+            f"none of the last {len(offered)} restore points can be restored, though they are archived: 'pgherd "
+            f"restore-points {cluster.metadata.name}' shows why"
+        )
     if drills and not drills[-1].get("passed"):
         problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
     planned = _schedules(schedules, drills[-1] if drills else None)
@@ -88,7 +95,7 @@ def view(
         **found,
         "schedules": planned,
         "lastDrill": drills[-1] if drills else None,
-        "lastRestorePoint": _point(offered[-1]) if offered else None,
+        "lastRestorePoint": _point(last) if last is not None else None,
         "lastBackup": _backup(done[-1]) if done else None,
         "running": _backup(running) if running else None,
         "waitingBytes": {
@@ -189,6 +196,16 @@ def _gap(group: int, gap: Gap, logs: Logs, system: str) -> dict[str, Any]:
         "first": file_name(timeline, gap.first),
         "last": file_name(timeline, gap.last),
     }
+
+
+def _newest_restorable(
+    points: Sequence[Point], backups: Sequence[Backup], method: BackupMethod, logs: Logs
+) -> Point | None:
+    """The last point that can be restored; as a rule it is the last that is archived."""
+    histories = cache(method.histories)
+    return next(
+        (each for each in reversed(points) if choice.bases(each, backups, histories, logs) is not None), None
+    )
 
 
 def is_behind_a_gap(method: BackupMethod, point: Point) -> bool:
