@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from pgherd.backup import repair, restore, restoring
+from pgherd.backup import private_server, repair, restore, restoring
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
 from pgherd.backup.restore import Restore, Site
@@ -49,6 +49,28 @@ SILENT = Unavailable("group 1 can't be reached")
 )
 def test_only_what_says_that_nobody_answered_may_pass(error: Exception, passing: bool) -> None:
     assert is_passing(error) == passing
+
+
+def test_a_server_that_lets_nobody_in_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("pgherd.backup.private_server.time.monotonic", lambda: clock[0])
+    since = None
+    for text in (
+        'connection to server on socket "s" failed: No such file or directory',
+        "connection failed: FATAL:  the database system is starting up",
+        "connection failed: FATAL:  the database system is not yet accepting connections",
+    ):
+        since = private_server._refused_since(psycopg.OperationalError(text), since)
+        clock[0] += 10 * private_server.REFUSED_SECONDS
+    assert since is None
+    damaged = psycopg.OperationalError('connection failed: FATAL:  could not open file "base/5/1259"')
+    since = private_server._refused_since(damaged, since)
+    assert private_server._refused_since(damaged, since) == since
+    clock[0] += private_server.REFUSED_SECONDS + 1
+    with pytest.raises(
+        PgherdError, match="the server lets nobody in: connection failed: FATAL: could not open"
+    ):
+        private_server._refused_since(damaged, since)
 
 
 class Home:
@@ -105,6 +127,7 @@ def test_what_nobody_expected_is_tried_some_times_and_then_taken_back(home: Home
     state = home.fails(error)
     assert state["phase"] == restore.REVERTED
     assert str(error).strip("'") in state["error"]
+    assert restoring.operation_status(state)["message"] == "restoring to p1"
     assert home.data.read_text() == "precious"
 
 

@@ -156,7 +156,7 @@ class Repair:
         logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
         site.bench.put_back()
         self._drop_data()
-        self._tell(phase=FAILED, error=reason_of(error), finishedAt=records.now())
+        self._tell(**NO_PAUSE, phase=FAILED, error=reason_of(error), finishedAt=records.now())
 
     def _begin(self, identity: str) -> None:
         self._drop_data()

@@ -203,7 +203,7 @@ class Restore:
         if self._in_place:
             self._workshop.put_back()
         phase = REVERTED if self._in_place else FAILED
-        self._tell(phase=phase, error=reason_of(error), finishedAt=records.now())
+        self._tell(**NO_PAUSE, phase=phase, error=reason_of(error), finishedAt=records.now())
 
     def _carry_on(self) -> None:
         self._end_strays()
