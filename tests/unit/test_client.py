@@ -14,6 +14,7 @@ import pytest
 from pgherd.backup import restore
 from pgherd.cli.main import run
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model.topology import Member
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.supervisor import backups
@@ -166,6 +167,14 @@ def test_what_was_kept_is_removed_without_holding_the_home_up(
     bench.clear()
     assert asked == [("before-restore", True), ("segment-1", True)]
     assert not layout.aside("shop").exists()
+    asked.clear()
+    (layout.member(Member("shop", 1, 0)).data / "base").mkdir(parents=True)
+    platform.remove_member(Member("shop", 1, 0))
+    assert asked == [("shop-segment-1-0", True)]
+    (layout.member(Member("shop", 0, 0)).data / "base").mkdir(parents=True)
+    platform.forget("shop", purge=True)
+    assert asked[1:] == [("shop", True)]
+    assert not list(platform.home.glob("*shop*"))
 
 
 def test_a_removal_that_was_cut_short_is_finished_when_it_is_asked_for_again(client: Client) -> None:

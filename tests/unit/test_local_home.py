@@ -19,6 +19,7 @@ from pgherd.platform.local.founding import Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.ports import PortBook
+from pgherd.supervisor import daemon
 from tests.support.platform import cluster
 
 FIRST, SECOND = Member("shop", 0, 0), Member("shop", 0, 1)
@@ -151,7 +152,7 @@ class TestDeclarations:
         kept.mkdir(parents=True)
         for place in ("", "shop", "shop/members", "shop/members/shop-coordinator-0", "shop/repairs"):
             (platform.home / place / ".removed.data.1234" / "base").mkdir(parents=True)
-        platform.sweep()
+        daemon._sweep(platform.home)
         assert not list(platform.home.rglob(".removed*"))
         assert kept.is_dir()
 

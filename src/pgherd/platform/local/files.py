@@ -145,6 +145,16 @@ def sweep(directory: Path, name: str = "*") -> None:
             _remove_tree(rest)
 
 
+def sweep_below(root: Path, depth: int) -> None:
+    """:func:`sweep` of a directory and of those below it. It may take long, and needs no lock.
+
+    :param depth: how far down
+    """
+    for level in range(depth + 1):
+        for folder in list(root.glob("/".join("*" * level))) if level else [root]:
+            sweep(folder)
+
+
 def _remove_tree(path: Path) -> None:
     # A process that is about to end may still make a file in between, and another one may remove the same.
     for _ in range(100):
