@@ -147,6 +147,24 @@ def test_a_server_that_does_not_answer_is_waited_for_and_the_status_says_so(home
     assert message.endswith("group 1 can't be reached")
 
 
+def test_a_server_of_its_own_that_lets_nobody_in_is_not_waited_for_without_end(home: Home) -> None:
+    class Failing(Restore):
+        def _plan(self) -> None:
+            self._tell(phase="copying", point=point(1).as_json(), bases={})
+
+        def _carry_on(self) -> None:
+            self._settle_alive()
+
+        def _settle(self) -> None:
+            raise SILENT
+
+    for _ in range(restore.TRIES):
+        with pytest.raises(psycopg.OperationalError, match="group 1 can't be reached"):
+            Failing(home.site()).run()
+    assert (home.workshop.read_state() or {})["phase"] == restore.REVERTED
+    assert home.data.read_text() == "precious"
+
+
 def test_one_that_is_asked_to_stop_has_not_failed(home: Home) -> None:
     for _ in range(3 * restore.TRIES):
         state = home.fails(Cancelled("the restore was stopped"))

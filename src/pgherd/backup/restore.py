@@ -383,10 +383,12 @@ class Restore:
     def _settle_alive(self) -> None:
         try:
             self._settle()
-        except (Unavailable, psycopg.OperationalError):
-            # These servers are ours: one that has ended will end again.
+        except (Unavailable, psycopg.OperationalError) as error:
+            # These servers are ours: one that has ended will end again, and none is waited for without end.
             for server in self._servers.values():
                 server.require_running()
+            if isinstance(error, Unavailable):
+                raise psycopg.OperationalError(str(error)) from error
             raise
 
     def _settle(self) -> None:
