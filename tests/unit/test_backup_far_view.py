@@ -30,7 +30,7 @@ def until(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_a_near_repository_is_asked_as_ever() -> None:
+def test_a_near_repository_that_answers_is_seen_at_once() -> None:
     assert far_view.look(method("near", near=True), lambda: {"problems": ["a"]}) == {"problems": ["a"]}
 
 
@@ -38,16 +38,19 @@ def test_a_distant_one_that_answers_is_seen_at_once() -> None:
     assert far_view.look(method("far", near=False), lambda: {"problems": ["b"]})["problems"] == ["b"]
 
 
-def test_one_that_does_not_answer_is_told_and_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("near", [False, True])
+def test_one_that_does_not_answer_is_told_and_waited_for_by_nobody(
+    monkeypatch: pytest.MonkeyPatch, near: bool
+) -> None:
     monkeypatch.setattr(far_view, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(far_view, "SILENT_SECONDS", 0.05)
-    silent, answers = method("s3://silent", near=False), threading.Event()
+    silent, answers = method(f"silent-{near}", near=near), threading.Event()
 
     def view() -> dict[str, Any]:
         answers.wait(30)
         return {"problems": [], "lastBackup": 1}
 
-    until(lambda: far_view.look(silent, view)["problems"] == ["s3://silent does not answer"])
+    until(lambda: far_view.look(silent, view)["problems"] == [f"silent-{near} does not answer"])
     answers.set()
     until(lambda: far_view.look(silent, view).get("lastBackup") == 1)
     until(lambda: far_view.look(silent, view)["problems"] == [])

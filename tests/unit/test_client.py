@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from pgherd.backup import restore
 from pgherd.cli.main import run
-from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model.topology import Member
+from pgherd.platform.local import files
+from pgherd.platform.local.layout import Layout
+from pgherd.supervisor import backups
 from pgherd.supervisor.client import Client
 from tests.support.platform import cluster
 
@@ -89,6 +96,93 @@ def test_what_a_supervisor_killed_at_its_very_end_left_is_removed(client: Client
     (platform.home / ".removed.shop.1234" / "members").mkdir(parents=True)
     client.wait_gone("shop", timeout=5)
     assert not platform.home.exists()
+
+
+# the home's lock, for which every cluster of the home waits
+
+
+def is_unlocked(client: Client) -> bool:
+    """Whether another thread gets the home's lock."""
+    taken = threading.Event()
+
+    def take() -> None:
+        with client._platform.locked():
+            taken.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    return taken.wait(5)
+
+
+def with_backups(path: Path, **fields: Any) -> Any:
+    return cluster(engine="fdw", backup={"repository": {"path": str(path)}}, **fields)
+
+
+def test_a_repository_that_does_not_answer_holds_no_other_cluster_up(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def prepare(*arguments: object) -> None:
+        asked.append(is_unlocked(client))
+
+    monkeypatch.setattr(backups, "prepare", prepare)
+    client.up(with_backups(tmp_path / "repository"))
+    assert asked == [True]
+    assert client.declared("shop").spec.backup is not None
+
+
+def test_what_is_refused_makes_no_repository(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="shardCount"):
+        client.up(with_backups(tmp_path / "repository", shardCount=16))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_what_changed_while_the_repository_was_asked_is_looked_at_again(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*arguments: object) -> None:
+        client._platform.set_deleting("shop", purge=False)
+
+    monkeypatch.setattr(backups, "prepare", prepare)
+    with pytest.raises(BadInput, match="is being deleted"):
+        client.up(with_backups(tmp_path / "repository"))
+    assert client.declared("shop").spec.backup is None
+
+
+def test_what_was_kept_is_removed_without_holding_the_home_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, layout = client._platform, Layout(client._platform.home)
+    bench, asked = platform.bench("shop", 1), []
+
+    def remove(path: Path) -> None:
+        asked.append((path.name.split(".")[2], is_unlocked(client)))
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(files, "_remove_tree", remove)
+    (layout.aside("shop") / "members").mkdir(parents=True)
+    (bench.folder() / "before").mkdir()
+    platform.workshop("shop").write_state({"phase": restore.DONE})
+    client.confirm_restore("shop")
+    bench.clear()
+    assert asked == [("before-restore", True), ("segment-1", True)]
+    assert not layout.aside("shop").exists()
+    asked.clear()
+    (layout.member(Member("shop", 1, 0)).data / "base").mkdir(parents=True)
+    platform.remove_member(Member("shop", 1, 0))
+    assert asked == [("shop-segment-1-0", True)]
+    (layout.member(Member("shop", 0, 0)).data / "base").mkdir(parents=True)
+    platform.forget("shop", purge=True)
+    assert asked[1:] == [("shop", True)]
+    assert not list(platform.home.glob("*shop*"))
+
+
+def test_a_removal_that_was_cut_short_is_finished_when_it_is_asked_for_again(client: Client) -> None:
+    rest = client._platform.home / "shop" / ".removed.before-restore.1234"
+    rest.mkdir()
+    with pytest.raises(BadInput, match="nothing is kept"):
+        client.confirm_restore("shop")
+    assert not rest.exists()
 
 
 def test_nothing_is_tidied_beside_another_cluster(client: Client) -> None:

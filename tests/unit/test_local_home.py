@@ -19,6 +19,7 @@ from pgherd.platform.local.founding import Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.ports import PortBook
+from pgherd.supervisor import daemon
 from tests.support.platform import cluster
 
 FIRST, SECOND = Member("shop", 0, 0), Member("shop", 0, 1)
@@ -147,9 +148,13 @@ class TestDeclarations:
 
     def test_a_removal_that_was_cut_short_is_finished(self, platform: LocalPlatform) -> None:
         platform.declare(cluster())
-        (platform.home / ".removed.shed.1234" / "members").mkdir(parents=True)
-        platform.declare(cluster())
-        assert not list(platform.home.glob(".removed*"))
+        kept = platform.home / "shop" / "members" / "shop-coordinator-0" / "data" / "base"
+        kept.mkdir(parents=True)
+        for place in ("", "shop", "shop/members", "shop/members/shop-coordinator-0", "shop/repairs"):
+            (platform.home / place / ".removed.data.1234" / "base").mkdir(parents=True)
+        daemon._sweep(platform.home)
+        assert not list(platform.home.rglob(".removed*"))
+        assert kept.is_dir()
 
 
 class TestPorts:

@@ -202,7 +202,7 @@ class Catalogue:
     def _record(self, backup: str) -> Backup | None:
         """One backup's record; one that has ended does not change any more."""
         if backup not in self._ended:
-            content = self.store.read(f"backups/{backup}/backup.json") or b""
+            content = self.store.read(_record_of(backup)) or b""
             try:
                 found = records.backup_from(json.loads(content))
             except (ValueError, TypeError, LookupError):
@@ -224,10 +224,26 @@ class Catalogue:
             f"there is no backup {backup} in {self.location}: 'pgherd backups' shows what there is"
         )
 
-    def remember_backup(self, backup: Backup, *, durable: bool = True) -> None:
-        """Write a backup's record; before anything of it is made."""
+    def nameless(self) -> list[str]:
+        """Folders of backups whose record was never written, or is torn: nobody knows what they hold."""
+        names = self.store.folders("backups")
+        return [name for name, torn in zip(names, self._each(self._is_torn, names), strict=True) if torn]
+
+    def damaged(self) -> list[str]:
+        """Those of them that have a record."""
+        return [name for name in self.nameless() if self.store.read(_record_of(name)) is not None]
+
+    def _is_torn(self, backup: str) -> bool:
+        if backup in self._ended:
+            return False
+        with contextlib.suppress(ValueError):
+            return not isinstance(json.loads(self.store.read(_record_of(backup)) or b""), dict)
+        return True
+
+    def remember_backup(self, backup: Backup) -> None:
+        """Write a backup's record; before anything of it is made. Always durably: without it the copies are lost."""
         with self.locked():
-            self._write(f"backups/{backup.id}/backup.json", backup.as_json(), durable=durable)
+            self._write(_record_of(backup.id), backup.as_json())
 
     def remove_backup(self, backup: str) -> None:
         """Remove a backup, record and copies."""
@@ -285,8 +301,12 @@ class Catalogue:
         with ThreadPoolExecutor(max_workers=min(PARALLEL, len(items))) as pool:
             return list(pool.map(do, items))
 
-    def _write(self, name: str, value: Mapping[str, Any], *, durable: bool = True) -> None:
-        self.store.write(name, (json.dumps(dict(value), indent=2) + "\n").encode(), durable=durable)
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        self.store.write(name, (json.dumps(dict(value), indent=2) + "\n").encode())
+
+
+def _record_of(backup: str) -> str:
+    return f"backups/{backup}/backup.json"
 
 
 def _day(entry: Entry) -> str:

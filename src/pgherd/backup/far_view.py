@@ -1,7 +1,8 @@
-"""A look at a distant repository that nobody waits for.
+"""A look at a repository that nobody waits for.
 
-A reconcile loop looks at a cluster all the time, and heals it; a store on the network may answer late or not at all.
-So it is asked in a thread, one for each repository, and the loop gets what was seen last.
+A reconcile loop looks at a cluster all the time, and heals it; a store on the network may answer late or not at all, so
+may a directory that is mounted from there. So it is asked in a thread, one for each repository, and the loop gets what
+was seen last.
 """
 
 from __future__ import annotations
@@ -40,14 +41,13 @@ _looks: dict[str, _Look] = {}
 
 
 def look(method: BackupMethod, view: Callable[[], View]) -> View:
-    """What ``view`` says, at once: as it is where the repository is near, else as it was seen last.
+    """What ``view`` says, or said last: nobody waits for more than a moment.
 
     :param view: asks the repository; does not raise what a repository may run into
     """
     try:
-        if method.repository.store.near:
-            return view()
-    except PgherdError:
+        method.repository  # noqa: B018
+    except PgherdError:  # there is nobody to wait for
         return view()
     known = _looks.setdefault(method.fingerprint(), _Look())
     for old in list(_looks)[:-KEPT]:

@@ -259,7 +259,7 @@ class Maker:
             done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
             self._backup = replace(self._backup, bytes_done=done, bytes_total=total, message="copying")
             with suppress(PgherdError):  # only progress
-                self._repository.remember_backup(self._backup, durable=False)
+                self._repository.remember_backup(self._backup)
 
     def _change(self, **what: object) -> None:
         with self._guard:

@@ -218,10 +218,27 @@ class Native(BackupMethod):
         ]
 
     def sweep(self) -> None:
-        limit = time.time() - LEFTOVER_SECONDS
-        for path in (self._repository.root / "wal").glob("*/*/.*.tmp"):
-            if path.stat().st_mtime < limit:
-                path.unlink(missing_ok=True)
+        root, limit = self._repository.root, time.time() - LEFTOVER_SECONDS
+        for path in (root / "wal").glob("*/*/.*.tmp"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()
+        self._hide_nameless(limit)
+        for pattern in ("backups", "backups/[!.]*", "wal/[!.]*"):
+            for folder in root.glob(pattern):
+                files.sweep(folder)
+
+    def _hide_nameless(self, limit: float) -> None:
+        """Let go of what was begun by somebody who was killed before there was a record, or whose record is torn.
+
+        A record is there before anything is made, and is written under the lock: under it nobody is about to begin. A
+        complete copy may be good, whatever happened to its record: it stays, and the status tells of it.
+        """
+        with self._repository.locked():
+            for name in self._repository.nameless():
+                folder = self._repository.folder(name)
+                if not _has_copy(folder) and _changed_at(folder) < limit:
+                    files.hide(folder)
 
     def log_names(self, group: int, system: str) -> Collection[str]:
         return self._repository.log_files(group, system).keys()
@@ -238,6 +255,19 @@ class Native(BackupMethod):
             with files.explained(f"remove {entry.path}"), suppress(FileNotFoundError):
                 Path(entry.path).unlink()
         return len(old)
+
+
+def _has_copy(backup: Path) -> bool:
+    """Whether a base copy in a backup's folder is complete: until then it has another name."""
+    return any(
+        path.is_dir() and not path.name.startswith(".") and path.suffix != ".partial"
+        for path in backup.iterdir()
+    )
+
+
+def _changed_at(folder: Path) -> float:
+    """When something was last made or removed in a folder, or directly below."""
+    return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 _SCRIPT = (sys.executable, "-I", "-S", archive.__file__)

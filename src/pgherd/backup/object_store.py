@@ -61,7 +61,7 @@ class ObjectStore(Store):
                 self._require_bucket(error)
                 return None
 
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+    def write(self, name: str, content: bytes) -> None:
         import obstore
 
         with self._explained():

@@ -227,6 +227,7 @@ class PgBackRest(BackupMethod):
     def _expire_orphans(self, group: int, stanza: str) -> None:
         """Remove what was made for backups that failed: nothing may build on it."""
         kept = {backup.id for backup in self.repository.backups() if backup.phase != "failed"}
+        kept.update(self.repository.nameless())  # only their records may be damaged
         for each in reversed(self._info(stanza)):
             if _owner(each) not in {None, *kept}:
                 self._expire(group, stanza, each["label"])
@@ -369,6 +370,10 @@ class PgBackRest(BackupMethod):
         for group, made in self.repository.backup(backup).groups.items():
             self._expire(group, config.stanza(group, made.system), made.label)
         self.repository.remove_backup(backup)
+
+    def sweep(self) -> None:
+        for folder in ("backups", f"{config.FOLDER}/archive", f"{config.FOLDER}/backup"):
+            self._stores[1].sweep(folder)
 
     def _expire(self, group: int, stanza: str, label: str) -> None:
         if label not in {each["label"] for each in self._info(stanza)}:

@@ -229,9 +229,13 @@ class Lost:
         self._since.pop(name, None)
 
     def _is_passed(self, group: int, at: GroupPoint) -> bool:
-        names = self._method.log_names(group, at.system)
-        if names is None or self._method.readable_timeline(group, at) is not None:
+        lsn = wal.parse_lsn(at.lsn)
+        beyond = [
+            name
+            for name in self._method.log_names(group, at.system) or ()
+            if wal.may_be_beyond(name, at.timeline, lsn)
+        ]
+        # As a rule there is nothing, and histories are not asked for.
+        if not beyond or self._method.readable_timeline(group, at) is not None:
             return False
-        return wal.is_passed(
-            at.timeline, wal.parse_lsn(at.lsn), self._method.histories(group, at.system), names
-        )
+        return wal.is_passed(at.timeline, lsn, self._method.histories(group, at.system), beyond)

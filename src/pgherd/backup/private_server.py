@@ -18,16 +18,19 @@ from pathlib import Path
 
 import psycopg
 
-from pgherd.errors import Cancelled, PgherdError
+from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.model.topology import SUPERUSER, Endpoint
 from pgherd.platform.base import Programs
 from pgherd.platform.local import files
-from pgherd.postgres.connections import Connection
+from pgherd.postgres.connections import Connection, is_passing
 
 PORT = 5432
 """part of the socket's name only"""
 POLL_SECONDS = 0.1
 STOP_SECONDS = 120.0
+REFUSED_SECONDS = 60.0
+"""a server that turns everybody away for so long, and does not say that it is not open yet, never opens"""
+_REFUSED = re.compile(r"FATAL:  (?!the database system is )")
 
 _ALONE = {
     "listen_addresses": "",
@@ -141,13 +144,13 @@ class PrivateServer:
         """Until a condition holds.
 
         :raises Cancelled: ``stopping`` said so
-        :raises PgherdError: the server ended; with its last words
+        :raises PgherdError: the server ended, or lets nobody in; with its last words
         """
+        refused_since: float | None = None
         while True:
             if stopping():
                 raise Cancelled("the restore was stopped")
-            if self._process is None or self._process.poll() is not None:
-                raise PgherdError(f"the server on {self.data} ended: {self.last_words()}")
+            self.require_running()
             try:
                 with self.connect() as connection:
                     while not reached(connection):
@@ -155,8 +158,16 @@ class PrivateServer:
                             raise Cancelled("the restore was stopped")
                         time.sleep(POLL_SECONDS)
                     return
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
+                if not is_passing(error):
+                    raise
+                refused_since = _refused_since(error, refused_since)
                 time.sleep(POLL_SECONDS)
+
+    def require_running(self) -> None:
+        """:raises PgherdError: the server ended; with its last words"""
+        if self._process is None or self._process.poll() is not None:
+            raise PgherdError(f"the server on {self.data} ended: {self.last_words()}")
 
     def stop(self) -> None:
         """End it, with a last checkpoint; no-op if it does not run."""
@@ -193,6 +204,19 @@ class PrivateServer:
         )
         found = re.findall(r"^(max_\w+) setting:\s*(\d+)$", done.stdout, re.MULTILINE)
         return {_CONTROLLED[name]: int(value) for name, value in found if name in _CONTROLLED}
+
+
+def _refused_since(error: Exception, before: float | None) -> float | None:
+    """Since when a server lets nobody in for another reason than that it is not open yet.
+
+    :raises PgherdError: for too long
+    """
+    if _REFUSED.search(str(error)) is None:
+        return None
+    since = time.monotonic() if before is None else before
+    if time.monotonic() - since > REFUSED_SECONDS:
+        raise PgherdError(f"the server lets nobody in: {one_line(error)}") from error
+    return since
 
 
 def _environment() -> dict[str, str]:

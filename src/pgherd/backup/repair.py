@@ -18,6 +18,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,16 +31,23 @@ from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import GroupPoint
-from pgherd.backup.restore import CONNECT_SECONDS, have_histories_archived
+from pgherd.backup.restore import (
+    CONNECT_SECONDS,
+    NO_PAUSE,
+    after_pause,
+    have_histories_archived,
+    is_worth_a_try,
+    reason_of,
+)
 from pgherd.backup.verdict import Reached, Verdict, judge
 from pgherd.backup.wal import SEGMENT_BYTES, History, is_past, parse_history, parse_lsn
 from pgherd.engine.base import Engine
-from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
+from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
 from pgherd.platform.base import Bench, Programs
 from pgherd.platform.local import files
-from pgherd.postgres.connections import Connection, Databases
+from pgherd.postgres.connections import Connection, Databases, is_passing
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +122,7 @@ class Repair:
 
         :raises Cancelled, Unavailable: this process is asked to stop, or a server does not answer; whoever comes next
             goes on
-        :raises PgherdError: it failed for good, which is written down and undone
+        :raises PgherdError, psycopg.Error: it failed for good, which is written down and undone
         """
         site = self._site
         wish = site.bench.read("wish")
@@ -125,15 +133,30 @@ class Repair:
             self._begin(str(wish["id"]))
         try:
             self._carry_on()
-        except (Cancelled, Unavailable, psycopg.OperationalError) as error:
+        except Cancelled as error:
             logger.info("%s: rebuilding %s pauses: %s", site.name, site.title, error)
             raise
-        except (PgherdError, psycopg.Error) as error:
-            logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
-            site.bench.put_back()
-            self._drop_data()
-            self._tell(phase=FAILED, error=one_line(error), finishedAt=records.now())
+        except Exception as error:  # whatever it was, somebody has to be told
+            if self._may_go_on(error):
+                logger.info("%s: rebuilding %s pauses: %s", site.name, site.title, error)
+                with suppress(PgherdError):
+                    self._tell(**after_pause(error, self._state))
+            else:
+                self._fail(error)
             raise
+
+    def _may_go_on(self, error: Exception) -> bool:
+        # Most servers that are asked are the running cluster's: they may be away for long. And from its place nothing
+        # is taken back.
+        kept = self._is_past("placed") and not isinstance(error, PgherdError)
+        return kept or is_passing(error) or is_worth_a_try(error, self._state)
+
+    def _fail(self, error: Exception) -> None:
+        site = self._site
+        logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
+        site.bench.put_back()
+        self._drop_data()
+        self._tell(**NO_PAUSE, phase=FAILED, error=reason_of(error), finishedAt=records.now())
 
     def _begin(self, identity: str) -> None:
         self._drop_data()
@@ -170,7 +193,7 @@ class Repair:
         """A member came back by itself: nothing was touched."""
         self._drop_data()
         reason = "a member of the group came back by itself: nothing was changed"
-        self._tell(phase=DONE, rung="none", reason=reason, finishedAt=records.now())
+        self._tell(**NO_PAUSE, phase=DONE, rung="none", reason=reason, finishedAt=records.now())
 
     # where it stands
 
@@ -186,7 +209,8 @@ class Repair:
         return step in self._state.get("steps", ())
 
     def _pass(self, step: str, **what: Any) -> None:
-        self._tell(**what, steps=[*dict.fromkeys([*self._state.get("steps", ()), step])])
+        steps = [*dict.fromkeys([*self._state.get("steps", ()), step])]
+        self._tell(**NO_PAUSE, **what, steps=steps)
         crash_point(f"repair:{step}")
 
     def _tell(self, **what: Any) -> None:
@@ -247,7 +271,7 @@ class Repair:
         path = self._data / "pg_wal" / f"{timeline:08X}.history"
         with files.explained(f"read {path}"):
             left = parse_history(timeline, path.read_text()).left
-        log = (self._site.bench.folder() / "server.log").read_text(errors="replace")
+            log = (self._site.bench.folder() / "server.log").read_text(errors="replace")
         committed = _LAST_COMMIT.findall(log)
         return Reached(max(left), left[max(left)], committed[-1].strip() if committed else None)
 
@@ -264,7 +288,7 @@ class Repair:
         since = site.down_since()
         reason = verdict.reason + (f"; it has been down since {since}" if since else "")
         if not accepted:
-            self._tell(phase=DOUBT, verdict=asdict(verdict), reason=reason)
+            self._tell(**NO_PAUSE, phase=DOUBT, verdict=asdict(verdict), reason=reason)
             logger.warning("%s: rebuilding %s waits: %s", site.name, site.title, reason)
             return False
         self._pass("judged", phase="settling", rung=LOSS, verdict=asdict(verdict), reason=reason)

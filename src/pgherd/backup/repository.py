@@ -74,6 +74,8 @@ class Repository(Catalogue):
         for name in self.log_files(group, system):
             timeline, dot, kind = name.partition(".")
             if dot and kind == "history":
-                text = (self.logs(group) / system / name).read_text(errors="replace")
+                path = self.logs(group) / system / name
+                with files.explained(f"read {path}"):
+                    text = path.read_text(errors="replace")
                 found.append(parse_history(int(timeline, 16), text))
         return found

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
 from pgherd.platform.base import Platform
 from pgherd.platform.local import files
-from pgherd.postgres.connections import Connection, Databases
+from pgherd.postgres.connections import Connection, Databases, is_passing
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ CONNECT_SECONDS = 60
 """these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
 FOLDER = "from-backup"
 """a member's data directory while it is made"""
+TRIES = 5
+"""of one step that loses its connections, or ends in what nobody expected"""
 MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
 
 
@@ -167,7 +169,7 @@ class Restore:
 
         :raises Cancelled, Unavailable: this process is asked to stop, or a server does not answer; whoever comes next
             goes on
-        :raises PgherdError: it failed for good, which is written down; what was made is removed
+        :raises PgherdError, psycopg.Error: it failed for good, which is written down; what was made is removed
         """
         self._state = self._workshop.read_state() or {}
         try:
@@ -179,18 +181,29 @@ class Restore:
             with ExitStack() as servers:
                 servers.callback(self._stop_servers)
                 self._carry_on()
-        except (Cancelled, Unavailable, psycopg.OperationalError) as error:
-            # Nothing is known to be wrong: whoever comes next goes on.
+        except Cancelled as error:
             logger.info("%s: its restore pauses: %s", self._site.name, error)
             raise
-        except (PgherdError, psycopg.Error) as error:
-            logger.error("%s could not be restored: %s", self._site.name, error)
-            self._remove_unfinished()
-            if self._in_place:
-                self._workshop.put_back()
-            phase = REVERTED if self._in_place else FAILED
-            self._tell(phase=phase, error=one_line(error), finishedAt=records.now())
+        except Exception as error:  # whatever it was, somebody has to be told
+            if is_worth_a_try(error, self._state):
+                self._pause(error)
+            else:
+                self._fail(error)
             raise
+
+    def _pause(self, error: Exception) -> None:
+        """Nothing is known to be wrong: whoever comes next goes on."""
+        logger.info("%s: its restore pauses: %s", self._site.name, error)
+        with suppress(PgherdError):
+            self._tell(**after_pause(error, self._state))
+
+    def _fail(self, error: Exception) -> None:
+        logger.error("%s could not be restored: %s", self._site.name, error)
+        self._remove_unfinished()
+        if self._in_place:
+            self._workshop.put_back()
+        phase = REVERTED if self._in_place else FAILED
+        self._tell(**NO_PAUSE, phase=phase, error=reason_of(error), finishedAt=records.now())
 
     def _carry_on(self) -> None:
         self._end_strays()
@@ -202,7 +215,7 @@ class Restore:
             self._pass("reached")
             self._each(self._open)
             self._pass("opened")
-            self._settle()
+            self._settle_alive()
             self._pass("settled")
             self._stop_servers()
         if self._reached("placed"):
@@ -225,7 +238,9 @@ class Restore:
         return step not in self._state.get("steps", [])
 
     def _pass(self, step: str) -> None:
-        self._tell(steps=[*dict.fromkeys([*self._state.get("steps", []), step])])
+        # What is done anew after a pause, because the servers have to be started, is no progress.
+        progress = NO_PAUSE if self._reached(step) else {}
+        self._tell(steps=[*dict.fromkeys([*self._state.get("steps", []), step])], **progress)
         crash_point(f"restore:{step}")
 
     def _tell(self, **what: Any) -> None:
@@ -261,7 +276,11 @@ class Restore:
         check_fits(site.cluster, point)
         repository = site.method.repository
         backups = [backup for backup in repository.backups() if backup.phase == "done"]
-        bases = choice.bases(point, backups, _remembered(site.method.histories)) or {}
+        bases = choice.bases(point, backups, _remembered(site.method.histories))
+        if bases is None:
+            raise PgherdError(
+                f"{point.name} can't be restored any more: a copy that it needs is gone from {site.method.location}"
+            )
         self._check_version(bases)
         self._tell(
             phase="copying",
@@ -270,6 +289,7 @@ class Restore:
             bases={str(group): copies for group, copies in bases.items()},
             startedAt=records.now(),
             message=f"restoring to {point.name} ({point.time})",
+            **NO_PAUSE,
         )
         crash_point("restore:planned")
 
@@ -360,6 +380,17 @@ class Restore:
 
     # 4: a cluster of its own
 
+    def _settle_alive(self) -> None:
+        try:
+            self._settle()
+        except (Unavailable, psycopg.OperationalError) as error:
+            # These servers are ours: one that has ended will end again, and none is waited for without end.
+            for server in self._servers.values():
+                server.require_running()
+            if isinstance(error, Unavailable):
+                raise psycopg.OperationalError(str(error)) from error
+            raise
+
     def _settle(self) -> None:
         site = self._site
         databases = private_databases(site, {group: each.endpoint for group, each in self._servers.items()})
@@ -392,12 +423,38 @@ class Restore:
         files.remove(self._workshop.scratch())
 
     def _remove_unfinished(self) -> None:
-        self._drop_scratch()
-        for group in map(int, self._state.get("bases", {})):
+        groups = map(int, self._state.get("bases", {}))
+        for path in (self._workshop.scratch(), *map(self._data, groups)):
             try:
-                files.remove(self._data(group))
+                files.remove(path)
             except PgherdError as error:
                 logger.warning("%s: %s", self._site.name, error)
+
+
+NO_PAUSE: Mapping[str, Any] = {"tries": 0, "waits": None}
+"""what the state says of pauses when a step is done"""
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, PgherdError | psycopg.Error | OSError) and (text := one_line(error)):
+        return text
+    return one_line(repr(error))
+
+
+def is_worth_a_try(error: Exception, state: Mapping[str, Any]) -> bool:
+    """Whether what a step ended in may pass: a server that does not answer is waited for; lost connections, and what
+    nobody expected, are tried again some times."""
+    if isinstance(error, Unavailable):
+        return True
+    if isinstance(error, PgherdError | psycopg.Error) and not is_passing(error):
+        return False
+    return int(state.get("tries") or 0) + 1 < TRIES
+
+
+def after_pause(error: Exception, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the state says of a pause, for whoever waits and for the next try."""
+    return {"tries": int(state.get("tries") or 0) + 1, "waits": reason_of(error)}
 
 
 def have_histories_archived(data: Path) -> None:

@@ -42,6 +42,7 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
         kept = bench.kept
         found[group] = {
             **current,
+            "reason": with_pause(str(current.get("reason") or ""), current),
             "id": wish["id"],
             "due": repair.is_due(wish, known),
             "kept": str(kept) if kept is not None else None,
@@ -64,8 +65,16 @@ def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
         "movesTotal": 0,
         "movesDone": 0,
         "etaSeconds": left,
-        "message": known.get("message", ""),
+        "message": with_pause(str(known.get("message") or ""), known),
     }
+
+
+def with_pause(text: str, known: Mapping[str, Any]) -> str:
+    """What is being done, and what keeps it from going on: a restore or a repair that waits looks like one at work."""
+    if not known.get("waits"):
+        return text
+    paused = f"try {known.get('tries')} ended so, the next one follows: {known['waits']}"
+    return "; ".join(filter(None, [text, paused]))
 
 
 _DOING = ("copying", "replaying", "opening", "settling", "placing")

@@ -42,13 +42,13 @@ class SealedStore(Store):
         content = self._inner.read(name)
         return None if content is None else self._opened(name, content)
 
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+    def write(self, name: str, content: bytes) -> None:
         salt = self._salt or os.urandom(_SALT)
         nonce = os.urandom(_NONCE)
         sealed = AESGCM(_key(self._passphrase, salt)).encrypt(nonce, content, MAGIC + name.encode())
         # One salt for all that this process writes: making a key of a passphrase is slow, on purpose.
         self._salt = salt
-        self._inner.write(name, MAGIC + salt + nonce + sealed, durable=durable)
+        self._inner.write(name, MAGIC + salt + nonce + sealed)
 
     def append(self, name: str, content: bytes) -> None:
         self.write(name, (self.read(name) or b"") + content)

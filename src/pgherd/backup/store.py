@@ -47,8 +47,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
-        """Replace a file, or make it.
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file, or make it; durably.
 
         :raises PgherdError: it could not be written
         """
@@ -68,6 +68,10 @@ class Store(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with everything in it; no-op if there is none."""
+
+    def sweep(self, folder: str) -> None:
+        """Finish removals directly in a folder that were cut short."""
+        return
 
     @abstractmethod
     def locked(self) -> AbstractContextManager[None]:
@@ -100,11 +104,11 @@ class DirectoryStore(Store):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+    def write(self, name: str, content: bytes) -> None:
         path = self.root / name
         is_new = not path.parent.is_dir()
-        files.write_bytes(path, content, durable=durable)
-        if durable and is_new:
+        files.write_bytes(path, content)
+        if is_new:
             files.sync_directory(path.parent.parent)
 
     def append(self, name: str, content: bytes) -> None:
@@ -135,6 +139,9 @@ class DirectoryStore(Store):
 
     def remove(self, name: str) -> None:
         files.remove(self.root / name)
+
+    def sweep(self, folder: str) -> None:
+        files.sweep(self.root / folder)
 
     def locked(self) -> AbstractContextManager[None]:
         return self._lock.held()

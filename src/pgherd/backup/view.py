@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -59,12 +60,17 @@ def view(
         if coordinator is not None:
             check_owner(method.location, method.repository.identity(), coordinator["system"], method.name)
         points, backups = method.repository.points(days=2), method.repository.backups()
-        drills = method.repository.drills()
+        drills, damaged = method.repository.drills(), method.repository.damaged()
     except (PgherdError, OSError) as error:
         return {**found, "problems": [str(error), *problems]}
     offered = [point for point in points if point.archived]
     done = [backup for backup in backups if backup.phase == "done"]
     running = next((backup for backup in backups if backup.is_open), None)
+    problems += [
+        f"the record of backup {each} is damaged: put backup.json in {method.location}/backups/{each} back from a copy "
+        "or remove that folder"
+        for each in damaged
+    ]
     if backups and backups[-1].phase == "failed":
         problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
     systems = {group: state["system"] for group, state in archiving.items()}
@@ -75,6 +81,12 @@ def view(
         "be restored once there is a new base copy, which is made by itself"
         for gap in gaps
     ]
+    last = _newest_restorable(offered, done, method, logs)
+    if offered and done and last is None:
+        problems.append(
+            f"none of the last {len(offered)} restore points can be restored, though they are archived: 'pgherd "
+            f"restore-points {cluster.metadata.name}' shows why"
+        )
     if drills and not drills[-1].get("passed"):
         problems.append(f"the last drill failed: {'; '.join(drills[-1].get('problems', ()))}")
     planned = _schedules(schedules, drills[-1] if drills else None)
@@ -83,7 +95,7 @@ def view(
         **found,
         "schedules": planned,
         "lastDrill": drills[-1] if drills else None,
-        "lastRestorePoint": _point(offered[-1]) if offered else None,
+        "lastRestorePoint": _point(last) if last is not None else None,
         "lastBackup": _backup(done[-1]) if done else None,
         "running": _backup(running) if running else None,
         "waitingBytes": {
@@ -184,6 +196,16 @@ def _gap(group: int, gap: Gap, logs: Logs, system: str) -> dict[str, Any]:
         "first": file_name(timeline, gap.first),
         "last": file_name(timeline, gap.last),
     }
+
+
+def _newest_restorable(
+    points: Sequence[Point], backups: Sequence[Backup], method: BackupMethod, logs: Logs
+) -> Point | None:
+    """The last point that can be restored; as a rule it is the last that is archived."""
+    histories = cache(method.histories)
+    return next(
+        (each for each in reversed(points) if choice.bases(each, backups, histories, logs) is not None), None
+    )
 
 
 def is_behind_a_gap(method: BackupMethod, point: Point) -> bool:

@@ -109,6 +109,12 @@ def readable_timeline(
     return None
 
 
+def may_be_beyond(name: str, timeline: int, lsn: int) -> bool:
+    """Whether an archived file may be from after a position: as its number says, or its timeline."""
+    number = segment_number(name)
+    return number is not None and (int(name[:8], 16) > timeline or number > max(lsn - 1, 0) // SEGMENT_BYTES)
+
+
 def is_passed(timeline: int, lsn: int, histories: Iterable[History], names: Iterable[str]) -> bool:
     """Whether an archived log has gone past a position that is not in it: on the position's own way there are later
     files, or a later timeline has left that way before it.

@@ -18,6 +18,18 @@ from pgherd.errors import Unavailable
 from pgherd.model.topology import REPLICATION_USER, SUPERUSER, Credentials, Endpoints
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+_PASSING = ("08", "57P", "40", "55P03")
+"""SQLSTATEs: no connection, a server that ends or begins, and another transaction that was in the way"""
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether an error only says that a server can't be asked now: worth another try, nothing is known to be wrong.
+
+    To psycopg missing files, full disks and lack of memory are operational errors, too.
+    """
+    if isinstance(error, psycopg.OperationalError):
+        return error.sqlstate is None or error.sqlstate.startswith(_PASSING)
+    return isinstance(error, Unavailable)
 
 
 @dataclass(frozen=True)

@@ -342,11 +342,14 @@ def confirm(platform: LocalPlatform, name: str) -> None:
     platform.declaration(name)
     kept = Layout(platform.home).aside(name)
     if not kept.exists():
+        files.sweep(kept.parent, kept.name)
         raise BadInput(f"{name}: nothing is kept from before a restore")
     if (platform.workshop(name).read_state() or {}).get("phase") != restore.DONE:
         raise BadInput(f"{name} is being restored: 'pgherd status {name}' shows how far it is")
     with platform.locked():
-        files.remove(kept)
+        files.hide(kept)
+    # A whole cluster's data: nobody else of the home waits until they are gone.
+    files.sweep(kept.parent, kept.name)
 
 
 def plan_clone(platform: LocalPlatform, source: str, target: str) -> PostgresCluster:

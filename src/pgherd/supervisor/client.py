@@ -75,18 +75,21 @@ class Client:
         cluster = declaration.with_platform_defaults(cluster, "local")
         check_available(cluster)
         self._platform.check_supported(cluster)
-        name = cluster.metadata.name
+        self._require_change(cluster)
+        # Before the lock: a repository may answer late or never, and every cluster of the home would wait with us.
+        backups.prepare(self._platform, cluster)
         with self._platform.locked():
-            with contextlib.suppress(NoSuchCluster):
-                declaration.validate_change(self._staying(name), cluster, version_is_there=True)
-            backups.prepare(self._platform, cluster)
+            self._require_change(cluster)
             self._platform.declare(cluster)
-            self._platform.set_stopped(name, False)
+            self._platform.set_stopped(cluster.metadata.name, False)
         self.ensure_daemon()
+
+    def _require_change(self, cluster: PostgresCluster) -> None:
+        with contextlib.suppress(NoSuchCluster):
+            declaration.validate_change(self._staying(cluster.metadata.name), cluster, version_is_there=True)
 
     def scale(self, name: str, segments: int) -> None:
         """Declare another number of segments."""
-
         self._redeclare(name, lambda cluster: declaration.with_segment_count(cluster, segments))
 
     def pause(self, name: str) -> None:

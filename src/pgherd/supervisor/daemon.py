@@ -19,7 +19,7 @@ from typing import IO
 
 from pgherd import __version__
 from pgherd.errors import NoSuchCluster, PgherdError, one_line
-from pgherd.platform.local import logs
+from pgherd.platform.local import files, logs
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile.loop import ClusterLoop
 
@@ -209,6 +209,14 @@ def main(home: Path, bin_dir: Path | None) -> int:
     logger.info("supervisor %s looks after this home", os.getpid())
     platform = LocalPlatform(home, bin_dir)
     daemon = Daemon(platform, lock)
+    threading.Thread(target=_sweep, args=(home,), name="sweep", daemon=True).start()
     Scheduler(platform, Client(home, bin_dir), daemon.stop_asked).start()
     daemon.run()
     return 0
+
+
+def _sweep(home: Path) -> None:
+    try:
+        files.sweep_below(home, 3)  # HOME/NAME/members/MEMBER
+    except (PgherdError, OSError) as error:
+        logger.warning("what was removed before is not all gone: %s", error)

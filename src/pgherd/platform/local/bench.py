@@ -94,12 +94,15 @@ class LocalBench(Bench):
         with self._locked(), files.explained(f"put the data of {self._first.scope} back"):
             if not self._before.exists() or self._layout.member(self._first).has_data:
                 return
-            for path in self._before.iterdir():
-                place = self._layout.members(self._cluster) / path.name
-                files.remove(place)
-                path.rename(place)
-            files.sync_directory(self._layout.members(self._cluster))
+            members = self._layout.members(self._cluster)
+            names = [path.name for path in self._before.iterdir()]
+            for name in names:
+                files.hide(members / name)
+                (self._before / name).rename(members / name)
+            files.sync_directory(members)
             files.remove(self._before)
+        for name in names:
+            files.sweep(members, name)
 
     def place(self, data: Path) -> None:
         layout = self._layout.member(self._first)
@@ -137,7 +140,9 @@ class LocalBench(Bench):
 
     def clear(self) -> None:
         with self._locked():
-            files.remove(self._root)
+            files.hide(self._root)
+        # A whole group's data: nobody else of the home waits until they are gone.
+        files.sweep(self._root.parent, self._root.name)
 
     @property
     def is_placing(self) -> bool:

@@ -117,13 +117,21 @@ def remove(path: Path) -> None:
 
     :raises PgherdError: it could not be removed
     """
+    hide(path)
+    sweep(path.parent, path.name)
+
+
+def hide(path: Path) -> None:
+    """The first half of :func:`remove`, which takes no time: a file is gone, a directory waits for :func:`sweep`.
+
+    :raises PgherdError: it could not be removed
+    """
     with explained(f"remove {path}"):
         if path.is_symlink() or path.is_file():
             path.unlink(missing_ok=True)
         elif path.is_dir():
             path.rename(path.with_name(f"{_trash_prefix(path)}{secrets.token_hex(4)}"))
             sync_directory(path.parent)
-        sweep(path.parent, path.name)
 
 
 def _trash_prefix(path: Path) -> str:
@@ -135,6 +143,16 @@ def sweep(directory: Path, name: str = "*") -> None:
     with explained(f"clean up {directory}"):
         for rest in directory.glob(f".removed.{name}.*") if directory.is_dir() else ():
             _remove_tree(rest)
+
+
+def sweep_below(root: Path, depth: int) -> None:
+    """:func:`sweep` of a directory and of those below it. It may take long, and needs no lock.
+
+    :param depth: how far down
+    """
+    for level in range(depth + 1):
+        for folder in list(root.glob("/".join("*" * level))) if level else [root]:
+            sweep(folder)
 
 
 def _remove_tree(path: Path) -> None:

@@ -252,7 +252,6 @@ class LocalPlatform(Platform):
         :raises PgherdError: it could not be written
         """
         with self.locked():
-            files.sweep(self.home)
             self._declarations.put(cluster)
 
     def set_stopped(self, name: str, stopped: bool) -> None:
@@ -284,12 +283,14 @@ class LocalPlatform(Platform):
             )
             if purge or not has_data:
                 for view in views.values():
-                    self.remove_member(view.member)
+                    self._retire(view.member)
                 self._ports.release(name)
-                files.remove(self._layout.cluster(name))
+                files.hide(self._layout.cluster(name))
             else:
                 files.remove(self._layout.status(name))
                 files.remove(self._layout.declaration(name))
+        # All of its data: no other cluster of the home waits until they are gone.
+        files.sweep(self.home, name)
 
     def credentials(self, name: str) -> Credentials:
         """The cluster's passwords, made at the first call.
@@ -526,14 +527,21 @@ class LocalPlatform(Platform):
 
     def remove_member(self, member: Member) -> None:
         """Stop a member and remove its data and whatever was reserved for it."""
+        self._retire(member)
+        directory = self._layout.member(member).directory
+        files.sweep(directory.parent, directory.name)
+
+    def _retire(self, member: Member) -> None:
+        """All of that but what takes long: its files wait for a sweep."""
         if self._eraser_of_survivors(member):
             # Its Patroni would announce a switchover to the other groups, to a successor that never comes.
             self._kill(member)
         self.stop_member(member)
         layout = self._layout.member(member)
         with self.locked():
-            self._remove_data(member)
-            files.remove(layout.directory)
+            processes.end_postgres(layout.directory, layout.data)
+            _remove_shared_memory(layout.data)
+            files.hide(layout.directory)
             logs.remove(layout.log)
             others = (view.member for view in self.members(member.cluster).values() if view.member != member)
             if not any(other.group == member.group for other in others):

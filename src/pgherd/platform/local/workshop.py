@@ -81,12 +81,13 @@ class LocalWorkshop(Workshop):
             if not aside.exists():
                 return
             if (aside / members.name).exists():
-                files.remove(members)
+                files.hide(members)
                 (aside / members.name).rename(members)
             if (aside / groups.name).exists():
                 (aside / groups.name).replace(groups)
             files.sync_directory(aside.parent)
             files.remove(aside)
+        files.sweep(members.parent, members.name)
 
     def end_processes(self, member: Member, data: Path) -> None:
         processes.end_postgres(self._layout.member(member).directory, data)

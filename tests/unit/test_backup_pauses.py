@@ -1,0 +1,254 @@
+"""What ends a restore or a repair for good, and what it waits for: the cluster's files are real, its steps fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from pgherd.backup import private_server, repair, restore, restoring
+from pgherd.backup.records import Point
+from pgherd.backup.repository import Repository
+from pgherd.backup.restore import Restore, Site
+from pgherd.backup.wal import History
+from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.model.topology import Member
+from pgherd.platform.local.layout import Layout
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.postgres.connections import is_passing
+from tests.support.backups import point
+from tests.support.platform import cluster
+
+GONE = errors.UndefinedFile('could not open file "base/5/1259":\nNo such file or directory')
+LOST = psycopg.OperationalError("server closed the connection unexpectedly")
+SILENT = Unavailable("group 1 can't be reached")
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (SILENT, True),
+        (LOST, True),
+        (errors.ConnectionFailure(), True),
+        (errors.AdminShutdown(), True),
+        (errors.CannotConnectNow(), True),
+        (errors.DeadlockDetected(), True),
+        (errors.LockNotAvailable(), True),
+        (GONE, False),
+        (errors.IoError(), False),
+        (errors.DiskFull(), False),
+        (errors.OutOfMemory(), False),
+        (errors.DataCorrupted(), False),
+        (PgherdError("damaged"), False),
+        (KeyError(0), False),
+    ],
+)
+def test_only_what_says_that_nobody_answered_may_pass(error: Exception, passing: bool) -> None:
+    assert is_passing(error) == passing
+
+
+def test_a_server_that_lets_nobody_in_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("pgherd.backup.private_server.time.monotonic", lambda: clock[0])
+    since = None
+    for text in (
+        'connection to server on socket "s" failed: No such file or directory',
+        "connection failed: FATAL:  the database system is starting up",
+        "connection failed: FATAL:  the database system is not yet accepting connections",
+    ):
+        since = private_server._refused_since(psycopg.OperationalError(text), since)
+        clock[0] += 10 * private_server.REFUSED_SECONDS
+    assert since is None
+    damaged = psycopg.OperationalError('connection failed: FATAL:  could not open file "base/5/1259"')
+    since = private_server._refused_since(damaged, since)
+    assert private_server._refused_since(damaged, since) == since
+    clock[0] += private_server.REFUSED_SECONDS + 1
+    with pytest.raises(
+        PgherdError, match="the server lets nobody in: connection failed: FATAL: could not open"
+    ):
+        private_server._refused_since(damaged, since)
+
+
+class Home:
+    """A cluster with data, that is to be restored in place."""
+
+    def __init__(self, home: Path) -> None:
+        self.platform = LocalPlatform(home)
+        self.platform.declare(cluster(engine="fdw", segments=2))
+        self.workshop = self.platform.workshop("shop")
+        self.workshop.write_state(restore.IN_PLACE)
+        self.data = Layout(home).member(Member("shop", 0, 0)).data / "row"
+        self.data.parent.mkdir(parents=True)
+        self.data.write_text("precious")
+
+    def site(self, method: Any = None) -> Site:
+        nothing: Any = None
+        return Site(self.platform, cluster(engine="fdw", segments=2), method, nothing, lambda: False, "shop")
+
+    def fails(self, error: Exception, step: str = "reached") -> dict[str, Any]:
+        """One try, which comes as far as this step again and ends so; what is written down then."""
+
+        class Failing(Restore):
+            def _plan(self) -> None:
+                self._tell(phase="copying", point=point(1).as_json(), bases={}, message="restoring to p1")
+
+            def _carry_on(self) -> None:
+                self._pass(step)
+                raise error
+
+        with pytest.raises(type(error)):
+            Failing(self.site()).run()
+        return self.workshop.read_state() or {}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.mark.parametrize("error", [GONE, errors.DiskFull("no space left"), PgherdError("a copy is damaged")])
+def test_what_will_never_work_is_taken_back_at_once(home: Home, error: Exception) -> None:
+    state = home.fails(error)
+    assert (state["phase"], state["error"]) == (restore.REVERTED, " ".join(str(error).split()))
+    assert home.data.read_text() == "precious"
+
+
+@pytest.mark.parametrize("error", [LOST, KeyError("0"), PermissionError(13, "Permission denied")])
+def test_what_nobody_expected_is_tried_some_times_and_then_taken_back(home: Home, error: Exception) -> None:
+    for number in range(1, restore.TRIES):
+        state = home.fails(error)
+        assert (state["phase"], state["tries"]) == ("copying", number)
+        assert not home.data.exists()
+        assert str(error).strip("'") in restoring.operation_status(state)["message"]
+    state = home.fails(error)
+    assert state["phase"] == restore.REVERTED
+    assert str(error).strip("'") in state["error"]
+    assert restoring.operation_status(state)["message"] == "restoring to p1"
+    assert home.data.read_text() == "precious"
+
+
+def test_progress_gives_new_tries(home: Home) -> None:
+    for step in ("copied", "reached", "opened"):
+        for _ in range(restore.TRIES - 1):
+            state = home.fails(LOST, step)
+    assert (state["phase"], state["tries"]) == ("copying", restore.TRIES - 1)
+
+
+def test_a_server_that_does_not_answer_is_waited_for_and_the_status_says_so(home: Home) -> None:
+    for _ in range(3 * restore.TRIES):
+        state = home.fails(SILENT)
+    assert state["phase"] == "copying"
+    message = restoring.operation_status(state)["message"]
+    assert message.startswith(f"restoring to p1; try {3 * restore.TRIES} ended so, ")
+    assert message.endswith("group 1 can't be reached")
+
+
+def test_a_server_of_its_own_that_lets_nobody_in_is_not_waited_for_without_end(home: Home) -> None:
+    class Failing(Restore):
+        def _plan(self) -> None:
+            self._tell(phase="copying", point=point(1).as_json(), bases={})
+
+        def _carry_on(self) -> None:
+            self._settle_alive()
+
+        def _settle(self) -> None:
+            raise SILENT
+
+    for _ in range(restore.TRIES):
+        with pytest.raises(psycopg.OperationalError, match="group 1 can't be reached"):
+            Failing(home.site()).run()
+    assert (home.workshop.read_state() or {})["phase"] == restore.REVERTED
+    assert home.data.read_text() == "precious"
+
+
+def test_one_that_is_asked_to_stop_has_not_failed(home: Home) -> None:
+    for _ in range(3 * restore.TRIES):
+        state = home.fails(Cancelled("the restore was stopped"))
+    assert not state.get("tries")
+
+
+def test_a_point_whose_copies_have_gone_meanwhile_is_refused(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    repository.create("shop")
+
+    def histories(group: int, system: str) -> list[History]:
+        return []
+
+    def found(method: object, wanted: object) -> Point:
+        return point(1)
+
+    method = SimpleNamespace(repository=repository, histories=histories, location="there")
+    recovery = {"cluster": "shop", "repository": {"path": str(tmp_path)}}
+    declared = cluster(engine="fdw", segments=2, bootstrap={"recovery": recovery})
+    monkeypatch.setattr(restore, "find_point", found)
+    site: Any = home.site(method)
+    object.__setattr__(site, "cluster", declared)
+    with pytest.raises(
+        PgherdError, match="p1 can't be restored any more: a copy that it needs is gone from there"
+    ):
+        Restore(site).run()
+    assert home.data.read_text() == "precious"
+
+
+# repairs
+
+
+class Bench:
+    """A repair's folder."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {"wish": repair.new_wish("1", accept=False)}
+        self.kept = None
+
+    def read(self, what: str) -> Any:
+        return self.known.get(what)
+
+    def write(self, what: str, value: Any) -> None:
+        self.known[what] = dict(value)
+
+    def end_processes(self, data: Path) -> None:
+        return
+
+    def put_back(self) -> None:
+        return
+
+    def folder(self) -> Path:
+        return Path("/nonexistent")
+
+
+def repaired(bench: Bench, error: Exception, *past: str) -> dict[str, Any]:
+    class Failing(repair.Repair):
+        def _carry_on(self) -> None:
+            for step in past:
+                if not self._is_past(step):
+                    self._pass(step)
+            raise error
+
+    site: Any = SimpleNamespace(name="shop", title="segment-1", bench=bench)
+    with pytest.raises(type(error)):
+        Failing(site).run()
+    return dict(bench.known["state"])
+
+
+def test_a_repair_that_will_never_work_fails_and_one_that_waits_says_for_what() -> None:
+    assert repaired(Bench(), GONE)["phase"] == repair.FAILED
+    bench = Bench()
+    states = [repaired(bench, KeyError("0")) for _ in range(restore.TRIES)]
+    assert [state["phase"] for state in states] == [*["copying"] * (restore.TRIES - 1), repair.FAILED]
+    bench = Bench()
+    for _ in range(3 * restore.TRIES):
+        assert repaired(bench, SILENT)["phase"] == "copying"
+    known: Any = SimpleNamespace(benches=lambda name: {1: bench})
+    assert "group 1 can't be reached" in restoring.repairs(known, "shop")[1]["reason"]
+
+
+def test_a_repair_whose_data_are_in_their_place_takes_nothing_back() -> None:
+    bench = Bench()
+    for _ in range(3 * restore.TRIES):
+        assert repaired(bench, GONE, "placed")["phase"] == "copying"

@@ -1,0 +1,105 @@
+"""What is left by those who were killed, or by a power cut, goes; what may be good stays. With real files."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgherd.backup.native import LEFTOVER_SECONDS, Native
+from pgherd.backup.records import Backup
+from pgherd.platform.local import files
+from tests.support.backups import SYSTEM, at, backup
+
+BEGUN = Backup("begun", "full", "running", at(0))
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Native:
+    def no_programs() -> Any:
+        raise AssertionError("nothing is run here")
+
+    made = Native(tmp_path / "shop", no_programs)
+    made.repository.create("shop")
+    (made.repository.logs(0) / SYSTEM).mkdir(parents=True)
+    return made
+
+
+def folder(native: Native, name: str, *copies: str, record: str | None = "", hours: float = 2) -> Path:
+    """A backup's folder that was last touched so long ago."""
+    made = native.repository.folder(name)
+    for copy in copies:
+        (made / copy / "base").mkdir(parents=True)
+    made.mkdir(exist_ok=True)
+    if record is not None:
+        (made / "backup.json").write_text(record)
+    then = time.time() - hours * LEFTOVER_SECONDS
+    for path in (*made.iterdir(), made):
+        os.utime(path, (then, then))
+    return made
+
+
+def test_removals_that_were_cut_short_are_finished(native: Native) -> None:
+    repository = native.repository
+    repository.remember_backup(replace(backup(1), id="kept"))
+    for rest in (
+        repository.root / "backups" / ".removed.gone.12ab",
+        repository.folder("kept") / ".removed.segment-1.partial.12ab",
+        repository.logs(0) / f".removed.{SYSTEM}.12ab",
+    ):
+        (rest / "base").mkdir(parents=True)
+    native.sweep()
+    assert not list(repository.root.rglob(".removed*"))
+    assert [each.id for each in repository.backups()] == ["kept"]
+    assert native.systems() == [(0, SYSTEM)]
+
+
+@pytest.mark.parametrize("record", [None, "", '{"id": "torn", "ty', "[]"])
+def test_what_was_begun_without_a_record_goes(native: Native, record: str | None) -> None:
+    torn = folder(native, "torn", "coordinator.partial", ".removed.segment-1.partial.12ab", record=record)
+    native.sweep()
+    assert not torn.exists()
+    assert not list(torn.parent.iterdir())
+
+
+def test_what_was_begun_just_now_stays(native: Native) -> None:
+    young = folder(native, "young", "coordinator.partial", record=None, hours=0.5)
+    native.sweep()
+    assert young.is_dir()
+
+
+def test_a_complete_copy_stays_whatever_happened_to_its_record_and_it_is_told(native: Native) -> None:
+    torn = folder(native, "torn", "coordinator", "segment-1.partial")
+    folder(native, "never", "coordinator", record=None)
+    native.sweep()
+    assert (torn / "coordinator" / "base").is_dir()
+    assert native.repository.backups() == []
+    assert native.repository.nameless() == ["never", "torn"]
+    assert native.repository.damaged() == ["torn"]
+
+
+def test_a_record_of_another_version_is_a_record(native: Native) -> None:
+    other = folder(native, "newer", "coordinator.partial", record='{"id": "newer", "shape": 2}')
+    native.sweep()
+    assert other.is_dir()
+    assert native.repository.nameless() == []
+
+
+def test_the_record_of_a_running_backup_survives_a_power_cut(
+    native: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    write = files.write_bytes
+
+    def noted(path: Path, content: bytes, *, durable: bool = True) -> None:
+        written.append((path.name, durable))
+        write(path, content, durable=durable)
+
+    monkeypatch.setattr(files, "write_bytes", noted)
+    native.repository.remember_backup(BEGUN)
+    native.repository.remember_backup(replace(BEGUN, bytes_done=1))
+    assert set(written) == {("backup.json", True)}

@@ -1,0 +1,94 @@
+"""What the status says of a repository of real files; no group is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pgherd.backup import restore
+from pgherd.backup.gaps import file_name
+from pgherd.backup.native import Native
+from pgherd.backup.view import view
+from tests.support.backups import SYSTEM, backup, point
+from tests.support.platform import cluster
+
+PER_HOUR = 16
+"""files of the log: of 16 MiB"""
+
+
+class Seen:
+    """A repository of one group, and the status of it."""
+
+    def __init__(self, root: Path) -> None:
+        def no_programs() -> Any:
+            raise AssertionError("nothing is run here")
+
+        self.method = Native(root, no_programs)
+        self.repository = self.method.repository
+        self.repository.create("shop")
+        self.log = self.repository.logs(0) / SYSTEM
+        self.log.mkdir(parents=True)
+
+    def archive(self, begin: float, end: float) -> None:
+        for number in range(int(begin * PER_HOUR), int(end * PER_HOUR)):
+            (self.log / file_name(1, number)).touch()
+
+    def lose(self, at: float) -> None:
+        (self.log / file_name(1, int(at * PER_HOUR))).unlink()
+
+    def points(self, *hours: float) -> None:
+        for each in hours:
+            self.repository.remember_point(point(each, groups=1))
+
+    def look(self) -> dict[str, Any]:
+        nobody: Any = SimpleNamespace(addresses=dict)
+        return view(self.method, nobody, cluster(backup={"repository": {"path": "/x"}}), ())
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Seen:
+    return Seen(tmp_path / "shop")
+
+
+def test_the_last_point_that_is_told_is_one_that_can_be_restored(seen: Seen) -> None:
+    seen.repository.remember_backup(backup(1, groups=1))
+    seen.archive(1, 4)
+    seen.points(2, 3, 4)
+    assert seen.look()["lastRestorePoint"]["name"] == "p4"
+    seen.lose(2.5)
+    found = seen.look()
+    assert found["lastRestorePoint"]["name"] == "p2"
+    assert restore.restorable(seen.method)[-1].name == "p2"
+    assert not any("can be restored, though" in each for each in found["problems"])
+
+
+def test_that_no_archived_point_can_be_restored_is_a_problem(seen: Seen) -> None:
+    seen.repository.remember_backup(backup(1, groups=1))
+    seen.archive(1, 4)
+    seen.points(2, 3)
+    seen.lose(1.5)
+    found = seen.look()
+    assert found["lastRestorePoint"] is None
+    assert found["problems"] == [
+        "none of the last 2 restore points can be restored, though they are archived: 'pgherd restore-points shop' "
+        "shows why"
+    ]
+
+
+def test_before_the_first_backup_is_done_nothing_is_wrong(seen: Seen) -> None:
+    seen.repository.remember_backup(backup(1, groups=1, phase="running"))
+    seen.archive(0, 4)
+    seen.points(2, 3)
+    found = seen.look()
+    assert (found["lastRestorePoint"], found["problems"]) == (None, [])
+
+
+def test_a_damaged_record_of_a_backup_is_named(seen: Seen) -> None:
+    seen.repository.remember_backup(backup(1, groups=1))
+    (seen.repository.folder("f1") / "coordinator").mkdir()
+    (seen.repository.folder("f1") / "backup.json").write_text("{")
+    (problem,) = seen.look()["problems"]
+    assert problem.startswith("the record of backup f1 is damaged: put backup.json in ")
