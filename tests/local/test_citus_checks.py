@@ -236,20 +236,6 @@ def test_a_pair_of_versions_that_citus_does_not_support_is_refused(tmp_path: Pat
         assert not home.path.exists() or not home.processes()
 
 
-@pytest.mark.parametrize("type_", ["json", "point", "xml"])
-def test_a_key_of_a_type_that_has_no_hash_is_refused_and_the_table_stays_as_it_is(
-    herd: Home, type_: str
-) -> None:
-    with herd.connect() as connection:
-        connection.execute(f"CREATE TABLE odd (id int, key {type_})".encode())
-        connection.execute("INSERT INTO odd VALUES (1, NULL)")
-        with pytest.raises(psycopg.Error, match=f"type {type_}"):
-            connection.execute("SELECT create_distributed_table('odd', 'key')")
-        assert one(connection, "SELECT count(*) FROM odd") == 1
-        assert one(connection, "SELECT count(*) FROM citus_tables WHERE table_name = 'odd'::regclass") == 0
-        connection.execute("DROP TABLE odd")
-
-
 def test_a_node_that_is_registered_where_no_member_is(herd: Home) -> None:
     with superuser(herd) as desk:
         desk.execute("UPDATE pgherd.segment_configuration SET port = port + 1 WHERE group_id = 1")
