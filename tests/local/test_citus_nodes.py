@@ -80,7 +80,9 @@ def test_a_key_of_a_type_that_has_no_hash_is_refused_and_the_table_stays_as_it_i
         connection.execute("DROP TABLE odd")
 
 
-def test_a_node_that_lost_the_extension_is_named_and_not_made_anew(herd: CitusHerd) -> None:
+def test_a_segment_that_lost_the_extension_is_named_not_made_anew_and_comes_back_as_told(
+    herd: CitusHerd,
+) -> None:
     with herd.superuser(2) as node:
         node.execute("SET citus.enable_ddl_propagation TO off; SET client_min_messages TO error")
         node.execute("DROP EXTENSION citus CASCADE")
@@ -91,10 +93,17 @@ def test_a_node_that_lost_the_extension_is_named_and_not_made_anew(herd: CitusHe
         herd.engine.initialise_segment(2)
     with herd.superuser(2) as node:
         assert rows(node, "SELECT count(*) FROM pg_extension WHERE extname = 'citus'") == [0]
-    assert any(
-        finding.group == 2 and "has lost the extension citus" in finding.message
-        for finding in herd.engine.check()
-    )
+    [finding] = [each for each in herd.engine.check() if each.check == "version"]
+    assert (finding.group, finding.message.partition(",")[0]) == (2, "segment-2 has lost the extension citus")
+    for group, statement in ((2, "CREATE EXTENSION citus"), (0, "SELECT start_metadata_sync_to_all_nodes()")):
+        assert statement in finding.fix
+        with herd.superuser(group) as node:
+            node.execute(statement.encode())
+        herd.engine.initialise_segment(2)
+    assert herd.engine.unfit() == []
+    assert [each.message for each in herd.engine.check()] == []
+    with herd.connect(2) as connection:
+        assert rows(connection, "SELECT count(*) FROM item") == [ROWS]
 
 
 def test_a_coordinator_that_lost_the_extension_is_not_made_anew(herd: CitusHerd) -> None:
