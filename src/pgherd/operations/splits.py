@@ -28,8 +28,9 @@ HELD_SECONDS = 3.0
 def head(engine: Engine, new: Sequence[int]) -> list[NewStep]:
     """The steps by which these segments come.
 
-    :raises PgherdError: the present segments can't be split into so many
+    :raises PgherdError: the present segments can't be split into so many, or nodes differ
     """
+    steps.require_fit(engine)
     try:
         chosen = choose(_sizes(engine), new)
     except ValueError as error:
@@ -44,6 +45,7 @@ def head(engine: Engine, new: Sequence[int]) -> list[NewStep]:
 
 def check(work: Work, step: Step) -> str:
     """Whether segments can be split. Nothing has been started yet."""
+    steps.require_fit(work.engine)
     groups = [group.id for group in work.engine.shard_groups()]
     problems = work.engine.clone_problems() or work.engine.preflight(groups, blocking=True)
     if problems:

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+from pgherd.engine.base import Engine
 from pgherd.errors import PgherdError
 from pgherd.model.placement import Move
 from pgherd.model.topology import group_name
@@ -24,12 +25,19 @@ CLEAN_UP_SECONDS = 10.0
 
 def check(work: Work, step: Step) -> str:
     """Whether all tables can be moved and the servers have what it takes. Nothing has been started yet."""
+    require_fit(work.engine)
     groups = [group.id for group in work.engine.shard_groups()]
     blocking = work.context.spec().expansion.mode == "blocking"
     problems = work.engine.preflight(groups, blocking=blocking)
     if problems:
         raise PgherdError("; ".join(problems))
     return f"{counted(len(groups))} can be moved"
+
+
+def require_fit(engine: Engine) -> None:
+    """:raises PgherdError: nodes differ: they could not even be asked for their shards"""
+    if problems := engine.unfit():
+        raise PgherdError("; ".join(problems))
 
 
 def members(work: Work, step: Step) -> str:

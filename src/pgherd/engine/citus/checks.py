@@ -68,6 +68,9 @@ def check(databases: Databases) -> list[Finding]:
             try:
                 with superuser(databases, group) as here:
                     here.execute("SET search_path TO public, pg_catalog, pg_temp")
+                    if versions.of(here).in_database is None:
+                        found.append(_lost(group))
+                        continue
                     node = _Node(group, here, desk)
                     found.extend(finding for each in CHECKS for finding in each(node))
             except (Unavailable, psycopg.OperationalError) as error:
@@ -101,6 +104,11 @@ def _members(desk: Connection) -> dict[int, set[Endpoint]]:
     for group, host, port in desk.execute("SELECT group_id, host, port FROM pgherd.segment_configuration"):
         found.setdefault(group, set()).add(Endpoint(host, port))
     return found
+
+
+def _lost(group: int) -> Finding:
+    message, _, way_out = versions.lost(group).rpartition(": ")
+    return Finding(group, "version", message, way_out)
 
 
 def _version(node: _Node) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import psycopg
 
 from pgherd.engine.base import ShardGroupId
-from pgherd.engine.citus import nodes, versions
+from pgherd.engine.citus import nodes
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import Unavailable
 from pgherd.model.topology import COORDINATOR, group_name
@@ -43,11 +43,10 @@ def preflight(databases: Databases, groups: Sequence[ShardGroupId], *, blocking:
             found.append(
                 f"table {table} has several copies of a shard: undistribute it, and distribute it anew"
             )
-        coordinator = versions.of(connection)
         if not blocking:
             found.extend(_unfit_tables(connection, groups))
     for group in [COORDINATOR, *nodes.segments(databases)]:
-        found.extend(_unfit_node(databases, group, coordinator, blocking=blocking))
+        found.extend(_unfit_node(databases, group, blocking=blocking))
     return found
 
 
@@ -71,17 +70,10 @@ def _unfit_tables(connection: Connection, groups: Sequence[ShardGroupId]) -> Ite
             yield f"table {table} has no primary key: add one, or a replica identity (FULL will do), {_OR_BLOCKING}"
 
 
-def _unfit_node(
-    databases: Databases, group: int, coordinator: versions.Versions, *, blocking: bool
-) -> Iterator[str]:
+def _unfit_node(databases: Databases, group: int, *, blocking: bool) -> Iterator[str]:
     name = group_name(group)
     try:
         with superuser(databases, group) as connection:
-            here = versions.of(connection)
-            if here.in_database is None:
-                yield versions.lost(group)
-            elif problem := versions.problem(group, here, coordinator):
-                yield problem
             if not blocking:
                 yield from _lacking(connection, name)
     except (Unavailable, psycopg.OperationalError) as error:

@@ -101,8 +101,14 @@ def took_part(desk: Connection, group: int) -> bool:
 
 
 def lost(group: int) -> str:
-    """What to say of a node whose database has lost the extension, and with it all that Citus knew there."""
-    return f"{group_name(group)} has lost the extension citus, nothing empty is put in its place: {WAY_OUT}"
+    """What to say of a node whose database has lost the extension, and with it all that Citus knew there.
 
-
-WAY_OUT = "restore the cluster from a backup"
+    A segment's shards are still there, and the coordinator knows the rest; nobody knows what the coordinator knew.
+    """
+    way_out = "restore the cluster from a backup"
+    if group != COORDINATOR:
+        way_out = (
+            "run CREATE EXTENSION citus in its database, then SELECT start_metadata_sync_to_all_nodes() on the"
+            " coordinator"
+        )
+    return f"{group_name(group)} has lost the extension citus, nothing empty is put in its place: {way_out}"
