@@ -94,7 +94,7 @@ def test_archiving_goes_to_the_stanza_of_the_database_system_it_runs_in(tmp_path
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    command = config.archive_command(str(program), "/x/pgbackrest.conf", 2)
+    command = config.archive_command([str(program), "--config=/x/pgbackrest.conf"], 2)
     ready = command.replace("%p", "pg_wal/0001").replace("%%", "%")
     said = subprocess.run(ready, shell=True, cwd=data, capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [
@@ -110,8 +110,8 @@ def test_archiving_goes_to_the_stanza_of_the_database_system_it_runs_in(tmp_path
 
 def test_no_secret_is_on_a_command_line() -> None:
     for command in (
-        config.archive_command("/usr/bin/pgbackrest", "/x.conf", 0),
-        config.restore_command("/usr/bin/pgbackrest", "/x.conf", 0, SYSTEM),
+        config.archive_command(["/usr/bin/pgbackrest", "--config=/x.conf"], 0),
+        config.restore_command(["/usr/bin/pgbackrest", "--config=/x.conf"], 0, SYSTEM),
     ):
         assert "key" not in command
         assert "pass" not in command

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pgherd.backup import scheduling
 from pgherd.backup.records import Backup
 from pgherd.backup.repository import Repository
 from pgherd.cli.main import run
@@ -138,7 +139,7 @@ def test_one_that_is_killed_while_it_asks_asks_for_the_same_and_once(
         if name == moment:
             raise SystemExit
 
-    monkeypatch.setattr(schedules, "crash_point", killed)
+    monkeypatch.setattr(scheduling, "crash_point", killed)
     with pytest.raises(SystemExit):
         day.look("21T02:00:00")
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pgherd.model.spec import RepositorySpec
@@ -147,28 +147,30 @@ def parse_stanza(name: str) -> tuple[int, str] | None:
         return None
 
 
-def archive_command(program: str, config: str, group: int) -> str:
+def archive_command(command: Sequence[str], group: int) -> str:
     """What every member of a group runs for each file of its log.
+
+    :param command: pgBackRest with its configuration
 
     The database system is read where the command runs, as the stanza's name holds it: a member that belongs to another
     one by mistake can't archive into this one's.
     """
     name = f"{group_name(group)}-{_SYSTEM}"
-    return f'{_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
+    return f'{_command(command)} --stanza="{name}" {_OWN} archive-push "%p"'
 
 
-def restore_command(program: str, config: str, group: int, system: str) -> str:
+def restore_command(command: Sequence[str], group: int, system: str) -> str:
     """What a recovering server runs to get a file of the log."""
-    return f'{_command(program, config)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
+    return f'{_command(command)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
 
 
 _OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'
 """each member's own: members of one group may share a machine"""
 
 
-def _command(program: str, config: str) -> str:
+def _command(command: Sequence[str]) -> str:
     """For the shell that PostgreSQL runs it with, and for PostgreSQL, to which % means something."""
-    return shlex.join([program, f"--config={config}"]).replace("%", "%%")
+    return shlex.join(command).replace("%", "%%")
 
 
 _COMPLAINT = re.compile(r"(?:P\d+\s+)?\b(?:ERROR|WARN|FATAL):\s*(?:\[\d+\]:\s*)?")

@@ -249,7 +249,10 @@ class ClusterLoop(threading.Thread):
         if seen.declaration.stopped or seen.declaration.deleting:
             return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
-        return self._platform.align(seen.declaration.cluster, wanted)
+        changed = self._platform.align(seen.declaration.cluster, wanted)
+        # Before members are made that need it.
+        make_method(self._platform, seen.declaration.cluster).equip()
+        return changed
 
     def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(

@@ -24,6 +24,10 @@ DATA_PATH = f"{VOLUME_PATH}/data"
 LOCK_PATH = f"{VOLUME_PATH}/lock"
 """locked as long as anything of a container uses the volume"""
 SOCKET_PATH = "/run/postgresql"
+BACKUP_DIRECTORY = "/etc/pgherd-backup"
+"""where what archiving needs is mounted"""
+RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
+"""the same for what a cluster is made from"""
 
 _ENVIRONMENT = Credentials("", "", "", "")
 """passwords are in the environment"""
