@@ -13,6 +13,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgherd.backup import schedule as rules
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
-from pgherd.errors import NoSuchCluster, PgherdError, one_line
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Object
@@ -103,7 +104,7 @@ class Desk(threading.Thread):
 
     # backups
 
-    def _requests(self, method: BackupMethod, known: Mapping[str, Backup], *, may_begin: bool) -> None:
+    def _requests(self, method: BackupMethod, known: dict[str, Backup], *, may_begin: bool) -> None:
         found = self._platform.declared(BACKUP, self._cluster)
         for resource in sorted(found, key=lambda each: str(each["metadata"].get("creationTimestamp"))):
             name = resource["metadata"]["name"]
@@ -117,7 +118,7 @@ class Desk(threading.Thread):
             self._say(BACKUP, resource, self._outcome(method, known, resource, may_begin=may_begin))
 
     def _outcome(
-        self, method: BackupMethod, known: Mapping[str, Backup], resource: Object, *, may_begin: bool
+        self, method: BackupMethod, known: dict[str, Backup], resource: Object, *, may_begin: bool
     ) -> dict[str, Any]:
         """What becomes of a backup that was declared."""
         name, kind = resource["metadata"]["name"], resource["spec"].get("type", "full")
@@ -131,7 +132,11 @@ class Desk(threading.Thread):
             return {"phase": WAITING, "message": f"{self._cluster} is stopped"}
         if other := next((each.id for each in known.values() if each.is_open), None):
             return {"phase": WAITING, "message": f"waits for backup {other}"}
-        return status_of(maker.request(method.repository, kind, name=name))
+        try:
+            known[name] = maker.request(method.repository, kind, name=name)
+        except BadInput as error:  # the cluster's keeper was faster
+            return {"phase": WAITING, "message": str(error)}
+        return status_of(known[name])
 
     # schedules
 
@@ -149,20 +154,26 @@ class Desk(threading.Thread):
         standing = rules.adjusted(before, schedule, now)
 
         def write(changed: rules.Standing) -> None:
+            nonlocal standing
+            standing = changed
             shown = rules.described(schedule, changed, None, now)
             told = {key: shown[key] for key in ("nextAt", "lastBackup", "skipped", "problem")}
             self._say(SCHEDULE, resource, {**told, "standing": changed.as_json()})
 
         if standing != before:
             write(standing)
-        see_to_backup(
-            schedule,
-            standing,
-            now,
-            repository=lambda: method.repository,
-            request=lambda name: maker.request(method.repository, schedule.spec.type, name=name),
-            write=write,
-        )
+        try:
+            see_to_backup(
+                schedule,
+                standing,
+                now,
+                repository=lambda: method.repository,
+                request=lambda name: maker.request(method.repository, schedule.spec.type, name=name),
+                write=write,
+            )
+        except PgherdError as error:
+            if standing.problem != one_line(error):
+                write(replace(standing, problem=one_line(error)))
 
     def _say(self, kind: Any, resource: Object, status: Mapping[str, Any]) -> None:
         if (resource.get("status") or {}) != status:

@@ -160,7 +160,7 @@ class PodProgram(Process):
 
     def _talk(self, far: socket.socket, first: bytes) -> None:
         framing, message, beaten = Connection(ConnectionType.CLIENT), bytearray(), time.monotonic()
-        content: bytes | None = first
+        content: bytes | None = first or None
         while True:
             if content is not None:
                 framing.receive_data(content or None)
