@@ -143,9 +143,12 @@ class Desk(threading.Thread):
     def _schedules(self, method: BackupMethod) -> None:
         now = datetime.now(UTC)
         for resource in self._platform.declared(SCHEDULE, self._cluster):
-            schedule = schedule_of(resource)
-            if schedule is not None and "deletionTimestamp" not in resource["metadata"]:
-                self._see_to(method, resource, schedule, now)
+            if "deletionTimestamp" in resource["metadata"]:
+                continue
+            try:
+                self._see_to(method, resource, schedule_of(resource), now)
+            except BadInput as error:
+                self._say(SCHEDULE, resource, {**(resource.get("status") or {}), "problem": str(error)})
 
     def _see_to(
         self, method: BackupMethod, resource: Object, schedule: PostgresBackupSchedule, now: datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,8 +64,10 @@ class Schedules:
         now = datetime.now(UTC)
         rows = []
         for each in found:
-            schedule = schedule_of(each)
-            if schedule is not None and cluster in (None, schedule.spec.cluster):
+            with suppress(BadInput):  # its status says what is wrong
+                schedule = schedule_of(each)
+                if cluster not in (None, schedule.spec.cluster):
+                    continue
                 standing = rules.standing_from((each.get("status") or {}).get("standing"))
                 rows.append(rules.described(schedule, standing, None, now))
         return sorted(rows, key=lambda row: str(row["name"]))

@@ -56,13 +56,19 @@ class Reached:
             yield
 
 
-def schedule_of(resource: Object) -> PostgresBackupSchedule | None:
-    """The schedule that a resource declares; None: it makes no sense to this version."""
-    plain = {"metadata": {"name": resource["metadata"]["name"]}, "spec": resource.get("spec") or {}}
-    try:
-        return schedule_from(plain, source=resource["metadata"]["name"])
-    except BadInput:
-        return None
+def schedule_of(resource: Object) -> PostgresBackupSchedule:
+    """The schedule that a resource declares.
+
+    :raises BadInput: it makes no sense; the API server does not know what a cron line means
+    """
+    name = resource["metadata"]["name"]
+    plain = {
+        "apiVersion": SCHEDULE.api_version,
+        "kind": SCHEDULE.name,
+        "metadata": {"name": name},
+        "spec": resource.get("spec") or {},
+    }
+    return schedule_from(plain, source=name)
 
 
 class KeepsBackups(Platform):
@@ -154,8 +160,11 @@ class KeepsBackups(Platform):
 
     def schedules(self, name: str) -> Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]]:
         """A cluster's schedules, and how each stands."""
-        found = ((schedule_of(each), each.get("status") or {}) for each in self.declared(SCHEDULE, name))
-        return [(each, status.get("standing")) for each, status in found if each is not None]
+        found = []
+        for each in self.declared(SCHEDULE, name):
+            with contextlib.suppress(BadInput):  # its own status tells it
+                found.append((schedule_of(each), (each.get("status") or {}).get("standing")))
+        return found
 
     def declared(self, kind: Kind, name: str) -> list[Object]:
         """The backups, or the schedules, that people declared of a cluster."""
