@@ -97,8 +97,16 @@ class _Source:
 
     def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
-        known = (self.repository, self.cluster, self.secret, self.compress, self.encrypt, self.let_go, stamp)
-        return Place(self._location, repr(known), self._open, self._settings)
+        known = (
+            self.repository,
+            self.cluster,
+            self.files,
+            self.secret,
+            self.compress,
+            self.encrypt,
+            self.let_go,
+        )
+        return Place(self._location, f"{known}{stamp}", self._open, self._settings)
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""

@@ -182,6 +182,8 @@ class Restore:
         except (Cancelled, Unavailable, psycopg.OperationalError) as error:
             # Nothing is known to be wrong: whoever comes next goes on.
             logger.info("%s: its restore pauses: %s", self._site.name, error)
+            if isinstance(error, Unavailable):
+                self._tell(message=one_line(error))
             raise
         except (PgherdError, psycopg.Error) as error:
             logger.error("%s could not be restored: %s", self._site.name, error)
@@ -193,6 +195,7 @@ class Restore:
             raise
 
     def _carry_on(self) -> None:
+        self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
         self._end_strays()
         if self._reached("copied"):
             self._each(self._copy)

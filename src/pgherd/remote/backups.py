@@ -225,6 +225,9 @@ class Backups:
             inclusive=wanted.inclusive,
         )
         shape = declaration.to_mapping(declared or objects.cluster_of(self._get(source)))
+        if declared is None:
+            # What tools noted on the source is not the new cluster's.
+            shape["metadata"] = {"name": target}
         cluster = planning.declared(
             shape,
             target,

@@ -27,6 +27,7 @@ from pgherd.platform.kubernetes.machines import MemberMachines
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.platform.machine import Machines
 
+DEFAULT_MAJOR = 17
 SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
 _MILLI = 1000
@@ -71,6 +72,11 @@ def schedule_of(resource: Object) -> PostgresBackupSchedule:
     return schedule_from(plain, source=name)
 
 
+def server_major(cluster: PostgresCluster) -> int:
+    """PostgreSQL's version in the members' image."""
+    return cluster.spec.postgres.version or DEFAULT_MAJOR
+
+
 class KeepsBackups(Platform):
     """See the module; the rest is :class:`~pgherd.platform.kubernetes.platform.KubernetesPlatform`."""
 
@@ -93,10 +99,6 @@ class KeepsBackups(Platform):
         """What members run."""
 
     @abstractmethod
-    def major(self, name: str) -> int:
-        """PostgreSQL's version in that."""
-
-    @abstractmethod
     def forget_store(self, cluster: PostgresCluster, group: int) -> None:
         """Remove what Patroni wrote down of a group without data."""
 
@@ -114,6 +116,10 @@ class KeepsBackups(Platform):
     def machines(self, name: str) -> Machines:
         """The members' pods."""
         return MemberMachines(self, name, self.major(name), self.processes(name))
+
+    def major(self, name: str) -> int:
+        """PostgreSQL's version there."""
+        return server_major(self.declaration(name).cluster)
 
     def processes(self, name: str) -> int:
         """How many programs may copy side by side: as many as a segment has cores."""
@@ -198,3 +204,9 @@ class KeepsBackups(Platform):
     def equip(self, name: str, secret: str, files: Mapping[str, str]) -> None:
         """Bring files to a cluster's pods."""
         self.put_owned(name, files_secret(name, secret, files))
+
+    def unequip(self, name: str, secret: str) -> None:
+        """Take them away; no-op if they are not there."""
+        if self._reader.get(SECRET, self.namespace, secret) is not None:
+            self.api.delete(SECRET, self.namespace, secret)
+            self._applier.removed(self.namespace, SECRET, secret)

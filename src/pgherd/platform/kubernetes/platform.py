@@ -37,7 +37,7 @@ from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.group_objects import group_objects
-from pgherd.platform.kubernetes.keeping import KeepsBackups
+from pgherd.platform.kubernetes.keeping import KeepsBackups, server_major
 from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
@@ -45,7 +45,6 @@ from pgherd.platform.kubernetes.upkeep import Upkeep
 logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGE = "localhost/pgherd-postgres:17"
-DEFAULT_MAJOR = 17
 STATUS_SECONDS = 30.0
 """how often a status that says nothing new is written all the same"""
 PURGE_SECONDS = 5
@@ -458,6 +457,8 @@ class KubernetesPlatform(KeepsBackups):
             obj if (obj["kind"], obj["metadata"]["name"]) == (CONFIG_MAP.name, lasting) else owned(obj, owner)
             for obj in objects
         ]
+        if cluster.spec.backup is None:
+            self.unequip(name, names.backup_secret(name))
         return self._applier.ensure(self.namespace, owned_ones)
 
     def _ensure_group(
@@ -479,10 +480,6 @@ class KubernetesPlatform(KeepsBackups):
     def image_of(self, cluster: PostgresCluster) -> str:
         """What members run."""
         return cluster.spec.postgres.image or self._defaults.image
-
-    def major(self, name: str) -> int:
-        """PostgreSQL's version in that."""
-        return server_major(self.declaration(name).cluster)
 
     def _put_back(self, obj: Mapping[str, Any], why: str) -> None:
         metadata = obj["metadata"]
@@ -560,11 +557,6 @@ def _is_purging(found: Object) -> bool:
 
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
-
-
-def server_major(cluster: PostgresCluster) -> int:
-    """PostgreSQL's version in the members' image."""
-    return cluster.spec.postgres.version or DEFAULT_MAJOR
 
 
 def _templates(sets: Sequence[Object]) -> dict[str, Object]:

@@ -121,6 +121,7 @@ class PodWorkshop(Workshop):
         for name in left():
             platform.api.delete(POD, platform.namespace, name)
         wait_until(lambda: not left(), lambda: f"{', '.join(left())} has not ended yet", START_SECONDS)
+        platform.unequip(self._cluster, names.recovery_secret(self._cluster))
 
     def set_aside(self) -> None:
         raise _not_in_place()
