@@ -260,7 +260,8 @@ class PgBackRest(BackupMethod):
         total = sum(self._copy_of(copy, group).bytes for copy in copies)
         self.equip()
         machine = self._runner.of(group)
-        machine.end_strays(f"--lock-path={target}.lock")
+        for argument in (f"--lock-path={target}.lock", f"--pg1-path={target}"):
+            machine.end_strays(argument)
         machine.remove(target)
         machine.make_folder(target)
 

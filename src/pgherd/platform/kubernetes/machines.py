@@ -27,18 +27,33 @@ _WRITE = 'umask 077; printf %s "$2" > "$1.new" && sync "$1.new" && mv "$1.new" "
 _NAMES = 'cd "$1" 2> /dev/null && ls -1 || true'
 _MAKE = 'umask 077; mkdir -p "$1"'
 _END = """\
-for each in /proc/[0-9]*; do
-    if [ "$each" != "/proc/$$" ] && tr '\\0' '\\n' < "$each/cmdline" 2> /dev/null | grep -qxF -- "$1"; then
-        kill -KILL "${each#/proc/}" 2> /dev/null
-    fi
+for round in $(seq 50); do
+    left=
+    for each in /proc/[0-9]*; do
+        { mapfile -d '' -t arguments < "$each/cmdline"; } 2> /dev/null || continue
+        for argument in "${arguments[@]}"; do
+            [ "$argument" = "${1#of }" ] || continue
+            left=1
+            kill -KILL "${each#/proc/}" 2> /dev/null
+        done
+    done
+    [ -n "$left" ] || exit 0
+    sleep 0.1
 done
-true
+exit 1
+"""
+_REMOVE = """\
+for round in $(seq 5); do
+    rm -rf -- "$1" && exit 0
+    sleep 1
+done
+exit 1
 """
 _END_IN = """\
 for round in $(seq 50); do
     left=
     for each in /proc/[0-9]*; do
-        if [ "$(readlink "$each/cwd" 2> /dev/null)" = "$1" ]; then
+        if [ "$each/cwd" -ef "$1" ]; then
             left=1
             kill -KILL "${each#/proc/}" 2> /dev/null
         fi
@@ -120,7 +135,8 @@ class PodMachine(Machine):
         return self.output(["/bin/bash", "-c", script, "shell", *arguments])
 
     def end_strays(self, argument: str) -> None:
-        self.shell(_END, argument)
+        # In other words, so that these lines do not find themselves.
+        self.shell(_END, f"of {argument}")
 
     def end_in(self, folder: Path) -> None:
         """End every process that works in a folder, and wait for their end."""
@@ -137,7 +153,8 @@ class PodMachine(Machine):
         self.shell(_MAKE, str(path))
 
     def remove(self, path: Path) -> None:
-        self.output(["rm", "-rf", "--", str(path)])
+        # What was ended a moment ago may still have been writing.
+        self.shell(_REMOVE, str(path))
 
 
 class _Loopback(Entrance):
