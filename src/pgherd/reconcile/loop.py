@@ -398,8 +398,10 @@ class ClusterLoop(threading.Thread):
         )
 
     def is_at_rest(self) -> bool:
-        """Whether neither it nor its operation is at work."""
-        return not self.is_alive() and not (self._operation is not None and self._operation.is_alive())
+        """Whether neither it nor what runs beside it is at work."""
+        beside = (self._operation, self._recovery, *self._repairs.threads())
+        working = any(thread is not None and thread.is_alive() for thread in (self, *beside))
+        return not working and (self._keeper is None or self._keeper.is_at_rest())
 
     def join_operation(self, timeout: float) -> None:
         """Wait for what runs beside the loop to reach a resumable place after ``stop`` was set."""
