@@ -35,10 +35,20 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.segments.count",
     },
     {
-        "rule": "!has(self.spec.backup) && (!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
-        " && !has(self.spec.bootstrap.clone))",
-        "message": "backups are not available on kubernetes in this version",
-        "fieldPath": ".spec",
+        "rule": "!has(self.spec.backup) || !has(self.spec.backup.repository.path)",
+        "message": "a path is for the local platform: name s3, gcs or azure, and method: pgbackrest",
+        "fieldPath": ".spec.backup.repository",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || !has(self.spec.bootstrap.recovery.repository.path)",
+        "message": "a path is for the local platform: name s3, gcs or azure, and method: pgbackrest",
+        "fieldPath": ".spec.bootstrap",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.clone)",
+        "message": "clone is not available on kubernetes in this version",
+        "fieldPath": ".spec.bootstrap",
     },
     {
         "rule": "self.spec.expansion.mode != 'clone'",
