@@ -22,6 +22,7 @@ from pgherd.operator import backups as desk_module
 from pgherd.operator.backups import Desk, newest
 from pgherd.platform.kubernetes import names, restore_pods
 from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
+from pgherd.platform.kubernetes.crd import crd, schedule_crd
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from tests.support.backups import at, backup, point
 from tests.support.kube_api import Kube, kube_api
@@ -306,3 +307,14 @@ def test_a_schedule_that_never_comes_is_told(office: Office) -> None:
     )
     office.desk.look()
     assert "spec.cron" in office.kube.objects[path]["status"]["problem"]
+
+
+def test_the_definitions_fill_in_nothing_that_was_not_asked_for() -> None:
+    schedule = schedule_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert "default" not in schedule["properties"]["drill"]
+    declaration = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"][
+        "properties"
+    ]
+    assert "default" not in declaration["backup"]
+    assert "default" not in declaration["bootstrap"]
+    assert declaration["expansion"]["default"] == {}

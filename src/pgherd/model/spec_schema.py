@@ -150,7 +150,9 @@ def _structural(schema: Mapping[str, Any], definition: Callable[[str], Schema]) 
         result["additionalProperties"] = _structural(schema["additionalProperties"], definition)
     if "items" in schema:
         result["items"] = _structural(schema["items"], definition)
-    if result.get("type") == "object" and "required" not in result:
+    # What may be left out as a whole is not filled in with its parts' defaults: that would be to ask for it.
+    may_lack = "default" in schema and schema["default"] is None
+    if result.get("type") == "object" and "required" not in result and not may_lack:
         result.setdefault("default", {})
     return result | {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
 
