@@ -287,6 +287,40 @@ def test_an_operator_that_is_killed_at_every_step_of_a_restore_is_followed_by_on
     assert transfers[0] >= len(ledger.acknowledged)
 
 
+def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else_waits_for_them(
+    namespace: Namespace, store: Objects
+) -> None:
+    late = Bank(namespace, "late")
+    try:
+        late.cluster.apply(segments=1, standbys=0)
+        late.cluster.wait_phase("Running", timeout=PATIENCE)
+        late.cluster.patch({"backup": declared(store, secretRef="late-keys")})
+
+        def told() -> str:
+            found = late.cluster.condition("BackupsHealthy")
+            return found["message"] if found.get("status") == "False" else ""
+
+        wait_for(
+            lambda: f"there is no Secret late-keys of namespace {namespace.name}" in told(),
+            "the missing Secret is told",
+            PATIENCE,
+        )
+        assert late.cluster.condition("Ready")["status"] == "True"
+        data = namespace.get("secret", KEYS)["data"]
+        namespace.apply(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "late-keys"}, "data": data}
+        )
+        late.await_backup()
+        wait_for(
+            lambda: late.cluster.condition("BackupsHealthy").get("status") == "True",
+            "backups are healthy",
+            180,
+        )
+        assert late.restorable()
+    finally:
+        late.run("delete", "late", "--purge", "--yes", check=False)
+
+
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
     for command in (
         ("restore", bank.name, "--in-place", "--yes"),
