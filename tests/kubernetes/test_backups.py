@@ -134,6 +134,7 @@ def bank(namespace: Namespace, store: Objects) -> Iterator[Bank]:
     finally:
         for name in ("bank", "bank-copy", "bank-again"):
             made.run("delete", name, "--purge", "--yes", check=False)
+        namespace.kubectl("delete", "pgb,pgbs", "--all", check=False)
 
 
 def newest(ledger: Ledger) -> str:
