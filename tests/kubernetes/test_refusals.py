@@ -37,6 +37,8 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
         ({"metadata": {"name": "a" * 41}}, "metadata.name"),
         ({"metadata": {"name": "1a"}}, "metadata.name"),
         ({"spec": {"colour": "red"}}, "spec.colour"),
+        ({"spec": {"backup": {"repository": {"path": "/mnt"}}}}, "a path is for the local platform"),
+        ({"spec": {"bootstrap": {"clone": {"cluster": "shop"}}}}, "clone is not available on kubernetes"),
     ],
 )
 def test_a_wrong_resource_is_refused_with_its_path(

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import urllib3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -38,10 +37,11 @@ class Objects:
     port: int
     authority: Path
     process: subprocess.Popen[bytes]
+    host: str = HOST
 
     @property
     def endpoint(self) -> str:
-        return f"{HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def declared(self, bucket: str = BUCKET, **more: Any) -> dict[str, Any]:
         """``spec.backup.repository``."""
@@ -50,17 +50,22 @@ class Objects:
 
 
 @contextmanager
-def objects(folder: Path) -> Iterator[Objects]:
-    """A server with one bucket that lives as long as the block."""
+def objects(folder: Path, host: str = HOST, enter: Sequence[str] = ()) -> Iterator[Objects]:
+    """A server with one bucket that lives as long as the block.
+
+    :param host: the address where it listens
+    :param enter: what to put before a command so that it runs where that address is
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    authority = _certificates(folder)
+    authority = _certificates(folder, host)
     (folder / "s3.json").write_text(json.dumps({"identities": [_identity()]}))
     ports = _free_ports(9)
     servers = ("master", "volume", "filer", "s3")
     names = [*(f"{name}.port{kind}" for name in servers for kind in ("", ".grpc")), "s3.port.https"]
     # Ports of things that are not asked for are 0, names of sockets are in the folder.
     command = [
-        *(str(_program()), "server", f"-dir={folder}", f"-ip={HOST}", f"-ip.bind={HOST}"),
+        *enter,
+        *(str(_program()), "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}"),
         *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
         *("-s3", "-filer", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
         *(f"-s3.config={folder}/s3.json", f"-s3.cert.file={folder}/server.crt"),
@@ -79,8 +84,8 @@ def objects(folder: Path) -> Iterator[Objects]:
         stack.callback(_remove_sockets, ports)
         stack.callback(process.wait)
         stack.callback(process.kill)
-        server = Objects(ports[-1], authority, process)
-        wait_for(lambda: _make_bucket(server, ports[4]), "the S3 server makes a bucket", 90, every=0.3)
+        server = Objects(ports[-1], authority, process, host)
+        wait_for(lambda: _make_bucket(server, ports[4], enter), "the S3 server makes a bucket", 90, every=0.3)
         yield server
 
 
@@ -100,15 +105,21 @@ def _identity() -> dict[str, Any]:
     return {"name": "herd", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
 
 
-def _make_bucket(server: Objects, filer: int) -> bool:
+_MAKE_BUCKET = """\
+import sys, urllib3
+pool = urllib3.PoolManager(ca_certs=sys.argv[1], retries=False, timeout=5.0)
+made = pool.request("POST", sys.argv[2])
+pool.request("GET", sys.argv[3])
+sys.exit(made.status >= 300 and made.status != 409)
+"""
+
+
+def _make_bucket(server: Objects, filer: int, enter: Sequence[str]) -> bool:
     """A bucket is a folder of SeaweedFS' own file system."""
-    pool = urllib3.PoolManager(ca_certs=str(server.authority), retries=False, timeout=5.0)
-    try:
-        made = pool.request("POST", f"http://{HOST}:{filer}/buckets/{BUCKET}/")
-        pool.request("GET", f"https://{server.endpoint}/{BUCKET}/")
-    except urllib3.exceptions.HTTPError as error:
-        raise OSError(str(error)) from error
-    return made.status < 300 or made.status == 409
+    urls = [f"http://{server.host}:{filer}/buckets/{BUCKET}/", f"https://{server.endpoint}/{BUCKET}/"]
+    command = [*enter, sys.executable, "-c", _MAKE_BUCKET, str(server.authority), *urls]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    return done.returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:
@@ -119,12 +130,12 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _certificates(folder: Path) -> Path:
+def _certificates(folder: Path, host: str) -> Path:
     """An authority's certificate, and the server's key and certificate beside it."""
     key = ec.generate_private_key(ec.SECP256R1())
-    authority = _certificate("herd's authority", key, None)
+    authority = _certificate("herd's authority", key, None, host)
     own = ec.generate_private_key(ec.SECP256R1())
-    server = _certificate("herd's objects", own, (key, authority))
+    server = _certificate("herd's objects", own, (key, authority), host)
     (folder / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
     (folder / "server.crt").write_bytes(server.public_bytes(serialization.Encoding.PEM))
     (folder / "server.key").write_bytes(
@@ -139,6 +150,7 @@ def _certificate(
     name: str,
     key: ec.EllipticCurvePrivateKey,
     signer: tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None,
+    host: str,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -153,6 +165,6 @@ def _certificate(
         .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
     )
     if signer is not None:
-        names = [x509.IPAddress(ip_address(HOST)), x509.DNSName("localhost")]
+        names = [x509.IPAddress(ip_address(host)), x509.DNSName("localhost")]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(key if signer is None else signer[0], hashes.SHA256())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import configparser
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pgherd.backup import archive as script
 from pgherd.backup import pgbackrest_config as config
 from pgherd.backup.pgbackrest_config import Settings
 from pgherd.backup.pgbackrest_log import ArchivedLog
@@ -87,6 +89,7 @@ def test_an_encrypted_repository_gets_the_passphrase_of_the_secret() -> None:
 
 
 FILE = "000000010000000000000004"
+LEFT = (sys.executable, "-I", "-S", script.__file__, "left")
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def archiving(data: Path, path: str, cwd: Path | None = None) -> list[str]:
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    command = config.archive_command(str(program), "/x/pgbackrest.conf", 2)
+    command = config.archive_command([str(program), "--config=/x/pgbackrest.conf"], LEFT, 2)
     ready = command.replace("%p", path).replace("%f", Path(path).name).replace("%%", "%")
     done = subprocess.run(ready, shell=True, cwd=cwd or data, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
@@ -143,8 +146,8 @@ def test_pgbackrest_is_not_given_the_file_in_which_a_timeline_was_left(data: Pat
 
 def test_no_secret_is_on_a_command_line() -> None:
     for command in (
-        config.archive_command("/usr/bin/pgbackrest", "/x.conf", 0),
-        config.restore_command("/usr/bin/pgbackrest", "/x.conf", 0, SYSTEM),
+        config.archive_command(["/usr/bin/pgbackrest", "--config=/x.conf"], LEFT, 0),
+        config.restore_command(["/usr/bin/pgbackrest", "--config=/x.conf"], 0, SYSTEM),
     ):
         assert "key" not in command
         assert "pass" not in command

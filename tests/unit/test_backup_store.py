@@ -16,6 +16,7 @@ from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Entry, Store
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.spec import RepositorySpec
+from pgherd.platform.local import secret_file
 from tests.support.backups import at, backup, point
 
 S3 = RepositorySpec.model_validate({"s3": {"bucket": "safe"}})
@@ -169,7 +170,7 @@ def secret(tmp_path: Path, text: str, mode: int = 0o600) -> str:
 
 
 def test_keys_are_read_from_a_file_of_their_owner(tmp_path: Path) -> None:
-    found = keys.load(secret(tmp_path, "access-key-id: AKIA\nsecret-access-key: abc\n"))
+    found = secret_file.load(secret(tmp_path, "access-key-id: AKIA\nsecret-access-key: abc\n"))
     keys.check(found, S3, encrypt=False)
     assert found["access-key-id"] == "AKIA"
 
@@ -185,14 +186,14 @@ def test_keys_are_read_from_a_file_of_their_owner(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_secret_is_refused(tmp_path: Path, text: str, mode: int, told: str) -> None:
     with pytest.raises(BadInput, match=told):
-        keys.load(secret(tmp_path, text, mode))
+        secret_file.load(secret(tmp_path, text, mode))
 
 
 def test_a_secret_is_named_by_its_absolute_path_and_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="absolute path"):
-        keys.load("my-secret")
+        secret_file.load("my-secret")
     with pytest.raises(BadInput, match="can't be read: no such file"):
-        keys.load(str(tmp_path / "none.yaml"))
+        secret_file.load(str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +212,10 @@ def test_keys_that_will_not_do_are_refused(found: dict[str, str], told: str) -> 
 
 def test_a_changed_secret_is_noticed(tmp_path: Path) -> None:
     path = secret(tmp_path, "passphrase: x\n")
-    before = keys.stamp(path)
+    before = secret_file.stamp(path)
     Path(path).write_text("passphrase: longer\n")
-    assert keys.stamp(path) != before
-    assert keys.stamp(str(tmp_path / "none")) == "unreadable"
+    assert secret_file.stamp(path) != before
+    assert secret_file.stamp(str(tmp_path / "none")) == "unreadable"
 
 
 def test_buckets_have_names_that_people_know() -> None:

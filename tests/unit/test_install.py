@@ -13,7 +13,7 @@ from pgherd.deploy import manifests, rbac
 from pgherd.deploy.manifests import Settings
 from pgherd.errors import BadInput
 from pgherd.model.spec import crd_schema
-from pgherd.platform.kubernetes.api import CLUSTER, EVENT, MANAGED, POD, VOLUME_CLAIM
+from pgherd.platform.kubernetes.api import BACKUP, CLUSTER, EVENT, MANAGED, POD, SCHEDULE, VOLUME_CLAIM
 from pgherd.platform.kubernetes.cluster_objects import role
 from pgherd.platform.kubernetes.platform import DEFAULT_IMAGE
 
@@ -24,12 +24,12 @@ def of_kind(kind: str, settings: Settings | None = None) -> list[dict[str, Any]]
 
 def test_the_order_is_the_one_in_which_things_can_be_made() -> None:
     kinds = [each["kind"] for each in manifests.manifests(Settings())]
-    assert kinds[:2] == ["Namespace", "CustomResourceDefinition"]
+    assert kinds[:4] == ["Namespace", *["CustomResourceDefinition"] * 3]
     assert kinds[-1] == "Deployment"
 
 
 def test_the_definition_has_the_declaration_as_its_schema() -> None:
-    [definition] = of_kind("CustomResourceDefinition")
+    definition = of_kind("CustomResourceDefinition")[0]
     assert definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] == crd_schema()
 
 
@@ -68,8 +68,11 @@ def test_the_operator_may_only_do_what_it_does() -> None:
     def resources(rules: list[rbac.Rule]) -> set[tuple[str, str]]:
         return {(group, each) for rule in rules for group in rule["apiGroups"] for each in rule["resources"]}
 
-    used = {(kind.group, kind.plural) for kind in (*MANAGED, CLUSTER, POD, EVENT, VOLUME_CLAIM)}
+    kinds = (*MANAGED, CLUSTER, BACKUP, SCHEDULE, POD, EVENT, VOLUME_CLAIM)
+    used = {(kind.group, kind.plural) for kind in kinds}
     parts = {(CLUSTER.group, f"{CLUSTER.plural}/{part}") for part in ("status", "finalizers")}
+    parts |= {(kind.group, f"{kind.plural}/status") for kind in (BACKUP, SCHEDULE)}
+    parts |= {("", "pods/exec"), ("", "pods/portforward")}
     assert resources(rbac.operator_rules()) == used | parts
     looked_at = {("", "namespaces"), ("", "nodes"), ("apiextensions.k8s.io", "customresourcedefinitions")}
     assert resources(rbac.cluster_rules()) == looked_at

@@ -12,7 +12,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong
 
 from pgherd.errors import PgherdError
-from pgherd.remote.tunnel import Carrier
+from pgherd.platform.kubernetes.tunnel import Carrier
 from tests.support.home import wait_for
 
 GREETINGS = (b"\x00\x38\x15", b"\x01\x38\x15")

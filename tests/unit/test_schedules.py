@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgherd.backup import scheduling
 from pgherd.backup.records import Backup
 from pgherd.backup.repository import Repository
 from pgherd.cli.main import run
@@ -139,7 +140,7 @@ def test_one_that_is_killed_while_it_asks_asks_for_the_same_and_once(
         if name == moment:
             raise SystemExit
 
-    monkeypatch.setattr(schedules, "crash_point", killed)
+    monkeypatch.setattr(scheduling, "crash_point", killed)
     with pytest.raises(SystemExit):
         day.look("21T02:00:00")
     monkeypatch.undo()

@@ -56,6 +56,13 @@ class BackupMethod(ABC):
         """
         return
 
+    def equip(self) -> None:
+        """See to it that members have what they need for archiving, before they are asked to.
+
+        :raises PgherdError: keys are missing, or what is declared can't be
+        """
+        return
+
     def admit(self, systems: Mapping[int, str], databases: Databases) -> None:
         """See to it that these groups' logs and copies are taken.
 

@@ -117,6 +117,10 @@ class Keeper(threading.Thread):
         """Ask it to end."""
         self._leaving.set()
 
+    def is_at_rest(self) -> bool:
+        """Whether neither it nor a backup is at work."""
+        return not self.is_alive() and not (self._maker is not None and self._maker.is_alive())
+
     def join_maker(self, timeout: float) -> None:
         """Wait for a running backup to come to a resumable place after ``stop`` was set."""
         if self._maker is not None:

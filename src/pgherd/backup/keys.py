@@ -1,14 +1,8 @@
-"""The keys and passphrases of a repository, out of a file that only its owner may read."""
+"""The keys and passphrases of a repository: which there have to be. Where they are is the platform's affair."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pgherd.errors import BadInput
 from pgherd.model.spec import RepositorySpec
@@ -24,30 +18,6 @@ KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 OPTIONAL = {"s3": ("session-token",)}
 ALWAYS = ("passphrase", "ca.crt")
 _ONE_LINE = ("passphrase", "access-key-id", "secret-access-key", "session-token", "account-key", "sas-token")
-
-
-def load(path: str) -> Mapping[str, str]:
-    """What the file says.
-
-    :raises BadInput: it is not there, others may read it, or it is no mapping of texts
-    """
-    if not path.startswith("/"):
-        raise BadInput(f"{WHERE}: must be the absolute path of a file on this platform, got {path!r}")
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(1 << 20)
-    except OSError as error:
-        raise BadInput(f"{WHERE}: {path} can't be read: {(error.strerror or str(error)).lower()}") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise BadInput(f"{WHERE}: others may read {path}: 'chmod 600 {path}'")
-    try:
-        found: Any = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise BadInput(f"{WHERE}: {path} must be YAML, each key a text such as 'passphrase: ...'")
-    return {str(key): value for key, value in found.items()}
 
 
 def check(secrets: Mapping[str, str], repository: RepositorySpec, *, encrypt: bool) -> None:
@@ -73,14 +43,3 @@ def check(secrets: Mapping[str, str], repository: RepositorySpec, *, encrypt: bo
     ]
     if problems:
         raise BadInput(*(f"{WHERE}: {problem}" for problem in problems))
-
-
-def stamp(path: str | None) -> str:
-    """Something that differs whenever the file was changed; cheap."""
-    if path is None:
-        return ""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return "unreadable"
-    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import psycopg
 
-from pgherd.backup import points, records, tools
+from pgherd.backup import points, records
 from pgherd.backup.native import Native
 from pgherd.backup.records import Backup, GroupBackup, Point
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError
 from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, Endpoint, group_name
 from pgherd.platform.base import Programs
-from pgherd.platform.local import files
+from pgherd.platform.local import files, tools
 from pgherd.postgres.connections import Databases
 
 PARALLEL = 4

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psycopg
 
-from pgherd.backup import archive, tools, wal
+from pgherd.backup import archive, wal
 from pgherd.backup.base import BackupMethod, Report
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.repository import Repository
@@ -27,7 +27,7 @@ from pgherd.errors import PgherdError
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_id, group_name
 from pgherd.platform.base import Programs
-from pgherd.platform.local import files
+from pgherd.platform.local import files, tools
 
 SUMMARIES_SINCE = 17
 """the first PostgreSQL that can tell which blocks changed"""

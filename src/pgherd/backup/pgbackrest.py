@@ -20,18 +20,16 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import pgbackrest_config as config
-from pgherd.backup import pgbackrest_program, tools, wal
+from pgherd.backup import wal
 from pgherd.backup.base import BackupMethod, Report
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.pgbackrest_log import ArchivedLog
-from pgherd.backup.pgbackrest_program import Program
+from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.store import Store
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import SUPERUSER
-from pgherd.platform.base import Programs
-from pgherd.platform.local import files
 from pgherd.postgres.connections import Databases
 
 TYPES: Mapping[BackupType, str] = {"full": "full", "differential": "diff", "incremental": "incr"}
@@ -42,18 +40,16 @@ _NAMES: Mapping[str, BackupType] = {short: name for name, short in TYPES.items()
 
 @dataclass(frozen=True)
 class Place:
-    """Where one cluster's backups are, and how to get at them here.
+    """Where one cluster's backups are, and how to get at them.
 
     :param location: what to call it
     :param fingerprint: differs whenever what is declared, or the keys, changed
-    :param folder: of pgherd's own files on this machine: configuration, locks
     :param open: the store of records, and the same without a seal; refuses keys that won't do
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
     """
 
     location: str
     fingerprint: str
-    folder: Path
     open: Callable[[], tuple[Store, Store]]
     settings: Callable[[], config.Settings]
 
@@ -72,15 +68,15 @@ class _Primary:
 class PgBackRest(BackupMethod):
     """See :class:`~pgherd.backup.base.BackupMethod`.
 
-    :param programs: asked for when one is needed
+    :param runner: who runs pgBackRest
     """
 
     name = "pgbackrest"
     user = SUPERUSER
 
-    def __init__(self, place: Place, programs: Callable[[], Programs]) -> None:
+    def __init__(self, place: Place, runner: Runner) -> None:
         self._place = place
-        self._programs = programs
+        self._runner = runner
         self._admitted: set[str] = set()
 
     @property
@@ -100,35 +96,28 @@ class PgBackRest(BackupMethod):
 
     @cached_property
     def _log(self) -> ArchivedLog:
-        return ArchivedLog(self._stores[1], lambda name: self._program().output(["repo-get", name]))
+        return ArchivedLog(self._stores[1], lambda name: self._output(["repo-get", name]))
 
     def check(self) -> None:
-        pgbackrest_program.check(self._programs().major)
+        self._runner.check()
         self._place.settings()
 
+    def equip(self) -> None:
+        self._runner.prepare(self._place.settings())
+
     def parameters(self, group: int) -> Mapping[str, str]:
-        command = config.archive_command(pgbackrest_program.name(), str(self._config), group)
+        command = config.archive_command(self._runner.command, self._runner.left, group)
         return {"archive_mode": "always", "archive_command": command}
 
     # the program
 
-    @property
-    def _config(self) -> Path:
-        return self._place.folder / "pgbackrest.conf"
-
-    def _program(self) -> Program:
-        """With a configuration that is up to date."""
-        settings = self._place.settings()
-        wanted = config.render(settings)
-        if settings.key_file is not None:
-            _update(Path(settings.key_file), settings.secrets.get("service-account", ""))
-        if settings.authority is not None and "ca.crt" in settings.secrets:
-            _update(Path(settings.authority), settings.secrets["ca.crt"])
-        _update(self._config, wanted)
-        return Program(pgbackrest_program.find(), self._config, self._programs().prefix)
+    def _output(self, arguments: Sequence[str], group: int | None = None) -> bytes:
+        """What a command prints that can be run anywhere."""
+        self.equip()
+        return self._runner.output(arguments, self._runner.of(group))
 
     def admit(self, systems: Mapping[int, str], databases: Databases) -> None:
-        self._program()
+        self.equip()
         for group, system in systems.items():
             if config.stanza(group, system) not in self._admitted:
                 parameters = databases.parameters(group, user=self.user, database=SUPERUSER)
@@ -142,7 +131,10 @@ class PgBackRest(BackupMethod):
                 # Killed in the middle: pgBackRest refuses to go on. There is no copy, so nothing needs this log.
                 self._stores[1].remove(f"{config.FOLDER}/archive/{stanza}")
             options = [f"--stanza={stanza}", f"--pg1-path={primary.data}", "--no-online"]
-            self._program().output([*options, f"--lock-path={self._lock(group)}", "stanza-create"])
+            self._runner.output(
+                [*options, f"--lock-path={self._runner.lock(group)}", "stanza-create"],
+                self._runner.at(primary.host),
+            )
         self._admitted.add(stanza)
 
     def _has(self, folder: str, name: str | None = None) -> bool:
@@ -150,9 +142,6 @@ class PgBackRest(BackupMethod):
         plain, path = self._stores[1], f"{config.FOLDER}/{folder}"
         found = {entry.name.removeprefix(f"{path}/") for entry in plain.names(path)}
         return name in found if name else bool(found or plain.folders(path))
-
-    def _lock(self, group: int) -> Path:
-        return self._place.folder / f"lock-{group}"
 
     # making
 
@@ -169,7 +158,8 @@ class PgBackRest(BackupMethod):
         begun = time.monotonic()
         primary = _primary_of(connection)
         stanza = config.stanza(group, primary.system)
-        tools.end_strays(Path(f"--lock-path={self._lock(group)}"))
+        self.equip()
+        self._runner.end_strays(group, f"--lock-path={self._runner.lock(group)}")
         self._create_stanza(group, primary)
         made = self._made_for(stanza, backup)
         if made is None:
@@ -198,7 +188,7 @@ class PgBackRest(BackupMethod):
             if (share := config.share_done(text)) is not None:
                 report(int(share * primary.bytes), primary.bytes)
 
-        self._program().run(
+        self._runner.run(
             [
                 *(
                     f"--stanza={stanza}",
@@ -206,17 +196,17 @@ class PgBackRest(BackupMethod):
                     f"--annotation={config.ANNOTATION}={backup}",
                 ),
                 *(f"--pg1-path={primary.data}", f"--pg1-port={primary.port}", f"--pg1-user={self.user}"),
-                *(f"--lock-path={self._lock(group)}", "--log-level-console=detail", "backup"),
+                *(f"--lock-path={self._runner.lock(group)}", "--log-level-console=detail", "backup"),
             ],
-            # pgBackRest names no host but a socket's folder; libpq takes the rest from here.
-            environment={"PGHOST": primary.host, "PGPASSWORD": connection.get("password", "")},
+            self._runner.at(primary.host),
+            environment=self._runner.environment(primary.host, connection.get("password", "")),
             stopping=stopping,
             watch=watch,
         )
 
     def _info(self, stanza: str) -> list[dict[str, Any]]:
         """pgBackRest's copies in a stanza, oldest first; none if there is no such stanza."""
-        found = json.loads(self._program().output(["info", "--output=json", f"--stanza={stanza}"]))
+        found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))
         return list(found[0].get("backup", ())) if found else []
 
     def _made_for(self, stanza: str, backup: str) -> dict[str, Any] | None:
@@ -271,23 +261,25 @@ class PgBackRest(BackupMethod):
     ) -> None:
         made = self._copy_of(copies[-1], group)
         total = sum(self._copy_of(copy, group).bytes for copy in copies)
-        tools.end_strays(Path(f"--lock-path={target}.lock"))
-        files.remove(target)
-        with files.explained(f"make {target}"):
-            target.mkdir(parents=True, mode=files.PRIVATE_DIRECTORY)
+        self.equip()
+        machine = self._runner.of(group)
+        for argument in (f"--lock-path={target}.lock", f"--pg1-path={target}"):
+            machine.end_strays(argument)
+        machine.remove(target)
+        machine.make_folder(target)
 
         def watch(text: str) -> None:
             if (share := config.share_done(text)) is not None:
                 report(int(share * total), total)
 
         try:
-            self._program().run(
+            self._runner.run(
                 [
                     *(f"--stanza={config.stanza(group, made.system)}", f"--set={made.label}", "--type=none"),
                     *(f"--pg1-path={target}", f"--lock-path={target}.lock"),
                     *("--log-level-console=detail", "restore"),
                 ],
-                environment={},
+                machine,
                 stopping=stopping,
                 watch=watch,
             )
@@ -299,18 +291,18 @@ class PgBackRest(BackupMethod):
                 "restore to a point that another backup serves"
             ) from error
         finally:
-            files.remove(Path(f"{target}.lock"))
+            machine.remove(Path(f"{target}.lock"))
         report(total, total)
 
     def _copy_of(self, backup: str, group: int) -> GroupBackup:
         return self.repository.backup(backup).groups[group]
 
     def restore_command(self, group: int, system: str) -> str:
-        return config.restore_command(pgbackrest_program.name(), str(self._config), group, system)
+        return config.restore_command(self._runner.command, group, system)
 
     def major_of(self, backup: str, group: int) -> int:
         stanza = config.stanza(group, self._copy_of(backup, group).system)
-        found = json.loads(self._program().output(["info", "--output=json", f"--stanza={stanza}"]))
+        found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))
         try:
             return int(str(found[0]["db"][-1]["version"]).split(".")[0])
         except (LookupError, ValueError, TypeError):
@@ -343,9 +335,7 @@ class PgBackRest(BackupMethod):
         if copies:
             # Of all copies that are left, the oldest begins where the log has to begin.
             keep = [f"--repo1-retention-archive={copies}", "--repo1-retention-archive-type=incr"]
-            self._program().output(
-                [f"--stanza={stanza}", *keep, f"--lock-path={self._lock(group)}", "expire"]
-            )
+            self._output([f"--stanza={stanza}", *keep, f"--lock-path={self._runner.lock(group)}", "expire"])
         return 0
 
     # the end of things
@@ -363,8 +353,8 @@ class PgBackRest(BackupMethod):
 
     def _disown(self, group: int, stanza: str, label: str) -> None:
         """The last full copy stays until there is another one, but it is not to be taken for the one that is due."""
-        options = [f"--stanza={stanza}", f"--set={label}", f"--lock-path={self._lock(group)}"]
-        self._program().output([*options, f"--annotation={config.ANNOTATION}={_NOBODY}", "annotate"])
+        options = [f"--stanza={stanza}", f"--set={label}", f"--lock-path={self._runner.lock(group)}"]
+        self._output([*options, f"--annotation={config.ANNOTATION}={_NOBODY}", "annotate"])
 
     def remove_backup(self, backup: str) -> None:
         for group, made in self.repository.backup(backup).groups.items():
@@ -379,8 +369,8 @@ class PgBackRest(BackupMethod):
         if label not in {each["label"] for each in self._info(stanza)}:
             return
         try:
-            self._program().output(
-                [f"--stanza={stanza}", f"--set={label}", f"--lock-path={self._lock(group)}", "expire"]
+            self._output(
+                [f"--stanza={stanza}", f"--set={label}", f"--lock-path={self._runner.lock(group)}", "expire"]
             )
         except PgherdError as error:
             # The last full copy of a stanza goes with the stanza (remove_log).
@@ -405,16 +395,6 @@ def _primary_of(connection: Mapping[str, str]) -> _Primary:
             return _Primary(row[0], session.info.host, session.info.port, row[1], row[2])
     except psycopg.OperationalError as error:
         raise Unavailable(f"the group can't be reached: {str(error).strip()}") from error
-
-
-def _update(path: Path, text: str) -> None:
-    """Only its owner may read it; written only if it changed: members read it all the time."""
-    try:
-        if path.read_text() == text:
-            return
-    except OSError:
-        pass
-    files.write(path, text)
 
 
 def cores() -> int:

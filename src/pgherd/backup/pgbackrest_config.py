@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pgherd.backup import archive
 from pgherd.model.spec import RepositorySpec
 from pgherd.model.topology import group_id, group_name
 
@@ -149,30 +147,28 @@ def parse_stanza(name: str) -> tuple[int, str] | None:
         return None
 
 
-def archive_command(program: str, config: str, group: int) -> str:
+def archive_command(command: Sequence[str], left: Sequence[str], group: int) -> str:
     """What every member of a group runs for each file of its log.
+
+    :param command: pgBackRest with its configuration
+    :param left: tells of a file, by path and name, whether its timeline was left in it (``archive.py left``)
 
     The database system is read where the file is, as the stanza's name holds it: a member that belongs to another
     one by mistake can't archive into this one's. A file in which its timeline was left is passed over (``archive``).
     """
     name = f"{group_name(group)}-{_SYSTEM}"
-    left = _shell([sys.executable, "-I", "-S", archive.__file__, "left"])
-    push = f'{_command(program, config)} --stanza="{name}" {_OWN} archive-push "%p"'
+    push = f'{_shell(command)} --stanza="{name}" {_OWN} archive-push "%p"'
     # Patroni, which archives what a member that died had not, runs it somewhere else, with an absolute path.
-    return f'cd "$(dirname "%p")/.." && {{ {left} "%p" %f || {push}; }}'
+    return f'cd "$(dirname "%p")/.." && {{ {_shell(left)} "%p" %f || {push}; }}'
 
 
-def restore_command(program: str, config: str, group: int, system: str) -> str:
+def restore_command(command: Sequence[str], group: int, system: str) -> str:
     """What a recovering server runs to get a file of the log."""
-    return f'{_command(program, config)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
+    return f'{_shell(command)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
 
 
 _OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'
 """each member's own: members of one group may share a machine"""
-
-
-def _command(program: str, config: str) -> str:
-    return _shell([program, f"--config={config}"])
 
 
 def _shell(command: Sequence[str]) -> str:

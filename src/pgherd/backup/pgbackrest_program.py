@@ -1,21 +1,27 @@
-"""pgBackRest itself, where it is installed on this machine."""
+"""pgBackRest itself: where it is, and who runs it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from pgherd.backup import tools
-from pgherd.backup.pgbackrest_config import complaint, version_problem
-from pgherd.errors import BadInput, Cancelled, PgherdError
+from pgherd.backup import archive
+from pgherd.backup.pgbackrest_config import Settings, complaint, render, version_problem
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.platform.base import Programs
+from pgherd.platform.local import files
+from pgherd.platform.local.machine import LocalMachine
+from pgherd.platform.machine import Machine, Machines
 
 VARIABLE = "PGHERD_PGBACKREST"
-PATIENCE_SECONDS = 120.0
-"""for a command that only looks"""
+CONFIG = "pgbackrest.conf"
+SCRIPT = "archive.py"
 
 
 def find() -> Path:
@@ -62,21 +68,66 @@ def _version(program: str, changed: int) -> str:
     return done.stdout.strip() or done.stderr.strip()
 
 
-class Program:
-    """Runs it with one configuration.
+class Runner(ABC):
+    """Who runs pgBackRest: on this machine, or where the members are.
 
-    :param config: ``pgbackrest.conf``
-    :param prefix: what to put before a command, as members run
+    :ivar command: the program with its configuration, as members name it
+    :ivar left: what tells members whether a timeline was left in a file of the log
     """
 
-    def __init__(self, program: Path, config: Path, prefix: Sequence[str]) -> None:
-        self._start = [*prefix, str(program), f"--config={config}"]
+    command: Sequence[str]
+    left: Sequence[str]
+
+    def check(self) -> None:
+        """Refuse a pgBackRest that won't do.
+
+        :raises BadInput: why
+        """
+        return
+
+    @abstractmethod
+    def prepare(self, settings: Settings) -> None:
+        """See to it that the configuration is up to date."""
+
+    @abstractmethod
+    def at(self, host: str) -> Machine:
+        """Where the server runs that is reached under this name."""
+
+    @abstractmethod
+    def of(self, group: int | None) -> Machine:
+        """Where something of a group can be done; None: of any group."""
+
+    @abstractmethod
+    def end_strays(self, group: int, argument: str) -> None:
+        """End what a process that was killed has left at work on a group."""
+
+    @abstractmethod
+    def lock(self, group: int) -> Path:
+        """A folder for the locks of a group, which no other program uses."""
+
+    @abstractmethod
+    def environment(self, host: str, password: str) -> Mapping[str, str]:
+        """What libpq has to be told where the server runs. pgBackRest names no host but a socket's folder."""
+
+    def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
+        """What a command prints.
+
+        :raises PgherdError: it failed; in its own words
+        """
+        quiet = ("--log-level-console=off", "--log-level-stderr=error")
+        try:
+            return machine.output([*self.command, *quiet, *arguments])
+        except Unavailable:
+            raise
+        except PgherdError as error:
+            raise PgherdError(f"pgbackrest: {complaint(str(error))}") from error
 
     def run(
         self,
         arguments: Sequence[str],
+        machine: Machine,
         *,
-        environment: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
         stopping: Callable[[], bool],
         watch: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -85,36 +136,107 @@ class Program:
         :raises Cancelled: ``stopping`` said so
         :raises PgherdError: it failed; in its own words
         """
+        command = [*self.command, *arguments]
         try:
-            tools.run([*self._start, *arguments], environment=environment, stopping=stopping, watch=watch)
-        except Cancelled:
+            machine.run(command, environment=environment, stopping=stopping, watch=watch)
+        except (Cancelled, Unavailable):
             raise
         except PgherdError as error:
             raise PgherdError(complaint(str(error))) from error
 
-    def output(self, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> bytes:
-        """What a command prints.
 
-        :raises PgherdError: it failed; in its own words
-        """
-        command = [*self._start, "--log-level-console=off", "--log-level-stderr=error", *arguments]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd="/",
-                env={**_clean(), **(environment or {})},
-                timeout=PATIENCE_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise PgherdError(f"pgbackrest does not run: {error}") from error
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace")
-            raise PgherdError(f"pgbackrest: {complaint(said) or f'exit code {done.returncode}'}")
-        return done.stdout
+def _left(python: str, script: str) -> Sequence[str]:
+    return (python, "-I", "-S", script, "left")
 
 
-def _clean() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+class Here(Runner):
+    """On this machine.
+
+    :param folder: of the configuration and the locks
+    :param programs: asked for when one is needed
+    """
+
+    left = _left(sys.executable, archive.__file__)
+
+    def __init__(self, folder: Path, programs: Callable[[], Programs]) -> None:
+        self._folder = folder
+        self._programs = programs
+
+    @property
+    def command(self) -> Sequence[str]:  # type: ignore[override]
+        return [name(), f"--config={self._config}"]
+
+    @property
+    def _config(self) -> Path:
+        return self._folder / CONFIG
+
+    def check(self) -> None:
+        check(self._programs().major)
+
+    def prepare(self, settings: Settings) -> None:
+        find()
+        for file, text in config_files(settings).items():
+            _update(self._folder / file, text)
+
+    def at(self, host: str) -> Machine:
+        return LocalMachine(self._programs())
+
+    def of(self, group: int | None) -> Machine:
+        return LocalMachine(self._programs())
+
+    def end_strays(self, group: int, argument: str) -> None:
+        LocalMachine(self._programs()).end_strays(argument)
+
+    def lock(self, group: int) -> Path:
+        return self._folder / f"lock-{group}"
+
+    def environment(self, host: str, password: str) -> Mapping[str, str]:
+        return {"PGHOST": host, "PGPASSWORD": password}
+
+
+class WithMembers(Runner):
+    """Where the members are, which have pgBackRest. What its server's password is, they know."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+        self.command = ["pgbackrest", f"--config={machines.folder / CONFIG}"]
+        self.left = _left("python3", str(machines.folder / SCRIPT))
+
+    def prepare(self, settings: Settings) -> None:
+        script = Path(archive.__file__).read_text(encoding="utf-8")
+        self._machines.equip({**config_files(settings), SCRIPT: script})
+
+    def at(self, host: str) -> Machine:
+        return self._machines.at(host)
+
+    def of(self, group: int | None) -> Machine:
+        return self._machines.of(group)
+
+    def end_strays(self, group: int, argument: str) -> None:
+        self._machines.end_strays(group, argument)
+
+    def lock(self, group: int) -> Path:
+        return Path(f"/tmp/pgherd-backup-{group}")
+
+    def environment(self, host: str, password: str) -> Mapping[str, str]:
+        return {}
+
+
+def config_files(settings: Settings) -> dict[str, str]:
+    """The configuration and what it refers to, by name; only their owner may read them."""
+    found = {CONFIG: render(settings)}
+    if settings.key_file is not None:
+        found[Path(settings.key_file).name] = settings.secrets.get("service-account", "")
+    if settings.authority is not None and "ca.crt" in settings.secrets:
+        found[Path(settings.authority).name] = settings.secrets["ca.crt"]
+    return found
+
+
+def _update(path: Path, text: str) -> None:
+    """Only its owner may read it; written only if it changed: members read it all the time."""
+    try:
+        if path.read_text() == text:
+            return
+    except OSError:
+        pass
+    files.write(path, text)

@@ -13,10 +13,12 @@ from pgherd.backup.native import Native
 from pgherd.backup.object_store import ObjectStore, bucket_url
 from pgherd.backup.pgbackrest import PgBackRest, Place
 from pgherd.backup.pgbackrest_config import Settings
+from pgherd.backup.pgbackrest_program import Here, Runner, WithMembers
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec, parse_bytes
 from pgherd.platform.base import Platform
+from pgherd.platform.machine import Machines
 
 
 def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
@@ -25,15 +27,20 @@ def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
     if declared is None or not platform.keeps_backups:
         return NoBackups()
     name = cluster.metadata.name
-    return open_method(platform, declared, name, platform.backup_folder(name))
+    return open_method(platform, declared, name, platform.backup_folder(name), platform.machines(name))
 
 
 def open_method(
-    platform: Platform, declared: BackupSpec | RecoverySpec, cluster: str, folder: Path
+    platform: Platform,
+    declared: BackupSpec | RecoverySpec,
+    cluster: str,
+    folder: Path,
+    machines: Machines | None = None,
 ) -> BackupMethod:
     """The backups of a cluster, declared here or not.
 
     :param folder: for files that are needed meanwhile: a configuration, locks
+    :param machines: where members run, or are put together; None: here
     """
     let_go, compress = None, None
     if isinstance(declared, BackupSpec):
@@ -42,15 +49,23 @@ def open_method(
     if declared.method == "native":
         return native(platform, declared.repository, cluster, let_go)
     source = _Source(
-        declared.repository, cluster, folder, declared.secret_ref, compress or "zst", declared.encrypt, let_go
+        platform,
+        machines,
+        declared.repository,
+        cluster,
+        folder,
+        declared.secret_ref,
+        compress or "zst",
+        declared.encrypt,
+        let_go,
     )
-    return _pgbackrest(source, keys.stamp(declared.secret_ref), platform)
+    return _pgbackrest(source, platform.secret_stamp(declared.secret_ref))
 
 
 @lru_cache(maxsize=64)
-def _pgbackrest(source: _Source, stamp: str, platform: Platform) -> PgBackRest:
+def _pgbackrest(source: _Source, stamp: str) -> PgBackRest:
     """Kept for as long as nothing changes: it remembers what it read of a distant repository."""
-    return PgBackRest(source.place(stamp), platform.programs)
+    return PgBackRest(source.place(stamp), source.runner())
 
 
 def native(platform: Platform, repository: RepositorySpec, cluster: str, let_go: int | None = None) -> Native:
@@ -70,6 +85,8 @@ def source_of(declared: BackupSpec, cluster: str) -> dict[str, object]:
 class _Source:
     """pgBackRest's repository of one cluster, as declared."""
 
+    platform: Platform
+    machines: Machines | None
     repository: RepositorySpec
     cluster: str
     files: Path
@@ -80,7 +97,22 @@ class _Source:
 
     def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
-        return Place(self._location, f"{self}{stamp}", self.files, self._open, self._settings)
+        known = (
+            self.repository,
+            self.cluster,
+            self.files,
+            self.secret,
+            self.compress,
+            self.encrypt,
+            self.let_go,
+        )
+        return Place(self._location, f"{known}{stamp}", self._open, self._settings)
+
+    def runner(self) -> Runner:
+        """Who runs pgBackRest."""
+        if self.machines is not None:
+            return WithMembers(self.machines)
+        return Here(self.files, self.platform.programs)
 
     @property
     def _folder(self) -> str:
@@ -97,7 +129,7 @@ class _Source:
     def _secrets(self) -> Mapping[str, str]:
         if self.secret is None:
             return {}
-        found = keys.load(self.secret)
+        found = self.platform.secret(self.secret)
         keys.check(found, self.repository, encrypt=self.encrypt)
         return found
 
@@ -113,15 +145,16 @@ class _Source:
     def _settings(self) -> Settings:
         secrets = self._secrets()
         remote = self.repository.s3 or self.repository.gcs or self.repository.azure
-        own = str(self.files / "ca.crt") if "ca.crt" in secrets else None
+        files = self.files if self.machines is None else self.machines.folder
+        own = str(files / "ca.crt") if "ca.crt" in secrets else None
         return Settings(
             self.repository,
             self._folder,
-            pgbackrest.cores(),
+            pgbackrest.cores() if self.machines is None else self.machines.processes,
             self.compress,
             self.encrypt,
             secrets,
-            key_file=str(self.files / "service-account.json") if "service-account" in secrets else None,
+            key_file=str(files / "service-account.json") if "service-account" in secrets else None,
             let_go=self.let_go,
             authority=own or (remote.ca_file if remote is not None else None),
         )

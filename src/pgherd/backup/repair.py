@@ -45,8 +45,9 @@ from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
-from pgherd.platform.base import Bench, Programs
+from pgherd.platform.base import Bench
 from pgherd.platform.local import files
+from pgherd.platform.machine import Machine
 from pgherd.postgres.connections import Connection, Databases, is_passing
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Site:
     name: str
     group: int
     bench: Bench
-    programs: Programs
+    machine: Machine
     method: BackupMethod
     engine: Engine
     databases: Databases
@@ -257,7 +258,7 @@ class Repair:
 
     def _server(self) -> PrivateServer:
         folder = self._site.bench.folder()
-        return PrivateServer(self._site.programs, self._data, folder, folder / "server.log")
+        return PrivateServer(self._site.machine, self._data, folder, folder / "server.log")
 
     def _settings(self, server: PrivateServer) -> dict[str, str]:
         known = server.controlled_settings()
@@ -348,7 +349,7 @@ class Repair:
             site.bench.set_aside()
             self._pass("aside")
         if self._data.is_dir():
-            have_histories_archived(self._data)
+            have_histories_archived(site.machine, self._data)
         site.bench.place(self._data)
         crash_point("repair:moved")
         self._pass("placed", phase="joining")

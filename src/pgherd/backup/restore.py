@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
 from pgherd.platform.base import Platform
 from pgherd.platform.local import files
+from pgherd.platform.machine import Machine
 from pgherd.postgres.connections import Connection, Databases, is_passing
 
 logger = logging.getLogger(__name__)
@@ -157,7 +159,6 @@ class Restore:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._workshop = site.platform.workshop(site.name)
-        self._programs = site.platform.programs()
         self._state: dict[str, Any] = {}
         self._guard = threading.Lock()
         self._amounts: dict[int, tuple[int, int]] = {}
@@ -206,6 +207,7 @@ class Restore:
         self._tell(**NO_PAUSE, phase=phase, error=reason_of(error), finishedAt=records.now())
 
     def _carry_on(self) -> None:
+        self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
         self._end_strays()
         if self._reached("copied"):
             self._each(self._copy)
@@ -220,10 +222,11 @@ class Restore:
             self._stop_servers()
         if self._reached("placed"):
             for group in self._groups():
-                have_histories_archived(self._data(group))
+                have_histories_archived(self._machine(group), self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
                 crash_point(f"restore:placed:{group}")
             self._pass("placed")
+        self._workshop.close()
         self._tell(phase=DONE, finishedAt=records.now(), message="")
         self._drop_scratch()
 
@@ -258,6 +261,9 @@ class Restore:
     def _data(self, group: int) -> Path:
         return self._workshop.folder(self._site.member(group)) / FOLDER
 
+    def _machine(self, group: int) -> Machine:
+        return self._workshop.machine(self._site.member(group))
+
     def _each(self, do: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             list(pool.map(do, self._groups()))
@@ -272,6 +278,10 @@ class Restore:
             )
             point = site.live(self._report)
         else:
+            # First of all: whoever finds a member's volume must know what it is for.
+            self._tell(
+                phase="copying", steps=[], bases={}, startedAt=records.now(), message="choosing the point"
+            )
             point = find_point(site.method, site.wanted)
         check_fits(site.cluster, point)
         repository = site.method.repository
@@ -295,10 +305,11 @@ class Restore:
 
     def _check_version(self, bases: Mapping[int, Sequence[str]]) -> None:
         major = self._site.method.major_of(bases[COORDINATOR][-1], COORDINATOR)
-        if major != self._programs.major:
+        here = self._machine(COORDINATOR).major
+        if major != here:
             raise BadInput(
-                f"the backup is of PostgreSQL {major}, but PostgreSQL {self._programs.major} is here: name the "
-                f"directory of a PostgreSQL {major} with --bin-dir"
+                f"the backup is of PostgreSQL {major}, but PostgreSQL {here} is here: name the directory of a "
+                f"PostgreSQL {major} with --bin-dir, or on Kubernetes an image with postgres.version: {major}"
             )
 
     def _end_strays(self) -> None:
@@ -332,13 +343,11 @@ class Restore:
 
     def _start_and_reach(self, group: int) -> None:
         point, at = self._point, self._point.groups[group]
-        member, data = self._site.member(group), self._data(group)
-        server = PrivateServer(
-            self._programs, data, self._workshop.folder(member), self._workshop.log(member)
-        )
+        member, data, machine = self._site.member(group), self._data(group), self._machine(group)
+        server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
         # Without it, this one has left recovery already: a process that was killed had come that far.
         if self._reached("reached"):
-            files.write(data / "recovery.signal", "")
+            machine.write(data / "recovery.signal", "")
         known = server.controlled_settings()
         server.start(
             {
@@ -423,12 +432,17 @@ class Restore:
         files.remove(self._workshop.scratch())
 
     def _remove_unfinished(self) -> None:
-        groups = map(int, self._state.get("bases", {}))
-        for path in (self._workshop.scratch(), *map(self._data, groups)):
+        """As much of it as can be: one folder that stays must not keep the others."""
+        removals: list[Callable[[], None]] = [self._drop_scratch]
+        removals += [partial(self._drop, group) for group in map(int, self._state.get("bases", {}))]
+        for remove in removals:
             try:
-                files.remove(path)
+                remove()
             except PgherdError as error:
                 logger.warning("%s: %s", self._site.name, error)
+
+    def _drop(self, group: int) -> None:
+        self._machine(group).remove(self._data(group))
 
 
 NO_PAUSE: Mapping[str, Any] = {"tries": 0, "waits": None}
@@ -457,11 +471,11 @@ def after_pause(error: Exception, state: Mapping[str, Any]) -> dict[str, Any]:
     return {"tries": int(state.get("tries") or 0) + 1, "waits": reason_of(error)}
 
 
-def have_histories_archived(data: Path) -> None:
+def have_histories_archived(machine: Machine, data: Path) -> None:
     """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
     log = data / "pg_wal"
-    for history in log.glob("*.history") if log.is_dir() else ():
-        files.write(log / "archive_status" / f"{history.name}.ready", "")
+    for history in machine.names(log, ".history"):
+        machine.write(log / "archive_status" / f"{history}.ready", "")
 
 
 def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
@@ -472,6 +486,7 @@ def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
         credentials,
         lambda: {group: [endpoint] for group, endpoint in servers.items()},
         connect_timeout=CONNECT_SECONDS,
+        members_options=site.platform.connection_options(site.name),
     )
 
 

@@ -131,5 +131,6 @@ def begin(
         return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live))
     wanted = bootstrap.recovery
     assert wanted is not None, "is_needed says that there is one"
-    method = registry.open_method(platform, wanted, wanted.cluster, platform.workshop(name).scratch())
+    workshop = platform.workshop(name)
+    method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     return Restore(Site(platform, cluster, method, make_engine, stopping, wanted.cluster))

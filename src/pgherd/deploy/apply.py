@@ -20,7 +20,7 @@ from pgherd.deploy.manifests import (
     NAME,
     Manifest,
     Settings,
-    definition,
+    definitions,
     fencing_roles,
     global_name,
     manifests,
@@ -28,7 +28,6 @@ from pgherd.deploy.manifests import (
     people_roles,
 )
 from pgherd.errors import BadInput, PgherdError, one_line
-from pgherd.platform.kubernetes import crd
 from pgherd.remote.api import Api, NotFound, NotInstalled, PostgresClusterResource
 
 FIELD_MANAGER = "pgherd-install"
@@ -51,7 +50,7 @@ def install(api: Api, settings: Settings, progress: Progress = lambda text: None
             _apply(api, manifest)
         progress(f"{manifest['kind']} {manifest['metadata']['name']}")
         if manifest["kind"] == "CustomResourceDefinition":
-            _await_definition(api)
+            _await_definition(api, manifest["metadata"]["name"])
 
 
 def _apply(api: Api, manifest: Manifest) -> None:
@@ -89,17 +88,17 @@ def _resource(manifest: Manifest) -> Any:
     return type(kind, (base,), {"_api_info": create_api_info(group, version, kind, f"{kind.lower()}s")})
 
 
-def _await_definition(api: Api, timeout: float = 30.0) -> None:
+def _await_definition(api: Api, name: str, timeout: float = 30.0) -> None:
     """A definition is served a moment after it was taken."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with api.asking():
-            found = api.client.get(CustomResourceDefinition, crd.NAME)
+            found = api.client.get(CustomResourceDefinition, name)
         conditions = (found.status.conditions if found.status else None) or []
         if any(condition.type == "Established" and condition.status == "True" for condition in conditions):
             return
         time.sleep(0.1)
-    raise PgherdError(f"the definition {crd.NAME} was not taken into use within {timeout:.0f} s")
+    raise PgherdError(f"the definition {name} was not taken into use within {timeout:.0f} s")
 
 
 def wait_available(
@@ -182,8 +181,8 @@ def uninstall(
     """Remove what :func:`install` made, last thing first; tells what was removed. The namespace stays, for it may hold
     what is not ours.
 
-    :param even_with_clusters: leave clusters running with nobody to look after them; the definition, without which the
-        API server would delete them, then stays
+    :param even_with_clusters: leave clusters running with nobody to look after them; the definitions, without which the
+        API server would delete them, then stay
     :raises BadInput: there are clusters
     """
     clusters = existing_clusters(api)
@@ -195,11 +194,11 @@ def uninstall(
     kept = [namespace(settings)]
     if others := other_installations(api, settings):
         progress(
-            f"the definition and the roles of people stay, for there are operators in: {', '.join(others)}"
+            f"the definitions and the roles of people stay, for there are operators in: {', '.join(others)}"
         )
-        kept += [definition(settings), *people_roles(settings)]
+        kept += [*definitions(settings), *people_roles(settings)]
     elif clusters:
-        kept += [definition(settings)]
+        kept += definitions(settings)
     removed = []
     for manifest in reversed(manifests(replace(settings, fencing=True))):
         if manifest not in kept and _delete(api, manifest):

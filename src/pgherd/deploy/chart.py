@@ -73,9 +73,10 @@ def _chart() -> str:
 
 def _definition(settings: Settings) -> str:
     # A template, not in crds/: Helm never upgrades what is there. Kept at an uninstall: with it all clusters would go.
-    definition = manifests.definition(settings)
-    definition["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
-    text = _template([definition])
+    definitions = manifests.definitions(settings)
+    for definition in definitions:
+        definition["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+    text = _template(definitions)
     return f"{{{{- if .Values.definition.install }}}}\n{text}{{{{- end }}}}\n"
 
 

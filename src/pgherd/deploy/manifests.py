@@ -11,7 +11,7 @@ from pgherd import __version__
 from pgherd.deploy import rbac
 from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
-from pgherd.platform.kubernetes.crd import crd
+from pgherd.platform.kubernetes.crd import backup_crd, crd, schedule_crd
 
 Manifest = dict[str, Any]
 
@@ -92,7 +92,7 @@ def manifests(settings: Settings) -> list[Manifest]:
     """All objects of an installation, namespace first."""
     return [
         namespace(settings),
-        definition(settings),
+        *definitions(settings),
         account(settings),
         *operator_roles(settings),
         *(fencing_roles(settings) if settings.fencing else []),
@@ -126,11 +126,10 @@ def namespace(settings: Settings) -> Manifest:
     }
 
 
-def definition(settings: Settings) -> Manifest:
-    """The custom resource definition."""
-    made = crd()
-    made["metadata"] = {**made["metadata"], "labels": labels(settings)}
-    return made
+def definitions(settings: Settings) -> list[Manifest]:
+    """The custom resource definitions."""
+    found = [crd(), backup_crd(), schedule_crd()]
+    return [{**made, "metadata": {**made["metadata"], "labels": labels(settings)}} for made in found]
 
 
 def account(settings: Settings) -> Manifest:

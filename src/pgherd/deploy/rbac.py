@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pgherd.platform.kubernetes.crd import GROUP, PLURAL
+from pgherd.platform.kubernetes.crd import BACKUPS, GROUP, PLURAL, SCHEDULES
 
 Rule = dict[str, Any]
 
@@ -40,14 +40,20 @@ def operator_rules() -> list[Rule]:
     return [
         rule(GROUP, [PLURAL], [*LOOK, "patch"]),
         rule(GROUP, [f"{PLURAL}/status"], ["patch"]),
+        rule(GROUP, [BACKUPS, SCHEDULES], LOOK),
+        rule(GROUP, [f"{BACKUPS}/status", f"{SCHEDULES}/status"], ["patch"]),
         # To be named as the owner of what goes with it.
         rule(GROUP, [f"{PLURAL}/finalizers"], ["update"]),
         # The objects of clusters; ConfigMaps are Patroni's store as well.
         rule("", ["configmaps"], [*KEEP, "update"]),
         rule("", ["secrets", "serviceaccounts", "services"], KEEP),
-        rule("", ["persistentvolumeclaims"], [*LOOK, "patch", "delete"]),
-        # Made are only those that try a changed image or place before a member has to.
+        # Made are only those of members that are restored before their StatefulSet is there.
+        rule("", ["persistentvolumeclaims"], [*LOOK, "create", "patch", "delete"]),
+        # Made are only those that try a changed image or place before a member has to, and those in which data are
+        # restored.
         rule("", ["pods"], [*LOOK, "create", "patch", "delete"]),
+        # Backups are made where the data are; a restored server is asked before anybody else can reach it.
+        rule("", ["pods/exec", "pods/portforward"], ["create", "get"]),
         rule("apps", ["statefulsets"], KEEP),
         rule("policy", ["poddisruptionbudgets"], KEEP),
         rule("networking.k8s.io", ["networkpolicies"], KEEP),
@@ -64,12 +70,13 @@ def lease_rules() -> list[Rule]:
 
 def view_rules() -> list[Rule]:
     """Added to the built-in role ``view``: look at clusters."""
-    return [rule(GROUP, [PLURAL, f"{PLURAL}/status"], LOOK)]
+    kinds = (PLURAL, BACKUPS, SCHEDULES)
+    return [rule(GROUP, [part for kind in kinds for part in (kind, f"{kind}/status")], LOOK)]
 
 
 def edit_rules() -> list[Rule]:
     """Added to the built-in roles ``edit`` and ``admin``: have clusters."""
     return [
-        rule(GROUP, [PLURAL], [*KEEP, "update", "deletecollection"]),
+        rule(GROUP, [PLURAL, BACKUPS, SCHEDULES], [*KEEP, "update", "deletecollection"]),
         rule(GROUP, [f"{PLURAL}/scale"], ["get", "patch", "update"]),
     ]

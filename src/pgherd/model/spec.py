@@ -198,9 +198,36 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresC
     if spec.expansion.mode == "clone" and platform == "kubernetes":
         raise BadInput("spec.expansion.mode: clone is for the local platform: use online or blocking")
     if platform == "kubernetes":
+        if problems := kubernetes_problems(spec):
+            raise BadInput(*problems)
         update["coordinator"] = _with_resources(spec.coordinator)
         update["segments"] = _with_resources(spec.segments)
     return _changed(cluster, spec=_changed(spec, **update))
+
+
+def kubernetes_problems(spec: ClusterSpec) -> list[str]:
+    """What of backups is for one machine only."""
+    recovery = spec.bootstrap.recovery if spec.bootstrap is not None else None
+    problems = []
+    for path, declared in (("spec.backup", spec.backup), ("spec.bootstrap.recovery", recovery)):
+        if declared is None:
+            continue
+        remote = declared.repository.s3 or declared.repository.gcs or declared.repository.azure
+        if remote is None:
+            problems.append(
+                f"{path}.repository.path: is for the local platform: on kubernetes name s3, gcs or azure, and method: "
+                "pgbackrest"
+            )
+        elif remote.ca_file is not None:
+            problems.append(
+                f"{path}.repository.{declared.repository.kind}.caFile: is for the local platform: on kubernetes put "
+                "the certificate into the Secret of secretRef as ca.crt"
+            )
+    if spec.bootstrap is not None and spec.bootstrap.clone is not None:
+        problems.append(
+            "spec.bootstrap.clone: is not available on kubernetes in this version: use recovery, or 'pgherd copy'"
+        )
+    return problems
 
 
 def _with_resources(group: GroupSpec) -> GroupSpec:

@@ -35,10 +35,20 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.segments.count",
     },
     {
-        "rule": "!has(self.spec.backup) && (!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
-        " && !has(self.spec.bootstrap.clone))",
-        "message": "backups are not available on kubernetes in this version",
-        "fieldPath": ".spec",
+        "rule": "!has(self.spec.backup) || !has(self.spec.backup.repository.path)",
+        "message": "a path is for the local platform: name s3, gcs or azure, and method: pgbackrest",
+        "fieldPath": ".spec.backup.repository",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || !has(self.spec.bootstrap.recovery.repository.path)",
+        "message": "a path is for the local platform: name s3, gcs or azure, and method: pgbackrest",
+        "fieldPath": ".spec.bootstrap",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.clone)",
+        "message": "clone is not available on kubernetes in this version",
+        "fieldPath": ".spec.bootstrap",
     },
     {
         "rule": "self.spec.expansion.mode != 'clone'",
@@ -140,7 +150,9 @@ def _structural(schema: Mapping[str, Any], definition: Callable[[str], Schema]) 
         result["additionalProperties"] = _structural(schema["additionalProperties"], definition)
     if "items" in schema:
         result["items"] = _structural(schema["items"], definition)
-    if result.get("type") == "object" and "required" not in result:
+    # What may be left out as a whole is not filled in with its parts' defaults: that would be to ask for it.
+    may_lack = "default" in schema and schema["default"] is None
+    if result.get("type") == "object" and "required" not in result and not may_lack:
         result.setdefault("default", {})
     return result | {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
 

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 
 from pgherd.errors import PgherdError
-from pgherd.platform.base import Platform
+from pgherd.operator.backups import Desk
+from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from pgherd.reconcile.loop import ClusterLoop
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ JOIN_SECONDS = 20.0
 class Keeper:
     """Runs one cluster's loop; one loop at a time, whoever asks."""
 
-    def __init__(self, platform: Platform, name: str) -> None:
+    def __init__(self, platform: KubernetesPlatform, name: str) -> None:
         self._platform = platform
         self._name = name
         self._one = threading.Lock()
@@ -35,6 +36,8 @@ class Keeper:
         with self._one:
             stop = threading.Event()
             loop = self._start(stop)
+            desk = Desk(self._platform, self._name, stop)
+            desk.start()
             while not wait(LOOK_SECONDS):
                 if not loop.is_alive():
                     if not self._wants_care():
@@ -43,6 +46,7 @@ class Keeper:
             stop.set()
             loop.join(JOIN_SECONDS)
             loop.join_operation(JOIN_SECONDS)
+            desk.join(JOIN_SECONDS)
 
     def _start(self, stop: threading.Event) -> ClusterLoop:
         loop = ClusterLoop(self._platform, self._name, stop)

@@ -17,6 +17,7 @@ from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import LOOPBACK
+from pgherd.platform.machine import Machine, Machines
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ class Workshop(ABC):
         """Where servers in it say what they do."""
 
     @abstractmethod
+    def machine(self, member: Member) -> Machine:
+        """Where that is.
+
+        :raises Unavailable: it can't be used yet
+        """
+
+    def machines(self) -> Machines | None:
+        """All of them; None: this machine."""
+        return None
+
+    @abstractmethod
     def scratch(self) -> Path:
         """A folder of the cluster's for what is needed only meanwhile; it need not be there."""
 
@@ -97,6 +109,13 @@ class Workshop(ABC):
     def place(self, member: Member, data: Path) -> None:
         """Make a finished data directory in :meth:`folder` the member's own, as the first of its group; no-op if that
         was done before."""
+
+    def close(self) -> None:
+        """What was needed only to make the data goes; members may start now.
+
+        :raises Unavailable: it is still going
+        """
+        return
 
     @abstractmethod
     def set_aside(self) -> None:
@@ -332,6 +351,28 @@ class Platform(ABC):
         :raises BadInput: members run elsewhere
         """
         raise BadInput(f"backups are not available on {self.name} in this version")
+
+    def machine(self) -> Machine:
+        """This process's own machine.
+
+        :raises BadInput: members run elsewhere
+        """
+        raise BadInput(f"this is not available on {self.name} in this version")
+
+    def machines(self, name: str) -> Machines | None:
+        """Where a cluster's members run; None: on this machine."""
+        return None
+
+    def secret(self, reference: str) -> Mapping[str, str]:
+        """The keys and passphrases that a declaration refers to.
+
+        :raises BadInput: they are not there, or not as they have to be
+        """
+        raise BadInput(f"secrets are not available on {self.name} in this version")
+
+    def secret_stamp(self, reference: str | None) -> str:
+        """Something that differs whenever these were changed; cheap."""
+        return ""
 
     def workshop(self, name: str) -> Workshop:
         """Where a new cluster is put together from a backup.

@@ -39,6 +39,8 @@ class Databases:
     :param database: the distributed database (its owner role has the same name)
     :param credentials: the cluster's passwords
     :param addresses: gives, at each call, the members' endpoints by group id
+    :param options: libpq options of every connection, besides addresses and passwords
+    :param members_options: those with which members reach one another; None: the same
     """
 
     database: str
@@ -46,6 +48,12 @@ class Databases:
     addresses: Callable[[], Mapping[int, Endpoints]]
     connect_timeout: int = 3
     options: Mapping[str, str] = field(default_factory=dict)
+    members_options: Mapping[str, str] | None = None
+
+    @property
+    def between(self) -> Mapping[str, str]:
+        """The options with which members reach one another."""
+        return self.options if self.members_options is None else self.members_options
 
     @property
     def owner(self) -> str:

@@ -250,7 +250,10 @@ class ClusterLoop(threading.Thread):
         if seen.declaration.stopped or seen.declaration.deleting:
             return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
-        return self._platform.align(seen.declaration.cluster, wanted)
+        changed = self._platform.align(seen.declaration.cluster, wanted)
+        # Before members are made that need it.
+        make_method(self._platform, seen.declaration.cluster).equip()
+        return changed
 
     def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(
@@ -396,8 +399,10 @@ class ClusterLoop(threading.Thread):
         )
 
     def is_at_rest(self) -> bool:
-        """Whether neither it nor its operation is at work."""
-        return not self.is_alive() and not (self._operation is not None and self._operation.is_alive())
+        """Whether neither it nor what runs beside it is at work."""
+        beside = (self._operation, self._recovery, *self._repairs.threads())
+        working = any(thread is not None and thread.is_alive() for thread in (self, *beside))
+        return not working and (self._keeper is None or self._keeper.is_at_rest())
 
     def join_operation(self, timeout: float) -> None:
         """Wait for what runs beside the loop to reach a resumable place after ``stop`` was set."""

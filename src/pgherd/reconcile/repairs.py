@@ -59,7 +59,7 @@ class Repairs:
             name=name,
             group=group,
             bench=platform.bench(name, group),
-            programs=platform.programs(),
+            machine=platform.machine(),
             method=make_method(platform, platform.declaration(name).cluster),
             engine=world.engine,
             databases=world.databases,

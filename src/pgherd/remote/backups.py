@@ -1,51 +1,317 @@
-"""What the commands about backups are told where clusters run in Kubernetes: not yet."""
+"""What the commands about backups do where clusters run in Kubernetes.
+
+A wish is a resource, as everywhere; the operator makes the backup. What there is to look at the operator has listed in
+a ConfigMap: a repository need not be reached from here.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import json
+import time as clock
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn, cast
 
-from pgherd.errors import BadInput
+from lightkube.resources.core_v1 import ConfigMap
+
+from pgherd.backup import choice, planning, records, registry, restore
+from pgherd.backup.records import TYPES, Point
+from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.model import spec as declaration
+from pgherd.model.backup_kinds import PostgresBackup
+from pgherd.model.spec import BackupSpec, PostgresCluster
+from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.api import BACKUP, resource
+from pgherd.remote import objects
+from pgherd.remote.api import FIELD_MANAGER, Api, NotFound
+
+POLL_SECONDS = 0.5
+NAME_BYTES = 20
+"""of a cluster's name, in the name of a backup that is made by hand"""
 
 
-class WithoutBackups:
-    """Refuses every command about backups in one line."""
+class Backups:
+    """The commands' calls; the rest of the client is :class:`pgherd.remote.client.KubernetesClient`."""
 
-    def backup(self, name: str, kind: str) -> NoReturn:
-        raise _refusal()
+    _api: Api
 
-    def wait_backup(self, name: str, backup: str, **options: Any) -> NoReturn:
-        raise _refusal()
+    def _get(self, name: str) -> dict[str, Any]:
+        raise NotImplementedError
 
-    def backups(self, name: str, repository: str | None = None) -> NoReturn:
-        raise _refusal()
+    def _require_free(self, name: str) -> None:
+        raise NotImplementedError
 
-    def restore_points(self, name: str, repository: str | None = None) -> NoReturn:
-        raise _refusal()
+    def up(self, cluster: PostgresCluster) -> None:
+        """Create or change a cluster."""
+        raise NotImplementedError
 
-    def restore(self, source: str, target: str, **options: Any) -> NoReturn:
-        raise _refusal()
+    # making
+
+    def backup(self, name: str, kind: str) -> str:
+        """Ask for a backup; returns its id, to :meth:`wait_backup` for.
+
+        :raises BadInput: no such type, none are declared, another one is not done, or the cluster is stopped
+        """
+        if kind not in TYPES:
+            raise BadInput(f"--type: must be one of {', '.join(TYPES)}, got {kind}")
+        self._require_backups(name)
+        for known in self._listed(name, "backups"):
+            if known["phase"] in records.OPEN_PHASES:
+                raise BadInput(f"backup {known['id']} is not done yet: 'pgherd backups' shows how far it is")
+        stamp = f"{name[:NAME_BYTES].rstrip('-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        self._declare(stamp, {"cluster": name, "type": kind})
+        return stamp
+
+    def declare_backup(self, backup: PostgresBackup) -> str:
+        """Ask for a backup of this name, unless it is there; returns its id.
+
+        :raises BadInput: as :meth:`backup`, or it is there and of another type
+        """
+        self._require_backups(backup.spec.cluster)
+        name = backup.metadata.name
+        found = self._find_backup(name)
+        if found is not None:
+            spec = found["spec"]
+            if spec.get("cluster") != backup.spec.cluster or spec.get("type", "full") != backup.spec.type:
+                raise BadInput(
+                    f"backup {name} is there already, of {spec.get('cluster')} and {spec.get('type', 'full')}: choose "
+                    "another name"
+                )
+            return name
+        self._declare(name, {"cluster": backup.spec.cluster, "type": backup.spec.type})
+        return name
+
+    def _declare(self, name: str, spec: Mapping[str, Any]) -> None:
+        made = resource(BACKUP)(
+            {
+                "apiVersion": BACKUP.api_version,
+                "kind": BACKUP.name,
+                "metadata": {"name": name, "namespace": self._api.namespace},
+                "spec": dict(spec),
+            }
+        )
+        with self._api.asking():
+            self._api.client.create(made, namespace=self._api.namespace, field_manager=FIELD_MANAGER)
+
+    def _find_backup(self, name: str) -> dict[str, Any] | None:
+        try:
+            with self._api.asking():
+                return dict(self._api.client.get(resource(BACKUP), name, namespace=self._api.namespace))
+        except NotFound:
+            return None
+
+    def wait_backup(
+        self,
+        name: str,
+        backup: str,
+        *,
+        timeout: float = 600.0,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Until a backup has ended.
+
+        :raises PgherdError: it failed, or time ran out
+        """
+        deadline = clock.monotonic() + timeout
+        while True:
+            status = self._status_of(backup, deadline)
+            phase = status.get("phase", "Requested")
+            if progress is not None:
+                progress(_as_status(name, status))
+            if phase == "Failed":
+                raise PgherdError(f"{name}: backup {backup} failed: {status.get('error')}")
+            if phase in ("Done", "Expired"):
+                return {**status, "phase": phase.lower()}
+            if clock.monotonic() > deadline:
+                doing = status.get("message") or (phase if status else objects.SILENCE)
+                raise PgherdError(f"{name}: backup {backup} is not done after {timeout:.0f} s: {doing}")
+            clock.sleep(POLL_SECONDS)
+
+    def _status_of(self, backup: str, deadline: float) -> dict[str, Any]:
+        while True:
+            try:
+                found = self._find_backup(backup)
+            except Unavailable:  # the API is away for a while
+                if clock.monotonic() > deadline:
+                    raise
+                clock.sleep(POLL_SECONDS)
+                continue
+            if found is None:
+                raise PgherdError(
+                    f"PostgresBackup {backup} was deleted; what was made of it may still be made"
+                )
+            return dict(found.get("status") or {})
+
+    # looking
+
+    def backups(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """Every backup of a cluster, oldest first, as its operator saw it last."""
+        self._require_backups(name, repository, stopped=True)
+        return self._listed(name, "backups")
+
+    def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
+        """The restore points of a cluster, oldest first, as its operator saw them last."""
+        self._require_backups(name, repository, stopped=True)
+        return [_shown(row) for row in self._listed(name, "restorePoints")]
+
+    def _require_backups(
+        self, name: str, repository: str | None = None, *, stopped: bool = False
+    ) -> BackupSpec:
+        if repository is not None:
+            raise BadInput(
+                "--repository: is for the local platform: on kubernetes declare a cluster with "
+                "spec.bootstrap.recovery, which names the repository"
+            )
+        found = self._get(name)
+        declared = objects.cluster_of(found).spec.backup
+        if declared is None:
+            raise BadInput(
+                f"{name} has no backups: spec.backup says where they should go ('pgherd explain backup')"
+            )
+        if not stopped and objects.is_stopped(found):
+            raise BadInput(f"{name} is stopped: 'pgherd start {name}' brings it back")
+        return declared
+
+    def _listed(self, name: str, what: str) -> list[dict[str, Any]]:
+        try:
+            with self._api.asking():
+                found = self._api.client.get(
+                    ConfigMap, names.backups_list(name), namespace=self._api.namespace
+                )
+        except NotFound:
+            return []
+        return list(json.loads((found.data or {}).get(what, "[]")))
+
+    # restoring
+
+    def restore(
+        self,
+        source: str,
+        target: str,
+        *,
+        repository: str | None = None,
+        restore_point: str | None = None,
+        time: str | None = None,
+        backup: str | None = None,
+        inclusive: bool = True,
+        declared: PostgresCluster | None = None,
+        in_place: bool = False,
+    ) -> dict[str, Any]:
+        """Declare a new cluster made from backups; wait for it as for any other.
+
+        :raises BadInput: there is no such point, or the new name is taken
+        """
+        if in_place:
+            raise BadInput(
+                "--in-place: is not available on kubernetes in this version: restore into a new cluster"
+            )
+        kept = self._require_backups(source, repository, stopped=True)
+        self._require_free(target)
+        from_there = registry.source_of(kept, source)
+        asked = {"restorePoint": restore_point, "time": time, "backup": backup}
+        wanted = planning.wanted(
+            {**from_there, **{key: value for key, value in asked.items() if value is not None}}
+            | ({} if inclusive else {"inclusive": False})
+        )
+        points = [
+            _point(row) for row in self._listed(source, "restorePoints") if row["state"] == "restorable"
+        ]
+        point = choice.resolve(
+            points,
+            now=datetime.now(UTC),
+            restore_point=wanted.restore_point,
+            time=wanted.time,
+            backup=wanted.backup,
+            inclusive=wanted.inclusive,
+        )
+        shape = declaration.to_mapping(declared or objects.cluster_of(self._get(source)))
+        if declared is None:
+            # What tools noted on the source is not the new cluster's.
+            shape["metadata"] = {"name": target}
+        cluster = planning.declared(
+            shape,
+            target,
+            point,
+            {**from_there, "restorePoint": point.name},
+            own_segments=declared is not None,
+            platform="kubernetes",
+        )
+        restore.check_fits(cluster, point)
+        self.up(cluster)
+        following = choice.after(points, point)
+        return {
+            "restorePoint": point.name,
+            "time": point.time,
+            "following": following and {"name": following.name, "time": following.time},
+        }
+
+    def restore_outcome(self, name: str) -> str | None:
+        """Nothing is ever restored in place."""
+        return None
+
+    # what is not there yet
 
     def drill(self, name: str, **options: Any) -> NoReturn:
-        raise _refusal()
+        raise _not_yet("drills are")
 
-    def restore_outcome(self, name: str) -> NoReturn:
-        raise _refusal()
+    def drills(self, name: str) -> list[dict[str, Any]]:
+        raise _not_yet("drills are")
 
     def confirm_restore(self, name: str) -> NoReturn:
-        raise _refusal()
+        raise _not_yet("restoring in place is")
 
     def repair(self, name: str, group: str, *, accept_data_loss: bool) -> NoReturn:
-        raise _refusal()
+        raise _not_yet("rebuilding a group is")
 
     def wait_repair(self, name: str, group: str, identity: str, **options: Any) -> NoReturn:
-        raise _refusal()
+        raise _not_yet("rebuilding a group is")
 
     def confirm_repair(self, name: str, group: str) -> NoReturn:
-        raise _refusal()
+        raise _not_yet("rebuilding a group is")
 
     def clone(self, source: str, target: str) -> NoReturn:
-        raise _refusal()
+        raise BadInput(
+            f"clones of running clusters are not available on kubernetes in this version: 'pgherd restore {source} "
+            f"{target}' makes one from the backups, 'pgherd copy' copies the database"
+        )
 
 
-def _refusal() -> BadInput:
-    return BadInput("backups are not available on kubernetes in this version: they are on --platform local")
+def _not_yet(what: str) -> BadInput:
+    return BadInput(f"{what} not available on kubernetes in this version")
+
+
+def _point(row: Mapping[str, Any]) -> Point:
+    return records.point_from({key: value for key, value in row.items() if key != "state"})
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    groups = cast("Mapping[str, Mapping[str, Any]]", row["groups"])
+    return {
+        "name": row["name"],
+        "time": row["time"],
+        "state": row["state"],
+        "archived": row["archived"],
+        "restorable": row["state"] == "restorable",
+        "groups": len(groups),
+        "placement": row["placement"],
+        "engine": row["engine"],
+        "heldMs": row["held_ms"],
+        "backup": row["backup"],
+        "lsns": {group: {"lsn": at["lsn"], "timeline": at["timeline"]} for group, at in groups.items()},
+    }
+
+
+def _as_status(name: str, status: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "phase": "BackingUp",
+        "operation": {
+            "kind": f"{status.get('type', '')} backup".strip(),
+            "phase": str(status.get("phase", "requested")).lower(),
+            "bytesDone": status.get("bytesDone", 0),
+            "bytesTotal": status.get("bytesTotal", 0),
+            "bytesPerSecond": status.get("bytesPerSecond"),
+            "etaSeconds": status.get("etaSeconds"),
+            "message": status.get("message", ""),
+        },
+    }

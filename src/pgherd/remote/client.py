@@ -28,16 +28,16 @@ from pgherd.model.topology import COORDINATOR, Member, group_id, group_name
 from pgherd.model.tuning import check_fit
 from pgherd.operations.copy import Summary, Tell
 from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.tunnel import HOST, Tunnel
 from pgherd.platform.local import binaries
 from pgherd.reconcile import steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.observe import World
 from pgherd.remote import logs, objects, world
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound, PostgresClusterResource
-from pgherd.remote.backups import WithoutBackups
+from pgherd.remote.backups import Backups
 from pgherd.remote.layers import PostgresTls, fatal
-from pgherd.remote.schedules import WithoutSchedules
-from pgherd.remote.tunnel import HOST, Tunnel
+from pgherd.remote.schedules import Schedules
 
 Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.5
@@ -66,7 +66,7 @@ class Heard:
         return self._said is not None and time.monotonic() - self._since < objects.STALE_SECONDS
 
 
-class KubernetesClient(WithoutBackups, WithoutSchedules):
+class KubernetesClient(Backups, Schedules):
     """The clusters of one namespace.
 
     :param context: the kubeconfig's context; left out, its current one
@@ -104,6 +104,10 @@ class KubernetesClient(WithoutBackups, WithoutSchedules):
         self._apply(cluster)
         if before is not None and objects.is_stopped(before):
             self._annotate(name, names.STOPPED_ANNOTATION, None)
+
+    def _require_free(self, name: str) -> None:
+        if self._find(name) is not None or self._kept(name):
+            raise BadInput(f"{name} is here already: choose another name, or delete it first (with --purge)")
 
     def _choose_namespace(self, cluster: PostgresCluster) -> None:
         """A file may name a namespace, as with kubectl."""

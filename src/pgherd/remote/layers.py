@@ -10,27 +10,12 @@ from __future__ import annotations
 import ssl
 
 from pgherd.errors import PgherdError
+from pgherd.platform.kubernetes.tunnel import Plain
 
 _SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 _CHUNK = 64 * 1024
 _SASL = (10).to_bytes(4, "big")
 _BOUND = b"SCRAM-SHA-256-PLUS\0"
-
-
-class Plain:
-    """Bytes as they are."""
-
-    def begin(self) -> bytes:
-        """What to send to the pod before anything else."""
-        return b""
-
-    def outward(self, content: bytes) -> bytes:
-        """What the program said, as it is to be sent to the pod."""
-        return content
-
-    def inward(self, content: bytes) -> tuple[bytes, bytes]:
-        """What the pod said: what to give to the program, and what to send back."""
-        return content, b""
 
 
 class PostgresTls(Plain):

@@ -19,9 +19,9 @@ from pgherd.platform.base import MemberView
 from pgherd.platform.kubernetes import api as platform_api
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
+from pgherd.platform.kubernetes.tunnel import HOST, Tunnel
 from pgherd.reconcile import observe
 from pgherd.remote.api import Api
-from pgherd.remote.tunnel import HOST, Tunnel
 
 
 def primary_pod(api: Api, name: str, group: int) -> str:
@@ -73,6 +73,11 @@ class ReachedPlatform(KubernetesPlatform):
         super().__init__(platform_api.Api(api.client), api.namespace)
         self._tunnels = tunnels
         self._authority = authority
+
+    @property
+    def keeps_backups(self) -> bool:
+        """The operator does: a repository need not be reached from here."""
+        return False
 
     def kept_declaration(self, name: str) -> dict[str, Any] | None:
         """As far as this user may see it: commands make nothing of a declaration, the operator judges it."""

@@ -17,15 +17,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pgherd.backup import archive, choice, maker, registry, restore
+from pgherd.backup import archive, choice, listing, maker, planning, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
-from pgherd.backup.view import is_behind_a_gap
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
 from pgherd.model import spec_yaml
-from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
+from pgherd.model.spec import BackupSpec, PostgresCluster
 from pgherd.model.topology import COORDINATOR
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
@@ -121,7 +120,7 @@ def _repository(named: str) -> BackupSpec:
     try:
         return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise BadInput(f"--repository {named}: {_reason(error)}") from None
+        raise BadInput(f"--repository {named}: {planning.reason(error)}") from None
 
 
 @cache
@@ -130,10 +129,6 @@ def _temporary() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="pgherd-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _reason(error: ValidationError) -> str:
-    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def request(platform: LocalPlatform, name: str, kind: str, backup: str | None = None) -> str:
@@ -178,7 +173,7 @@ def wait(
         if now.phase == "failed":
             raise PgherdError(f"{name}: backup {backup} failed: {now.error}")
         if not now.is_open:
-            return described(now)
+            return listing.described(now)
         if time.monotonic() > deadline:
             raise PgherdError(
                 f"{name}: backup {backup} is not done after {timeout:.0f} s: {now.message or now.phase}"
@@ -201,64 +196,6 @@ def _as_status(name: str, now: Backup) -> dict[str, Any]:
             "message": now.message,
         },
     }
-
-
-def described(backup: Backup) -> dict[str, Any]:
-    """A backup as commands show it."""
-    return {
-        "id": backup.id,
-        "type": backup.type,
-        "phase": backup.phase,
-        "requestedAt": backup.requested_at,
-        "finishedAt": backup.finished_at,
-        "restorePoint": backup.point,
-        "error": backup.error,
-        "bytes": sum(made.bytes for made in backup.groups.values()),
-        "groups": {
-            str(group): {
-                "type": made.type,
-                "bytes": made.bytes,
-                "seconds": made.seconds,
-                "startLsn": made.start,
-                "stopLsn": made.stop,
-                "timeline": made.timeline,
-                "parent": made.parent,
-                "note": made.note,
-            }
-            for group, made in sorted(backup.groups.items())
-        },
-    }
-
-
-def restore_points(method: BackupMethod) -> list[dict[str, Any]]:
-    """Every restore point, oldest first, and whether it can be restored."""
-    offered = {point.name for point in restore.restorable(method)}
-
-    def state(point: Point) -> str:
-        if point.name in offered:
-            return "restorable"
-        if not point.archived:
-            return "not archived yet"
-        return "a gap before it" if is_behind_a_gap(method, point) else "no backup before it"
-
-    return [
-        {
-            "name": point.name,
-            "time": point.time,
-            "state": state(point),
-            "archived": point.archived,
-            "restorable": point.name in offered,
-            "groups": len(point.groups),
-            "placement": point.placement,
-            "engine": point.engine,
-            "heldMs": point.held_ms,
-            "backup": point.backup,
-            "lsns": {
-                str(group): {"lsn": at.lsn, "timeline": at.timeline} for group, at in point.groups.items()
-            },
-        }
-        for point in method.repository.points()
-    ]
 
 
 def plan(
@@ -296,10 +233,12 @@ def plan(
     if not inclusive:
         wanted["inclusive"] = False
     points = restore.restorable(method)
-    point = restore.find_point(method, _recovery(wanted))
+    point = restore.find_point(method, planning.wanted(wanted))
     exact = {**from_there, "restorePoint": point.name}
     shape = declaration.to_mapping(declared) if declared else dict(method.repository.identity().declared)
-    cluster = _declared(shape, target, point, exact, own_segments=declared is not None and not in_place)
+    cluster = planning.declared(
+        shape, target, point, exact, own_segments=declared is not None and not in_place
+    )
     restore.check_fits(cluster, point)
     return Target(point, choice.after(points, point), cluster)
 
@@ -371,26 +310,3 @@ def plan_clone(platform: LocalPlatform, source: str, target: str) -> PostgresClu
 def _require_free(platform: LocalPlatform, target: str) -> None:
     if target in platform.clusters() or platform.keeps(target):
         raise BadInput(f"{target} is here already: choose another name, or delete it first (with --purge)")
-
-
-def _recovery(wanted: dict[str, Any]) -> RecoverySpec:
-    try:
-        return RecoverySpec.model_validate(wanted, by_alias=True, by_name=False)
-    except ValidationError as error:
-        text = _reason(error)
-        raise BadInput(f"--time: {text}" if "time" in wanted and "zone" in text else text) from None
-
-
-def _declared(
-    shape: dict[str, Any], target: str, point: Point, recovery: dict[str, Any], *, own_segments: bool
-) -> PostgresCluster:
-    if not shape:
-        raise BadInput(
-            "the repository does not say what the cluster was like: describe the new one with --file"
-        )
-    spec = {**shape["spec"], "bootstrap": {"recovery": recovery}}
-    if not own_segments:
-        spec["segments"] = {**spec["segments"], "count": max(point.groups)}
-        spec["expansion"] = {**spec.get("expansion", {}), "paused": False}
-    raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
-    return declaration.from_mapping(raw, source=target)

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
+from pgherd.backup import listing
 from pgherd.backup.catalogue import Catalogue
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
@@ -209,11 +210,11 @@ class Client:
         """
         kept = backups.method_of(self._platform, name, repository).repository
         kept.require()
-        return [backups.described(each) for each in kept.backups()]
+        return [listing.described(each) for each in kept.backups()]
 
     def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
         """Every restore point of a cluster, oldest first."""
-        return backups.restore_points(backups.method_of(self._platform, name, repository))
+        return listing.restore_points(backups.method_of(self._platform, name, repository))
 
     def restore(
         self,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import psycopg
 
-from pgherd.backup import points, records, restore, tools
+from pgherd.backup import points, records, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.registry import make_method
@@ -35,7 +35,7 @@ from pgherd.model.spec_models import MAX_NAME
 from pgherd.model.topology import SUPERUSER, group_name
 from pgherd.operations import fingerprint
 from pgherd.operations.fingerprint import Print
-from pgherd.platform.local import files
+from pgherd.platform.local import files, tools
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile.observe import World

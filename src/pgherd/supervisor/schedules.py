@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pgherd.backup import schedule as rules
+from pgherd.backup import scheduling
 from pgherd.backup.schedule import Standing
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
-from pgherd.faults import crash_point
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
@@ -184,23 +184,15 @@ class Scheduler(threading.Thread):
     # backups
 
     def _see_to_backup(self, schedule: PostgresBackupSchedule, standing: Standing, now: datetime) -> Standing:
-        due = rules.due(standing, schedule, now)
-        if due is not None:
-            repository = backups.method_of(self._platform, schedule.spec.cluster, None).repository
-            repository.require()
-            answer = rules.answer(standing, schedule.metadata.name, due, repository.backups())
-            if answer is None:
-                return standing
-            standing = answer
-            self._write(schedule, standing)
-            crash_point("schedule:planned")
-        if standing.planned is not None and not schedule.spec.suspend:
-            backups.request(self._platform, schedule.spec.cluster, schedule.spec.type, standing.planned)
-            crash_point("schedule:asked")
-            logger.info("schedule %s: asked for backup %s", schedule.metadata.name, standing.planned)
-            standing = rules.asked(standing)
-            self._write(schedule, standing)
-        return standing
+        platform, spec = self._platform, schedule.spec
+        return scheduling.see_to_backup(
+            schedule,
+            standing,
+            now,
+            repository=lambda: backups.method_of(platform, spec.cluster, None).repository,
+            request=lambda name: backups.request(platform, spec.cluster, spec.type, name),
+            write=lambda changed: self._write(schedule, changed),
+        )
 
     # drills
 

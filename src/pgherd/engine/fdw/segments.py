@@ -74,15 +74,23 @@ def reopen(databases: Databases) -> None:
         ).fetchall()
         for group, present in rows:
             _open_doors(connection, group)
-            names = {option.partition("=")[0] for option in present}
-            for name, value in {**SERVER_OPTIONS, **databases.options}.items():
-                if f"{name}={value}" not in present:
-                    connection.execute(
-                        sql.SQL("ALTER SERVER {} OPTIONS ({})").format(
-                            sql.Identifier(server_name(group)),
-                            _options({name: value}, verb="SET" if name in names else "ADD"),
-                        )
-                    )
+            _set_options(connection, databases, group, present)
+
+
+def _set_options(connection: Connection, databases: Databases, group: int, present: Sequence[str]) -> None:
+    """Have the coordinator reach a segment as this version, and this cluster, do.
+
+    :param present: the options that are there
+    """
+    names = {option.partition("=")[0] for option in present}
+    for name, value in {**SERVER_OPTIONS, **databases.between}.items():
+        if f"{name}={value}" not in present:
+            connection.execute(
+                sql.SQL("ALTER SERVER {} OPTIONS ({})").format(
+                    sql.Identifier(server_name(group)),
+                    _options({name: value}, verb="SET" if name in names else "ADD"),
+                )
+            )
 
 
 def update_endpoints(databases: Databases, group: int, endpoints: Endpoints) -> None:
@@ -239,7 +247,7 @@ def _create_server(connection: Connection, databases: Databases, group: int, end
         **_address_options(endpoints),
         "dbname": databases.database,
         **SERVER_OPTIONS,
-        **databases.options,
+        **databases.between,
     }
     server = sql.Identifier(server_name(group))
     connection.execute(
@@ -290,15 +298,19 @@ def settle_restored(databases: Databases, endpoints: Mapping[int, Endpoints]) ->
     two-phase commit, and restore points are made while nobody commits."""
     with superuser(databases, COORDINATOR, autocommit=False) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")
-        admitted = [row[0] for row in connection.execute("SELECT group_id FROM pgherd.segment ORDER BY 1")]
-        for group in admitted:
+        rows = connection.execute(
+            "SELECT s.group_id, f.srvoptions"
+            "  FROM pgherd.segment s JOIN pg_foreign_server f ON f.srvname = s.server_name ORDER BY 1"
+        ).fetchall()
+        for group, present in rows:
             _set_addresses(connection, group, endpoints[group])
+            _set_options(connection, databases, group, present)
             connection.execute(
                 sql.SQL("ALTER USER MAPPING FOR PUBLIC SERVER {} OPTIONS (SET password {})").format(
                     sql.Identifier(server_name(group)), sql.Literal(databases.credentials.owner)
                 )
             )
-    return [f"the coordinator reaches {len(admitted)} segments at their new addresses"]
+    return [f"the coordinator reaches {len(rows)} segments at their new addresses"]
 
 
 def _drop_doors(connection: Connection, group: int) -> None:

@@ -26,10 +26,12 @@ from lightkube.generic_resource import (
 from lightkube.types import CascadeType, PatchType
 
 from pgherd.errors import PgherdError, Unavailable
+from pgherd.model.backup_kinds import BACKUP as BACKUP_KIND
+from pgherd.model.backup_kinds import SCHEDULE as SCHEDULE_KIND
 from pgherd.model.spec import KIND
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.advice import advised
-from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
+from pgherd.platform.kubernetes.crd import BACKUPS, GROUP, PLURAL, SCHEDULES, VERSION
 
 Object = dict[str, Any]
 ALL_NAMESPACES = "*"
@@ -65,6 +67,8 @@ STATEFUL_SET = Kind("apps", "v1", "StatefulSet", "statefulsets")
 DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
+BACKUP = Kind(GROUP, VERSION, BACKUP_KIND, BACKUPS)
+SCHEDULE = Kind(GROUP, VERSION, SCHEDULE_KIND, SCHEDULES)
 ROLE = Kind("rbac.authorization.k8s.io", "v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
 
@@ -82,7 +86,8 @@ MANAGED = (
 """Kinds of which a cluster has objects that pgherd applies."""
 
 _KINDS = {
-    (kind.api_version, kind.name): kind for kind in (*MANAGED, CLUSTER, POD, EVENT, LEASE, VOLUME_CLAIM)
+    (kind.api_version, kind.name): kind
+    for kind in (*MANAGED, CLUSTER, BACKUP, SCHEDULE, POD, EVENT, LEASE, VOLUME_CLAIM)
 }
 
 
@@ -102,19 +107,24 @@ def resource(kind: Kind) -> Any:
     return _resources[kind]
 
 
-_STATUS = type(
-    "ClusterStatus",
-    (GenericNamespacedStatus,),
-    {
-        "_api_info": ApiInfo(
-            resource=create_api_info(GROUP, VERSION, KIND, PLURAL).resource,
-            parent=create_api_info(GROUP, VERSION, KIND, PLURAL).resource,
-            plural=PLURAL,
-            verbs=["get", "patch", "put"],
-            action="status",
-        )
-    },
-)
+def _status_of(kind: Kind) -> Any:
+    info = create_api_info(kind.group, kind.version, kind.name, kind.plural)
+    return type(
+        f"{kind.name}Status",
+        (GenericNamespacedStatus,),
+        {
+            "_api_info": ApiInfo(
+                resource=info.resource,
+                parent=info.resource,
+                plural=kind.plural,
+                verbs=["get", "patch", "put"],
+                action="status",
+            )
+        },
+    )
+
+
+_STATUSES = {kind: _status_of(kind) for kind in (CLUSTER, BACKUP, SCHEDULE)}
 
 
 def complete(kind: Kind, obj: Mapping[str, Any]) -> Object:
@@ -315,8 +325,10 @@ class Api:
                     return None
                 raise
 
-    def write_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        """Replace a cluster's status; no-op if it is gone.
+    def write_status(
+        self, namespace: str, name: str, status: Mapping[str, Any], kind: Kind = CLUSTER
+    ) -> None:
+        """Replace the status of one of our resources; no-op if it is gone.
 
         :raises PgherdError: refused
         """
@@ -325,7 +337,7 @@ class Api:
         with explained(f"write the status of {name}"):
             try:
                 self.client.patch(
-                    _STATUS,
+                    _STATUSES[kind],
                     name,
                     patch,
                     namespace=namespace,

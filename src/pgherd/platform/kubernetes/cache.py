@@ -23,10 +23,12 @@ from lightkube import ApiError, operators
 from pgherd.errors import PgherdError
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import (
+    BACKUP,
     CLUSTER,
     CONFIG_MAP,
     MANAGED,
     POD,
+    SCHEDULE,
     STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
@@ -48,7 +50,9 @@ TOMB_SECONDS = 120.0
 FIRST_SECONDS = 30.0
 """how long the first look may take"""
 
-WATCHED = (CLUSTER, POD, VOLUME_CLAIM, *MANAGED)
+PEOPLES = (CLUSTER, BACKUP, SCHEDULE)
+"""kinds that people make, without labels of ours"""
+WATCHED = (*PEOPLES, POD, VOLUME_CLAIM, *MANAGED)
 
 
 class Reader(Protocol):
@@ -79,6 +83,8 @@ class Direct:
 
     def of_cluster(self, kind: Kind, namespace: str, cluster: str) -> list[Object]:
         """The objects of one cluster, by its label."""
+        if kind in PEOPLES:
+            return [each for each in self._api.list(kind, namespace) if _cluster(each) == cluster]
         return self._api.list(kind, namespace, selector(kind, {names.CLUSTER_LABEL: cluster}))
 
     def put(self, kind: Kind, obj: Object) -> None:
@@ -204,7 +210,7 @@ class Watched:
 
     def _follow(self, kind: Kind) -> None:
         """Ask for everything, then follow the changes for some time."""
-        labels = None if kind == CLUSTER else selector(kind, {names.MANAGED_BY: "pgherd"})
+        labels = None if kind in PEOPLES else selector(kind, {names.MANAGED_BY: "pgherd"})
         found = self._api.client.list(resource(kind), namespace=self._namespace, labels=labels)
         objects = [complete(kind, each) for each in found]
         version = str(found.resourceVersion)
@@ -273,6 +279,8 @@ def _matter(kind: Kind, obj: Object) -> object:
                 ],
             },
         )
+    if kind in PEOPLES:
+        return metadata["generation"], "deletionTimestamp" in metadata
     if kind == STATEFUL_SET:
         return metadata["generation"], metadata.get("labels"), metadata.get("ownerReferences")
     return metadata["resourceVersion"]
@@ -283,7 +291,10 @@ def _key(obj: Any) -> tuple[str, str]:
 
 
 def _cluster(obj: Object) -> str | None:
-    found = (obj["metadata"].get("labels") or {}).get(names.CLUSTER_LABEL)
+    if obj.get("kind") in (BACKUP.name, SCHEDULE.name):
+        found = (obj.get("spec") or {}).get("cluster")
+    else:
+        found = (obj["metadata"].get("labels") or {}).get(names.CLUSTER_LABEL)
     return str(found) if found else None
 
 

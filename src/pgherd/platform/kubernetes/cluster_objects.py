@@ -173,6 +173,17 @@ def authority_secret(cluster: str, authority: Authority) -> dict[str, Any]:
     }
 
 
+def files_secret(cluster: str, name: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """Files that only the cluster's pods may read."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": {"name": name, "labels": names.labels(cluster)},
+        "data": encoded(files),
+    }
+
+
 def tls_secret(cluster: str, group: int, values: Mapping[str, str]) -> dict[str, Any]:
     """A group's certificate."""
     return {

@@ -14,8 +14,10 @@ from pgherd.model.spec_schema import kind_schema
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "postgresclusters"
+BACKUPS, SCHEDULES = "postgresbackups", "postgresbackupschedules"
 NAME = f"{PLURAL}.{GROUP}"
 
+NO_DRILLS = "drills are not available on kubernetes in this version"
 _READY = '.status.conditions[?(@.type=="Ready")].status'
 
 
@@ -51,7 +53,7 @@ def backup_crd() -> dict[str, Any]:
         _column("Age", ".metadata.creationTimestamp", kind="date"),
     ]
     schema = kind_schema(PostgresBackup, (("cluster",), ("type",)))
-    return _small(BACKUP, "postgresbackups", "pgb", schema, columns)
+    return _small(BACKUP, BACKUPS, "pgb", schema, columns)
 
 
 def schedule_crd() -> dict[str, Any]:
@@ -65,7 +67,14 @@ def schedule_crd() -> dict[str, Any]:
         _column("Age", ".metadata.creationTimestamp", kind="date"),
     ]
     schema = kind_schema(PostgresBackupSchedule, (("cluster",),))
-    return _small(SCHEDULE, "postgresbackupschedules", "pgbs", schema, columns)
+    schema["x-kubernetes-validations"].append(
+        {
+            "rule": "!has(self.spec.drill)",
+            "message": NO_DRILLS,
+            "fieldPath": ".spec.drill",
+        }
+    )
+    return _small(SCHEDULE, SCHEDULES, "pgbs", schema, columns)
 
 
 def _small(

@@ -114,6 +114,26 @@ def authority_file(cluster: str, namespace: str) -> str:
     return f"/tmp/pgherd.{namespace}.{cluster}.ca.crt"
 
 
+def backup_secret(cluster: str) -> str:
+    """Name of the Secret with what members need for archiving. No cluster's name has a dot in it."""
+    return f"{cluster}.backup"
+
+
+def recovery_secret(cluster: str) -> str:
+    """Name of the Secret with what is needed to make the cluster from a backup."""
+    return f"{cluster}.recovery"
+
+
+def recovery_state(cluster: str) -> str:
+    """Name of the ConfigMap that says how far the cluster's making from a backup is."""
+    return f"{cluster}.recovery"
+
+
+def backups_list(cluster: str) -> str:
+    """Name of the ConfigMap that lists the cluster's backups and restore points."""
+    return f"{cluster}.backups"
+
+
 def owner_secret(cluster: str) -> str:
     """Name of the Secret for applications."""
     return f"{cluster}-owner"

@@ -26,6 +26,10 @@ LOCK_PATH = f"{VOLUME_PATH}/lock"
 SOCKET_PATH = "/run/postgresql"
 SERVICE = "member"
 """the name of the settings that members' own connections have in common"""
+BACKUP_DIRECTORY = "/etc/pgherd-backup"
+"""where what archiving needs is mounted"""
+RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
+"""the same for what a cluster is made from"""
 
 _ENVIRONMENT = Credentials("", "", "", "")
 """passwords are in the environment"""

@@ -15,7 +15,7 @@ from typing import Any
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import COORDINATOR, Credentials, Member
-from pgherd.platform.base import Declaration, MemberView, Platform
+from pgherd.platform.base import Declaration, MemberView
 from pgherd.platform.kubernetes import acceptance, names, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
@@ -37,6 +37,7 @@ from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.group_objects import group_objects
+from pgherd.platform.kubernetes.keeping import KeepsBackups, server_major
 from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
@@ -44,7 +45,6 @@ from pgherd.platform.kubernetes.upkeep import Upkeep
 logger = logging.getLogger(__name__)
 
 DEFAULT_IMAGE = "localhost/pgherd-postgres:17"
-DEFAULT_MAJOR = 17
 STATUS_SECONDS = 30.0
 """how often a status that says nothing new is written all the same"""
 PURGE_SECONDS = 5
@@ -71,7 +71,7 @@ class Defaults:
         return cls(os.environ.get("PGHERD_POSTGRES_IMAGE") or DEFAULT_IMAGE)
 
 
-class KubernetesPlatform(Platform):
+class KubernetesPlatform(KeepsBackups):
     """The clusters of one namespace. Safe to share between threads.
 
     :param reader: where objects are looked up; left out: the API server is asked each time
@@ -86,6 +86,7 @@ class KubernetesPlatform(Platform):
     def __init__(
         self, api: Api, namespace: str, reader: Reader | None = None, defaults: Defaults | None = None
     ) -> None:
+        super().__init__()
         self.api = api
         self.namespace = namespace
         self._reader: Reader = reader or Direct(api)
@@ -114,9 +115,13 @@ class KubernetesPlatform(Platform):
         :raises NoSuchCluster: there is none of this name
         :raises BadInput: the resource holds what the schema can't refuse
         """
-        return self._read(self._resource(name))
+        return self._read(self.resource_of(name))
 
-    def _resource(self, name: str) -> Object:
+    def resource_of(self, name: str) -> Object:
+        """The cluster's resource.
+
+        :raises NoSuchCluster: there is none of this name
+        """
         found = self._reader.get(CLUSTER, self.namespace, name)
         if found is None:
             raise NoSuchCluster(f"there is no cluster {name!r} in namespace {self.namespace}")
@@ -159,7 +164,7 @@ class KubernetesPlatform(Platform):
 
     def generation(self, name: str) -> int:
         """Which change of the declaration is the last one, whether it makes sense or not."""
-        return int(self._resource(name)["metadata"]["generation"])
+        return int(self.resource_of(name)["metadata"]["generation"])
 
     def declare(self, cluster: PostgresCluster) -> None:
         """Create a cluster or change its declaration."""
@@ -175,7 +180,7 @@ class KubernetesPlatform(Platform):
 
     def set_deleting(self, name: str, *, purge: bool) -> None:
         """Ask for the cluster to be removed; with ``purge`` its data too."""
-        self._resource(name)
+        self.resource_of(name)
         if purge:
             self.api.merge(CLUSTER, self.namespace, name, {"spec": {"deletionPolicy": "Delete"}})
         self.api.delete(CLUSTER, self.namespace, name)
@@ -190,6 +195,7 @@ class KubernetesPlatform(Platform):
             (SECRET, names.credentials_secret(name)),
             (SECRET, names.authority_secret(name)),
             (CONFIG_MAP, names.accepted(name)),
+            (CONFIG_MAP, names.recovery_state(name)),
         }
         for kind in reversed(MANAGED):
             for obj in self._reader.of_cluster(kind, self.namespace, name):
@@ -220,7 +226,7 @@ class KubernetesPlatform(Platform):
         try:
             return self._trust.credentials(name)
         except PgherdError:
-            if not _is_winding_down(self._resource(name)):
+            if not _is_winding_down(self.resource_of(name)):
                 raise
             return NO_PASSWORDS  # to stop or to go needs none
 
@@ -255,7 +261,7 @@ class KubernetesPlatform(Platform):
 
     def deletion(self, name: str) -> bool | None:
         """Whether the cluster is to be deleted, and its data with it."""
-        found = self._resource(name)
+        found = self.resource_of(name)
         if "deletionTimestamp" not in found["metadata"]:
             return None
         return _is_purging(found)
@@ -290,7 +296,7 @@ class KubernetesPlatform(Platform):
         with self._changing(member.cluster):
             if not self._has(VOLUME_CLAIM, member.cluster, member.group):
                 self._require_never_founded(cluster, member.group)
-                self._remove_store(cluster, member.group)
+                self.forget_store(cluster, member.group)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
@@ -370,7 +376,7 @@ class KubernetesPlatform(Platform):
             return
         template = made_of["spec"]["template"]
         made = trials.trial_pod(cluster, member, pod, template, server_major(cluster))
-        self.api.create(self.namespace, owned(made, self._resource(member.cluster)))
+        self.api.create(self.namespace, owned(made, self.resource_of(member.cluster)))
 
     def replace_member(self, member: Member) -> None:
         """Let a member's pod go, so that it comes back as declared."""
@@ -441,7 +447,7 @@ class KubernetesPlatform(Platform):
 
     def _ensure_cluster(self, cluster: PostgresCluster) -> list[str]:
         name = cluster.metadata.name
-        owner = self._resource(name)
+        owner = self.resource_of(name)
         objects = cluster_objects(
             cluster, self.namespace, self.credentials(name), self._trust.authority(name)
         )
@@ -451,23 +457,29 @@ class KubernetesPlatform(Platform):
             obj if (obj["kind"], obj["metadata"]["name"]) == (CONFIG_MAP.name, lasting) else owned(obj, owner)
             for obj in objects
         ]
+        if cluster.spec.backup is None:
+            self.unequip(name, names.backup_secret(name))
         return self._applier.ensure(self.namespace, owned_ones)
 
     def _ensure_group(
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
     ) -> list[str]:
-        owner = self._resource(cluster.metadata.name)
+        owner = self.resource_of(cluster.metadata.name)
         self._trust.ensure_certificate(cluster.metadata.name, group)
         objects = group_objects(
             cluster,
             group,
             namespace=self.namespace,
             replicas=replicas,
-            image=cluster.spec.postgres.image or self._defaults.image,
+            image=self.image_of(cluster),
             server_major=server_major(cluster),
             dcs_config=dcs_config,
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
+
+    def image_of(self, cluster: PostgresCluster) -> str:
+        """What members run."""
+        return cluster.spec.postgres.image or self._defaults.image
 
     def _put_back(self, obj: Mapping[str, Any], why: str) -> None:
         metadata = obj["metadata"]
@@ -509,7 +521,7 @@ class KubernetesPlatform(Platform):
             self.api.delete(kind, self.namespace, name)
             self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
-        self._remove_store(cluster, group)
+        self.forget_store(cluster, group)
 
     def _require_never_founded(self, cluster: PostgresCluster, group: int) -> None:
         """Refuse to begin a coordinator anew over segments that have data; who takes part only it could tell.
@@ -527,7 +539,7 @@ class KubernetesPlatform(Platform):
                 f" left (pgherd delete {name} --purge); if there was nothing in it, kubectl delete configmap {store}"
             )
 
-    def _remove_store(self, cluster: PostgresCluster, group: int) -> None:
+    def forget_store(self, cluster: PostgresCluster, group: int) -> None:
         """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
         for part in STORE_PARTS:
             self.api.delete(CONFIG_MAP, self.namespace, names.store_object(cluster, group, part))
@@ -545,11 +557,6 @@ def _is_purging(found: Object) -> bool:
 
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
-
-
-def server_major(cluster: PostgresCluster) -> int:
-    """PostgreSQL's version in the members' image."""
-    return cluster.spec.postgres.version or DEFAULT_MAJOR
 
 
 def _templates(sets: Sequence[Object]) -> dict[str, Object]:

@@ -21,6 +21,19 @@ STOP_SECONDS = 120
 """how long a pod may take for its last checkpoint"""
 UNREACHABLE_SECONDS = 30
 """how long a member waits for a node that fell silent before it is given up there"""
+POD_SECURITY: Mapping[str, Any] = {
+    "runAsNonRoot": True,
+    "runAsUser": POSTGRES_UID,
+    "runAsGroup": POSTGRES_UID,
+    "fsGroup": POSTGRES_UID,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Mapping[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def group_spec(cluster: PostgresCluster, group: int) -> GroupSpec:
@@ -58,7 +71,7 @@ def stateful_set(
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
             "selector": {"matchLabels": names.selector(name, group)},
             "template": template,
-            "volumeClaimTemplates": [_claim(cluster, group)],
+            "volumeClaimTemplates": [claim(cluster, group)],
         },
     }
 
@@ -72,20 +85,21 @@ def _labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
     return {**cluster.metadata.labels, **names.labels(cluster.metadata.name, group)}
 
 
-def _claim(cluster: PostgresCluster, group: int) -> dict[str, Any]:
+def claim(cluster: PostgresCluster, group: int) -> dict[str, Any]:
+    """The claim of a member's volume, as its StatefulSet makes it."""
     storage = group_spec(cluster, group).storage
-    claim: dict[str, Any] = {
+    wanted: dict[str, Any] = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": storage.size}},
     }
     if storage.storage_class_name:
-        claim["storageClassName"] = storage.storage_class_name
+        wanted["storageClassName"] = storage.storage_class_name
     labels = names.labels(cluster.metadata.name, group)
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": names.VOLUME, "labels": labels},
-        "spec": claim,
+        "spec": wanted,
     }
 
 
@@ -106,16 +120,9 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
             "enableServiceLinks": False,
             # A name server may be on the node that died: ask another one soon.
             "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "3"}]},
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": POSTGRES_UID,
-                "runAsGroup": POSTGRES_UID,
-                "fsGroup": POSTGRES_UID,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": dict(POD_SECURITY),
             "containers": [_container(cluster, group, namespace, image)],
-            "volumes": _volumes(name, group),
+            "volumes": _volumes(cluster, group),
             **_placement(cluster, spec, group),
         },
     }
@@ -132,25 +139,14 @@ def _container(cluster: PostgresCluster, group: int, namespace: str, image: str)
             {"name": "postgres", "containerPort": names.POSTGRES_PORT},
             {"name": "patroni", "containerPort": names.REST_PORT},
         ],
-        "resources": _resources(group_spec(cluster, group)),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "resources": resources(group_spec(cluster, group)),
+        "securityContext": dict(CONTAINER_SECURITY),
         # A loop that hangs for a minute and a half is dead; one that waits for a recovery or the API server is not.
         "livenessProbe": _probe("/liveness", initial=30, period=15, failures=6),
         # Not Patroni's /readiness, which wants a standby to stream: the next primary must not leave its Service just
         # because the one before died.
         "readinessProbe": _probe("/health", initial=1, period=2, failures=2),
-        "volumeMounts": [
-            {"name": names.VOLUME, "mountPath": patroni_files.VOLUME_PATH},
-            {"name": "config", "mountPath": patroni_files.DIRECTORY, "readOnly": True},
-            {"name": "tls", "mountPath": patroni_files.TLS_DIRECTORY, "readOnly": True},
-            {"name": "run", "mountPath": patroni_files.SOCKET_PATH},
-            {"name": "tmp", "mountPath": "/tmp"},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
+        "volumeMounts": _mounts(cluster),
     }
 
 
@@ -164,7 +160,8 @@ def _probe(path: str, *, initial: int, period: int, failures: int) -> dict[str, 
     }
 
 
-def _resources(spec: GroupSpec) -> dict[str, Any]:
+def resources(spec: GroupSpec) -> dict[str, Any]:
+    """What a member asks of its node."""
     # No limit on cores: a throttled primary misses heartbeats. Memory is a promise that must hold.
     requests = {"cpu": spec.resources.cpu, "memory": spec.resources.memory}
     found: dict[str, Any] = {"requests": {key: value for key, value in requests.items() if value}}
@@ -173,22 +170,45 @@ def _resources(spec: GroupSpec) -> dict[str, Any]:
     return found
 
 
-def _volumes(cluster: str, group: int) -> list[dict[str, Any]]:
-    return [
-        {"name": "config", "configMap": {"name": names.group_object(cluster, group)}},
+def _volumes(cluster: PostgresCluster, group: int) -> list[dict[str, Any]]:
+    name = cluster.metadata.name
+    volumes: list[dict[str, Any]] = [
+        {"name": "config", "configMap": {"name": names.group_object(name, group)}},
         # PostgreSQL takes a key that its group may read if root owns it.
         {
             "name": "tls",
-            "secret": {"secretName": names.tls_secret(cluster, group), "defaultMode": 0o440},
+            "secret": {"secretName": names.tls_secret(name, group), "defaultMode": 0o440},
         },
         {"name": "run", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
+    if cluster.spec.backup is not None:
+        volumes.append(secret_volume("backup", names.backup_secret(name)))
+    return volumes
+
+
+def secret_volume(name: str, secret: str) -> dict[str, Any]:
+    """Files of a Secret; a pod starts without them, for a server must not wait for its backups."""
+    return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440, "optional": True}}
+
+
+def _mounts(cluster: PostgresCluster) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = [
+        {"name": names.VOLUME, "mountPath": patroni_files.VOLUME_PATH},
+        {"name": "config", "mountPath": patroni_files.DIRECTORY, "readOnly": True},
+        {"name": "tls", "mountPath": patroni_files.TLS_DIRECTORY, "readOnly": True},
+        {"name": "run", "mountPath": patroni_files.SOCKET_PATH},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    if cluster.spec.backup is not None:
+        mounts.append({"name": "backup", "mountPath": patroni_files.BACKUP_DIRECTORY, "readOnly": True})
+    return mounts
 
 
 def _placement(cluster: PostgresCluster, spec: GroupSpec, group: int) -> dict[str, Any]:
-    placement: dict[str, Any] = {"tolerations": _tolerations(spec)}
+    placement: dict[str, Any] = {"tolerations": tolerations(spec)}
     if spec.node_selector:
         placement["nodeSelector"] = dict(spec.node_selector)
     selector = {"matchLabels": names.selector(cluster.metadata.name, group)}
@@ -214,7 +234,8 @@ def _placement(cluster: PostgresCluster, spec: GroupSpec, group: int) -> dict[st
     return placement
 
 
-def _tolerations(spec: GroupSpec) -> list[dict[str, Any]]:
+def tolerations(spec: GroupSpec) -> list[dict[str, Any]]:
+    """What a member puts up with."""
     own = [
         {
             "key": f"node.kubernetes.io/{taint}",

@@ -21,11 +21,12 @@ from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member, group_id, group_name
 from pgherd.patroni.config import member_config
 from pgherd.platform.base import Declaration, MemberView, Platform, Programs
-from pgherd.platform.local import binaries, endings, files, logs, parameters, processes, runas
+from pgherd.platform.local import binaries, endings, files, logs, parameters, processes, runas, secret_file
 from pgherd.platform.local.bench import LocalBench
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Erase, Foundings
 from pgherd.platform.local.layout import Layout, parse_member
+from pgherd.platform.local.machine import LocalMachine
 from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports, is_free
 from pgherd.platform.local.raft import RaftStore
 from pgherd.platform.local.schedules import Schedules
@@ -112,6 +113,18 @@ class LocalPlatform(Platform):
         here = binaries.find(self._bin_dir)
         return Programs(here.program, runas.prefix(), here.major)
 
+    def machine(self) -> LocalMachine:
+        """This one."""
+        return LocalMachine(self.programs())
+
+    def secret(self, reference: str) -> Mapping[str, str]:
+        """What a file says."""
+        return secret_file.load(reference)
+
+    def secret_stamp(self, reference: str | None) -> str:
+        """Differs whenever the file was changed."""
+        return secret_file.stamp(reference)
+
     def backup_folder(self, name: str) -> Path:
         """Within the cluster's own, which goes with it."""
         return self._layout.cluster(name) / "backup"
@@ -128,6 +141,7 @@ class LocalPlatform(Platform):
             name,
             self.locked,
             lambda member: Endpoint(HOST, self._reserve(member)["postgres"]),
+            self.machine,
         )
 
     def bench(self, name: str, group: int) -> LocalBench:

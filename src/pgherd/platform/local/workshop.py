@@ -14,6 +14,7 @@ from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import Workshop
 from pgherd.platform.local import files, processes
 from pgherd.platform.local.layout import Layout
+from pgherd.platform.machine import Machine
 
 OF_THE_SOURCE = ("patroni.dynamic.json", "backup_manifest", "postmaster.opts", "backup_label.old")
 """what a copy carries along that would mislead the new member: how the other cluster is configured, among others"""
@@ -24,15 +25,25 @@ class LocalWorkshop(Workshop):
 
     :param locked: the home's lock, as a context manager
     :param reserve: gives a member its ports
+    :param machine: gives this machine
     """
 
     def __init__(
-        self, layout: Layout, cluster: str, locked: Callable[[], Any], reserve: Callable[[Member], Endpoint]
+        self,
+        layout: Layout,
+        cluster: str,
+        locked: Callable[[], Any],
+        reserve: Callable[[Member], Endpoint],
+        machine: Callable[[], Machine],
     ) -> None:
         self._layout = layout
         self._cluster = cluster
         self._locked = locked
         self._reserve = reserve
+        self._machine = machine
+
+    def machine(self, member: Member) -> Machine:
+        return self._machine()
 
     def folder(self, member: Member) -> Path:
         folder = self._layout.member(member).directory

@@ -57,7 +57,7 @@ def run(
         finally:
             _end(child)
         if child.returncode != 0:
-            raise PgherdError(f"{_name(command)}: {_complaint(_tail(output.fileno(), 1 << 16))}")
+            raise PgherdError(f"{_name(command)}: {complaint(_tail(output.fileno(), 1 << 16))}")
 
 
 def kilobytes(text: str) -> tuple[int, int] | None:
@@ -103,7 +103,7 @@ def _tail(descriptor: int, size: int = 4096) -> str:
     return os.pread(descriptor, size, max(0, end - size)).decode(errors="replace")
 
 
-def _complaint(text: str) -> str:
+def complaint(text: str) -> str:
     """The first error, and its detail and hint."""
     lines = [
         line.strip() for line in re.split(r"[\r\n]+", text) if line.strip() and not _ANY_PROGRESS.search(line)

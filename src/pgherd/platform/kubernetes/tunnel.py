@@ -18,17 +18,17 @@ import selectors
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import httpx2
+from lightkube import Client
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from pgherd.errors import PgherdError
-from pgherd.remote.api import TIMEOUT, Api, explained
-from pgherd.remote.layers import Plain
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,42 @@ _ENOUGH = 1024 * 1024
 """bytes that wait to be written, from which on no more are read"""
 
 HOST = "127.0.0.1"
+TIMEOUT = 15.0
+
+
+class Reach(Protocol):
+    """One namespace of a Kubernetes API."""
+
+    @property
+    def url(self) -> str:
+        """The API server's."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace."""
+
+    @property
+    def client(self) -> Client:
+        """Who asks."""
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Turns whatever goes wrong inside into one of our errors."""
+
+
+class Plain:
+    """Bytes as they are."""
+
+    def begin(self) -> bytes:
+        """What to send to the pod before anything else."""
+        return b""
+
+    def outward(self, content: bytes) -> bytes:
+        """What the program said, as it is to be sent to the pod."""
+        return content
+
+    def inward(self, content: bytes) -> tuple[bytes, bytes]:
+        """What the pod said: what to give to the program, and what to send back."""
+        return content, b""
 
 
 class Tunnel:
@@ -52,7 +88,7 @@ class Tunnel:
 
     def __init__(
         self,
-        api: Api,
+        api: Reach,
         target: Callable[[], str],
         port: int,
         *,
@@ -90,7 +126,7 @@ class Tunnel:
         with connection:
             try:
                 pod = self._target()
-                with forwarded(self._api, pod, self._to) as (far, first):
+                with opened(self._api, pod, "portforward", [("ports", str(self._to))]) as (far, first):
                     Carrier(connection, far, first, self._layer()).run()
             except (PgherdError, OSError, LocalProtocolError, RemoteProtocolError) as error:
                 logger.info("tunnel to port %s: %s", self._to, error)
@@ -107,12 +143,15 @@ class Tunnel:
 
 
 @contextlib.contextmanager
-def forwarded(api: Api, pod: str, port: int) -> Iterator[tuple[socket.socket, bytes]]:
-    """A connection of the Kubernetes API, turned into a WebSocket to a pod's port; and what was read from it already.
+def opened(
+    api: Reach, pod: str, what: str, parameters: Sequence[tuple[str, str]]
+) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection of the Kubernetes API, turned into a WebSocket to a pod; and what was read from it already.
 
+    :param what: ``portforward`` or ``exec``
     :raises PgherdError: the API does not let us, or the pod is not there
     """
-    url = f"{api.url.rstrip('/')}/api/v1/namespaces/{api.namespace}/pods/{pod}/portforward"
+    url = f"{api.url.rstrip('/')}/api/v1/namespaces/{api.namespace}/pods/{pod}/{what}"
     headers = {
         "connection": "upgrade",
         "upgrade": "websocket",
@@ -121,9 +160,9 @@ def forwarded(api: Api, pod: str, port: int) -> Iterator[tuple[socket.socket, by
         "sec-websocket-protocol": _PROTOCOL,
     }
     http: httpx2.Client = api.client._client._client
-    with explained(api.url), http.stream("GET", url, params={"ports": str(port)}, headers=headers) as answer:
+    with api.asking(), http.stream("GET", url, params=list(parameters), headers=headers) as answer:
         if answer.status_code != 101:
-            raise PgherdError(f"{pod}: port {port}: {_reason(answer)}")
+            raise PgherdError(f"{pod}: {what}: {_reason(answer)}")
         stream = answer.extensions["network_stream"]
         # The pod's side speaks first; what it said may have come together with the answer.
         yield stream.get_extra_info("socket"), stream.read(_CHUNK, timeout=TIMEOUT)

@@ -1,0 +1,56 @@
+"""From what somebody wants restored to the declaration of the cluster that is made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from pgherd.backup.records import Point
+from pgherd.errors import BadInput
+from pgherd.model import spec as declaration
+from pgherd.model.spec import PostgresCluster, RecoverySpec
+
+
+def wanted(raw: dict[str, Any]) -> RecoverySpec:
+    """What is to be restored.
+
+    :raises BadInput: it makes no sense
+    """
+    try:
+        return RecoverySpec.model_validate(raw, by_alias=True, by_name=False)
+    except ValidationError as error:
+        text = reason(error)
+        raise BadInput(f"--time: {text}" if "time" in raw and "zone" in text else text) from None
+
+
+def declared(
+    shape: dict[str, Any],
+    target: str,
+    point: Point,
+    recovery: dict[str, Any],
+    *,
+    own_segments: bool,
+    platform: str = "local",
+) -> PostgresCluster:
+    """The declaration of a cluster that is restored.
+
+    :param shape: what it is like: its own declaration, or that of the cluster that was backed up
+    :param own_segments: the number of segments is its own, to be checked; else it is that of the point
+    :raises BadInput: nobody knows what it is like
+    """
+    if not shape:
+        raise BadInput(
+            "the repository does not say what the cluster was like: describe the new one with --file"
+        )
+    spec = {**shape["spec"], "bootstrap": {"recovery": recovery}}
+    if not own_segments:
+        spec["segments"] = {**spec["segments"], "count": max(point.groups)}
+        spec["expansion"] = {**spec.get("expansion", {}), "paused": False}
+    raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
+    return declaration.from_mapping(raw, source=target, platform=platform)
+
+
+def reason(error: ValidationError) -> str:
+    """What is wrong, in one line."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")

@@ -1,0 +1,212 @@
+"""What of the platform has to do with backups."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightkube import Client
+
+from pgherd.errors import BadInput, Unavailable
+from pgherd.model.backup_kinds import PostgresBackupSchedule
+from pgherd.model.documents import schedule_from
+from pgherd.model.spec import PostgresCluster, parse_cpu
+from pgherd.platform.base import Platform
+from pgherd.platform.kubernetes.api import POD, SCHEDULE, SECRET, Api, Kind, Object, explained, kind_of
+from pgherd.platform.kubernetes.cache import Reader
+from pgherd.platform.kubernetes.cluster_objects import decoded, files_secret
+from pgherd.platform.kubernetes.ensure import Applier, owned
+from pgherd.platform.kubernetes.machines import MemberMachines
+from pgherd.platform.kubernetes.workshop import PodWorkshop
+from pgherd.platform.machine import Machines
+
+DEFAULT_MAJOR = 17
+SECRET_SECONDS = 10.0
+"""how long the look at somebody's Secret is good"""
+_MILLI = 1000
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The API and a namespace of it, for tunnels and programs."""
+
+    api: Api
+    namespace: str
+
+    @property
+    def url(self) -> str:
+        """The API server's."""
+        return str(self.client.config.cluster.server)
+
+    @property
+    def client(self) -> Client:
+        """Who asks."""
+        return self.api.client
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Errors become our own."""
+        with explained("reach a pod"):
+            yield
+
+
+def schedule_of(resource: Object) -> PostgresBackupSchedule:
+    """The schedule that a resource declares.
+
+    :raises BadInput: it makes no sense; the API server does not know what a cron line means
+    """
+    name = resource["metadata"]["name"]
+    plain = {
+        "apiVersion": SCHEDULE.api_version,
+        "kind": SCHEDULE.name,
+        "metadata": {"name": name},
+        "spec": resource.get("spec") or {},
+    }
+    return schedule_from(plain, source=name)
+
+
+def server_major(cluster: PostgresCluster) -> int:
+    """PostgreSQL's version in the members' image."""
+    return cluster.spec.postgres.version or DEFAULT_MAJOR
+
+
+class KeepsBackups(Platform):
+    """See the module; the rest is :class:`~pgherd.platform.kubernetes.platform.KubernetesPlatform`."""
+
+    api: Api
+    namespace: str
+    _reader: Reader
+    _applier: Applier
+
+    def __init__(self) -> None:
+        self._secrets: dict[str, tuple[Object | None, float]] = {}
+
+    # what the rest knows
+
+    @abstractmethod
+    def resource_of(self, name: str) -> Object:
+        """The cluster's resource."""
+
+    @abstractmethod
+    def image_of(self, cluster: PostgresCluster) -> str:
+        """What members run."""
+
+    @abstractmethod
+    def forget_store(self, cluster: PostgresCluster, group: int) -> None:
+        """Remove what Patroni wrote down of a group without data."""
+
+    # backups
+
+    @property
+    def keeps_backups(self) -> bool:
+        return True
+
+    @property
+    def reach(self) -> Reached:
+        """The way to pods."""
+        return Reached(self.api, self.namespace)
+
+    def machines(self, name: str) -> Machines:
+        """The members' pods."""
+        return MemberMachines(self, name, self.major(name), self.processes(name))
+
+    def major(self, name: str) -> int:
+        """PostgreSQL's version there."""
+        return server_major(self.declaration(name).cluster)
+
+    def processes(self, name: str) -> int:
+        """How many programs may copy side by side: as many as a segment has cores."""
+        cores = self.declaration(name).cluster.spec.segments.resources.cpu
+        return max(1, math.ceil(parse_cpu(str(cores or "1")) / _MILLI))
+
+    def workshop(self, name: str) -> PodWorkshop:
+        """Where a new cluster is put together from a backup."""
+        return PodWorkshop(self, name)
+
+    def backup_folder(self, name: str) -> Path:
+        """Nothing is kept in it."""
+        return Path(tempfile.gettempdir()) / f"pgherd-backup.{self.namespace}.{name}"
+
+    def secret(self, reference: str) -> Mapping[str, str]:
+        """What a Secret of the namespace says."""
+        found = self._secret(reference)
+        where = f"Secret {reference} of namespace {self.namespace}"
+        if found is None:
+            raise BadInput(f"spec.backup.secretRef: there is no {where}")
+        try:
+            return decoded(found)
+        except ValueError:
+            raise BadInput(f"spec.backup.secretRef: {where} holds what is no text") from None
+
+    def secret_stamp(self, reference: str | None) -> str:
+        """Differs whenever the Secret was changed, a little later."""
+        if reference is None:
+            return ""
+        found = self._secret(reference)
+        return "missing" if found is None else str(found["metadata"]["resourceVersion"])
+
+    def _secret(self, reference: str) -> Object | None:
+        """It is somebody's own, and not watched."""
+        known = self._secrets.get(reference)
+        if known is None or time.monotonic() - known[1] > SECRET_SECONDS:
+            try:
+                known = (self.api.get(SECRET, self.namespace, reference), time.monotonic())
+            except Unavailable:
+                if known is None:
+                    raise
+            self._secrets[reference] = known
+        return known[0]
+
+    def schedules(self, name: str) -> Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]]:
+        """A cluster's schedules, and how each stands."""
+        found = []
+        for each in self.declared(SCHEDULE, name):
+            with contextlib.suppress(BadInput):  # its own status tells it
+                found.append((schedule_of(each), (each.get("status") or {}).get("standing")))
+        return found
+
+    def declared(self, kind: Kind, name: str) -> list[Object]:
+        """The backups, or the schedules, that people declared of a cluster."""
+        return self._reader.of_cluster(kind, self.namespace, name)
+
+    def say(self, kind: Kind, resource: Object, status: Mapping[str, Any]) -> None:
+        """Tell in a resource what becomes of it."""
+        name = resource["metadata"]["name"]
+        self.api.write_status(self.namespace, name, status, kind)
+        if (now := self.api.get(kind, self.namespace, name)) is not None:
+            self._reader.put(kind, {**now, "apiVersion": kind.api_version, "kind": kind.name})
+
+    # objects
+
+    def pods(self, name: str) -> list[Object]:
+        """A cluster's pods."""
+        return self._reader.of_cluster(POD, self.namespace, name)
+
+    def look_up(self, kind: Kind, name: str) -> Object | None:
+        """An object of ours."""
+        return self._reader.get(kind, self.namespace, name)
+
+    def put(self, obj: Mapping[str, Any]) -> None:
+        """Make or replace an object of ours that outlives its cluster's resource."""
+        self._reader.put(kind_of(obj), self.api.apply(self.namespace, obj))
+
+    def put_owned(self, name: str, obj: Mapping[str, Any]) -> None:
+        """Make or replace an object that goes with its cluster's resource."""
+        self._applier.ensure(self.namespace, [owned(obj, self.resource_of(name))])
+
+    def equip(self, name: str, secret: str, files: Mapping[str, str]) -> None:
+        """Bring files to a cluster's pods."""
+        self.put_owned(name, files_secret(name, secret, files))
+
+    def unequip(self, name: str, secret: str) -> None:
+        """Take them away; no-op if they are not there."""
+        if self._reader.get(SECRET, self.namespace, secret) is not None:
+            self.api.delete(SECRET, self.namespace, secret)
+            self._applier.removed(self.namespace, SECRET, secret)

@@ -1,0 +1,88 @@
+"""Where a new cluster's first members are put together: a pod for each, on the member's own volume. Pure.
+
+It does nothing by itself, and nobody is led to it: it has the member's image, its volume and its place, but neither its
+name nor its labels. When the data are in their place it goes, and the member's own pod takes the volume.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import Member
+from pgherd.platform.kubernetes import names, patroni_files, pods
+
+RESTORE_LABEL = f"{names.DOMAIN}/restore"
+"""on such a pod: the member whose data it holds"""
+
+IDLE = f"""\
+trap 'exit 0' TERM INT
+exec 9<> {patroni_files.LOCK_PATH}
+flock 9
+while :; do
+    sleep 3600 &
+    wait
+done
+"""
+"""holds the volume's lock, as every container does that uses it"""
+
+
+def restore_pod_name(member: Member) -> str:
+    """Name of the pod in which a member's data are made."""
+    return f"{member.name}-restore"
+
+
+def restore_pod(cluster: PostgresCluster, member: Member, image: str) -> dict[str, Any]:
+    """The pod."""
+    group = pods.group_spec(cluster, member.group)
+    mounts = [
+        (names.VOLUME, patroni_files.VOLUME_PATH),
+        ("recovery", patroni_files.RECOVERY_DIRECTORY),
+        ("run", patroni_files.SOCKET_PATH),
+        ("tmp", "/tmp"),
+        ("shm", "/dev/shm"),
+    ]
+    spec: dict[str, Any] = {
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": 5,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": dict(pods.POD_SECURITY),
+        "tolerations": pods.tolerations(group),
+        "containers": [
+            {
+                "name": names.CONTAINER,
+                "image": image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["/bin/bash", "-c", IDLE],
+                "resources": pods.resources(group),
+                "securityContext": dict(pods.CONTAINER_SECURITY),
+                "volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts],
+            }
+        ],
+        "volumes": [
+            {
+                "name": names.VOLUME,
+                "persistentVolumeClaim": {"claimName": names.volume_claim(member)},
+            },
+            pods.secret_volume("recovery", names.recovery_secret(cluster.metadata.name)),
+            {"name": "run", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+    if group.node_selector:
+        spec["nodeSelector"] = dict(group.node_selector)
+    labels = {**names.labels(cluster.metadata.name), RESTORE_LABEL: member.name}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": restore_pod_name(member), "labels": labels},
+        "spec": spec,
+    }
+
+
+def member_claim(cluster: PostgresCluster, member: Member) -> dict[str, Any]:
+    """The claim of the member's volume, which its StatefulSet will find."""
+    made = pods.claim(cluster, member.group)
+    return {**made, "metadata": {**made["metadata"], "name": names.volume_claim(member)}}

@@ -1,0 +1,188 @@
+"""Where a new cluster is put together from a backup: in pods on its members' volumes (``restore_pods``).
+
+How far it is is written into a ConfigMap, which stays as long as the volumes do. A volume is claimed only after that,
+so that whoever finds one knows what it is for.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.model.topology import COORDINATOR, Endpoint, Member
+from pgherd.platform.base import Workshop
+from pgherd.platform.kubernetes import names, patroni_files, restore_pods, views
+from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, POD, VOLUME_CLAIM, Object
+from pgherd.platform.kubernetes.ensure import owned
+from pgherd.platform.kubernetes.machines import PodMachine, wait_until
+from pgherd.platform.machine import Machine, Machines
+
+if TYPE_CHECKING:
+    from pgherd.platform.kubernetes.keeping import KeepsBackups
+
+START_SECONDS = 60.0
+"""how long a pod may take to run until somebody is told why it does not"""
+STATE_KEY = "state.json"
+
+_PLACE = f"""\
+[ -d "$1" ] || exit 0
+cd "$1"
+rm -f patroni.dynamic.json backup_manifest postmaster.opts backup_label.old
+cd ..
+rm -rf spool
+sync -f "$1"
+mv -T "$1" {patroni_files.DATA_PATH}
+touch {patroni_files.VOLUME_PATH}/founded
+sync -f .
+"""
+
+
+class PodWorkshop(Workshop):
+    """See :class:`~pgherd.platform.base.Workshop`."""
+
+    def __init__(self, platform: KeepsBackups, cluster: str) -> None:
+        self._platform = platform
+        self._cluster = cluster
+
+    def folder(self, member: Member) -> Path:
+        return Path(patroni_files.VOLUME_PATH)
+
+    def log(self, member: Member) -> Path:
+        return Path(patroni_files.VOLUME_PATH) / "restore.log"
+
+    def scratch(self) -> Path:
+        return (
+            Path(tempfile.gettempdir())
+            / f"pgherd-recovery.{self._platform.namespace}.{self._cluster}.scratch"
+        )
+
+    def machines(self) -> Machines:
+        return _RestoreMachines(self._platform, self._cluster, self._platform.processes(self._cluster))
+
+    def machine(self, member: Member) -> Machine:
+        platform = self._platform
+        if self.read_state() is None:
+            raise PgherdError(f"{self._cluster} is not being made from a backup")
+        if self._pod(member) is None:
+            self._make(member)
+
+        def why_not() -> str:
+            pod = self._pod(member)
+            name = restore_pods.restore_pod_name(member)
+            return f"{name} does not run yet: {(pod and views.why_not(pod)) or 'it is being made'}"
+
+        wait_until(lambda: self._runs(member), why_not, START_SECONDS)
+        return self._at(member, platform.major(self._cluster))
+
+    def _at(self, member: Member, major: int) -> PodMachine:
+        return PodMachine(self._platform.reach, restore_pods.restore_pod_name(member), major)
+
+    def _make(self, member: Member) -> None:
+        platform = self._platform
+        owner = platform.resource_of(self._cluster)
+        cluster = platform.declaration(self._cluster).cluster
+        if platform.api.get(VOLUME_CLAIM, platform.namespace, names.volume_claim(member)) is None:
+            platform.forget_store(cluster, member.group)
+            platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member))
+        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster))
+        platform.api.create(platform.namespace, owned(pod, owner))
+
+    def _pod(self, member: Member) -> Object | None:
+        return self._platform.api.get(POD, self._platform.namespace, restore_pods.restore_pod_name(member))
+
+    def _runs(self, member: Member) -> bool:
+        pod = self._pod(member)
+        return pod is not None and views.is_running(pod) and "deletionTimestamp" not in pod["metadata"]
+
+    def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
+        namespace = self._platform.namespace
+        return {
+            member.name: Endpoint(names.host(member, namespace), names.POSTGRES_PORT) for member in members
+        }
+
+    def place(self, member: Member, data: Path) -> None:
+        machine = self.machine(member)
+        assert isinstance(machine, PodMachine)
+        machine.shell(f"set -e\n{_PLACE}", str(data))
+
+    def close(self) -> None:
+        platform = self._platform
+
+        def left() -> list[str]:
+            found = platform.api.list(POD, platform.namespace, names.selector(self._cluster))
+            made = [pod for pod in found if restore_pods.RESTORE_LABEL in pod["metadata"]["labels"]]
+            return [pod["metadata"]["name"] for pod in made]
+
+        for name in left():
+            platform.api.delete(POD, platform.namespace, name)
+        wait_until(lambda: not left(), lambda: f"{', '.join(left())} has not ended yet", START_SECONDS)
+        platform.unequip(self._cluster, names.recovery_secret(self._cluster))
+
+    def set_aside(self) -> None:
+        raise _not_in_place()
+
+    def put_back(self) -> None:
+        raise _not_in_place()
+
+    def end_processes(self, member: Member, data: Path) -> None:
+        if self._runs(member):
+            self._at(member, self._platform.major(self._cluster)).end_in(data)
+
+    def read_state(self) -> dict[str, Any] | None:
+        found = self._platform.look_up(CONFIG_MAP, names.recovery_state(self._cluster))
+        try:
+            state = json.loads(((found or {}).get("data") or {}).get(STATE_KEY, "null"))
+        except ValueError:
+            raise PgherdError(
+                f"ConfigMap {names.recovery_state(self._cluster)} is damaged: nobody can tell any more how far "
+                f"the making of {self._cluster} from a backup is; delete the cluster and begin anew"
+            ) from None
+        return state if isinstance(state, dict) else None
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        platform = self._platform
+        if platform.look_up(CLUSTER, self._cluster) is None:
+            return  # not beside a deletion that has just removed it
+        platform.put(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {
+                    "name": names.recovery_state(self._cluster),
+                    "labels": names.labels(self._cluster),
+                },
+                "data": {STATE_KEY: json.dumps(dict(state))},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _RestoreMachines(Machines):
+    """The pods of one workshop."""
+
+    platform: KeepsBackups
+    cluster: str
+    processes: int = 1
+    folder: Path = field(default=Path(patroni_files.RECOVERY_DIRECTORY))
+
+    def at(self, host: str) -> Machine:
+        raise Unavailable(f"{host} does not run yet: {self.cluster} is being made")
+
+    def of(self, group: int | None) -> Machine:
+        first = Member(self.cluster, COORDINATOR if group is None else group, 0)
+        return PodWorkshop(self.platform, self.cluster).machine(first)
+
+    def end_strays(self, group: int, argument: str) -> None:
+        self.of(group).end_strays(argument)
+
+    def equip(self, files: Mapping[str, str]) -> None:
+        self.platform.equip(self.cluster, names.recovery_secret(self.cluster), files)
+
+
+def _not_in_place() -> BadInput:
+    return BadInput("restoring in place is not available on kubernetes in this version")

@@ -1,0 +1,349 @@
+"""Backups on a real Kubernetes, into a real S3 server: money moves between segments, and every point holds all of it.
+
+The server runs on the lab's control plane, where pods reach it. Its certificate is from an authority of its own, which
+members and operator know from the Secret alone; everything in the bucket is encrypted.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgherd.remote.client import KubernetesClient
+from tests.kubernetes.kube import Cluster, Namespace, wait_for
+from tests.kubernetes.pgherd import Done, pgherd
+from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
+from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
+from tests.support.objects import BUCKET, KEY, SECRET, Objects, objects
+
+pytestmark = pytest.mark.kubernetes
+
+CONTROL_PLANE = "192.168.50.1"
+KEYS = "safe-keys"
+PATIENCE = 300.0
+BACKUP_CRASHES = ("backup:running", "backup:group:copied", "backup:group:recorded", "backup:point")
+RESTORE_CRASHES = (
+    "restore:planned",
+    "restore:copied:1",
+    "restore:copied",
+    "restore:reached:0",
+    "restore:reached",
+    "restore:opened:2",
+    "restore:opened",
+    "restore:settled",
+    "restore:placed:0",
+    "restore:placed",
+)
+
+
+class Bank:
+    """A cluster with backups, whose money moves."""
+
+    def __init__(self, namespace: Namespace, name: str) -> None:
+        self.namespace, self.name = namespace, name
+        self.cluster = Cluster(namespace, name)
+
+    def run(self, command: str, *arguments: str, **how: Any) -> Done:
+        return pgherd("-n", self.namespace.name, command, *arguments, **how)
+
+    def rows(self, command: str) -> list[dict[str, Any]]:
+        return list(self.run(command, self.name, "-o", "json").json())
+
+    def restorable(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows("restore-points") if row["restorable"]]
+
+    def await_point_after(self, moment: str) -> dict[str, Any]:
+        def there() -> dict[str, Any] | None:
+            return next((row for row in self.restorable() if row["time"] > moment), None)
+
+        return dict(
+            wait_for(there, f"a point of {self.name} after {moment} can be restored", PATIENCE, every=2)
+        )
+
+    def await_backup(self) -> dict[str, Any]:
+        def done() -> dict[str, Any] | None:
+            return next((row for row in self.rows("backups") if row["phase"] == "done"), None)
+
+        return dict(wait_for(done, f"{self.name} has a backup", PATIENCE, every=2))
+
+    @contextmanager
+    def dsn(self, name: str = "") -> Iterator[str]:
+        """A way in, through a tunnel of this process."""
+        client = KubernetesClient(namespace=self.namespace.name)
+        (_, text), secret = client.psql_command(name or self.name)
+        yield f"{text} password={secret['PGPASSWORD']}"
+
+    @contextmanager
+    def connected(self, name: str = "") -> Iterator[psycopg.Connection[Any]]:
+        with self.dsn(name) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+            yield connection
+
+
+@pytest.fixture(scope="module")
+def store(in_lab: bool, namespace: Namespace) -> Iterator[Objects]:
+    if not in_lab:
+        pytest.skip("the S3 server is in the lab's network")
+    enter = (sys.executable, "-m", "lab", "run")
+    with (
+        tempfile.TemporaryDirectory(prefix="pgherd-s3-") as folder,
+        objects(Path(folder) / "s3", CONTROL_PLANE, enter) as server,
+    ):
+        keys = {
+            "access-key-id": KEY,
+            "secret-access-key": SECRET,
+            "passphrase": "correct horse battery staple",
+            "ca.crt": server.authority.read_text(),
+        }
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": KEYS}, "stringData": keys}
+        namespace.apply(secret)
+        yield server
+
+
+def declared(store: Objects, **more: Any) -> dict[str, Any]:
+    """``spec.backup``"""
+    s3 = {"bucket": BUCKET, "endpoint": store.endpoint, "uriStyle": "path"}
+    return {
+        "method": "pgbackrest",
+        "repository": {"s3": s3},
+        "secretRef": KEYS,
+        "encrypt": True,
+        "restorePointEvery": "2s",
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def bank(namespace: Namespace, store: Objects) -> Iterator[Bank]:
+    made = Bank(namespace, "bank")
+    try:
+        made.cluster.apply(backup=declared(store))
+        made.cluster.wait_phase("Running", timeout=PATIENCE)
+        with made.connected() as connection:
+            make_tables(connection)
+        made.await_backup()
+        yield made
+    finally:
+        for name in ("bank", "bank-copy", "bank-again"):
+            made.run("delete", name, "--purge", "--yes", check=False)
+        namespace.kubectl("delete", "pgb,pgbs", "--all", check=False)
+
+
+def newest(ledger: Ledger) -> str:
+    return max(ledger.acknowledged.values()).isoformat(timespec="milliseconds")
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def test_backups_are_healthy_and_told_everywhere(bank: Bank) -> None:
+    wait_for(
+        lambda: bank.cluster.condition("BackupsHealthy").get("status") == "True", "backups are healthy", 90
+    )
+    status = bank.cluster.status["backups"]
+    assert status["method"] == "pgbackrest"
+    assert status["repository"] == f"s3://{BUCKET}/bank"
+    assert status["lastBackup"]["phase"] == "done"
+    [first] = bank.rows("backups")
+    assert set(first["groups"]) == {"0", "1", "2"}
+    assert all(group["type"] == "full" for group in first["groups"].values())
+
+
+def test_keys_are_in_no_environment_and_in_no_declaration(bank: Bank) -> None:
+    for pod in bank.cluster.pods():
+        environment = bank.namespace.kubectl("exec", pod["metadata"]["name"], "--", "env")
+        assert SECRET not in environment
+        assert SECRET not in str(pod)
+
+
+def test_a_point_under_moving_money_is_restored_into_a_new_cluster(bank: Bank) -> None:
+    with bank.dsn() as dsn, movers(dsn) as ledger:
+        await_transfers(ledger, 100)
+        done = bank.run("backup", bank.name, "--type", "incremental", timeout=PATIENCE)
+        assert "is done (3 groups" in done.out, done
+        await_transfers(ledger, 100)
+        pause(ledger)
+        last = newest(ledger)
+        bank.await_point_after(last)
+    assert not ledger.errors, ledger.errors[:3]
+    begun = min(ledger.began.values()).isoformat()
+    offered = bank.restorable()
+    inside = [n for n, row in enumerate(offered) if n and begun < row["time"] < last]
+    assert len(inside) >= 3, offered
+    chosen = random.choice(inside)
+    point = offered[chosen]
+    restored = bank.run("restore", bank.name, "bank-copy", "--point", point["name"], timeout=600.0)
+    assert "bank-copy: restored after " in restored.out, restored
+    with bank.connected("bank-copy") as connection:
+        transfers = audit(
+            connection, ledger, since=moment(offered[chosen - 1]["time"]), until=moment(point["time"])
+        )
+    assert 0 < transfers < len(ledger.acknowledged)
+    assert bank.run("check", "bank-copy", check=False).code == 0
+    # It is one of its own: other passwords, other addresses, another place in the bucket, standbys.
+    one, other = (bank.namespace.get("secret", f"{name}-owner")["data"] for name in ("bank", "bank-copy"))
+    assert one["password"] != other["password"]
+    segments = Cluster(bank.namespace, "bank-copy").psql(
+        Cluster(bank.namespace, "bank-copy").member("coordinator", "primary"),
+        "SELECT string_agg(o, ' ') FROM pg_foreign_server s, unnest(srvoptions) o",
+    )
+    assert "bank-copy-segment-1" in segments
+    assert f"{bank.namespace.name}.bank-copy.ca.crt" in segments
+    assert f"{bank.namespace.name}.bank.ca.crt" not in segments
+    assert not bank.namespace.list("pods", "pgherd.io/restore"), "what was only needed meanwhile is gone"
+
+
+def test_an_unknown_point_changes_nothing(bank: Bank) -> None:
+    wrong = bank.run("restore", bank.name, "bank-none", "--point", "nonsense", check=False)
+    assert wrong.code == 2
+    assert "no restore point 'nonsense' can be restored: there are " in wrong.err
+    assert not bank.namespace.exists("pgc", "bank-none")
+
+
+def test_backups_are_resources(bank: Bank) -> None:
+    bank.namespace.apply(
+        {
+            "apiVersion": "pgherd.io/v1alpha1",
+            "kind": "PostgresBackup",
+            "metadata": {"name": "before-release"},
+            "spec": {"cluster": bank.name, "type": "differential"},
+        }
+    )
+
+    def done() -> bool:
+        status = bank.namespace.get("pgb", "before-release").get("status") or {}
+        assert status.get("phase") != "Failed", status
+        return bool(status.get("phase") == "Done")
+
+    wait_for(done, "the declared backup is done", PATIENCE, every=2)
+    status = bank.namespace.get("pgb", "before-release")["status"]
+    assert status["restorePoint"]
+    assert {group["type"] for group in status["groups"].values()} == {"differential"}
+
+
+def test_a_schedule_makes_backups(bank: Bank) -> None:
+    bank.namespace.apply(
+        {
+            "apiVersion": "pgherd.io/v1alpha1",
+            "kind": "PostgresBackupSchedule",
+            "metadata": {"name": "each-minute"},
+            "spec": {"cluster": bank.name, "cron": "* * * * *", "type": "incremental"},
+        }
+    )
+    try:
+
+        def made() -> bool:
+            return any(
+                row["id"].startswith("each-minute-") and row["phase"] == "done"
+                for row in bank.rows("backups")
+            )
+
+        wait_for(made, "the schedule's first backup is done", PATIENCE, every=2)
+        [row] = bank.run("backup-schedules", "-o", "json").json()
+        assert row["lastBackup"].startswith("each-minute-")
+    finally:
+        bank.run("delete-schedule", "each-minute")
+
+
+def test_an_operator_that_is_killed_in_a_backup_is_followed_by_one_that_goes_on(
+    bank: Bank, operator: Namespace
+) -> None:
+    with patched(operator, crashing(BACKUP_CRASHES)):
+        done = bank.run("backup", bank.name, timeout=600.0)
+        assert "is done (3 groups" in done.out, done
+        survived(operator, *BACKUP_CRASHES)
+    last = bank.rows("backups")[-1]
+    assert (last["phase"], set(last["groups"])) == ("done", {"0", "1", "2"})
+    for pod in bank.cluster.pods():
+        running = bank.namespace.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", PROCESSES)
+        assert "--log-level-console=detail" not in running, "no backup goes on in a pod"
+    bank.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds")[:10])
+
+
+def test_an_operator_that_is_killed_at_every_step_of_a_restore_is_followed_by_one_that_goes_on(
+    bank: Bank, operator: Namespace
+) -> None:
+    with bank.dsn() as dsn, movers(dsn) as ledger:
+        await_transfers(ledger, 20)
+        pause(ledger)
+        point = bank.await_point_after(newest(ledger))
+    with patched(operator, crashing(RESTORE_CRASHES)):
+        bank.run("restore", bank.name, "bank-again", "--point", point["name"], timeout=900.0)
+        survived(operator, *RESTORE_CRASHES)
+    with bank.connected("bank-again") as connection:
+        balances = connection.execute("SELECT sum(balance), count(*) FROM account").fetchone()
+        transfers = connection.execute("SELECT count(*) FROM transfer").fetchone()
+    assert balances is not None
+    assert balances[0] == 64 * 1000
+    assert transfers is not None
+    assert transfers[0] >= len(ledger.acknowledged)
+
+
+def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else_waits_for_them(
+    namespace: Namespace, store: Objects
+) -> None:
+    late = Bank(namespace, "late")
+    try:
+        late.cluster.apply(segments=1, standbys=0)
+        late.cluster.wait_phase("Running", timeout=PATIENCE)
+        late.cluster.patch({"backup": declared(store, secretRef="late-keys")})
+
+        def told() -> str:
+            found = late.cluster.condition("BackupsHealthy")
+            return found["message"] if found.get("status") == "False" else ""
+
+        wait_for(
+            lambda: f"there is no Secret late-keys of namespace {namespace.name}" in told(),
+            "the missing Secret is told",
+            PATIENCE,
+        )
+        assert late.cluster.condition("Ready")["status"] == "True"
+        data = namespace.get("secret", KEYS)["data"]
+        namespace.apply(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "late-keys"}, "data": data}
+        )
+        late.await_backup()
+        wait_for(
+            lambda: late.cluster.condition("BackupsHealthy").get("status") == "True",
+            "backups are healthy",
+            180,
+        )
+        assert late.restorable()
+    finally:
+        late.run("delete", "late", "--purge", "--yes", check=False)
+
+
+def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
+    for command in (
+        ("restore", bank.name, "--in-place", "--yes"),
+        ("clone", bank.name, "bank-none"),
+        ("drill", bank.name),
+        ("repair", bank.name, "--group", "segment-1"),
+    ):
+        refused = bank.run(*command, check=False)
+        assert refused.code == 2, refused
+        assert "not available on kubernetes in this version" in refused.err
+
+
+PROCESSES = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done"
+
+
+def crashing(points: tuple[str, ...]) -> dict[str, object]:
+    """The operator's container; it dies by SIGKILL once at each place."""
+    return {
+        "name": "operator",
+        "command": ["sh", "-c", RESTART],
+        "env": [
+            {"name": "PGHERD_CRASH_AT", "value": ",".join(points)},
+            {"name": "PGHERD_CRASH_LOG", "value": LOG},
+        ],
+    }

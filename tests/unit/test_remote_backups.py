@@ -1,0 +1,131 @@
+"""What the commands make of wishes about backups on Kubernetes: resources, and nothing where they make no sense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pgherd.errors import BadInput, PgherdError
+from pgherd.model.spec import PostgresCluster
+from pgherd.remote.api import explained
+from pgherd.remote.client import KubernetesClient
+from tests.support.backups import at, point
+from tests.support.kube_api import Kube, kube_api
+from tests.unit.test_kubernetes_backups import CORE, DECLARED, GROUP
+
+SPEC = {"engine": "fdw", "shardCount": 8, "segments": {"count": 2}}
+
+
+class Commands(KubernetesClient):
+    """The client of a fake API; what it declares is kept."""
+
+    def __init__(self, client: Any) -> None:
+        @contextmanager
+        def asking() -> Iterator[None]:
+            with explained("http://it"):
+                yield
+
+        self._api = SimpleNamespace(client=client, namespace="prod", asking=asking)  # type: ignore[assignment]
+        self.declared_clusters: list[PostgresCluster] = []
+
+    def up(self, cluster: PostgresCluster) -> None:
+        self.declared_clusters.append(cluster)
+
+
+def resource(spec: dict[str, Any]) -> dict[str, Any]:
+    metadata = {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"}}
+    return {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster", "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture
+def kube() -> Iterator[tuple[Kube, Commands]]:
+    with kube_api() as (kube, api):
+        kube.put(f"{GROUP}/postgresclusters/shop", resource({**SPEC, "backup": DECLARED}))
+        kube.put(f"{GROUP}/postgresclusters/plain", resource(SPEC))
+        points = [
+            {**point(hour).as_json(), "state": "restorable" if hour < 3 else "not archived yet"}
+            for hour in (1, 2, 3)
+        ]
+        backups = [{"id": "first", "type": "full", "phase": "done"}]
+        data = {"backups": json.dumps(backups), "restorePoints": json.dumps(points)}
+        kube.put(f"{CORE}/configmaps/shop.backups", {"kind": "ConfigMap", "data": data})
+        yield kube, Commands(api.client)
+
+
+def test_a_restore_declares_a_cluster_that_names_its_point(kube: tuple[Kube, Commands]) -> None:
+    _, commands = kube
+    found = commands.restore("shop", "shop2", time=at(1.5))
+    assert (found["restorePoint"], found["following"]["name"]) == ("p1", "p2")
+    [made] = commands.declared_clusters
+    assert made.metadata.name == "shop2"
+    assert made.spec.segments.count == 2
+    assert made.spec.bootstrap is not None
+    recovery = made.spec.bootstrap.recovery
+    assert recovery is not None
+    assert (recovery.cluster, recovery.restore_point, recovery.secret_ref) == ("shop", "p1", "keys")
+    assert recovery.method == "pgbackrest"
+    assert made.spec.backup is not None, "it has backups of its own"
+    assert "annotations" not in made.metadata.model_dump(exclude_none=True, exclude_defaults=True)
+
+
+def test_the_newest_point_that_can_be_restored_is_meant_if_none_is_named(
+    kube: tuple[Kube, Commands],
+) -> None:
+    _, commands = kube
+    assert commands.restore("shop", "shop2")["restorePoint"] == "p2"
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "told"),
+    [
+        ("shop2", {"restore_point": "p3"}, "no restore point 'p3' can be restored: there are 2, from p1"),
+        ("plain", {}, "plain is here already"),
+        ("shop2", {"in_place": True}, "--in-place: is not available on kubernetes"),
+        ("shop2", {"repository": "/mnt"}, "--repository: is for the local platform"),
+        ("shop2", {"time": "2026-11-21T09:15:00"}, "--time: must be a time with its zone"),
+    ],
+)
+def test_a_restore_that_can_not_be_changes_nothing(
+    kube: tuple[Kube, Commands], target: str, options: dict[str, Any], told: str
+) -> None:
+    _, commands = kube
+    with pytest.raises(BadInput, match=told):
+        commands.restore("shop", target, **options)
+    assert commands.declared_clusters == []
+
+
+def test_a_backup_is_a_resource(kube: tuple[Kube, Commands]) -> None:
+    api, commands = kube
+    name = commands.backup("shop", "incremental")
+    path = f"{GROUP}/postgresbackups/{name}"
+    assert api.objects[path]["spec"] == {"cluster": "shop", "type": "incremental"}
+    api.put(path, {**api.objects[path], "status": {"phase": "Failed", "error": "no room"}})
+    with pytest.raises(PgherdError, match=f"backup {name} failed: no room"):
+        commands.wait_backup("shop", name)
+    api.put(path, {**api.objects[path], "status": {"phase": "Done", "groups": {}, "bytes": 1}})
+    assert commands.wait_backup("shop", name)["phase"] == "done"
+
+
+def test_backups_of_a_cluster_without_any_are_refused(kube: tuple[Kube, Commands]) -> None:
+    _, commands = kube
+    for ask in (
+        lambda: commands.backup("plain", "full"),
+        lambda: commands.backups("plain"),
+        lambda: commands.restore_points("plain"),
+    ):
+        with pytest.raises(BadInput, match=r"plain has no backups: spec\.backup says"):
+            ask()
+    with pytest.raises(BadInput, match="--type: must be one of full"):
+        commands.backup("shop", "half")
+
+
+def test_points_are_shown_as_on_one_machine(kube: tuple[Kube, Commands]) -> None:
+    _, commands = kube
+    rows = commands.restore_points("shop")
+    assert [row["restorable"] for row in rows] == [True, True, False]
+    assert rows[0]["lsns"]["1"].keys() == {"lsn", "timeline"}
