@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -222,18 +221,6 @@ def test_no_member_starts_where_citus_is_not_installed_any_more(herd: Home, prog
     assert not herd.running("patroni.yml")
     programs.tell_the_truth()
     herd.run("start", "shop")
-
-
-def test_a_pair_of_versions_that_citus_does_not_support_is_refused(tmp_path: Path) -> None:
-    programs = Programs(tmp_path / "programs")
-    programs.tell("12.1-1")
-    with citus_home({"PGHERD_BIN_DIR": str(programs.directory)}) as home:
-        done = home.up(declaration(engine="citus"), check=False)
-        assert done.returncode == 2
-        assert "Citus 12.1 is older than 13.0, the first that pgherd runs" in done.stderr
-        assert "--bin-dir" in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-        assert not home.path.exists() or not home.processes()
 
 
 def test_a_node_that_is_registered_where_no_member_is(herd: Home) -> None:

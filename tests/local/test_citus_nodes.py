@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from pgherd.errors import PgherdError
-from tests.support.citus import needs_citus
+from tests.support.citus import Programs, citus_home, needs_citus
 from tests.support.citus_servers import CitusHerd, running_citus_herd
+from tests.support.home import declaration
 from tests.support.servers import rows
 
 pytestmark = needs_citus
@@ -78,6 +80,18 @@ def test_a_key_of_a_type_that_has_no_hash_is_refused_and_the_table_stays_as_it_i
         assert rows(connection, "SELECT count(*) FROM odd") == [1]
         assert rows(connection, "SELECT count(*) FROM citus_tables WHERE table_name = 'odd'::regclass") == [0]
         connection.execute("DROP TABLE odd")
+
+
+def test_a_pair_of_versions_that_citus_does_not_support_is_refused(tmp_path: Path) -> None:
+    programs = Programs(tmp_path / "programs")
+    programs.tell("12.1-1")
+    with citus_home({"PGHERD_BIN_DIR": str(programs.directory)}) as home:
+        done = home.up(declaration(engine="citus"), check=False)
+        assert done.returncode == 2
+        assert "Citus 12.1 is older than 13.0, the first that pgherd runs" in done.stderr
+        assert "--bin-dir" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not home.path.exists() or not home.processes()
 
 
 def test_a_segment_that_lost_the_extension_is_named_not_made_anew_and_comes_back_as_told(
