@@ -306,7 +306,9 @@ def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else
             "the missing Secret is told",
             PATIENCE,
         )
-        assert late.cluster.condition("Ready")["status"] == "True"
+        # Its members were replaced one by one, and serve.
+        late.cluster.wait_phase("Running", timeout=PATIENCE)
+        assert told()
         data = namespace.get("secret", KEYS)["data"]
         namespace.apply(
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "late-keys"}, "data": data}

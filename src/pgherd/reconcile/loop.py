@@ -251,9 +251,15 @@ class ClusterLoop(threading.Thread):
             return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
         changed = self._platform.align(seen.declaration.cluster, wanted)
-        # Before members are made that need it.
-        make_method(self._platform, seen.declaration.cluster).equip()
+        self._equip(seen)
         return changed
+
+    def _equip(self, seen: Observed) -> None:
+        """Before members are made that need it. Databases do not wait for it: the condition of backups tells it."""
+        try:
+            make_method(self._platform, seen.declaration.cluster).equip()
+        except PgherdError as error:
+            logger.info("%s: backups: %s", self.cluster, one_line(error))
 
     def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(

@@ -329,7 +329,8 @@ def _conditions(
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     if seen.backups is not None:
-        trouble = [*seen.backups.get("problems", ()), *filter(None, [seen.backups.get("error")])]
+        told = [*seen.backups.get("problems", ()), *filter(None, [seen.backups.get("error")])]
+        trouble = list(dict.fromkeys(told))
         reason = "Failing" if trouble else "AsDeclared"
         conditions.append(
             ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
