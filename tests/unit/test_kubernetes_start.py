@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pgherd.backup import restore
 from pgherd.platform.kubernetes import patroni_files
 from tests.unit.test_kubernetes_objects import objects
 
@@ -135,3 +136,10 @@ def test_nothing_on_the_volume_is_touched_before_it_is_ours(containers: Containe
     containers.start()
     until(lambda: "still uses this volume" in containers.said(1), "the second says that it waits")
     assert (containers.volume / "data" / "half").exists()
+
+
+def test_a_restore_that_nobody_knows_of_any_more_is_not_taken_for_a_database(containers: Containers) -> None:
+    (containers.volume / restore.FOLDER).mkdir()
+    assert containers.start().wait(10) == 2
+    assert "a restore that was not finished" in containers.said(0)
+    assert not containers.servers()

@@ -24,6 +24,8 @@ DATA_PATH = f"{VOLUME_PATH}/data"
 LOCK_PATH = f"{VOLUME_PATH}/lock"
 """locked as long as anything of a container uses the volume"""
 SOCKET_PATH = "/run/postgresql"
+UNFINISHED = "from-backup"
+"""what a restore puts together beside the data, until it is complete"""
 SERVICE = "member"
 """the name of the settings that members' own connections have in common"""
 BACKUP_DIRECTORY = "/etc/pgherd-backup"
@@ -54,6 +56,13 @@ for file in @REQUIRED@; do
 done
 if ! command -v flock > /dev/null; then
     echo "this image has no flock (package util-linux), without which nothing keeps two servers off one volume"
+    exit 2
+fi
+if [ -e {VOLUME_PATH}/{UNFINISHED} ]; then
+    message="this volume holds a restore that was not finished, and nobody knows of it any more: delete the cluster\
+ with its volumes, and restore anew"
+    echo "$message"
+    echo "$message" > /dev/termination-log || true
     exit 2
 fi
 ending= patroni= code=0 told=
