@@ -29,6 +29,7 @@ def request(platform: LocalPlatform, world: observe.World, group: str, *, accept
     :param accept: the loss of whatever is not in the repository is accepted
     :return: ``id`` (None: Patroni does it, or nothing is to be done) and ``message``
     :raises BadInput: there is nothing to repair, or nothing to repair it from
+    :raises Unavailable: a member that is to be copied anew can't be told so now
     """
     name, number = world.name, steering.group_number(world, group)
     if platform.declaration(name).stopped:
@@ -66,12 +67,19 @@ def _copy_anew(world: observe.World, seen: Observed, group: int) -> str:
 
 
 def _reinitialise(world: observe.World, state: MemberState) -> None:
-    # Without a Patroni that answers the supervisor starts one, which copies what is not there.
-    if state.patroni is not None and state.patroni.state not in ("creating", "starting"):
-        try:
-            world.patroni.reinitialize(state.view.rest)
-        except Unavailable:
-            return
+    """Have Patroni copy a member anew; one without data, or in the middle of a copy, is copied as it is.
+
+    :raises Unavailable: it can't be told that now
+    """
+    told = state.patroni
+    if not state.view.has_data or (told is not None and told.state == "creating"):
+        return
+    if told is None or told.state == "starting":
+        why = "does not answer" if told is None else "is starting"
+        raise Unavailable(
+            f"{state.member.name} {why}, it can't be told to begin anew: ask again if it does not come up"
+        )
+    world.patroni.reinitialize(state.view.rest)
 
 
 def _wish(platform: LocalPlatform, name: str, group: int, accept: bool) -> str:
