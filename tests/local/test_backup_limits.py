@@ -187,9 +187,10 @@ def test_past_its_limit_the_log_is_let_go_and_no_point_spans_the_gap(home: Home,
     written = now()
     home.query("INSERT INTO item VALUES (-5, 'after the gap') RETURNING 1")
     after = await_point_after(home, written)
-    copied = min(each["finishedAt"] for each in backups(home) if each["id"] not in known)
+    closing = {each["restorePoint"] for each in backups(home) if each["id"] not in known}
     offered = [point for point in restorable(home) if point["time"] > before["time"]]
-    assert all(point["time"] > written or point["time"] > copied[:19] for point in offered), offered
+    complete = min(point["time"] for point in offered if point["name"] in closing)
+    assert all(point["time"] >= complete for point in offered), offered
     home.run("restore", "shop", "then", "--point", after["name"], timeout=400)
     assert home.query("SELECT id FROM item WHERE id < 0 ORDER BY 1", "then") == [(-5,), (-4,), (-3,)]
     assert_sound(home, "then")
