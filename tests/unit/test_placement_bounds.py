@@ -229,3 +229,10 @@ def test_a_thousand_groups_on_64_segments_are_planned_in_less_than_a_second() ->
     started = time.perf_counter()
     assert plan(items, equally(64))
     assert time.perf_counter() - started < 1
+
+
+def test_many_small_groups_make_up_for_a_few_large_ones() -> None:
+    """Half of the new segments have their share with one large group; the small ones all go to the other half."""
+    items = [Item(0, i, 1, 8192) for i in range(32)]
+    items += [Item(colocation, i, 1, 900) for colocation in (1, 2) for i in range(32)]
+    assert_even(items, plan(items, equally(51)), equally(51))

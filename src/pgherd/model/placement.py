@@ -333,9 +333,16 @@ Chooser = Callable[[_Map, int, int], Iterable[Choice]]
 
 def _fill(now: _Map, added: Collection[int], style: Style) -> _Map:
     sources = [segment for segment in now.weights if segment not in added]
+    room = sum(max(0, _most(now, target) - now.totals[target]) for target in added)
+
+    def is_full(now: _Map, target: int) -> bool:
+        # Where bytes come first one segment may get many small groups, as long as all together do not get more.
+        return (
+            len(now.moves) >= room if style is not Style.COUNTS else now.totals[target] >= _most(now, target)
+        )
 
     def capped(choices: Chooser) -> Chooser:
-        return lambda now, source, target: () if _is_full(now, target) else choices(now, source, target)
+        return lambda now, source, target: () if is_full(now, target) else choices(now, source, target)
 
     for choices in _choosers(style):
         _repeat(now, sources, sorted(added), choices if choices is _needs else capped(choices))
@@ -362,9 +369,9 @@ def _choosers(style: Style) -> Sequence[Chooser]:
     }[style]
 
 
-def _is_full(now: _Map, target: int) -> bool:
-    """A new segment receives no more groups than its fair share of all, rounded up."""
-    return now.totals[target] >= math.ceil(now.count * now.share[target] - _EPSILON)
+def _most(now: _Map, target: int) -> int:
+    """How many groups a new segment may hold: its fair share of all, rounded up."""
+    return math.ceil(now.count * now.share[target] - _EPSILON)
 
 
 def _repeat(now: _Map, sources: Sequence[int], targets: Sequence[int], choices: Chooser) -> None:
