@@ -152,7 +152,7 @@ def main() -> None:
     try:
         with answering(liveness) as sign:
             lease.acquire(sign)
-    except PgherdError as error:
+    except (PgherdError, OSError) as error:
         raise SystemExit(f"pgherd: {error}") from None
     everywhere = namespace == ALL_NAMESPACES
     try:
