@@ -19,6 +19,8 @@ from pgherd.remote.objects import STALE_SECONDS
 
 LAB_STATE = Path(os.environ.get("LAB_STATE", "/var/lib/pgherd-lab"))
 LAB_BIN = Path(os.environ.get("LAB_CACHE", Path.home() / ".cache" / "pgherd-lab")) / "bin"
+ENGINE = os.environ.get("PGHERD_E2E_ENGINE", "fdw")
+"""of the clusters that tests make; one other than the default needs an image that has it (PGHERD_POSTGRES_IMAGE)"""
 POSTGRES_IMAGE = os.environ.get("PGHERD_POSTGRES_IMAGE", "localhost/pgherd-postgres:17")
 """what members run, and writers"""
 OPERATORS = 2
@@ -137,7 +139,7 @@ class Cluster:
             "kind": "PostgresCluster",
             "metadata": {"name": self.name},
             "spec": {
-                "engine": "fdw",
+                "engine": ENGINE,
                 "shardCount": shards,
                 "coordinator": small,
                 "segments": {**small, "count": segments},

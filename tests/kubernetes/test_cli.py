@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.kube import Cluster, Namespace, kubectl, wait_for
+from tests.kubernetes.kube import ENGINE, Cluster, Namespace, kubectl, wait_for
 from tests.kubernetes.pgherd import Done, pgherd
 
 pytestmark = pytest.mark.kubernetes
@@ -67,7 +67,7 @@ def run(namespace: Namespace) -> Iterator[Commands]:
 
 def test_status_and_list_tell_what_is_there(run: Commands) -> None:
     status = run("status", NAME, "-o", "json").json()
-    assert (status["name"], status["phase"], status["engine"]) == (NAME, "Running", "fdw")
+    assert (status["name"], status["phase"], status["engine"]) == (NAME, "Running", ENGINE)
     assert [group["name"] for group in status["groups"]] == ["coordinator", "segment-1"]
     assert [one["name"] for one in run("list", "-o", "json").json()] == [NAME]
     assert NAME in run("list").out
