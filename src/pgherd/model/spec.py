@@ -16,6 +16,7 @@ from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
 from pgherd.model.spec_models import (
     API_VERSION,
+    DEFAULT_ENGINE,
     KIND,
     ClusterSpec,
     ExpansionSpec,
@@ -66,7 +67,6 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseModel)
 
-_ENGINE = {"local": "fdw", "kubernetes": "citus"}
 _VERSION = ("spec", "postgres", "version")
 _KUBERNETES_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 
@@ -168,7 +168,7 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresC
     :param platform: ``local`` or ``kubernetes``
     """
     spec = cluster.spec
-    update: dict[str, Any] = {"engine": spec.engine or _ENGINE[platform]}
+    update: dict[str, Any] = {"engine": spec.engine or DEFAULT_ENGINE[platform]}
     if platform == "kubernetes":
         update["coordinator"] = _with_resources(spec.coordinator)
         update["segments"] = _with_resources(spec.segments)
