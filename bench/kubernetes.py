@@ -46,8 +46,7 @@ class Bench:
             cluster.wait_phase("Running", timeout=180)
             yield cluster, time.monotonic() - began
         finally:
-            cluster.patch({"deletionPolicy": "Delete"})
-            cluster.delete()
+            cluster.purge()
 
     def ready(self) -> Numbers:
         """From ``kubectl apply`` to Running."""

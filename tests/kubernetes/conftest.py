@@ -135,5 +135,4 @@ def shop(namespace: Namespace) -> Iterator[Cluster]:
     cluster.apply()
     cluster.wait_phase("Running")
     yield cluster
-    cluster.patch({"deletionPolicy": "Delete"})
-    cluster.delete()
+    cluster.purge()

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pgherd.remote.objects import STALE_SECONDS
+from pgherd.remote import objects
 
 LAB_STATE = Path(os.environ.get("LAB_STATE", "/var/lib/pgherd-lab"))
 LAB_BIN = Path(os.environ.get("LAB_CACHE", Path.home() / ".cache" / "pgherd-lab")) / "bin"
@@ -100,12 +100,6 @@ class Namespace:
         return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
 
-def age(status: Mapping[str, Any]) -> float:
-    """Seconds since the operator looked; in the lab all clocks are one."""
-    at = status.get("observedAt")
-    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else 0.0
-
-
 def scale_operator(operator: Namespace, count: int = OPERATORS) -> None:
     """Have so many of its pods."""
     operator.kubectl("scale", "deployment/pgherd-operator", f"--replicas={count}")
@@ -173,7 +167,7 @@ class Cluster:
             found = self.resource
             status: dict[str, Any] = found.get("status") or {}
             current = status.get("generation") == found["metadata"]["generation"]
-            fresh = "Stopped" in phases or age(status) <= STALE_SECONDS
+            fresh = "Stopped" in phases or objects.age(status, datetime.now(UTC)) <= objects.STALE_SECONDS
             return status if current and fresh and status.get("phase") in phases else None
 
         try:
@@ -221,6 +215,11 @@ class Cluster:
             "exec", member, "--", "env", f"PGPASSWORD={password}",
             "psql", "-h", "/run/postgresql", "-U", "postgres", "-d", database, "-XAtc", sql,
         ).strip()  # fmt: skip
+
+    def purge(self) -> None:
+        """Delete it with its data and wait until it is gone."""
+        self.patch({"deletionPolicy": "Delete"})
+        self.delete()
 
     def delete(self, timeout: float = 120.0) -> None:
         """Delete the resource and wait until it is gone."""

@@ -19,8 +19,7 @@ SECONDS = 30.0
 def broken(namespace: Namespace) -> Iterator[Cluster]:
     cluster = Cluster(namespace, "broken")
     yield cluster
-    cluster.patch({"deletionPolicy": "Delete"})
-    cluster.delete()
+    cluster.purge()
 
 
 @pytest.mark.parametrize(

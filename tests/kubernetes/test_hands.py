@@ -8,10 +8,10 @@ import json
 import secrets
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 
+from pgherd.platform.kubernetes import views
 from tests.kubernetes.kube import Cluster, Namespace, scale_operator, wait_for
 from tests.kubernetes.test_life import nothing, rows
 from tests.kubernetes.test_operator import kill_operator
@@ -228,12 +228,6 @@ def rows_or_zero(cluster: Cluster) -> int:
         return 0
 
 
-def ready(pod: dict[str, Any]) -> list[bool]:
-    """Of each container."""
-    found = pod["status"].get("containerStatuses") or [{"ready": False}]
-    return [bool(each["ready"]) for each in found]
-
-
 def test_two_operators_never_work_at_once(shop: Cluster, operator: Namespace) -> None:
     """A second one waits, and takes over when the first is gone."""
 
@@ -247,7 +241,7 @@ def test_two_operators_never_work_at_once(shop: Cluster, operator: Namespace) ->
         lambda: [
             pod["metadata"]["name"]
             for pod in operator.list("pods")
-            if pod["metadata"]["name"] != first and all(ready(pod))
+            if pod["metadata"]["name"] != first and views.is_ready(pod)
         ],
         "there are two, and the one that waits is ready",
     )

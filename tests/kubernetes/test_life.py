@@ -36,8 +36,7 @@ def test_a_cluster_is_ready_within_45_seconds(namespace: Namespace, segments: in
         assert status["segments"] == segments
         assert took <= 45
     finally:
-        cluster.patch({"deletionPolicy": "Delete"})
-        cluster.delete()
+        cluster.purge()
     wait_for(lambda: not namespace.list("pvc", "pgherd.io/cluster=quick"), "the volumes are gone")
     for kind in ("statefulset", "service", "configmap", "secret", "pdb", "serviceaccount", "networkpolicy"):
         assert not namespace.list(kind, "pgherd.io/cluster=quick"), kind

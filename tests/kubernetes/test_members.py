@@ -30,8 +30,7 @@ def shop(namespace: Namespace) -> Iterator[Cluster]:
     namespace.apply(declared)
     cluster.wait_phase("Running")
     yield cluster
-    cluster.patch({"deletionPolicy": "Delete"})
-    cluster.delete()
+    cluster.purge()
 
 
 def said(cluster: Cluster, member: str, dsn: str) -> str:
@@ -104,8 +103,7 @@ def test_members_go_to_the_nodes_that_are_kept_for_them(namespace: Namespace, in
     finally:
         kubectl("taint", "node", node, f"{TAINT}-")
         kubectl("label", "node", node, f"{TAINT}-")
-        kept.patch({"deletionPolicy": "Delete"})
-        kept.delete()
+        kept.purge()
 
 
 def startups(pod_uid: str) -> list[int]:

@@ -114,8 +114,7 @@ def shop(crashing: Namespace, namespace: Namespace) -> Iterator[Cluster]:
     cluster.wait_phase("Running", timeout=300)
     survived(crashing, *FOUNDING)
     yield cluster
-    cluster.patch({"deletionPolicy": "Delete"})
-    cluster.delete()
+    cluster.purge()
     assert not namespace.list("pods", "pgherd.io/cluster=shop")
     wait_for(lambda: not namespace.list("pvc", "pgherd.io/cluster=shop"), "the volumes are gone")
     survived(crashing, *DELETING)

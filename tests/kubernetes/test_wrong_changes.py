@@ -58,8 +58,7 @@ def lone(namespace: Namespace) -> Iterator[Cluster]:
     cluster.apply(segments=1, standbys=0)
     cluster.wait_phase("Running")
     yield cluster
-    cluster.patch({"deletionPolicy": "Delete"})
-    cluster.delete()
+    cluster.purge()
 
 
 def members(cluster: Cluster) -> dict[str, str]:

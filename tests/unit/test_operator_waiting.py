@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.error
 import urllib.request
 
 import pytest
 
 from pgherd.operator import waiting
+from tests.support.servers import free_port
 
 
 def free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}/healthz"
+    return f"http://127.0.0.1:{free_port()}/healthz"
 
 
 def answer(url: str) -> int:

@@ -336,10 +336,10 @@ def _fill(now: _Map, added: Collection[int], style: Style) -> _Map:
     room = sum(max(0, _most(now, target) - now.totals[target]) for target in added)
 
     def is_full(now: _Map, target: int) -> bool:
+        if style is Style.COUNTS:
+            return now.totals[target] >= _most(now, target)
         # Where bytes come first one segment may get many small groups, as long as all together do not get more.
-        return (
-            len(now.moves) >= room if style is not Style.COUNTS else now.totals[target] >= _most(now, target)
-        )
+        return len(now.moves) >= room
 
     def capped(choices: Chooser) -> Chooser:
         return lambda now, source, target: () if is_full(now, target) else choices(now, source, target)

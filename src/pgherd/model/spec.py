@@ -17,6 +17,7 @@ from pgherd.model import spec_yaml
 from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RetentionSpec
 from pgherd.model.spec_models import (
     API_VERSION,
+    DEFAULT_ENGINE,
     KIND,
     ClusterSpec,
     ExpansionSpec,
@@ -83,7 +84,6 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseModel)
 
-_ENGINE = {"local": "fdw", "kubernetes": "citus"}
 _VERSION = ("spec", "postgres", "version")
 _KUBERNETES_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 
@@ -192,7 +192,7 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresC
     :raises BadInput: what is filled in does not go with what was declared
     """
     spec = cluster.spec
-    update: dict[str, Any] = {"engine": spec.engine or _ENGINE[platform]}
+    update: dict[str, Any] = {"engine": spec.engine or DEFAULT_ENGINE[platform]}
     if spec.expansion.mode == "clone" and update["engine"] == "fdw":
         raise BadInput(f"spec.expansion.mode: {NO_CLONES}")
     if spec.expansion.mode == "clone" and platform == "kubernetes":

@@ -29,6 +29,9 @@ from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_time
 API_VERSION = "pgherd.io/v1alpha1"
 KIND = "PostgresCluster"
 
+DEFAULT_ENGINE = {"local": "fdw", "kubernetes": "citus"}
+"""by platform: what is taken where none is declared"""
+
 MAX_NAME = 40
 """A group's StatefulSet is NAME-segment-256: Kubernetes adds 11 characters to that and allows 63. Members are
 ``NAME-segment-256-8``, shorter still."""

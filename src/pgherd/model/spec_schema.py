@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pgherd.model.spec_models import MAX_NAME, OWN_ENDING, OWN_ENDING_MESSAGE, PostgresCluster
+from pgherd.model.spec_models import DEFAULT_ENGINE, MAX_NAME, OWN_ENDING, OWN_ENDING_MESSAGE, PostgresCluster
 
 Schema = dict[str, Any]
 
@@ -25,7 +25,7 @@ IMMUTABLE = (
 )
 """Paths below ``spec`` that may not change in a cluster that exists, nor be set or left out later."""
 
-_LEFT_OUT = {("spec", "engine"): "citus"}
+_LEFT_OUT = {("spec", "engine"): DEFAULT_ENGINE["kubernetes"]}
 """what Kubernetes takes where such a field is left out: to write that down is no change"""
 
 RULES: tuple[Schema, ...] = (

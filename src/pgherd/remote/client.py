@@ -59,7 +59,7 @@ class Heard:
 
     def believes(self, now: dict[str, Any]) -> bool:
         """Whether a status is of now: not old by this machine's clock, or told while we waited."""
-        return self._is_new or objects.aged(now, datetime.now(UTC))["phase"] == now["phase"]
+        return self._is_new or not objects.is_stale(now, datetime.now(UTC))
 
     def is_alive(self) -> bool:
         """It has reported, and not too long ago."""

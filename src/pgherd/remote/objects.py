@@ -10,6 +10,7 @@ from typing import Any
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
 from pgherd.platform.kubernetes import names
+from pgherd.reconcile.fulfilment import conditions
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -17,8 +18,6 @@ SILENCE = (
     "nothing is heard of the operator: 'kubectl -n pgherd-system get pods' shows whether it runs,"
     " 'pgherd install' installs it"
 )
-
-
 STALE_SECONDS = 75.0
 """an operator that lives says something of each cluster that runs at least every 30 seconds"""
 
@@ -59,17 +58,10 @@ def status_of(resource: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def aged(status: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """The same, for people: what is too old to be believed says so, and how old it is by this machine's clock.
-
-    A stopped cluster isn't looked at, and where the operator can't look it has said so itself.
-    """
-    age = _age(status, now)
-    unsure = {"type": "Ready", "status": "Unknown"} in (
-        {key: each[key] for key in ("type", "status")} for each in status["conditions"]
-    )
-    if age <= STALE_SECONDS or status["phase"] in ("Stopped", "Deleting") or unsure:
+    """The same, for people: what is too old to be believed says so, and how old it is by this machine's clock."""
+    if not is_stale(status, now):
         return dict(status)
-    message = f"last seen {status['phase']}, {age:.0f} s ago by this machine's clock: {SILENCE}"
+    message = f"last seen {status['phase']}, {age(status, now):.0f} s ago by this machine's clock: {SILENCE}"
     unknown = {"status": "Unknown", "reason": "OperatorSilent", "message": message}
     return {
         **status,
@@ -81,10 +73,20 @@ def aged(status: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     }
 
 
-def _age(status: Mapping[str, Any], now: datetime) -> float:
-    """Seconds; 0 where nobody has looked yet."""
+def is_stale(status: Mapping[str, Any], now: datetime) -> bool:
+    """Whether nobody has renewed a status that an operator would have.
+
+    A stopped cluster isn't looked at, and where the operator can't look it has said so itself.
+    """
+    is_unsure = conditions(status).get("Ready", {}).get("status") == "Unknown"
+    is_left_alone = status["phase"] in ("Stopped", "Deleting") or is_unsure
+    return not is_left_alone and age(status, now) > STALE_SECONDS
+
+
+def age(status: Mapping[str, Any], now: datetime) -> float:
+    """Seconds since the operator looked; 0 where nobody has yet."""
     try:
-        return (now - datetime.fromisoformat(str(status["observedAt"])).astimezone(UTC)).total_seconds()
+        return (now - datetime.fromisoformat(str(status.get("observedAt"))).astimezone(UTC)).total_seconds()
     except ValueError:
         return 0.0
 

@@ -289,7 +289,8 @@ class KubernetesPlatform(KeepsBackups):
             hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
-        return {each: _with_verdict(view, found, pods_now, sets) for each, view in found.items()}
+        templates = _templates(sets)
+        return {each: _with_verdict(view, found, pods_now, templates) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
@@ -573,10 +574,13 @@ def _fingerprints(cluster: str, sets: Sequence[Object]) -> dict[int, str]:
 
 
 def _with_verdict(
-    view: MemberView, found: Mapping[str, MemberView], pods: Sequence[Object], sets: Sequence[Object]
+    view: MemberView,
+    found: Mapping[str, MemberView],
+    pods: Sequence[Object],
+    templates: Mapping[str, Object],
 ) -> MemberView:
     """What a trial said of an outdated member."""
-    template = _templates(sets).get(view.member.scope)
+    template = templates.get(view.member.scope)
     if not view.outdated or template is None:
         return view
     pod, trial = trials.find(view.member, pods)

@@ -26,7 +26,6 @@ MARK = f"{names.DOMAIN}/trial-of"
 MEMORY_LIMIT = "64Mi"
 """of the trial itself"""
 
-CONTAINER = "postgres"
 NOT_THERE = 2
 ELSEWHERE = "standbys, which may run elsewhere"
 
@@ -95,15 +94,9 @@ def verdict(
     return (False if code == NOT_THERE else None), _complaint(trial, str(pod["spec"].get("nodeName")))
 
 
-def _own_statuses(pod: Object) -> list[Object]:
-    """Of the container that counts: others may have put more beside it."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return [status for status in statuses if status.get("name") == CONTAINER]
-
-
 def _exit_code(trial: Object) -> int | None:
     """How it ended; None while it has not, and when its node turned it away: it has found out nothing then."""
-    for status in _own_statuses(trial):
+    for status in views.container_statuses(trial):
         if ended := (status.get("state") or {}).get("terminated"):
             return int(ended.get("exitCode", -1))
     return None
@@ -126,7 +119,7 @@ def _has_run(pod: Object) -> bool:
     return any(
         not {"running", "terminated"}.isdisjoint(status.get("state") or {})
         or "terminated" in (status.get("lastState") or {})
-        for status in _own_statuses(pod)
+        for status in views.container_statuses(pod)
     )
 
 
@@ -141,7 +134,8 @@ def trial_pod(
     """
     spec = template["spec"]
     old, container = (
-        next(each for each in made["containers"] if each["name"] == CONTAINER) for made in (pod["spec"], spec)
+        next(each for each in made["containers"] if each["name"] == names.CONTAINER)
+        for made in (pod["spec"], spec)
     )
     return {
         "apiVersion": "v1",
@@ -160,7 +154,7 @@ def trial_pod(
             "affinity": _on_node(pod["spec"]["nodeName"]),
             "containers": [
                 {
-                    "name": CONTAINER,
+                    "name": names.CONTAINER,
                     "image": container["image"],
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["/bin/sh", "-c", script(cluster, major)],

@@ -163,7 +163,7 @@ def patroni_state(pod: Object) -> str:
         return ""
 
 
-def _container_statuses(pod: Object) -> list[Object]:
+def container_statuses(pod: Object) -> list[Object]:
     """Of the member's own container: what others have put beside it says nothing about the member."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
     return [status for status in statuses if status.get("name") == names.CONTAINER]
@@ -174,7 +174,7 @@ def ended_at(pod: Object) -> datetime | None:
 
     :return: to the second, as Kubernetes notes it: it ended up to a second later
     """
-    for status in _container_statuses(pod):
+    for status in container_statuses(pod):
         state, last = status.get("state") or {}, status.get("lastState") or {}
         ended = state.get("terminated") or ("waiting" in state and last.get("terminated"))
         if ended and ended.get("finishedAt"):
@@ -190,13 +190,13 @@ def template_of(pod: Object) -> str | None:
 
 def is_running(pod: Object) -> bool:
     """Its container runs, as far as its node reports."""
-    return any("running" in (status.get("state") or {}) for status in _container_statuses(pod))
+    return any("running" in (status.get("state") or {}) for status in container_statuses(pod))
 
 
 def why_not(pod: Object) -> str:
     """Why a pod's container does not run, in Kubernetes' words."""
     status = pod.get("status") or {}
-    for container in _container_statuses(pod):
+    for container in container_statuses(pod):
         state = container.get("state") or {}
         # What the container itself said last is worth more than that it is started over and over.
         ended = (container.get("lastState") or {}).get("terminated") or {}
