@@ -58,7 +58,13 @@ def test_a_status_of_now_is_believed(client: Client) -> None:
     assert client.wait("shop", timeout=0.3)["phase"] == "Running"
 
 
-def test_what_somebody_has_to_see_to_is_not_waited_for(client: Client) -> None:
+FAILED = {"id": 1, "kind": "expand", "generation": DONE["generation"], "phase": "failed", "error": "lost"}
+
+
+@pytest.mark.parametrize(
+    "seen", [{"errors": ["could not prepare the database of segment-2"]}, {"lastOperation": FAILED}]
+)
+def test_what_somebody_has_to_see_to_is_not_waited_for(client: Client, seen: dict[str, object]) -> None:
     unfit = {
         "type": "EngineUnfit",
         "status": "True",
@@ -67,7 +73,7 @@ def test_what_somebody_has_to_see_to_is_not_waited_for(client: Client) -> None:
         "lastTransitionTime": LONG_AGO,
     }
     now = {**DONE, "phase": "Updating", "settled": False, "conditions": [unfit]}
-    client._platform.write_status("shop", {**now, "errors": ["could not prepare the database of segment-2"]})
+    client._platform.write_status("shop", {**now, **seen})
     with pytest.raises(PgherdError, match="shop: segment-2 has lost the extension"):
         client.wait("shop", timeout=5)
 

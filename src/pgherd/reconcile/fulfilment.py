@@ -25,12 +25,14 @@ def is_fulfilled(
         return False
     if now["phase"] == "Failed":
         raise PgherdError(f"{name}: {obstacle(now, silence)}")
-    if now.get("errors") and (unfit := conditions(now).get("EngineUnfit")):
-        raise PgherdError(f"{name}: {unfit['message']}")
     last = now.get("lastOperation") or {}
+    called_off = last.get("generation") == generation and last.get("phase") in ("failed", "cancelled")
+    # An operation's error is one round's, and may not have been seen; that it failed stays.
+    if (now.get("errors") or called_off) and (unfit := conditions(now).get("EngineUnfit")):
+        raise PgherdError(f"{name}: {unfit['message']}")
     if last.get("id", 0) < operation or now["phase"] not in AT_REST or now.get("operation") is not None:
         return False
-    if last.get("generation") == generation and last.get("phase") in ("failed", "cancelled"):
+    if called_off:
         reason = last.get("error") or last.get("message")
         raise PgherdError(f"{name}: {last.get('kind')} {last['phase']}: {reason}")
     return bool(now.get("settled")) and not now.get("errors")
