@@ -14,7 +14,7 @@ import pytest
 
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.topology import Member
-from pgherd.platform.local import binaries, logs, ports, processes
+from pgherd.platform.local import binaries, hindrances, logs, ports, processes
 from pgherd.platform.local.founding import Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.platform import LocalPlatform
@@ -128,10 +128,10 @@ class TestDeclarations:
     def test_a_full_disk_is_named_before_anything_starts(
         self, platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(platform, "free_bytes", lambda member: 5 << 20)
-        platform.declare(cluster())
+        layout = Layout(platform.home).member(FIRST)
+        monkeypatch.setattr(hindrances, "free_bytes", lambda layout: 5 << 20)
         with pytest.raises(PgherdError, match=r"only 5 MiB are free .* make room"):
-            platform._require_room(FIRST)
+            hindrances.require_room(FIRST, layout)
 
     def test_a_home_without_rights_is_one_clear_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -20,13 +20,10 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
-from pgherd.backup import listing
-from pgherd.backup.catalogue import Catalogue
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model import spec as declaration
-from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR
 from pgherd.operations.copy import Summary, Tell
@@ -34,13 +31,12 @@ from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe, plan, status, steering
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
-from pgherd.supervisor import backups, daemon, repairs
+from pgherd.supervisor import backups, daemon
 from pgherd.supervisor import drill as drilling
-from pgherd.supervisor import schedules as scheduling
+from pgherd.supervisor.backup_commands import BackupCommands, Progress
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.2
 START_SECONDS = 60.0
 """a daemon is there within a second; only a machine that is very busy takes longer, and it is not told to be broken"""
@@ -52,7 +48,7 @@ def default_home() -> Path:
     return Path(os.environ.get("PGHERD_HOME") or Path(state) / "pgherd")
 
 
-class Client:
+class Client(BackupCommands):
     """One home.
 
     :param home: default :func:`default_home`
@@ -180,86 +176,7 @@ class Client:
                 self._platform.declare(changed)
         self.ensure_daemon()
 
-    # backups
-
-    def backup(self, name: str, kind: str) -> str:
-        """Ask for a backup; returns its id, to :meth:`wait_backup` for.
-
-        :raises BadInput: no such type, none are declared, another one is not done, or the cluster is stopped
-        """
-        self._staying(name)
-        made = backups.request(self._platform, name, kind)
-        self.ensure_daemon()
-        return made
-
-    def wait_backup(
-        self, name: str, backup: str, *, timeout: float = 600.0, progress: Progress | None = None
-    ) -> dict[str, Any]:
-        """Until a backup has ended.
-
-        :raises PgherdError: it failed, or time ran out
-        """
-        self.ensure_daemon()
-        method = backups.method_of(self._platform, name, None)
-        return backups.wait(method, name, backup, timeout=timeout, progress=progress)
-
-    def backups(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
-        """Every backup of a cluster, oldest first.
-
-        :param repository: where they are, if the cluster is gone
-        """
-        kept = backups.method_of(self._platform, name, repository).repository
-        kept.require()
-        return [listing.described(each) for each in kept.backups()]
-
-    def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
-        """Every restore point of a cluster, oldest first."""
-        return listing.restore_points(backups.method_of(self._platform, name, repository))
-
-    def restore(
-        self,
-        source: str,
-        target: str,
-        *,
-        repository: str | None = None,
-        restore_point: str | None = None,
-        time: str | None = None,
-        backup: str | None = None,
-        inclusive: bool = True,
-        declared: PostgresCluster | None = None,
-        in_place: bool = False,
-    ) -> dict[str, Any]:
-        """Declare a new cluster made from backups; :meth:`wait` for it.
-
-        :param inclusive: False: the newest point before the one that is meant
-        :param in_place: ``target`` is ``source`` itself, whose data are set aside
-        :return: ``restorePoint``, its ``time``, and the ``following`` one (None: there is none)
-        :raises BadInput: there is no such point, or the new name is taken
-        """
-        found = backups.plan(
-            self._platform,
-            source,
-            target,
-            repository=repository,
-            restore_point=restore_point,
-            moment=time,
-            backup=backup,
-            inclusive=inclusive,
-            declared=declared,
-            in_place=in_place,
-        )
-        if in_place:
-            self._staying(target)
-            backups.restore_in_place(self._platform, target, found)
-            self.ensure_daemon()
-        else:
-            self.up(found.cluster)
-        following = found.following
-        return {
-            "restorePoint": found.point.name,
-            "time": found.point.time,
-            "following": {"name": following.name, "time": following.time} if following else None,
-        }
+    # drills
 
     def drill(
         self,
@@ -289,91 +206,6 @@ class Client:
     def sweep_drill(self, name: str) -> None:
         """Remove what a drill left whose process is gone."""
         drilling.sweep(self, self._platform, name)
-
-    def declare_backup(self, backup: PostgresBackup) -> str:
-        """Ask for a backup of this name, unless it is there; returns its id.
-
-        :raises BadInput: as :meth:`backup`, or it is there and of another type
-        """
-        self._staying(backup.spec.cluster)
-        made = backups.request(self._platform, backup.spec.cluster, backup.spec.type, backup.metadata.name)
-        self.ensure_daemon()
-        return made
-
-    def declare_schedule(self, schedule: PostgresBackupSchedule) -> None:
-        """Create or change a schedule.
-
-        :raises BadInput: its cluster is not there or has no backups, or the schedule is of another cluster
-        """
-        self._staying(schedule.spec.cluster)
-        scheduling.declare(self._platform, schedule)
-        self.ensure_daemon()
-
-    def schedules(self, cluster: str | None = None) -> list[dict[str, Any]]:
-        """All schedules, or those of one cluster, by name, and what comes next."""
-        return scheduling.listed(self._platform, cluster)
-
-    def suspend_schedule(self, name: str, suspend: bool) -> None:
-        """Begin no more backups by this schedule, or again.
-
-        :raises BadInput: there is none of this name
-        """
-        scheduling.suspend(self._platform, name, suspend)
-        self.ensure_daemon()
-
-    def delete_schedule(self, name: str) -> None:
-        """Remove a schedule; what it made stays.
-
-        :raises BadInput: there is none of this name
-        """
-        scheduling.remove(self._platform, name)
-
-    def repository(self, name: str) -> Catalogue:
-        """Where a cluster's backups are; refuses one that has none."""
-        return backups.method_of(self._platform, name, None).repository
-
-    def restore_outcome(self, name: str) -> str | None:
-        """Why the last restore in place was taken back; None: it was not."""
-        return backups.outcome(self._platform, name)
-
-    def confirm_restore(self, name: str) -> None:
-        """Remove what a restore in place kept.
-
-        :raises BadInput: nothing is kept, or the restore is not done
-        """
-        backups.confirm(self._platform, name)
-
-    def repair(self, name: str, group: str, *, accept_data_loss: bool) -> dict[str, Any]:
-        """Ask for a group to be rebuilt; ``id`` is to be waited for (None: nothing is), ``message`` says what is done.
-
-        :raises BadInput: no such group, nothing is wrong with it, or there is nothing to rebuild it from
-        """
-        self._staying(name)
-        asked = repairs.request(self._platform, self._world(name), group, accept=accept_data_loss)
-        self.ensure_daemon()
-        return asked
-
-    def wait_repair(self, name: str, group: str, identity: str, **options: Any) -> dict[str, Any]:
-        """Until a repair has ended; its entry of ``status.repairs``.
-
-        :param options: of :func:`pgherd.supervisor.repairs.wait`
-        :raises PgherdError: it failed, waits for somebody to accept a loss, or time ran out
-        """
-        return repairs.wait(self._platform, name, group, identity, see_to_it=self.ensure_daemon, **options)
-
-    def confirm_repair(self, name: str, group: str) -> None:
-        """Remove what a repair kept.
-
-        :raises BadInput: nothing is kept, or the repair is not done
-        """
-        repairs.confirm(self._platform, self._world(name), group)
-
-    def clone(self, source: str, target: str) -> None:
-        """Declare a new cluster that is a copy of a running one; :meth:`wait` for it.
-
-        :raises BadInput: it is not running, or the new name is taken
-        """
-        self.up(backups.plan_clone(self._platform, source, target))
 
     # looks
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +20,23 @@ from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member, group_id, group_name
 from pgherd.patroni.config import member_config
 from pgherd.platform.base import Declaration, MemberView, Platform, Programs
-from pgherd.platform.local import binaries, endings, files, logs, parameters, processes, runas, secret_file
+from pgherd.platform.local import (
+    binaries,
+    endings,
+    files,
+    hindrances,
+    logs,
+    parameters,
+    processes,
+    runas,
+    secret_file,
+)
 from pgherd.platform.local.bench import LocalBench
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Erase, Foundings
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.machine import LocalMachine
-from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports, is_free
+from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports
 from pgherd.platform.local.raft import RaftStore
 from pgherd.platform.local.schedules import Schedules
 from pgherd.platform.local.workshop import LocalWorkshop
@@ -36,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 PATRONI_STOP_SECONDS = 60.0
 """how long a member may take for its last checkpoint before it is made to end"""
-ROOM_TO_BE_MADE, ROOM_TO_START = 128 << 20, 1 << 20
-"""free bytes below which a member without data, and one with data, can't even start"""
 _CONDITION = {"type", "status", "lastTransitionTime"}
 
 
@@ -386,24 +393,23 @@ class LocalPlatform(Platform):
                 return
             self._raft.ensure_running(prefix)
             ports = self._reserve(member)
-            self._end_strays(member)
+            layout = self._layout.member(member)
+            hindrances.end_strays(layout)
             group = [
                 view.member
                 for view in self.members(member.cluster).values()
                 if view.member.group == member.group
             ]
             try:
-                self._require_engine(cluster, member)
-                self._require_free(member, ports)
-                self._require_room(member)
+                hindrances.require_none(self._bin_dir, cluster, member, layout, ports)
             except PgherdError:
-                self._end_unguarded(member, group)
+                if len(group) > 1:
+                    hindrances.end_unguarded(member, layout)
                 raise
             self._require_data(member, group)
             endings.forget(self._layout, member)
             namespace = self._foundings.admit(member, group, self._eraser(cluster, member))
             self._write_config(cluster, member, ports, namespace, dcs_config)
-            layout = self._layout.member(member)
             logs.rotate(layout.log)
             self._daemons.start_patroni(layout.config, layout.log, prefix)
 
@@ -436,48 +442,6 @@ class LocalPlatform(Platform):
         except NoSuchCluster:
             return None
         return None if declared.deleting else self._eraser(declared.cluster, member)
-
-    def _end_strays(self, member: Member) -> None:
-        """A Patroni that was killed may leave a server, which the next one adopts, or tools, which must not go on."""
-        layout = self._layout.member(member)
-        if processes.postmaster_of(layout.data) is None:
-            processes.end_postgres(layout.directory, layout.data)
-
-    def _end_unguarded(self, member: Member, group: Sequence[Member]) -> None:
-        """End a server whose Patroni can't be started, where another member can lead.
-
-        It would go on as a primary beside the one that is promoted when the leader lock runs out. It would acknowledge
-        nothing, but clients that find it would wait for ever.
-        """
-        layout = self._layout.member(member)
-        if len(group) > 1 and processes.postmaster_of(layout.data) is not None:
-            logger.warning("%s: its Patroni can't be started, so its server ends", member.name)
-            processes.end_postgres(layout.directory, layout.data)
-
-    def _require_engine(self, cluster: PostgresCluster, member: Member) -> None:
-        # It was there when the cluster was declared. PostgreSQL would say in its log only that it is gone.
-        for problem in parameters.engine_problems(binaries.find(self._bin_dir), cluster):
-            raise PgherdError(f"{member.name} can't run: {problem}")
-
-    def _require_free(self, member: Member, ports: Ports) -> None:
-        own_server = processes.postmaster_of(self._layout.member(member).data)
-        for purpose, port in ports.items():
-            if not (purpose == "postgres" and own_server) and not is_free(port):
-                who = processes.listener(port) or "it belongs to somebody else"
-                raise PgherdError(
-                    f"port {port} of {member.name} is taken by another program ({who}): end that program, "
-                    f"{member.name} starts as soon as the port is free"
-                )
-
-    def _require_room(self, member: Member) -> None:
-        # PostgreSQL and Patroni would fail again and again, and say why in their log only.
-        layout, free = self._layout.member(member), self.free_bytes(member)
-        needed = ROOM_TO_START if layout.has_data else ROOM_TO_BE_MADE
-        if free is not None and free < needed:
-            raise PgherdError(
-                f"only {free >> 20} MiB are free at {layout.directory}, {member.name} needs {needed >> 20} MiB: "
-                "make room, it starts by itself then"
-            )
 
     def _write_config(
         self,
@@ -565,13 +529,7 @@ class LocalPlatform(Platform):
 
     def free_bytes(self, member: Member) -> int | None:
         """Free space where this member's data is (or will be)."""
-        path = self._layout.member(member).directory
-        while not path.exists() and path != path.parent:
-            path = path.parent
-        try:
-            return shutil.disk_usage(path).free
-        except OSError:
-            return None
+        return hindrances.free_bytes(self._layout.member(member))
 
     # logs
 
