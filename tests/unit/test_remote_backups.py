@@ -129,3 +129,40 @@ def test_points_are_shown_as_on_one_machine(kube: tuple[Kube, Commands]) -> None
     rows = commands.restore_points("shop")
     assert [row["restorable"] for row in rows] == [True, True, False]
     assert rows[0]["lsns"]["1"].keys() == {"lsn", "timeline"}
+
+
+# clones
+
+
+def test_a_clone_is_made_of_the_backups_and_has_none_of_its_own(kube: tuple[Kube, Commands]) -> None:
+    _, commands = kube
+    assert commands.clone("shop", "shop2", "p1")["restorePoint"] == "p1"
+    assert commands.clone("shop", "shop3")["restorePoint"] == "p2", "the newest"
+    for made in commands.declared_clusters:
+        assert made.spec.bootstrap is not None
+        assert made.spec.bootstrap.recovery is not None
+        assert made.spec.backup is None
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "at_point", "told"),
+    [
+        (
+            "plain",
+            "x",
+            None,
+            "plain has no backups, and on kubernetes a clone is made of them: declare spec.backup",
+        ),
+        ("shop", "x", "p3", "no restore point 'p3' can be restored"),
+        ("shop", "plain", None, "plain is here already"),
+        ("nobody", "x", None, "no cluster 'nobody'"),
+    ],
+)
+def test_a_clone_that_can_not_be_is_refused_in_one_line(
+    kube: tuple[Kube, Commands], source: str, target: str, at_point: str | None, told: str
+) -> None:
+    _, commands = kube
+    with pytest.raises(BadInput, match=told) as refused:
+        commands.clone(source, target, at_point)
+    assert len(refused.value.problems) == 1
+    assert commands.declared_clusters == []
