@@ -253,8 +253,17 @@ class Catalogue:
     # drills
 
     def drills(self) -> list[dict[str, Any]]:
-        """The last drills, oldest first; none if what is there is no list of drills."""
-        with contextlib.suppress(PgherdError, ValueError):
+        """The last drills, oldest first; none if they can't be read."""
+        with contextlib.suppress(PgherdError):
+            return self.known_drills()
+        return []
+
+    def known_drills(self) -> list[dict[str, Any]]:
+        """The same; none if what is there is no list of drills.
+
+        :raises PgherdError: the repository does not answer
+        """
+        with contextlib.suppress(ValueError):
             found = json.loads(self.store.read("drills.json") or b"[]")
             return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
         return []
@@ -262,7 +271,7 @@ class Catalogue:
     def remember_drill(self, result: Mapping[str, Any]) -> None:
         """Write a drill down; no-op if that one is."""
         with self.locked():
-            before = self.drills()[-(DRILLS - 1) :]
+            before = self.known_drills()[-(DRILLS - 1) :]
             if result.get("id") in {each["id"] for each in before if "id" in each}:
                 return
             self.store.write("drills.json", (json.dumps([*before, result], indent=2) + "\n").encode())

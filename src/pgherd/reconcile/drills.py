@@ -137,6 +137,13 @@ class Ground(ABC):
         """
         time.sleep(seconds)
 
+    def rest(self, seconds: float) -> None:
+        """Wait so long, and until the platform itself can be asked.
+
+        :raises Cancelled: this process is to end
+        """
+        self.pause(seconds)
+
 
 def scratch_name(name: str) -> str:
     """What the scratch of a cluster's drills is called.
@@ -292,7 +299,7 @@ class Drill:
                 return self._examine()
             except Unavailable as error:
                 self._told(f"trying again: {one_line(error)}")
-                self._ground.pause(AGAIN_SECONDS)
+                self._ground.rest(AGAIN_SECONDS)
         return self._examine()
 
     def _examine(self) -> tuple[list[str], dict[str, Any] | None]:
@@ -353,5 +360,5 @@ class Drill:
 def verdict(result: Mapping[str, Any]) -> str:
     """What a drill found, in one sentence."""
     if result["passed"]:
-        return f"a drill restored {result['restorePoint']} and found it sound"
+        return f"drilled the backups: {result['restorePoint']} was restored and is sound"
     return f"a drill of {result['restorePoint']} failed: {'; '.join(result['problems'])}"

@@ -268,12 +268,6 @@ class Backups:
 
     # what is not there yet
 
-    def drill(self, name: str, **options: Any) -> NoReturn:
-        raise _not_yet("drills are")
-
-    def drills(self, name: str) -> list[dict[str, Any]]:
-        raise _not_yet("drills are")
-
     def confirm_restore(self, name: str) -> NoReturn:
         raise _not_yet("restoring in place is")
 
