@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pgherd.platform.kubernetes import drills
-from tests.kubernetes.kube import Cluster, Namespace, scale_operator, wait_for
+from tests.kubernetes.kube import ROOT, Cluster, Namespace, scale_operator, wait_for
 from tests.kubernetes.pgherd import Done
 from tests.kubernetes.test_backups import PATIENCE, Bank, crashing, declared, newest
 from tests.kubernetes.test_backups import store as store
@@ -124,6 +124,7 @@ def damage(store: Objects, group: str) -> None:
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=ROOT,
         check=False,
     )
     assert done.returncode == 0, done.stderr

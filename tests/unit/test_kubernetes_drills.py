@@ -14,7 +14,7 @@ import pytest
 from pgherd.backup import registry, restore
 from pgherd.backup import schedule as rules
 from pgherd.backup.records import Point
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable
 from pgherd.operator import drills as module
 from pgherd.operator import scratch as scratch_module
 from pgherd.operator.drills import Drills
@@ -227,6 +227,36 @@ def test_a_scratch_that_somebody_deletes_or_that_does_not_come_is_a_finding(
     api.remove(SCRATCH)
     with pytest.raises(PgherdError, match="there is no cluster 'shop-drill'"):
         scratch.wait(Wish())
+
+
+def test_a_scratch_that_is_there_and_not_seen_yet_is_waited_for(
+    kube: tuple[Kube, KubernetesPlatform], points: list[Point], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, platform = kube
+
+    def unseen(name: str) -> int:
+        raise NoSuchCluster(f"there is no cluster {name!r}")
+
+    scratch = Bench(platform).scratch
+    scratch.declare("p1")
+    monkeypatch.setattr(platform, "generation", unseen)
+    with pytest.raises(PgherdError, match="shop-drill: not ready after 0 s"):
+        scratch.wait(Wish(timeout=0))
+
+
+def test_a_drill_of_which_nothing_can_be_written_down_is_gone_on_with_later(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard.ask()
+    with monkeypatch.context() as away:
+        away.setattr(yard.kube, "refuse_writes", True)
+        yard.drills.look(backups=True)
+        wait_for(lambda: yard.told, "it is told", 10)
+        yard.drills.join(10)
+    assert yard.told[0][0].startswith("its drill pauses: could not")
+    assert STATE not in yard.kube.objects
+    assert yard.ended().result is not None
+    assert len(yard.method.repository.drills()) == 1
 
 
 def test_a_point_with_other_segments_than_there_are_now_can_be_drilled(

@@ -265,7 +265,11 @@ def drill(
     """Prove that the backups are good. The newest point is restored into a scratch cluster, examined, and removed."""
     limit = seconds(timeout)
     context = current()
-    context.going_on = f"the {context.keeper} removes the scratch cluster {name}-drill"
+    context.going_on = (
+        f"the supervisor removes the scratch cluster {name}-drill"
+        if context.platform == "local"
+        else f"the operator goes on with the drill; 'pgherd drills {name}' will show what it found"
+    )
     with watching(f"{name}-drill") as watcher:
         result = context.client().drill(
             name,

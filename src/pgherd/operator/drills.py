@@ -171,10 +171,17 @@ class _Run:
             logger.info("%s: %s", self._name, error)
         except NoSuchCluster:
             return  # its scratch goes with it
-        except PgherdError as error:  # the API server does not answer: the next look goes on
-            logger.warning("%s: its drill pauses: %s", self._name, one_line(error))
-        except Exception:  # nobody would be told of it
+        except PgherdError as error:  # such as an API server that does not answer
+            self._rest(one_line(error))
+        except Exception as error:  # nobody would be told of it
             logger.exception("%s: its drill met what nobody expected", self._name)
+            self._rest(one_line(error) or type(error).__name__)
+
+    def _rest(self, why: str) -> None:
+        """Nothing that matters could be written down: the next look goes on, and not at once."""
+        logger.warning("%s: its drill pauses: %s", self._name, why)
+        self._platform.announce(self._name, f"its drill pauses: {why}", failed=True)
+        self._stop.wait(TRY_SECONDS)
 
     def _go(self) -> None:
         if self._state.phase == BEGUN:
@@ -227,7 +234,8 @@ class _Run:
     def _remove(self) -> None:
         if self._state.ask.keep and self._state.result is not None:
             return
-        self._tell("removing it")
+        if self._state.restore_point is not None:
+            self._tell("removing it")
         try:
             self._scratch().clear()
         except BadInput as error:  # what has its name is not ours, so there is nothing of ours

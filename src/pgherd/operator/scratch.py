@@ -14,7 +14,7 @@ from pgherd.backup import planning, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import Point
 from pgherd.engine.registry import make_engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import SUPERUSER
 from pgherd.platform.kubernetes import drills, names, patroni_files
@@ -89,12 +89,21 @@ class Scratch(Ground):
         deadline = time.monotonic() + wish.timeout
         while True:
             self.pause(LOOK_SECONDS)
-            generation = self._platform.generation(self.scratch)
-            now = self._platform.read_status(self.scratch)
+            generation, now = self._generation(), self._platform.read_status(self.scratch)
             if is_fulfilled(self.scratch, now, generation, silence=SILENCE):
                 return
             if time.monotonic() > deadline:
                 raise PgherdError(time_is_up(self.scratch, now, generation, wish.timeout, SILENCE))
+
+    def _generation(self) -> int:
+        try:
+            return self._platform.generation(self.scratch)
+        except NoSuchCluster:
+            # The news that its forerunner is gone may come late.
+            found = self._resource()
+            if found is None:
+                raise
+            return int(found["metadata"]["generation"])
 
     def amcheck(self, world: World, group: int, watch: Callable[[str], None]) -> None:
         (host, *_) = (each.host for each in world.databases.addresses()[group])
