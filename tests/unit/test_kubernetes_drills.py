@@ -214,6 +214,10 @@ def test_removing_a_scratch_waits_for_its_volumes_and_can_be_left_to_the_next(
     api.put(claim, {"kind": "PersistentVolumeClaim", "metadata": leaving})
     with pytest.raises(Cancelled):
         bench.scratch.clear()
+    bench.stop.clear()
+    api.put(claim, {"kind": "PersistentVolumeClaim", "metadata": {"labels": names.labels("shop-drill", 1)}})
+    with pytest.raises(BadInput, match="are kept"):
+        bench.scratch.clear()
 
 
 def test_a_scratch_that_somebody_deletes_or_that_does_not_come_is_a_finding(

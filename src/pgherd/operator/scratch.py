@@ -155,6 +155,7 @@ class Scratch(Ground):
             self._platform.api.delete_this(CLUSTER, self._platform.namespace, found)
         while self._resource() is not None or self._volumes():
             self.pause(LOOK_SECONDS)
+            self._require_free()  # somebody may have had its volumes kept
 
     def _require_free(self) -> None:
         found = self._resource()
