@@ -99,6 +99,7 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         _wanted_configs(world, declaration, members),
         None,
         {},
+        restore=restoring.in_place(world.platform, world.name),
         repairs=repairs,
         admitted_before=_admitted_before(world),
     )
@@ -136,6 +137,8 @@ def _of_recovery(world: World, declaration: Declaration, recovery: Mapping[str, 
         {},
         operation_status=restoring.operation_status(recovery),
         recovery=recovery,
+        restore=restoring.in_place(world.platform, world.name),
+        admitted_before=_admitted_before(world),
     )
 
 

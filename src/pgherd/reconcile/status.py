@@ -57,6 +57,7 @@ def build(
         **_operations(seen, previous),
         "backups": dict(seen.backups) if seen.backups is not None else None,
         "repairs": [_repair(group, repair) for group, repair in sorted(seen.repairs.items())],
+        "restore": dict(seen.restore) if seen.restore is not None else None,
         "errors": [*seen.declaration.problems, *errors],
     }
 
@@ -295,6 +296,23 @@ def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
     return [("Repairing", any(repair["due"] for _, repair in open_repairs), reason, "; ".join(texts))]
 
 
+def _restore_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
+    """How the last restore in place ended, as long as somebody may have to know."""
+    restore, name = seen.restore or {}, seen.declaration.cluster.metadata.name
+    kind = "RestoredInPlace"
+    if restore.get("refused"):
+        return [(kind, False, "Refused", str(restore["refused"]))]
+    if restore.get("error"):
+        return [
+            (kind, False, "TakenBack", f"{name} is as it was before, the restore failed: {restore['error']}")
+        ]
+    if restore.get("kept"):
+        what = ", ".join(restore["kept"])
+        text = f"what {name} was before is kept ({what}): 'pgherd restore {name} --confirm' removes it"
+        return [(kind, True, "Unconfirmed", text)]
+    return []
+
+
 def _conditions(
     seen: Observed,
     steps: Sequence[Step],
@@ -337,6 +355,7 @@ def _conditions(
         )
         conditions += _drills(seen.backups)
     conditions += _repair_condition(seen)
+    conditions += _restore_condition(seen)
     before = by_type(previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
