@@ -43,6 +43,7 @@ def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
     phase = own.get("phase")
     return {
         "asked": asked,
+        "id": own.get("id"),
         "phase": phase,
         "restorePoint": (own.get("point") or {}).get("name"),
         "error": own.get("error") if phase == restore.REVERTED else None,

@@ -53,7 +53,7 @@ def build(
         "settled": is_settled(list(steps)),
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
-        "admitted": list(_admitted(seen)),
+        "admitted": list(_admitted(seen, previous)),
         **_operations(seen, previous),
         "backups": dict(seen.backups) if seen.backups is not None else None,
         "repairs": [_repair(group, repair) for group, repair in sorted(seen.repairs.items())],
@@ -93,8 +93,10 @@ def refused(
     }
 
 
-def _admitted(seen: Observed) -> Sequence[int]:
+def _admitted(seen: Observed, previous: Mapping[str, Any] | None) -> Sequence[int]:
     """Segments that take part, as far as was ever known: it outlives the catalogue's loss."""
+    if seen.recovery is not None:
+        return (previous or {}).get("admitted") or ()  # nobody is asked
     return (seen.catalogue.segments if seen.catalogue is not None else ()) or seen.admitted_before
 
 

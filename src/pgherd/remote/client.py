@@ -142,8 +142,9 @@ class KubernetesClient(Backups, Schedules):
     def scale(self, name: str, segments: int) -> None:
         """Declare another number of segments.
 
-        :raises BadInput: out of bounds
+        :raises BadInput: out of bounds, or it is being restored in place
         """
+        self.refuse_if_restored(name, self._get(name))
         declaration.with_segment_count(self.declared(name), segments)
         self._patch(name, {"spec": {"segments": {"count": segments}}})
 
@@ -158,8 +159,12 @@ class KubernetesClient(Backups, Schedules):
     def cancel(self, name: str) -> None:
         """Call the running operation off: what it was to change is declared as it was before.
 
+        A restore in place that is not done is taken back.
+
         :raises BadInput: no operation is running
         """
+        if self.call_off_restore(name):
+            return
         with self._world(name) as there:
             before = steering.request_cancel(there)
         if before is not None:
@@ -170,7 +175,9 @@ class KubernetesClient(Backups, Schedules):
 
         :raises BadInput: another operation is running
         """
-        self._refuse_if_leaving(name, self._get(name))
+        resource = self._get(name)
+        self._refuse_if_leaving(name, resource)
+        self.refuse_if_restored(name, resource)
         with self._world(name) as there:
             return steering.request_rebalance(there)
 
@@ -285,8 +292,9 @@ class KubernetesClient(Backups, Schedules):
             heard.take(now)
             if progress is not None and resource.get("status"):
                 progress(now)
-            # A stop and a start are no new generation: the phase tells whether the operator has seen them.
+            # A stop and a start, or a restore in place, are no new generation: the phase tells whether the operator has seen them.
             turned = (now["phase"] == "Stopped") == objects.is_stopped(resource)
+            turned = turned and objects.is_restore_seen(resource)
             done = is_fulfilled(name, now, wanted, operation=operation, silence=objects.SILENCE)
             if done and turned and heard.believes(now):
                 return now
