@@ -124,6 +124,7 @@ class Site:
     :param method: of the repository that it is restored from
     :param source: the name of the cluster that it was
     :param recovery: what is to be restored; None: a running cluster is copied
+    :param id: which restore in place this is, where wishes have names
     :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
         and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
@@ -136,6 +137,7 @@ class Site:
     stopping: Callable[[], bool]
     source: str
     recovery: RecoverySpec | None = None
+    id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
 
     @property
@@ -175,6 +177,9 @@ class Restore:
         :raises PgherdError, psycopg.Error: it failed for good, which is written down; what was made is removed
         """
         self._state = self._workshop.read_state() or {}
+        if self._state.get("phase") in (DONE, REVERTED) or self._state.get("id") != self._site.id:
+            logger.info("%s: nobody asks for this restore any more", self._site.name)
+            return
         try:
             if self._in_place and self._state.get("failure"):
                 self._take_back()

@@ -86,7 +86,7 @@ def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
         "movesTotal": 0,
         "movesDone": 0,
         "etaSeconds": left,
-        "message": with_pause(str(known.get("failure") or known.get("message") or ""), known),
+        "message": with_pause(_failure(known) or str(known.get("message") or ""), known),
     }
 
 
@@ -101,8 +101,13 @@ def with_pause(text: str, known: Mapping[str, Any]) -> str:
 _DOING = ("copying", "replaying", "opening", "settling", "placing")
 
 
+def _failure(known: Mapping[str, Any]) -> str:
+    """Why it is being taken back."""
+    return "" if known.get("phase") == restore.REVERTED else str(known.get("failure") or "")
+
+
 def _doing(known: Mapping[str, Any]) -> str:
-    if known.get("failure"):
+    if _failure(known):
         return "taking it back"
     if known.get("phase") != "copying":
         return str(known.get("phase", "requested"))
@@ -160,7 +165,8 @@ def begin(
     assert wanted is not None, "is_needed says that there is one"
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
-    return Restore(Site(platform, cluster, method, make_engine, stopping, wanted.cluster, wanted))
+    site = Site(platform, cluster, method, make_engine, stopping, wanted.cluster, wanted, known.get("id"))
+    return Restore(site)
 
 
 def _is_called_off(platform: Platform, name: str, known: Mapping[str, Any]) -> bool:

@@ -151,6 +151,9 @@ def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, 
     refused = "; ".join(seen.declaration.problems)
     if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
         found.append((refused, True))
+    restore = seen.restore or {}
+    if (error := restore.get("error")) and error != ((previous or {}).get("restore") or {}).get("error"):
+        found.append((f"the restore in place failed, and was taken back: {error}", True))
     last = seen.last_operation_status
     known = (previous or {}).get("lastOperation")
     if last and previous is not None and (not isinstance(known, dict) or known.get("id") != last["id"]):

@@ -292,7 +292,8 @@ class KubernetesClient(Backups, Schedules):
             heard.take(now)
             if progress is not None and resource.get("status"):
                 progress(now)
-            # A stop and a start, or a restore in place, are no new generation: the phase tells whether the operator has seen them.
+            # A stop and a start are no new generation: the phase tells whether the operator has seen them. Nor is a
+            # restore in place, of which the status tells it.
             turned = (now["phase"] == "Stopped") == objects.is_stopped(resource)
             turned = turned and objects.is_restore_seen(resource)
             done = is_fulfilled(name, now, wanted, operation=operation, silence=objects.SILENCE)

@@ -22,6 +22,7 @@ from pgherd.model.topology import COORDINATOR
 from pgherd.platform.base import Platform
 from pgherd.platform.kubernetes import epochs, names
 from pgherd.platform.kubernetes.api import (
+    CLUSTER,
     CONFIG_MAP,
     POD,
     SCHEDULE,
@@ -196,7 +197,7 @@ class KeepsBackups(Platform):
 
     # restoring in place
 
-    def restored(self, name: str, resource: Object, *, winding_down: bool) -> epochs.State | None:
+    def restored(self, name: str, resource: Object | None, *, winding_down: bool) -> epochs.State | None:
         """How its last restore in place stands: which volumes are the cluster's own.
 
         :param resource: the cluster's
@@ -218,7 +219,7 @@ class KeepsBackups(Platform):
         :param asked: ask for it; else what is at hand will do
         :raises Unavailable: it is being restored in place: nothing of it may start
         """
-        resource = self.resource_of(name)
+        resource = self.look_up(CLUSTER, name)
         state = self.restored(name, resource, winding_down=False)
         if asked:
             state = self.workshop(name).state_of(resource, asked=True)
