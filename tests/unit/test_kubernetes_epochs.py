@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pgherd.backup import restore, restoring
+from pgherd.backup.restore import Site
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.spec import to_mapping
 from pgherd.model.topology import Member
@@ -18,6 +20,7 @@ from pgherd.platform.kubernetes.epochs import Wish
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.reconcile import status
+from tests.support.backups import point
 from tests.support.kube_api import Kube, kube_api
 from tests.unit.test_kubernetes_objects import cluster, objects
 
@@ -54,7 +57,7 @@ def confirmed(identity: str = "a") -> Wish:
 
 
 def begun(before: epochs.State | None = None, identity: str = "a") -> dict[str, Any]:
-    state = epochs.with_wish("shop", before, asked(identity))
+    state = epochs.with_wish("shop", before, asked(identity), (epochs.current(before),))
     assert state is not None
     return dict(state)
 
@@ -77,6 +80,15 @@ def test_what_was_done_is_in_force_and_what_was_taken_back_is_not() -> None:
     # The next one gets volumes that nobody has begun, and keeps what runs.
     following = begun(reverted, "b")
     assert (epochs.current(following), following["kept"], following["discard"]) == (2, 0, [1])
+
+
+def test_no_restore_ever_gets_volumes_that_are_there() -> None:
+    for there, epoch in (((0,), 1), ((0, 4), 5), ((0, 1, 2), 3)):
+        reverted = {**begun(), "phase": restore.REVERTED}
+        state = epochs.with_wish("shop", reverted, asked("b"), there)
+        assert epochs.current(state) == max(epoch, 2)
+    assert epochs.with_wish("shop", None, asked(), (0, 4)) is None, "nobody knows which of them it has"
+    assert epochs.with_wish("shop", None, asked(), ()) is None
 
 
 def test_a_wish_that_was_fulfilled_or_taken_back_is_not_fulfilled_again() -> None:
@@ -361,12 +373,66 @@ def test_what_was_taken_back_runs_on_its_old_volumes_and_the_new_ones_go(lab: La
     assert (told["phase"], told["error"], told["kept"]) == (restore.REVERTED, "it is damaged", [])
 
 
+class Failing(restore.Restore):
+    """One that has begun to make volumes, and can't go on."""
+
+    lab: Lab
+    error: Exception = PgherdError("it is damaged")
+
+    def _plan(self) -> None:
+        self._tell(phase="copying", point=point(1).as_json(), bases={}, message="restoring to p1")
+        self.lab.claim(epochs.current(self._state))
+
+    def _carry_on(self) -> None:
+        raise self.error
+
+
+def restored(lab: Lab, error: Exception | None = None) -> None:
+    """One try, by whoever looks after it now."""
+    known = lab.workshop.read_state() or {}
+    nothing: Any = None
+    site = Site(lab.platform, cluster(), nothing, nothing, lambda: False, "shop", None, known.get("id"))
+    made = Failing(site)
+    made.lab, made.error = lab, error or made.error
+    with suppress(PgherdError):
+        made.run()
+
+
+def test_a_restore_that_fails_ends_where_it_began(lab: Lab) -> None:
+    wish(lab)
+    lab.stop()
+    restored(lab)
+    state = lab.state()
+    assert (state["phase"], state["error"], state["discard"]) == (restore.REVERTED, "it is damaged", [1])
+    assert restoring.state(lab.platform, cluster()) is None
+    assert lab.platform.settled_epoch("shop") == 0
+    restored(lab, KeyError("nobody begins it again"))
+    assert lab.state() == state
+    for _ in range(2):
+        lab.platform.align(cluster(), {0: {}})
+    assert lab.claims() == ["data-shop-coordinator-0"]
+
+
+def test_a_restore_that_is_called_off_goes_back_whoever_hears_of_it(lab: Lab) -> None:
+    wish(lab)
+    lab.stop()
+    restored(lab, Unavailable("the repository is silent"))
+    assert lab.state()["phase"] == "copying"
+    assert restoring.state(lab.platform, cluster()) is not None
+    lab.annotate("")
+    restored(lab, KeyError("it does not go on"))
+    assert (lab.state()["phase"], lab.state()["error"]) == (restore.REVERTED, epochs.CALLED_OFF)
+    assert lab.platform.settled_epoch("shop") == 0
+
+
 def test_where_nobody_can_tell_which_volumes_are_its_own_nothing_starts(lab: Lab) -> None:
     lab.claim(1)
     with pytest.raises(PgherdError, match=r"ConfigMap shop\.recovery is gone"):
         lab.platform.members("shop")
+    wish(lab)  # it was the one that was fulfilled then, perhaps
     with pytest.raises(PgherdError, match=r"ConfigMap shop\.recovery is gone"):
         lab.platform.start_member(cluster(), Member("shop", 0, 0), {})
+    assert lab.workshop.read_state() is None
     lab.kube.put(
         STATE,
         {"kind": "ConfigMap", "metadata": {"labels": names.labels("shop")}, "data": {"state.json": "{"}},

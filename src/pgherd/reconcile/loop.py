@@ -133,7 +133,9 @@ class ClusterLoop(threading.Thread):
         self._act(world, seen, steps)
         if any(isinstance(step, Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
-        self._rests = seen.declaration.stopped and not steps
+        # Who comes next would begin the making anew beside one that has not heard of the stop yet.
+        is_making = self._recovery is not None and self._recovery.is_alive()
+        self._rests = seen.declaration.stopped and not steps and not is_making
         return self._pause(steps)
 
     def _pause(self, steps: list[Step]) -> float:

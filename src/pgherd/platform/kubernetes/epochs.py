@@ -19,7 +19,7 @@ call it off.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +120,13 @@ def refused(name: str, state: State | None, wish: Wish | None) -> str:
     return wish.problem or refusal(name, state)
 
 
-def with_wish(name: str, state: State | None, wish: Wish | None) -> State | None:
-    """What is to be done: what was written down, or what is newly asked for, or the end of it."""
+def with_wish(
+    name: str, state: State | None, wish: Wish | None, there: Collection[int] = (FIRST,)
+) -> State | None:
+    """What is to be done: what was written down, or what is newly asked for, or the end of it.
+
+    :param there: epochs of which there are volumes
+    """
     if is_under_way(state):
         assert state is not None
         is_wanted = wish is not None and wish.id == state.get("id")
@@ -130,15 +135,25 @@ def with_wish(name: str, state: State | None, wish: Wish | None) -> State | None
         return state
     if state is not None and wish.id == state.get("id"):
         return state
+    if current(state) not in there or (state is None and is_lost(there)):
+        return state  # there is nothing in whose place anything could be put, or nobody knows what
     return {
         "phase": "requested",
         "inPlace": True,
         "id": wish.id,
         "recovery": wish.recovery,
-        "epoch": (state or {}).get("epoch", FIRST) + 1,
+        "epoch": max((state or {}).get("epoch", FIRST), *there) + 1,
         "kept": current(state),
         "discard": discarded(state),
     }
+
+
+def is_lost(there: Collection[int]) -> bool:
+    """Whether there must have been a state, if there is none now.
+
+    :param there: epochs of which there are volumes
+    """
+    return any(epoch != FIRST for epoch in there)
 
 
 def is_confirmed(state: State | None, wish: Wish | None) -> bool:

@@ -203,14 +203,13 @@ class KeepsBackups(Platform):
         :param resource: the cluster's
         :raises PgherdError: nobody can tell any more
         """
-        state = self.workshop(name).state_of(resource)
-        if state is None and not winding_down:
-            own = (names.claim_of(name, each["metadata"]["name"]) for each in self.claims(name))
-            if any(claim is not None and claim[1] for claim in own):
-                raise PgherdError(
-                    f"ConfigMap {names.recovery_state(name)} is gone, which says which volumes are those of {name} "
-                    "since it was restored in place: bring it back (docs/backup.md says how)"
-                )
+        workshop = self.workshop(name)
+        state = workshop.state_of(resource)
+        if state is None and not winding_down and epochs.is_lost(workshop.epochs()):
+            raise PgherdError(
+                f"ConfigMap {names.recovery_state(name)} is gone, which says which volumes are those of {name} "
+                "since it was restored in place: bring it back (docs/backup.md says how)"
+            )
         return state
 
     def settled_epoch(self, name: str, *, asked: bool = False) -> int:

@@ -249,14 +249,15 @@ class PodWorkshop(Workshop):
         :param asked: ask for it; else what is at hand will do
         """
         written, wish = self._written(asked=asked), epochs.wish_of(resource)
-        state = epochs.with_wish(self._cluster, written, wish)
-        if (
-            state is not written
-            and not epochs.is_under_way(written)
-            and not self._platform.claims(self._cluster)
-        ):
-            state = written  # there is nothing yet in whose place anything could be put
+        there = self.epochs() if wish is not None else ()
+        state = epochs.with_wish(self._cluster, written, wish, there)
         return dict(state) if state is not None else None
+
+    def epochs(self) -> set[int]:
+        """Of which there are volumes."""
+        found = self._platform.claims(self._cluster)
+        own = (names.claim_of(self._cluster, each["metadata"]["name"]) for each in found)
+        return {claim[1] for claim in own if claim is not None}
 
     def _written(self, *, asked: bool) -> dict[str, Any] | None:
         platform, name = self._platform, names.recovery_state(self._cluster)
