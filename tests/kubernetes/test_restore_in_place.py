@@ -297,10 +297,13 @@ def test_what_has_to_wait_is_refused_in_one_line_and_a_restore_can_be_called_off
             refused = till.run(*command, check=False)
             assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused
             assert f"{NAME} is being restored in place" in refused.err
+        wait_for(lambda: till.cluster.status["restore"]["phase"] == "copying", "it has begun", PATIENCE)
         till.run("cancel", NAME)
-        wait_for(lambda: till.condition().get("reason") == "TakenBack", "it is taken back", PATIENCE)
+        wait_for(
+            lambda: "it was called off" in till.condition().get("message", ""), "it is taken back", PATIENCE
+        )
         till.running()
-    assert "it was called off" in till.condition()["message"]
+    assert till.condition()["reason"] == "TakenBack"
     assert till.notes() == before
     till.is_well()
 

@@ -484,3 +484,14 @@ def test_how_it_ended_is_a_condition(told: dict[str, Any], reason: str, words: s
     [(kind, holds, why, text)] = status._restore_condition(seen)
     assert (kind, holds, why) == ("RestoredInPlace", reason == "Unconfirmed", reason)
     assert words in text
+
+
+def test_that_it_was_taken_back_is_told_once_for_each_restore() -> None:
+    told = {"id": "a", "phase": "reverted", "error": "it is damaged"}
+    seen: Any = SimpleNamespace(restore=told)
+    [(text, failed)] = status._taken_back(seen, None)
+    assert failed
+    assert "it is damaged" in text
+    assert status._taken_back(seen, {"restore": told}) == []
+    assert status._taken_back(seen, {"restore": {**told, "id": "b"}})
+    assert status._taken_back(SimpleNamespace(restore=None), None) == []  # type: ignore[arg-type]

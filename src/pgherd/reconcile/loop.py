@@ -181,7 +181,7 @@ class ClusterLoop(threading.Thread):
     def _tell(self, seen: Observed, steps: list[Step], hindrances: list[str]) -> None:
         previous = self._platform.read_status(self.cluster)
         problems = status.find_problems(seen)
-        if status.is_being_created(seen, steps, previous):
+        if seen.recovery is not None or status.is_being_created(seen, steps, previous):
             # What is not there yet is no news; what keeps it from coming is.
             problems = [problem for problem in problems if status.has_cause(problem)]
         self._complain([*problems, *hindrances])

@@ -151,14 +151,20 @@ def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, 
     refused = "; ".join(seen.declaration.problems)
     if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
         found.append((refused, True))
-    restore = seen.restore or {}
-    if (error := restore.get("error")) and error != ((previous or {}).get("restore") or {}).get("error"):
-        found.append((f"the restore in place failed, and was taken back: {error}", True))
+    found += _taken_back(seen, previous)
     last = seen.last_operation_status
     known = (previous or {}).get("lastOperation")
     if last and previous is not None and (not isinstance(known, dict) or known.get("id") != last["id"]):
         found.append((_ended(last), last["phase"] == "failed"))
     return found
+
+
+def _taken_back(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
+    """That a restore in place failed."""
+    now, before = seen.restore or {}, (previous or {}).get("restore") or {}
+    if not now.get("error") or (now.get("id"), now["error"]) == (before.get("id"), before.get("error")):
+        return []
+    return [(f"the restore in place failed, and was taken back: {now['error']}", True)]
 
 
 def _ended(operation: Mapping[str, Any]) -> str:
