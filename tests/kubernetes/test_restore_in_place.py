@@ -265,6 +265,18 @@ def test_confirming_removes_what_it_was_before(till: Till) -> None:
     till.is_well()
 
 
+def test_a_wish_that_makes_no_sense_is_told_and_changes_nothing(till: Till) -> None:
+    pods, key = {pod["metadata"]["uid"] for pod in till.cluster.pods()}, names.RESTORE_ANNOTATION
+    asked = json.dumps({"id": "by hand", "recovery": {"cluster": NAME, "point": "p1"}})
+    till.namespace.kubectl("annotate", "--overwrite", "pgc", NAME, f"{key}={asked}")
+    wait_for(lambda: till.condition().get("reason") == "Refused", "it is refused", 60)
+    assert "recovery" in till.condition()["message"]
+    till.namespace.kubectl("annotate", "pgc", NAME, f"{key}-")
+    wait_for(lambda: not till.condition(), "nothing is told of it any more", 60)
+    till.running()
+    assert {pod["metadata"]["uid"] for pod in till.cluster.pods()} == pods
+
+
 def test_a_repository_that_refuses_the_keys_costs_nothing_but_the_time(till: Till) -> None:
     point = till.await_point_after(till.write(2))
     till.write(3)

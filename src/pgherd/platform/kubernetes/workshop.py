@@ -145,13 +145,13 @@ class PodWorkshop(Workshop):
             self._mark(claim, "true")
 
     def _left(self) -> list[str]:
-        """What runs of the cluster, or could begin to; asked, not looked up."""
+        """What runs of the cluster, or could begin to; asked, and by name."""
         platform, name = self._platform, self._cluster
-        pods = platform.api.list(POD, platform.namespace, names.selector(name))
-        sets = platform.api.list(STATEFUL_SET, platform.namespace, names.selector(name))
-        members = [pod for pod in pods if names.member_of(name, pod["metadata"]["name"])]
-        beginning = [each for each in sets if each["spec"].get("replicas")]
-        return [each["metadata"]["name"] for each in (*members, *beginning)]
+        pods = [each["metadata"]["name"] for each in platform.api.list(POD, platform.namespace)]
+        sets = platform.api.list(STATEFUL_SET, platform.namespace)
+        members = [each for each in pods if names.member_of(name, each) is not None]
+        beginning = [each["metadata"]["name"] for each in sets if each["spec"].get("replicas")]
+        return members + [each for each in beginning if names.group_of(name, each) is not None]
 
     def put_back(self) -> Mapping[str, Any]:
         state = self.read_state() or {}
