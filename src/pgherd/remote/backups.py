@@ -194,9 +194,11 @@ class Backups(InPlace):
         inclusive: bool = True,
         declared: PostgresCluster | None = None,
         in_place: bool = False,
+        as_clone: bool = False,
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups, or ask for this one to be taken back; wait for it as for any other.
 
+        :param as_clone: without backups of its own
         :raises BadInput: there is no such point, or the new name is taken
         """
         kept = self._require_backups(source, repository, stopped=True)
@@ -225,6 +227,8 @@ class Backups(InPlace):
         if declared is None:
             # What tools noted on the source is not the new cluster's.
             shape["metadata"] = {"name": target}
+        if as_clone:
+            shape["spec"].pop("backup", None)
         recovery = {**from_there, "restorePoint": point.name}
         cluster = planning.declared(
             shape, target, point, recovery, own_segments=declared is not None, platform="kubernetes"
@@ -241,13 +245,20 @@ class Backups(InPlace):
             "following": following and {"name": following.name, "time": following.time},
         }
 
+    def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any]:
+        """Declare a new cluster that is what a restore point of another holds, or its newest one.
+
+        :return: as of :meth:`restore`
+        :raises BadInput: there are no backups, no such point, or the new name is taken
+        """
+        if objects.cluster_of(self._get(source)).spec.backup is None:
+            raise BadInput(
+                f"{source} has no backups, and on kubernetes a clone is made of them: declare spec.backup ('pgherd "
+                f"explain backup'), or create {target} and copy the database with 'pgherd copy-to {source} {target}'"
+            )
+        return self.restore(source, target, restore_point=at, as_clone=True)
+
     # what is not there yet
-
-    def drill(self, name: str, **options: Any) -> NoReturn:
-        raise _not_yet("drills are")
-
-    def drills(self, name: str) -> list[dict[str, Any]]:
-        raise _not_yet("drills are")
 
     def repair(self, name: str, group: str, *, accept_data_loss: bool) -> NoReturn:
         raise _not_yet("rebuilding a group is")
@@ -257,12 +268,6 @@ class Backups(InPlace):
 
     def confirm_repair(self, name: str, group: str) -> NoReturn:
         raise _not_yet("rebuilding a group is")
-
-    def clone(self, source: str, target: str) -> NoReturn:
-        raise BadInput(
-            f"clones of running clusters are not available on kubernetes in this version: 'pgherd restore {source} "
-            f"{target}' makes one from the backups, 'pgherd copy' copies the database"
-        )
 
 
 def _not_yet(what: str) -> BadInput:
