@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from pgherd.remote.client import KubernetesClient
+from tests.kubernetes.conftest import installed
 from tests.kubernetes.kube import Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done, pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
@@ -322,6 +323,53 @@ def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else
         assert late.restorable()
     finally:
         late.run("delete", "late", "--purge", "--yes", check=False)
+
+
+def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository_alone(
+    bank: Bank, store: Objects
+) -> None:
+    # Of the same name, with the same backups, in another namespace: as the same manifest makes it.
+    with installed() as staging:
+        keys = bank.namespace.get("secret", KEYS)["data"]
+        staging.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": KEYS}, "data": keys})
+        twin = Bank(staging, bank.name)
+        backup = declared(store)
+        source = {key: backup[key] for key in ("method", "repository", "secretRef", "encrypt")}
+        wanted = {**source, "cluster": bank.name}
+        before = {row["id"] for row in bank.rows("backups")}
+        twin.cluster.apply(backup=backup, bootstrap={"recovery": wanted})
+        twin.cluster.wait_phase("Running", timeout=600)
+        owner = bank.namespace.get("configmap", f"{bank.name}.owner")["data"]["owner"]
+
+        def told() -> bool:
+            found = twin.cluster.condition("BackupsHealthy")
+            return found.get("status") == "False" and f"another cluster, {owner}" in found["message"]
+
+        wait_for(told, "whose the repository is", PATIENCE)
+        staging.apply(
+            {
+                "apiVersion": "pgherd.io/v1alpha1",
+                "kind": "PostgresBackup",
+                "metadata": {"name": "of-the-twin"},
+                "spec": {"cluster": bank.name},
+            }
+        )
+        wait_for(
+            lambda: (
+                f"another cluster, {owner}"
+                in (staging.get("pgb", "of-the-twin").get("status") or {}).get("message", "")
+            ),
+            "the backup of the twin waits and says why",
+            PATIENCE,
+        )
+        assert not staging.exists("secret", f"{bank.name}.backup"), "its members archive nothing there"
+        assert twin.rows("backups") == []
+        # The source goes on: nothing of it was removed or spoiled.
+        bank.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        after = {row["id"] for row in bank.rows("backups")}
+        assert before <= after
+        assert "of-the-twin" not in after
+        assert bank.cluster.condition("BackupsHealthy")["status"] == "True"
 
 
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from pgherd.backup import listing, maker, registry
-from pgherd.backup.catalogue import Catalogue
+from pgherd.backup.catalogue import Catalogue, NotOurs
 from pgherd.backup.records import Backup
 from pgherd.backup.store import DirectoryStore
-from pgherd.errors import BadInput
+from pgherd.errors import BadInput, Unavailable
 from pgherd.model.topology import Member
 from pgherd.operator import backups as desk_module
 from pgherd.operator.backups import Desk, newest
+from pgherd.platform.base import Owner
 from pgherd.platform.kubernetes import names, restore_pods
 from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
 from pgherd.platform.kubernetes.crd import crd, schedule_crd
@@ -151,8 +152,9 @@ class Records:
 
     location = "s3://safe/shop"
 
-    def __init__(self, folder: Path) -> None:
-        self.repository = Catalogue(DirectoryStore(folder), "pgbackrest")
+    def __init__(self, folder: Path, platform: KubernetesPlatform) -> None:
+        self.folder = folder
+        self.repository = Catalogue(DirectoryStore(folder), "pgbackrest", lambda: platform.owner("shop"))
 
     def check(self) -> None:
         return
@@ -162,7 +164,7 @@ class Office:
     """A desk, its cluster's resource and the repository."""
 
     def __init__(self, kube: Kube, platform: KubernetesPlatform, method: Records) -> None:
-        self.kube, self.method = kube, method
+        self.kube, self.platform, self.method = kube, platform, method
         self.desk = Desk(platform, "shop", threading.Event())
         raw = {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster", "metadata": {}}
         kube.put(f"{GROUP}/postgresclusters/shop", {**raw, "spec": {"engine": "fdw", "backup": DECLARED}})
@@ -199,7 +201,7 @@ class Office:
 
 @pytest.fixture
 def office(kube: tuple[Kube, KubernetesPlatform], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
-    method = Records(tmp_path / "repository")
+    method = Records(tmp_path / "repository", kube[1])
     monkeypatch.setattr(registry, "make_method", lambda platform, cluster: method)
     monkeypatch.setattr(listing, "restore_points", lambda method: [])
     return Office(*kube, method)
@@ -212,6 +214,94 @@ def test_a_repository_is_begun_once_and_one_that_vanished_is_not_begun_anew(offi
     office.method.repository.store.remove("repository.json")
     with pytest.raises(Exception, match="there is no repository"):
         office.desk.look()
+
+
+def whose(office: Office, owner: str, **systems: str) -> Catalogue:
+    """The place is another cluster's, or was."""
+    known = Catalogue(DirectoryStore(office.method.folder), "pgbackrest", lambda: Owner(owner))
+    known.create("shop")
+    if systems:
+        known.claim({0: systems["coordinator"]}, {})
+    return known
+
+
+def test_another_clusters_repository_is_neither_shown_nor_asked_for_a_backup(office: Office) -> None:
+    prod = whose(office, "elsewhere/shop/1", coordinator="7")
+    prod.remember_backup(backup(1))
+    office.declare("before-release")
+    archiving = {"kind": "Secret", "metadata": {"labels": names.labels("shop")}}
+    office.kube.put(f"{CORE}/secrets/shop.backup", archiving)
+    office.kube.put(f"{CORE}/configmaps/shop.backups", {"kind": "ConfigMap", "data": {"backups": "[{}]"}})
+    with pytest.raises(NotOurs, match="holds the backups of another cluster, elsewhere/shop/1: name another"):
+        office.desk.look()
+    assert office.ids() == [backup(1).id]
+    assert office.list()["backups"] == "[]"
+    assert f"{CORE}/secrets/shop.backup" not in office.kube.objects, "its members do not archive there"
+    assert not office.method.repository.is_own()
+    with pytest.raises(NotOurs):
+        office.method.repository.claim({0: "7"}, {})  # it was restored from there: its system is the same
+
+
+def test_a_repository_from_before_owners_were_written_down_is_used_once_it_is_claimed(office: Office) -> None:
+    whose(office, "", coordinator="7").remember_backup(backup(1))
+    with pytest.raises(Unavailable, match="is known once the databases answer"):
+        office.desk.look()
+    assert f"{CORE}/configmaps/shop.backups" not in office.kube.objects
+    with pytest.raises(BadInput, match="another cluster that was called shop"):
+        office.method.repository.claim({0: "8"}, {})
+    office.method.repository.claim({0: "7"}, {})
+    office.desk.look()
+    assert json.loads(office.list()["backups"])[0]["id"] == backup(1).id
+    assert office.method.repository.identity().owner == office.platform.owner("shop").id
+
+
+def test_a_cluster_made_again_over_its_volumes_is_the_same_and_a_purged_one_is_not(office: Office) -> None:
+    path = f"{GROUP}/postgresclusters/shop"
+    office.desk.look()
+    first = office.platform.owner("shop").id
+    for purge, is_same in ((False, True), (True, False)):
+        resource = office.kube.objects[path]
+        office.platform.forget("shop", purge=purge)
+        office.kube.remove(path)
+        office.kube.put(path, {**resource, "metadata": {}})
+        assert (office.platform.owner("shop").id == first) is is_same
+    with pytest.raises(NotOurs):
+        office.desk.look()
+
+
+def test_a_restored_cluster_goes_on_with_the_repository_of_one_that_is_gone_if_it_is_told_so(
+    office: Office,
+) -> None:
+    whose(office, "elsewhere/shop/1", coordinator="7")
+    path = f"{GROUP}/postgresclusters/shop"
+    made = office.kube.objects[path]
+    told = {names.TAKES_OVER_ANNOTATION: "elsewhere/shop/1"}
+    source = {key: DECLARED[key] for key in ("method", "repository", "secretRef")}
+
+    def declare(generation: int, recovery: dict[str, Any], annotations: dict[str, str]) -> None:
+        spec = {**made["spec"], "bootstrap": {"recovery": recovery}}
+        metadata = {"uid": made["metadata"]["uid"], "generation": generation, "annotations": annotations}
+        office.kube.put(path, {**made, "spec": spec, "metadata": metadata})
+
+    repository = office.method.repository
+    # What it was restored from lies elsewhere: it knows nothing of the timelines that are here.
+    declare(2, {"cluster": "origin", **source}, told)
+    with pytest.raises(NotOurs):
+        repository.claim({0: "7"}, {})
+    declare(3, {"cluster": "shop", **source}, {})
+    with pytest.raises(
+        NotOurs, match=r"annotate --overwrite pgc shop pgherd\.io/takes-over=elsewhere/shop/1"
+    ):
+        repository.claim({0: "7"}, {})
+    declare(3, {"cluster": "shop", **source}, told)
+    with pytest.raises(Unavailable):
+        repository.require_own()
+    repository.claim({0: "7"}, {})
+    repository.require_own()
+    assert repository.identity().owner == office.platform.owner("shop").id
+    # The other one, should it live after all, is refused from now on.
+    with pytest.raises(NotOurs):
+        whose(office, "elsewhere/shop/1", coordinator="7")
 
 
 def test_a_declared_backup_is_asked_for_once_whatever_is_killed(office: Office) -> None:

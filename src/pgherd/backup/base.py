@@ -56,6 +56,13 @@ class BackupMethod(ABC):
         """
         return
 
+    def is_own(self) -> bool:
+        """Whether the repository was found to be this cluster's; never asks it.
+
+        :raises PgherdError: nobody can tell
+        """
+        return True
+
     def equip(self) -> None:
         """See to it that members have what they need for archiving, before they are asked to.
 

@@ -136,6 +136,8 @@ class Keeper(threading.Thread):
 
     def _round(self) -> None:
         self._repository.require()
+        if not self._repository.is_own():
+            self._repository.refuse_anothers()
         self._note_archived()
         if not self._kept.ready():
             return

@@ -30,6 +30,7 @@ from pgherd.backup.store import Store
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import SUPERUSER
+from pgherd.platform.base import Owner
 from pgherd.postgres.connections import Databases
 
 TYPES: Mapping[BackupType, str] = {"full": "full", "differential": "diff", "incremental": "incr"}
@@ -46,12 +47,14 @@ class Place:
     :param fingerprint: differs whenever what is declared, or the keys, changed
     :param open: the store of records, and the same without a seal; refuses keys that won't do
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
+    :param owner: tells who asks
     """
 
     location: str
     fingerprint: str
     open: Callable[[], tuple[Store, Store]]
     settings: Callable[[], config.Settings]
+    owner: Callable[[], Owner] = Owner
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class PgBackRest(BackupMethod):
 
     @cached_property
     def repository(self) -> Catalogue:
-        return Catalogue(self._stores[0], self.name)
+        return Catalogue(self._stores[0], self.name, self._place.owner)
 
     @cached_property
     def _log(self) -> ArchivedLog:
@@ -101,6 +104,9 @@ class PgBackRest(BackupMethod):
     def check(self) -> None:
         self._runner.check()
         self._place.settings()
+
+    def is_own(self) -> bool:
+        return self.repository.is_own()
 
     def equip(self) -> None:
         self._runner.prepare(self._place.settings())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pgherd.backup import keys, pgbackrest
@@ -17,7 +17,7 @@ from pgherd.backup.pgbackrest_program import Here, Runner, WithMembers
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec, parse_bytes
-from pgherd.platform.base import Platform
+from pgherd.platform.base import Owner, Platform
 from pgherd.platform.machine import Machines
 
 
@@ -27,7 +27,8 @@ def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
     if declared is None or not platform.keeps_backups:
         return NoBackups()
     name = cluster.metadata.name
-    return open_method(platform, declared, name, platform.backup_folder(name), platform.machines(name))
+    folder, machines = platform.backup_folder(name), platform.machines(name)
+    return open_method(platform, declared, name, folder, machines, own=True)
 
 
 def open_method(
@@ -36,11 +37,14 @@ def open_method(
     cluster: str,
     folder: Path,
     machines: Machines | None = None,
+    *,
+    own: bool = False,
 ) -> BackupMethod:
     """The backups of a cluster, declared here or not.
 
     :param folder: for files that are needed meanwhile: a configuration, locks
     :param machines: where members run, or are put together; None: here
+    :param own: it is that cluster which asks, to keep its backups there
     """
     let_go, compress = None, None
     if isinstance(declared, BackupSpec):
@@ -58,6 +62,7 @@ def open_method(
         compress or "zst",
         declared.encrypt,
         let_go,
+        own,
     )
     return _pgbackrest(source, platform.secret_stamp(declared.secret_ref))
 
@@ -94,6 +99,7 @@ class _Source:
     compress: str
     encrypt: bool
     let_go: int | None
+    own: bool
 
     def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
@@ -106,7 +112,8 @@ class _Source:
             self.encrypt,
             self.let_go,
         )
-        return Place(self._location, f"{known}{stamp}", self._open, self._settings)
+        owner = partial(self.platform.owner, self.cluster) if self.own else Owner
+        return Place(self._location, f"{known}{stamp}", self._open, self._settings, owner)
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""

@@ -20,6 +20,7 @@ from typing import Any
 from pgherd.backup import listing, maker, records, registry, restoring
 from pgherd.backup import schedule as rules
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import NotOurs
 from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
@@ -81,6 +82,7 @@ class Desk(threading.Thread):
             return
         method = registry.make_method(platform, cluster)
         self._found(method)
+        self._require_own(method)
         known = {each.id: each for each in method.repository.backups()}
         if not declaration.stopped:
             self._schedules(method)
@@ -101,6 +103,19 @@ class Desk(threading.Thread):
         method.repository.create(self._cluster)
         self._platform.announce(self._cluster, f"begin the repository {method.location}")
         self._publish({**self._listed(), "repository": method.location})
+
+    def _require_own(self, method: BackupMethod) -> None:
+        """Nothing of another cluster's is offered or asked for, and our members leave it alone.
+
+        :raises PgherdError: it is another's, or nobody knows yet
+        """
+        try:
+            method.repository.require_own()
+        except NotOurs:
+            if self._listed():
+                self._publish({**self._listed(), "backups": "[]", "restorePoints": "[]"})
+            self._platform.unequip(self._cluster, names.backup_secret(self._cluster))
+            raise
 
     # backups
 

@@ -43,6 +43,8 @@ CALM_SECONDS = 1.0
 """pause after a round that failed"""
 LASTING_SECONDS = 10.0
 """a problem that is older is told as an event"""
+OWN_SECONDS = 5.0
+"""how long members are kept waiting, in all, for it to be known whose their repository is"""
 SIZES_EVERY = 5.0
 """seconds between two looks at the shards' sizes"""
 
@@ -74,6 +76,7 @@ class ClusterLoop(threading.Thread):
         self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
         self._unanswered: dict[str, float] = {}
+        self._own_until: float | None = None
 
     def run(self) -> None:
         """Rounds, until the end; a stopped cluster needs none, the daemon starts a new loop when it is to run."""
@@ -255,11 +258,26 @@ class ClusterLoop(threading.Thread):
         return changed
 
     def _equip(self, seen: Observed) -> None:
-        """Before members are made that need it. Databases do not wait for it: the condition of backups tells it."""
+        """Before members are made that need it. Databases do not wait for it: the condition of backups tells it.
+
+        With it members archive, which they must not do into another cluster's repository."""
+        if seen.recovery is not None:
+            return
         try:
-            make_method(self._platform, seen.declaration.cluster).equip()
+            method = make_method(self._platform, seen.declaration.cluster)
+            if self._is_own(method):
+                method.equip()
         except PgherdError as error:
             logger.info("%s: backups: %s", self.cluster, one_line(error))
+
+    def _is_own(self, method: BackupMethod) -> bool:
+        """A new member that gets it with its start need not wait until it is brought there: so this waits a little."""
+        if self._own_until is None:
+            self._own_until = time.monotonic() + OWN_SECONDS
+        while not (own := method.is_own()) and time.monotonic() < self._own_until:
+            if self._stop_asked.wait(0.1):
+                break
+        return own
 
     def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(

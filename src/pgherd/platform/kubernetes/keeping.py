@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import tempfile
 import time
 from abc import abstractmethod
@@ -14,12 +15,23 @@ from typing import Any
 
 from lightkube import Client
 
-from pgherd.errors import BadInput, Unavailable
+from pgherd.errors import BadInput, NoSuchCluster, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
-from pgherd.platform.base import Platform
-from pgherd.platform.kubernetes.api import POD, SCHEDULE, SECRET, Api, Kind, Object, explained, kind_of
+from pgherd.platform.base import Owner, Platform
+from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.api import (
+    CONFIG_MAP,
+    POD,
+    SCHEDULE,
+    SECRET,
+    Api,
+    Kind,
+    Object,
+    explained,
+    kind_of,
+)
 from pgherd.platform.kubernetes.cache import Reader
 from pgherd.platform.kubernetes.cluster_objects import decoded, files_secret
 from pgherd.platform.kubernetes.ensure import Applier, owned
@@ -30,7 +42,19 @@ from pgherd.platform.machine import Machines
 DEFAULT_MAJOR = 17
 SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
+OWNER_KEY = "owner"
 _MILLI = 1000
+
+
+def _goes_on_where_it_was_restored_from(cluster: PostgresCluster) -> bool:
+    """Whether its backups are to go where it came from itself: then it knows which timelines there are."""
+    source = cluster.spec.bootstrap.recovery if cluster.spec.bootstrap is not None else None
+    backup = cluster.spec.backup
+    return (
+        source is not None
+        and backup is not None
+        and (source.cluster, source.repository) == (cluster.metadata.name, backup.repository)
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,7 @@ class KeepsBackups(Platform):
 
     def __init__(self) -> None:
         self._secrets: dict[str, tuple[Object | None, float]] = {}
+        self._owners: dict[str, tuple[str, str]] = {}
 
     # what the rest knows
 
@@ -133,6 +158,45 @@ class KeepsBackups(Platform):
     def backup_folder(self, name: str) -> Path:
         """Nothing is kept in it."""
         return Path(tempfile.gettempdir()) / f"pgherd-backup.{self.namespace}.{name}"
+
+    def owner(self, name: str) -> Owner:
+        """Known by something drawn once that stays with the volumes: a resource that is deleted and made again over
+        them means the same cluster, one that was restored under this name is another.
+
+        :raises NoSuchCluster: there is none of this name, or it is being deleted
+        """
+        found = self.resource_of(name)
+        metadata = found["metadata"]
+        uid, known = self._owners.get(name, ("", ""))
+        if uid != metadata["uid"]:
+            if "deletionTimestamp" in metadata:
+                raise NoSuchCluster(f"{name} is being deleted")
+            known = self._drawn(name)
+            self._owners[name] = (metadata["uid"], known)
+        if not _goes_on_where_it_was_restored_from(self.declaration(name).cluster):
+            return Owner(known, hint="name another place, such as a prefix of its own")
+        told = (metadata.get("annotations") or {}).get(names.TAKES_OVER_ANNOTATION, "")
+        return Owner(
+            known,
+            told,
+            "name another place, such as a prefix of its own, or if that cluster is gone for good: kubectl "
+            f"-n {self.namespace} annotate --overwrite pgc {name} {names.TAKES_OVER_ANNOTATION}={{owner}}",
+        )
+
+    def _drawn(self, name: str) -> str:
+        """Asked for, not looked up: what is left over of a namesake that is gone must not be taken for it."""
+        wanted = names.repository_owner(name)
+        made = {
+            "apiVersion": CONFIG_MAP.api_version,
+            "kind": CONFIG_MAP.name,
+            "metadata": {"name": wanted, "labels": names.labels(name)},
+            "data": {OWNER_KEY: f"{self.namespace}/{name}/{secrets.token_hex(8)}"},
+        }
+        found = self.api.get(CONFIG_MAP, self.namespace, wanted) or self.api.create(self.namespace, made)
+        found = found or self.api.get(CONFIG_MAP, self.namespace, wanted)
+        if not (drawn := ((found or {}).get("data") or {}).get(OWNER_KEY)):
+            raise Unavailable(f"ConfigMap {wanted} was removed, or does not say who the cluster is")
+        return str(drawn)
 
     def secret(self, reference: str) -> Mapping[str, str]:
         """What a Secret of the namespace says."""

@@ -22,6 +22,8 @@ ROLE_LABEL = f"{DOMAIN}/role"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
 STOPPED_ANNOTATION = f"{DOMAIN}/stopped"
+TAKES_OVER_ANNOTATION = f"{DOMAIN}/takes-over"
+"""on a cluster that was restored: the cluster, gone for good, with whose repository it goes on"""
 TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
 """on pods: of which template they were made"""
 
@@ -132,6 +134,11 @@ def recovery_state(cluster: str) -> str:
 def backups_list(cluster: str) -> str:
     """Name of the ConfigMap that lists the cluster's backups and restore points."""
     return f"{cluster}.backups"
+
+
+def repository_owner(cluster: str) -> str:
+    """Name of the ConfigMap that says who the cluster is to a repository. It stays with the volumes."""
+    return f"{cluster}.owner"
 
 
 def owner_secret(cluster: str) -> str:
