@@ -26,6 +26,7 @@ from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
 from pgherd.platform.kubernetes.crd import crd, schedule_crd
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from tests.support.backups import at, backup, point
+from tests.support.home import wait_for
 from tests.support.kube_api import Kube, kube_api
 from tests.unit.test_kubernetes_objects import cluster, pod
 
@@ -214,6 +215,25 @@ def test_a_repository_is_begun_once_and_one_that_vanished_is_not_begun_anew(offi
     office.method.repository.store.remove("repository.json")
     with pytest.raises(Exception, match="there is no repository"):
         office.desk.look()
+
+
+def test_a_desk_waits_for_its_cluster_to_be_seen(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "LOOK_SECONDS", 0.01)
+    path = f"{GROUP}/postgresclusters/shop"
+    resource = office.kube.objects.pop(path)
+    stop = threading.Event()
+    desk = Desk(office.platform, "shop", stop)
+    desk.start()
+    try:
+        wait_for(
+            lambda: len([each for each in office.kube.asked if each[1] == path]) >= 2, "it has looked", 10
+        )
+        assert desk.is_alive()
+        office.kube.put(path, resource)
+        wait_for(office.method.repository.is_there, "the repository is begun", 10)
+    finally:
+        stop.set()
+        desk.join()
 
 
 def whose(office: Office, owner: str, **systems: str) -> Catalogue:

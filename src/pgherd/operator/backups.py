@@ -41,7 +41,7 @@ DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
 
 
 class Desk(threading.Thread):
-    """See the module. Ends with ``stop``, or when the cluster is gone."""
+    """See the module. Ends with ``stop`` only: that a cluster is not seen may mean that it is not seen yet."""
 
     def __init__(self, platform: KubernetesPlatform, name: str, stop: threading.Event) -> None:
         super().__init__(name=f"desk-{name}", daemon=True)
@@ -51,17 +51,18 @@ class Desk(threading.Thread):
 
     def run(self) -> None:
         """Looks, until the end."""
-        while not self._stop_asked.wait(LOOK_SECONDS):
+        while not self._stop_asked.is_set():
             try:
                 self.look()
                 self._complaint = ""
             except NoSuchCluster:
-                return
+                self._complaint = ""
             except PgherdError as error:
                 self._complain(one_line(error))
             except Exception as error:  # the thread must outlive whatever one look ran into
                 logger.exception("%s: a look at its backups failed", self._cluster)
                 self._complaint = repr(error)
+            self._stop_asked.wait(LOOK_SECONDS)
 
     def _complain(self, text: str) -> None:
         if text != self._complaint:
