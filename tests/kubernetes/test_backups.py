@@ -231,6 +231,39 @@ def test_backups_are_resources(bank: Bank) -> None:
     assert {group["type"] for group in status["groups"].values()} == {"differential"}
 
 
+def test_backups_of_which_nothing_can_come_say_why(bank: Bank) -> None:
+    for name, cluster in (("of-nobody", "bankk"), ("of-none", "plain")):
+        bank.namespace.apply(
+            {
+                "apiVersion": "pgherd.io/v1alpha1",
+                "kind": "PostgresBackup",
+                "metadata": {"name": name},
+                "spec": {"cluster": cluster},
+            }
+        )
+    plain = Cluster(bank.namespace, "plain")
+    try:
+        plain.apply(segments=1, standbys=0)
+
+        def told(name: str) -> str:
+            status = bank.namespace.get("pgb", name).get("status") or {}
+            return str(status.get("message")) if status.get("phase") == "Waiting" else ""
+
+        wait_for(
+            lambda: f"there is no cluster bankk in namespace {bank.namespace.name}" in told("of-nobody"),
+            "the backup of a cluster that is not there says so",
+            60,
+        )
+        wait_for(
+            lambda: "plain has no backups" in told("of-none"),
+            "the backup of a cluster without backups says so",
+            120,
+        )
+    finally:
+        bank.run("delete", "plain", "--purge", "--yes", check=False)
+        bank.namespace.kubectl("delete", "pgb", "of-nobody", "of-none", check=False)
+
+
 def test_a_schedule_makes_backups(bank: Bank) -> None:
     bank.namespace.apply(
         {

@@ -16,13 +16,15 @@ from pgherd.backup import listing, maker, registry
 from pgherd.backup.catalogue import Catalogue, NotOurs
 from pgherd.backup.records import Backup
 from pgherd.backup.store import DirectoryStore
-from pgherd.errors import BadInput, Unavailable
+from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import Member
 from pgherd.operator import backups as desk_module
 from pgherd.operator.backups import Desk, newest
+from pgherd.operator.strays import Strays
 from pgherd.platform.base import Owner
 from pgherd.platform.kubernetes import names, restore_pods
 from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
+from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import crd, schedule_crd
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from tests.support.backups import at, backup, point
@@ -234,6 +236,77 @@ def test_a_desk_waits_for_its_cluster_to_be_seen(office: Office, monkeypatch: py
     finally:
         stop.set()
         desk.join()
+
+
+def test_whoever_asks_for_a_backup_is_told_why_none_comes(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = f"{GROUP}/postgresbackupschedules/nightly"
+    declared = {"cluster": "shop", "cron": "0 2 * * *"}
+    raw = {"apiVersion": SCHEDULE.api_version, "kind": SCHEDULE.name, "metadata": {}, "spec": declared}
+    office.kube.put(schedule, raw)
+    office.declare("running")
+    office.desk._look_and_tell()
+    assert office.status("running")["phase"] == "Requested"
+    repository = office.method.repository
+    monkeypatch.setattr(repository, "is_there", _silent)
+    office.declare("later")
+    office.desk._look_and_tell()
+    assert office.status("later") == {"phase": "Waiting", "message": "s3://safe does not answer"}
+    # A silence of a moment is no news to one who was told something better.
+    assert office.status("running")["phase"] == "Requested"
+    monkeypatch.setattr(desk_module, "LASTING_SECONDS", 0.0)
+    office.desk._look_and_tell()
+    told = office.status("running")
+    assert (told["phase"], told["message"]) == ("Waiting", "s3://safe does not answer")
+    assert office.kube.objects[schedule]["status"]["problem"] == "s3://safe does not answer"
+    monkeypatch.undo()
+
+
+def _silent() -> bool:
+    raise PgherdError("s3://safe does not answer")
+
+
+def test_what_was_asked_of_a_cluster_that_has_no_backups_any_more_says_so(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk_module, "LASTING_SECONDS", 0.0)
+    for name in ("ended", "running"):
+        office.declare(name)
+        office.desk.look()
+        if name == "ended":
+            office.end(name)
+            office.desk.look()
+    path = f"{GROUP}/postgresclusters/shop"
+    made = office.kube.objects[path]
+    metadata = {"uid": made["metadata"]["uid"], "generation": 2}
+    office.kube.put(path, {**made, "spec": {"engine": "fdw"}, "metadata": metadata})
+    office.desk._look_and_tell()
+    assert office.status("ended")["phase"] == "Done"
+    told = office.status("running")
+    assert (told["phase"], told["message"].partition(":")[0]) == ("Waiting", "shop has no backups")
+
+
+def test_a_backup_of_a_cluster_that_is_not_there_says_so(kube: tuple[Kube, KubernetesPlatform]) -> None:
+    api, platform = kube
+    watched = Watched(platform.api, "prod")
+    path = f"{GROUP}/postgresbackups/typo"
+    spec = {"cluster": "shoop", "type": "full"}
+    api.put(path, {"apiVersion": BACKUP.api_version, "kind": BACKUP.name, "metadata": {}, "spec": spec})
+    strays = Strays(platform.api, watched)
+    watched.put(BACKUP, dict(api.objects[path]))
+    strays.look()
+    told = {"phase": "Waiting", "message": "there is no cluster shoop in namespace prod"}
+    assert api.objects[path]["status"] == told
+    watched.put(BACKUP, dict(api.objects[path]))
+    strays.look()
+    assert len(api.writes("PATCH")) == 1
+    # One that was declared a moment ago may not be seen yet, and has its own who answers.
+    api.put(path, {**api.objects[path], "status": {"phase": "Requested"}})
+    api.put(f"{GROUP}/postgresclusters/shoop", {"kind": "PostgresCluster", "metadata": {}, "spec": {}})
+    watched.put(BACKUP, dict(api.objects[path]))
+    strays.look()
+    assert api.objects[path]["status"] == {"phase": "Requested"}
 
 
 def whose(office: Office, owner: str, **systems: str) -> Catalogue:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Object
+from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Kind, Object
 from pgherd.platform.kubernetes.keeping import schedule_of
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 
@@ -37,7 +38,10 @@ LIST_EVERY = 3
 """looks between two lists"""
 MAX_LIST = 400_000
 """bytes of a list; what is older is left out"""
+LASTING_SECONDS = 10.0
+"""how long nothing may come of a look until those are told who were told something better before"""
 DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
+ENDED = (DONE, FAILED, EXPIRED)
 
 
 class Desk(threading.Thread):
@@ -47,40 +51,65 @@ class Desk(threading.Thread):
         super().__init__(name=f"desk-{name}", daemon=True)
         self._platform, self._cluster, self._stop_asked = platform, name, stop
         self._complaint = ""
+        self._idle_since: float | None = None
         self._looks = 0
 
     def run(self) -> None:
         """Looks, until the end."""
         while not self._stop_asked.is_set():
             try:
-                self.look()
-                self._complaint = ""
-            except NoSuchCluster:
-                self._complaint = ""
-            except PgherdError as error:
-                self._complain(one_line(error))
+                self._look_and_tell()
             except Exception as error:  # the thread must outlive whatever one look ran into
-                logger.exception("%s: a look at its backups failed", self._cluster)
-                self._complaint = repr(error)
+                self._complain(f"what is asked for can't be answered: {one_line(error)}")
             self._stop_asked.wait(LOOK_SECONDS)
+
+    def _look_and_tell(self) -> None:
+        """Whoever asked for a backup and waits is told why nothing comes of it."""
+        try:
+            idle = self.look()
+            self._complaint = ""
+        except NoSuchCluster:  # nor is there a repository; ``strays`` tells it
+            self._complaint = ""
+            return
+        except PgherdError as error:
+            idle = one_line(error)
+            self._complain(idle)
+        except Exception as error:
+            logger.exception("%s: a look at its backups failed", self._cluster)
+            idle = self._complaint = f"a look at its backups met what nobody expected: {error!r}"
+        if not idle:
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or time.monotonic()
+        self._hold(idle, is_lasting=time.monotonic() - self._idle_since >= LASTING_SECONDS)
 
     def _complain(self, text: str) -> None:
         if text != self._complaint:
             logger.warning("%s: backups: %s", self._cluster, text)
         self._complaint = text
 
-    def look(self) -> None:
+    def _hold(self, reason: str, *, is_lasting: bool) -> None:
+        for kind in (BACKUP, SCHEDULE):
+            for resource in self._platform.declared(kind, self._cluster):
+                said = held(kind, resource, reason)
+                if said is not None and (is_lasting or not resource.get("status")):
+                    self._say(kind, resource, said)
+
+    def look(self) -> str:
         """Do what is to be done now.
 
+        :return: why that is nothing; empty: it was done
         :raises PgherdError: the repository or the API server does not answer, or refuses
         """
         platform, name = self._platform, self._cluster
         declaration = platform.declaration(name)
         cluster = declaration.cluster
-        if declaration.deleting or cluster.spec.backup is None:
-            return
+        if declaration.deleting:
+            return f"{name} is being deleted"
+        if cluster.spec.backup is None:
+            return f"{name} has no backups: spec.backup says where they should go"
         if restoring.state(platform, cluster) is not None:
-            return
+            return f"{name} is being made from a backup"
         method = registry.make_method(platform, cluster)
         self._found(method)
         self._require_own(method)
@@ -91,6 +120,7 @@ class Desk(threading.Thread):
         self._looks += 1
         if self._looks % LIST_EVERY == 1:
             self._list(method, known)
+        return ""
 
     # the repository
 
@@ -194,7 +224,7 @@ class Desk(threading.Thread):
             if standing.problem != one_line(error):
                 write(replace(standing, problem=one_line(error)))
 
-    def _say(self, kind: Any, resource: Object, status: Mapping[str, Any]) -> None:
+    def _say(self, kind: Kind, resource: Object, status: Mapping[str, Any]) -> None:
         if (resource.get("status") or {}) != status:
             self._platform.say(kind, resource, status)
 
@@ -223,6 +253,19 @@ class Desk(threading.Thread):
             self._platform.put(
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
             )
+
+
+def held(kind: Kind, resource: Object, reason: str) -> dict[str, Any] | None:
+    """The status of a backup or of a schedule of which nothing comes now; None: it has ended, or is to go."""
+    before = resource.get("status") or {}
+    if "deletionTimestamp" in resource["metadata"]:
+        return None
+    if kind == SCHEDULE:
+        return {**before, "problem": reason}
+    if before.get("phase") in ENDED:
+        return None
+    pace = {"bytesPerSecond": None, "etaSeconds": None} if before.get("etaSeconds") is not None else {}
+    return {**before, **pace, "phase": WAITING, "message": reason}
 
 
 def newest(rows: list[dict[str, Any]], limit: int) -> str:

@@ -68,8 +68,9 @@ class Schedules:
                 schedule = schedule_of(each)
                 if cluster not in (None, schedule.spec.cluster):
                     continue
-                standing = rules.standing_from((each.get("status") or {}).get("standing"))
-                rows.append(rules.described(schedule, standing, None, now))
+                told = each.get("status") or {}
+                row = rules.described(schedule, rules.standing_from(told.get("standing")), None, now)
+                rows.append({**row, "problem": row["problem"] or told.get("problem")})
         return sorted(rows, key=lambda row: str(row["name"]))
 
     def suspend_schedule(self, name: str, suspend: bool) -> None:
