@@ -13,8 +13,10 @@ import pytest
 from pgherd.backup import keeper, points
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.native import Native
+from pgherd.backup.pgbackrest import PgBackRest, Place
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
+from pgherd.backup.store import DirectoryStore
 from pgherd.backup.wal import segment_before
 from pgherd.errors import Unavailable
 from tests.support.backups import SYSTEM, lsn, point
@@ -169,3 +171,41 @@ def test_a_point_is_passed_where_a_later_timeline_left_its_way_before_it(
     herd.fork(2, 3)
     herd.archive(1.9, timeline=2)
     assert is_lost(herd, herd.make(hours), clock) == lost
+
+
+class Places:
+    """A repository as it is declared, with keys that are renewed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def method(self, declared: str, stamp: str) -> PgBackRest:
+        def opened() -> tuple[DirectoryStore, DirectoryStore]:
+            return DirectoryStore(self.folder), DirectoryStore(self.folder)
+
+        nobody: Any = None
+        return PgBackRest(Place("s3://safe/shop", declared, stamp, opened, nobody), nobody)
+
+
+def test_keys_that_are_renewed_do_not_end_a_backup_while_the_old_ones_do(tmp_path: Path) -> None:
+    places, going = Places(tmp_path), threading.Event()
+    nobody: Any = None
+    kept = Kept(
+        "shop", nobody, nobody, places.method("a", "1"), lambda: None, dict, lambda: True, threading.Event()
+    )
+    made = Keeper(kept)
+    same, renewed, elsewhere = (places.method(*each) for each in (("a", "1"), ("a", "2"), ("b", "2")))
+    assert not made.is_to_leave_for(same)
+    assert made.is_to_leave_for(renewed), "nothing is going on that would be lost"
+    made._maker = threading.Thread(target=going.wait)
+    made._maker.start()
+    try:
+        assert not made.is_to_leave_for(renewed)
+        assert made.is_to_leave_for(elsewhere)
+        made.error = "s3://safe refuses these keys"
+        assert made.is_to_leave_for(renewed)
+    finally:
+        going.set()
+        made._maker.join()
+    made.error = None
+    assert made.is_to_leave_for(renewed)

@@ -22,7 +22,7 @@ from pgherd.operator import backups as desk_module
 from pgherd.operator.backups import Desk, newest
 from pgherd.operator.strays import Strays
 from pgherd.platform.base import Owner
-from pgherd.platform.kubernetes import names, restore_pods
+from pgherd.platform.kubernetes import keeping, names, restore_pods
 from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import crd, schedule_crd
@@ -145,6 +145,20 @@ def test_keys_come_from_a_secret_of_the_namespace(kube: tuple[Kube, KubernetesPl
     fresh = KubernetesPlatform(platform.api, "prod")
     assert fresh.secret("keys") == {"access-key-id": "AKIA"}
     assert fresh.secret_stamp("keys") not in ("missing", "")
+
+
+def test_a_secret_that_says_the_same_again_is_not_taken_for_new_keys(
+    kube: tuple[Kube, KubernetesPlatform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, platform = kube
+    monkeypatch.setattr(keeping, "SECRET_SECONDS", 0.0)
+    path, old, new = f"{CORE}/secrets/keys", {"passphrase": "b2xk"}, {"passphrase": "bmV3"}
+    stamps = []
+    for labels, data in (({}, old), ({"refreshed": "now"}, old), ({}, new)):
+        api.put(path, {"kind": "Secret", "metadata": {"labels": labels}, "data": data})
+        stamps.append(platform.secret_stamp("keys"))
+    assert stamps[0] == stamps[1] != stamps[2]
+    assert "b2xk" not in stamps[0]
 
 
 # the desk

@@ -49,6 +49,10 @@ class BackupMethod(ABC):
         """Something that differs whenever what is declared of the repository, or its keys, changed."""
         return self.location
 
+    def differs_in_keys_only(self, other: BackupMethod) -> bool:
+        """Whether the same is declared of both, and only what the keys are has changed in between."""
+        return False
+
     def check(self) -> None:
         """Whether this method can be used here.
 

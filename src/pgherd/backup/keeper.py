@@ -117,6 +117,15 @@ class Keeper(threading.Thread):
         """Ask it to end."""
         self._leaving.set()
 
+    def is_to_leave_for(self, method: BackupMethod) -> bool:
+        """Whether another keeper has to take its place, who keeps what is declared now.
+
+        Keys that were renewed are no reason to begin a backup anew: while the old ones do, it is made to its end."""
+        if self.fingerprint == method.fingerprint():
+            return False
+        making = self._maker is not None and self._maker.is_alive()
+        return not (making and self.error is None and self._kept.method.differs_in_keys_only(method))
+
     def is_at_rest(self) -> bool:
         """Whether neither it nor a backup is at work."""
         return not self.is_alive() and not (self._maker is not None and self._maker.is_alive())

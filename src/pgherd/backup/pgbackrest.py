@@ -44,14 +44,16 @@ class Place:
     """Where one cluster's backups are, and how to get at them.
 
     :param location: what to call it
-    :param fingerprint: differs whenever what is declared, or the keys, changed
+    :param declared: differs whenever what is declared changed
+    :param stamp: differs whenever the keys changed
     :param open: the store of records, and the same without a seal; refuses keys that won't do
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
     :param owner: tells who asks
     """
 
     location: str
-    fingerprint: str
+    declared: str
+    stamp: str
     open: Callable[[], tuple[Store, Store]]
     settings: Callable[[], config.Settings]
     owner: Callable[[], Owner] = Owner
@@ -87,7 +89,14 @@ class PgBackRest(BackupMethod):
         return self._place.location
 
     def fingerprint(self) -> str:
-        return self._place.fingerprint
+        return f"{self._place.declared}{self._place.stamp}"
+
+    def differs_in_keys_only(self, other: BackupMethod) -> bool:
+        return (
+            isinstance(other, PgBackRest)
+            and self._place.declared == other._place.declared
+            and self._place.stamp != other._place.stamp
+        )
 
     @cached_property
     def _stores(self) -> tuple[Store, Store]:

@@ -113,7 +113,7 @@ class _Source:
             self.let_go,
         )
         owner = partial(self.platform.owner, self.cluster) if self.own else Owner
-        return Place(self._location, f"{known}{stamp}", self._open, self._settings, owner)
+        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner)
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""

@@ -367,7 +367,7 @@ class ClusterLoop(threading.Thread):
         )
         keeper = self._keeper
         if keeper is not None and keeper.is_alive():
-            if not wanted or keeper.fingerprint != method.fingerprint():
+            if not wanted or keeper.is_to_leave_for(method):
                 keeper.leave()
             return
         if wanted:

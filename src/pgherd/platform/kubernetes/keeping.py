@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import secrets
 import tempfile
@@ -210,11 +212,15 @@ class KeepsBackups(Platform):
             raise BadInput(f"spec.backup.secretRef: {where} holds what is no text") from None
 
     def secret_stamp(self, reference: str | None) -> str:
-        """Differs whenever the Secret was changed, a little later."""
+        """Differs whenever what the Secret says was changed, a little later."""
         if reference is None:
             return ""
         found = self._secret(reference)
-        return "missing" if found is None else str(found["metadata"]["resourceVersion"])
+        if found is None:
+            return "missing"
+        # Not its version: a label, or a tool that writes the same keys again and again, changes nothing.
+        data = json.dumps(found.get("data") or {}, sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()
 
     def _secret(self, reference: str) -> Object | None:
         """It is somebody's own, and not watched."""
