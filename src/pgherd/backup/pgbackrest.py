@@ -221,8 +221,18 @@ class PgBackRest(BackupMethod):
 
     def _info(self, stanza: str) -> list[dict[str, Any]]:
         """pgBackRest's copies in a stanza, oldest first; none if there is no such stanza."""
-        found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))
+        found = self._told(stanza)
         return list(found[0].get("backup", ())) if found else []
+
+    def _told(self, stanza: str) -> list[dict[str, Any]]:
+        text = self._output(["info", "--output=json", f"--stanza={stanza}"])
+        try:
+            return list(json.loads(text))
+        except (ValueError, TypeError) as error:
+            begin = text[:60].decode(errors="replace")
+            raise PgherdError(
+                f"what pgbackrest tells of {stanza} can't be read ({error}): {begin!r}..."
+            ) from None
 
     def _made_for(self, stanza: str, backup: str) -> dict[str, Any] | None:
         return next(
@@ -317,7 +327,7 @@ class PgBackRest(BackupMethod):
 
     def major_of(self, backup: str, group: int) -> int:
         stanza = config.stanza(group, self._copy_of(backup, group).system)
-        found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))
+        found = self._told(stanza)
         try:
             return int(str(found[0]["db"][-1]["version"]).split(".")[0])
         except (LookupError, ValueError, TypeError):
