@@ -408,8 +408,6 @@ def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
     for command in (
         ("restore", bank.name, "--in-place", "--yes"),
-        ("clone", bank.name, "bank-none"),
-        ("drill", bank.name),
         ("repair", bank.name, "--group", "segment-1"),
     ):
         refused = bank.run(*command, check=False)

@@ -1,8 +1,9 @@
 """What people ask for and look at of one cluster's backups: a thread beside its loop.
 
 Resources ``PostgresBackup`` become requests in the repository, of the same name, and show what becomes of them; the
-cluster's keeper makes them. Schedules ask in the same way. What there is to restore is listed in a ConfigMap, for who
-may look at the namespace need not be able to reach the repository.
+cluster's keeper makes them. Schedules ask in the same way. What there is to restore, and what drills found, is listed
+in a ConfigMap, for who may look at the namespace need not be able to reach the repository. Drills are made by
+``operator.drills``.
 
 All it knows is in the repository and in the resources; killed anywhere, the next one finds out where things stand.
 """
@@ -26,6 +27,7 @@ from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
+from pgherd.operator.drills import Drills
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Kind, Object
 from pgherd.platform.kubernetes.keeping import schedule_of
@@ -40,6 +42,10 @@ MAX_LIST = 400_000
 """bytes of a list; what is older is left out"""
 LASTING_SECONDS = 10.0
 """how long nothing may come of a look until those are told who were told something better before"""
+MAX_DRILLS = 100_000
+"""the same of drills"""
+JOIN_SECONDS = 15.0
+"""how long the end waits for a drill to come to a place from which it can go on"""
 DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
 ENDED = (DONE, FAILED, EXPIRED)
 
@@ -53,9 +59,14 @@ class Desk(threading.Thread):
         self._complaint = ""
         self._idle_since: float | None = None
         self._looks = 0
+        self._drills = Drills(platform, name, stop)
 
     def run(self) -> None:
         """Looks, until the end."""
+        self._look_on()
+        self._drills.join(JOIN_SECONDS)
+
+    def _look_on(self) -> None:
         while not self._stop_asked.is_set():
             try:
                 self._look_and_tell()
@@ -107,9 +118,12 @@ class Desk(threading.Thread):
         if declaration.deleting:
             return f"{name} is being deleted"
         if cluster.spec.backup is None:
+            self._drills.look(backups=False)
             return f"{name} has no backups: spec.backup says where they should go"
         if restoring.state(platform, cluster) is not None:
             return f"{name} is being made from a backup"
+        # First: what is left of a drill goes, whether the repository answers or not.
+        self._drills.look(backups=True)
         method = registry.make_method(platform, cluster)
         self._found(method)
         self._require_own(method)
@@ -220,9 +234,11 @@ class Desk(threading.Thread):
                 request=lambda name: maker.request(method.repository, schedule.spec.type, name=name),
                 write=write,
             )
+            problem = self._drills.see_to(method, schedule, standing, now)
         except PgherdError as error:
-            if standing.problem != one_line(error):
-                write(replace(standing, problem=one_line(error)))
+            problem = one_line(error)
+        if problem is not None and standing.problem != problem:
+            write(replace(standing, problem=problem))
 
     def _say(self, kind: Kind, resource: Object, status: Mapping[str, Any]) -> None:
         if (resource.get("status") or {}) != status:
@@ -240,6 +256,7 @@ class Desk(threading.Thread):
                 "repository": method.location,
                 "backups": json.dumps([listing.described(each) for each in known.values()][-200:]),
                 "restorePoints": newest(points, MAX_LIST),
+                "drills": newest(list(self._drills.remembered(method)), MAX_DRILLS),
             }
         )
 
