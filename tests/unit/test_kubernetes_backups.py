@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -465,6 +466,41 @@ def test_of_a_long_list_the_newest_are_shown() -> None:
     shown = json.loads(newest(rows, 5000))
     assert shown == rows[-len(shown) :]
     assert 3 < len(shown) < 100
+
+
+def test_the_lists_fit_into_their_config_map_however_many_groups_there_are(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.desk.look()
+    for number in range(200):
+        made = replace(backup(1, groups=17), id=f"b{number:03}", requested_at=at(number))
+        office.method.repository.remember_backup(made)
+    for number in range(150):
+        office.method.repository.remember_point(point(number, groups=17))
+    monkeypatch.setattr(desk_module, "LIST_EVERY", 2)
+    office.desk._looks = 2
+    office.desk.look()
+    assert 500_000 < sum(map(len, office.list().values())) < 1_000_000
+    listed = [each["id"] for each in json.loads(office.list()["backups"])]
+    assert len(listed) > 50
+    assert listed[-1] == "b199"
+
+
+def test_a_list_that_can_not_be_written_is_told_and_holds_up_no_backup(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(data: object) -> None:
+        raise PgherdError("the API server refuses it")
+
+    office.desk.look()
+    monkeypatch.setattr(office.desk, "_publish", refused)
+    monkeypatch.setattr(desk_module, "LIST_EVERY", 2)
+    office.desk._looks = 2
+    office.declare("before-release")
+    office.desk._look_and_tell()
+    assert office.status("before-release")["phase"] == "Requested"
+    assert office.desk.trouble().endswith("is not up to date: the API server refuses it")
+    monkeypatch.undo()
 
 
 def test_a_schedule_asks_for_its_backup_when_it_is_due(

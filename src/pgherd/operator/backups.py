@@ -39,7 +39,9 @@ LOOK_SECONDS = 2.0
 LIST_EVERY = 3
 """looks between two lists"""
 MAX_LIST = 400_000
-"""bytes of a list; what is older is left out"""
+"""bytes of a list; what is older is left out. All lists are in one ConfigMap, which holds 1 MiB"""
+MAX_BACKUPS = 300_000
+"""the same of backups"""
 LASTING_SECONDS = 10.0
 """how long nothing may come of a look until those are told who were told something better before"""
 MAX_DRILLS = 100_000
@@ -58,6 +60,7 @@ class Desk(threading.Thread):
         self._platform, self._cluster, self._stop_asked = platform, name, stop
         self._complaint = ""
         self._idle_since: float | None = None
+        self._list_trouble = ""
         self._looks = 0
         self._drills = Drills(platform, name, stop)
 
@@ -133,7 +136,7 @@ class Desk(threading.Thread):
         self._requests(method, known, may_begin=not declaration.stopped)
         self._looks += 1
         if self._looks % LIST_EVERY == 1:
-            self._list(method, known)
+            self._try_to_list(method, known)
         return ""
 
     # the repository
@@ -158,7 +161,7 @@ class Desk(threading.Thread):
             method.repository.require_own()
         except NotOurs:
             if self._listed():
-                self._publish({**self._listed(), "backups": "[]", "restorePoints": "[]"})
+                self._publish({"repository": method.location, "backups": "[]", "restorePoints": "[]"})
             self._platform.unequip(self._cluster, names.backup_secret(self._cluster))
             raise
 
@@ -246,6 +249,22 @@ class Desk(threading.Thread):
 
     # the list
 
+    def trouble(self) -> str:
+        """What has kept it from its work for some time, for the cluster's status; empty: nothing."""
+        lasting = self._idle_since is not None and time.monotonic() - self._idle_since >= LASTING_SECONDS
+        return (self._complaint if lasting else "") or self._list_trouble
+
+    def _try_to_list(self, method: BackupMethod, known: Mapping[str, Backup]) -> None:
+        """Whoever waits for a backup need not wait for the list."""
+        try:
+            self._list(method, known)
+            self._list_trouble = ""
+        except PgherdError as error:
+            text = f"the list of backups and restore points is not up to date: {one_line(error)}"
+            if text != self._list_trouble:
+                logger.warning("%s: %s", self._cluster, text)
+            self._list_trouble = text
+
     def _list(self, method: BackupMethod, known: Mapping[str, Backup]) -> None:
         states = {row["name"]: row["state"] for row in listing.restore_points(method)}
         points = [
@@ -254,7 +273,7 @@ class Desk(threading.Thread):
         self._publish(
             {
                 "repository": method.location,
-                "backups": json.dumps([listing.described(each) for each in known.values()][-200:]),
+                "backups": newest([listing.described(each) for each in known.values()], MAX_BACKUPS),
                 "restorePoints": newest(points, MAX_LIST),
                 "drills": newest(list(self._drills.remembered(method)), MAX_DRILLS),
             }

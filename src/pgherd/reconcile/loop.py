@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -77,6 +77,8 @@ class ClusterLoop(threading.Thread):
         self._rests = False
         self._unanswered: dict[str, float] = {}
         self._own_until: float | None = None
+        self.beside: Callable[[], str] = str
+        """what keeps those who look after the cluster's backups beside it from their work; empty: nothing"""
 
     def run(self) -> None:
         """Rounds, until the end; a stopped cluster needs none, the daemon starts a new loop when it is to run."""
@@ -165,7 +167,7 @@ class ClusterLoop(threading.Thread):
         return seen
 
     def _with_complaint(self, backups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        complaint = self._keeper.error if self._keeper is not None else None
+        complaint = (self._keeper.error if self._keeper is not None else None) or self.beside()
         return {**backups, "error": complaint} if backups is not None and complaint else backups
 
     def _count_unanswered(self, seen: Observed) -> dict[str, float]:
