@@ -20,7 +20,7 @@ from pgherd.backup.store import DirectoryStore
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import Member
 from pgherd.operator import backups as desk_module
-from pgherd.operator.backups import Desk, newest
+from pgherd.operator.backups import Desk, listed_points, newest
 from pgherd.operator.strays import Strays
 from pgherd.platform.base import Owner
 from pgherd.platform.kubernetes import keeping, names, restore_pods
@@ -466,6 +466,24 @@ def test_of_a_long_list_the_newest_are_shown() -> None:
     shown = json.loads(newest(rows, 5000))
     assert shown == rows[-len(shown) :]
     assert 3 < len(shown) < 100
+
+
+def test_of_a_long_list_of_points_those_that_close_backups_stay() -> None:
+    rows = [point(hour, backup=f"b{hour}" if hour % 24 == 0 else None).as_json() for hour in range(200)]
+    everything = sum(len(json.dumps(row)) for row in rows)
+    text, since = listed_points(rows, everything // 3)
+    shown = json.loads(text)
+    assert len(text) <= everything // 3
+    assert [row["time"] for row in shown] == sorted(row["time"] for row in shown)
+    assert {row["backup"] for row in shown if row["backup"]} == {f"b{hour}" for hour in range(0, 200, 24)}
+    newer = [row for row in rows if row["time"] >= since]
+    assert newer
+    assert shown[-len(newer) :] == newer
+    left_out = [row for row in rows if row not in shown]
+    assert left_out
+    assert all(row["time"] < since for row in left_out)
+    assert listed_points(rows, everything)[1] == ""
+    assert listed_points([], 100) == ("[]", "")
 
 
 def test_the_lists_fit_into_their_config_map_however_many_groups_there_are(

@@ -14,7 +14,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -270,11 +270,13 @@ class Desk(threading.Thread):
         points = [
             {**point.as_json(), "state": states.get(point.name, "")} for point in method.repository.points()
         ]
+        rows, since = listed_points(points, MAX_LIST)
         self._publish(
             {
                 "repository": method.location,
                 "backups": newest([listing.described(each) for each in known.values()], MAX_BACKUPS),
-                "restorePoints": newest(points, MAX_LIST),
+                "restorePoints": rows,
+                "restorePointsSince": since,
                 "drills": newest(list(self._drills.remembered(method)), MAX_DRILLS),
             }
         )
@@ -306,14 +308,38 @@ def held(kind: Kind, resource: Object, reason: str) -> dict[str, Any] | None:
 
 def newest(rows: list[dict[str, Any]], limit: int) -> str:
     """The last rows as JSON, as many as so many bytes hold."""
-    texts, size = [], 2
-    for row in reversed(rows):
-        text = json.dumps(row, separators=(",", ":"))
-        size += len(text) + 1
+    texts = [_text(row) for row in rows]
+    return f"[{','.join(texts[each] for each in sorted(_last(texts, range(len(texts)), limit)))}]"
+
+
+def listed_points(rows: list[dict[str, Any]], limit: int) -> tuple[str, str]:
+    """Restore points as JSON, as many as so many bytes hold: the newest that close a backup, in half of it, whatever
+    has passed since, then the newest of all others.
+
+    :return: with the time from which on none is left out; empty: none is
+    """
+    texts = [_text(row) for row in rows]
+    kept = _last(texts, [each for each, row in enumerate(rows) if row.get("backup")], limit // 2)
+    left = limit - sum(len(texts[each]) + 1 for each in kept)
+    kept |= _last(texts, [each for each in range(len(rows)) if each not in kept], left)
+    whole = next((each for each in reversed(range(len(rows))) if each not in kept), -1) + 1
+    since = "" if whole == 0 else str(rows[min(whole, len(rows) - 1)]["time"])
+    return f"[{','.join(texts[each] for each in sorted(kept))}]", since
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _last(texts: Sequence[str], among: Sequence[int], limit: int) -> set[int]:
+    """The last of these as many as so many bytes hold, commas and brackets included."""
+    found, size = set(), 2
+    for each in reversed(among):
+        size += len(texts[each]) + 1
         if size > limit:
             break
-        texts.append(text)
-    return f"[{','.join(reversed(texts))}]"
+        found.add(each)
+    return found
 
 
 def status_of(backup: Backup) -> dict[str, Any]:
