@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -461,6 +462,24 @@ def test_a_backup_that_retention_removed_is_shown_as_expired_and_not_made_again(
     assert office.ids() == []
 
 
+def test_a_backup_is_there_again_when_the_repository_is_again_the_one_in_which_it_was_made(
+    office: Office,
+) -> None:
+    office.declare("old")
+    office.desk.look()
+    office.end("old")
+    office.desk.look()
+    folder, elsewhere = office.method.folder, office.method.folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    office.method.repository.create("shop")
+    office.desk.look()
+    assert office.status("old")["phase"] == "Expired"
+    shutil.rmtree(folder)
+    elsewhere.rename(folder)
+    office.desk.look()
+    assert (office.status("old")["phase"], office.status("old")["restorePoint"]) == ("Done", "p1")
+
+
 def test_of_a_long_list_the_newest_are_shown() -> None:
     rows = [point(hour).as_json() for hour in range(100)]
     shown = json.loads(newest(rows, 5000))
@@ -558,6 +577,26 @@ def test_a_schedule_that_never_comes_is_told(office: Office) -> None:
     )
     office.desk.look()
     assert "spec.cron" in office.kube.objects[path]["status"]["problem"]
+
+
+def test_what_was_wrong_with_a_schedule_is_told_until_it_is_right_and_no_longer(office: Office) -> None:
+    path = f"{GROUP}/postgresbackupschedules/nightly"
+
+    def declare(cron: str) -> dict[str, Any]:
+        before = office.kube.objects.get(path, {})
+        raw = {"apiVersion": SCHEDULE.api_version, "kind": SCHEDULE.name, "metadata": {}, **before}
+        office.kube.put(path, {**raw, "spec": {"cluster": "shop", "cron": cron}})
+        office.desk.look()
+        status: dict[str, Any] = office.kube.objects[path]["status"]
+        return status
+
+    declare("0 2 * * *")
+    assert "spec.cron" in declare("0 0 30 2 *")["problem"]
+    assert declare("0 2 * * *").get("problem") is None
+    written = len(office.kube.writes("PATCH"))
+    office.desk.look()
+    office.desk.look()
+    assert len(office.kube.writes("PATCH")) == written, "what says nothing new is not written"
 
 
 def test_the_definitions_fill_in_nothing_that_was_not_asked_for() -> None:

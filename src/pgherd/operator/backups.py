@@ -172,11 +172,13 @@ class Desk(threading.Thread):
         for resource in sorted(found, key=lambda each: str(each["metadata"].get("creationTimestamp"))):
             name = resource["metadata"]["name"]
             before = resource.get("status") or {}
-            if before.get("phase") in (FAILED, EXPIRED) or "deletionTimestamp" in resource["metadata"]:
+            if before.get("phase") == FAILED or "deletionTimestamp" in resource["metadata"]:
+                continue
+            if before.get("phase") in (DONE, EXPIRED) and name not in known:
+                # Or the repository is not the one in which it was made; it may be again.
+                self._say(BACKUP, resource, {**before, "phase": EXPIRED})
                 continue
             if before.get("phase") == DONE:
-                if name not in known:
-                    self._say(BACKUP, resource, {**before, "phase": EXPIRED})
                 continue
             self._say(BACKUP, resource, self._outcome(method, known, resource, may_begin=may_begin))
 
@@ -220,14 +222,16 @@ class Desk(threading.Thread):
         standing = rules.adjusted(before, schedule, now)
 
         def write(changed: rules.Standing) -> None:
-            nonlocal standing
+            nonlocal standing, resource
             standing = changed
             shown = rules.described(schedule, changed, None, now)
             told = {key: shown[key] for key in ("nextAt", "lastBackup", "skipped", "problem")}
-            self._say(SCHEDULE, resource, {**told, "standing": changed.as_json()})
+            said = {**told, "standing": changed.as_json()}
+            self._say(SCHEDULE, resource, said)
+            resource = {**resource, "status": said}
 
-        if standing != before:
-            write(standing)
+        # The whole of it, whatever has changed: a problem that has passed goes, too.
+        write(standing)
         try:
             see_to_backup(
                 schedule,
@@ -244,7 +248,7 @@ class Desk(threading.Thread):
             write(replace(standing, problem=problem))
 
     def _say(self, kind: Kind, resource: Object, status: Mapping[str, Any]) -> None:
-        if (resource.get("status") or {}) != status:
+        if _given(resource.get("status") or {}) != _given(status):
             self._platform.say(kind, resource, status)
 
     # the list
@@ -291,6 +295,13 @@ class Desk(threading.Thread):
             self._platform.put(
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
             )
+
+
+def _given(value: Any) -> Any:
+    """Without what says nothing, which need not have been kept."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _given(each) for name, each in value.items() if each is not None}
 
 
 def held(kind: Kind, resource: Object, reason: str) -> dict[str, Any] | None:
