@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from pgherd.backup import keys, pgbackrest
@@ -19,6 +20,10 @@ from pgherd.backup.store import DirectoryStore, Store
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec, parse_bytes
 from pgherd.platform.base import Owner, Platform
 from pgherd.platform.machine import Machines
+
+MOST = 4096
+"""uses of backups that are remembered: some for each of as many clusters as an operator looks after"""
+_Place = tuple[int, Path, str, bool]
 
 
 def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
@@ -67,10 +72,22 @@ def open_method(
     return _pgbackrest(source, platform.secret_stamp(declared.secret_ref))
 
 
-@lru_cache(maxsize=64)
+_kept: dict[_Place, tuple[_Source, str, PgBackRest]] = {}
+"""one for each use of a cluster's backups, however many clusters there are"""
+_guard = threading.Lock()
+
+
 def _pgbackrest(source: _Source, stamp: str) -> PgBackRest:
     """Kept for as long as nothing changes: it remembers what it read of a distant repository."""
-    return PgBackRest(source.place(stamp), source.runner())
+    place = (id(source.platform), source.files, source.cluster, source.own)
+    with _guard:
+        known = _kept.pop(place, None)
+        if known is None or known[:2] != (source, stamp):
+            known = (source, stamp, PgBackRest(source.place(stamp), source.runner()))
+        _kept[place] = known
+        while len(_kept) > MOST:
+            del _kept[next(iter(_kept))]
+        return known[2]
 
 
 def native(platform: Platform, repository: RepositorySpec, cluster: str, let_go: int | None = None) -> Native:
