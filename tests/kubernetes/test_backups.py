@@ -370,7 +370,7 @@ def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository
         source = {key: backup[key] for key in ("method", "repository", "secretRef", "encrypt")}
         wanted = {**source, "cluster": bank.name}
         before = {row["id"] for row in bank.rows("backups")}
-        twin.cluster.apply(backup=backup, bootstrap={"recovery": wanted})
+        twin.cluster.apply(standbys=0, backup=backup, bootstrap={"recovery": wanted})
         twin.cluster.wait_phase("Running", timeout=600)
         owner = bank.namespace.get("configmap", f"{bank.name}.owner")["data"]["owner"]
 
@@ -403,6 +403,47 @@ def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository
         assert before <= after
         assert "of-the-twin" not in after
         assert bank.cluster.condition("BackupsHealthy")["status"] == "True"
+
+
+def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it_is_told_to(
+    namespace: Namespace, store: Objects
+) -> None:
+    phoenix, backup = Bank(namespace, "phoenix"), declared(store)
+    try:
+        phoenix.cluster.apply(segments=1, standbys=0, backup=backup)
+        phoenix.cluster.wait_phase("Running", timeout=PATIENCE)
+        with phoenix.connected() as connection:
+            make_tables(connection)
+        phoenix.await_backup()
+        phoenix.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        owner = namespace.get("configmap", "phoenix.owner")["data"]["owner"]
+        phoenix.run("delete", "phoenix", "--purge", "--yes", timeout=PATIENCE)
+        wait_for(
+            lambda: not namespace.list("pvc", "pgherd.io/cluster=phoenix"), "its volumes are gone", PATIENCE
+        )
+        source = {key: backup[key] for key in ("method", "repository", "secretRef", "encrypt")}
+        recovery = {**source, "cluster": "phoenix"}
+        phoenix.cluster.apply(segments=1, standbys=0, backup=backup, bootstrap={"recovery": recovery})
+        phoenix.cluster.wait_phase("Running", timeout=600)
+        with phoenix.connected() as connection:
+            assert connection.execute("SELECT count(*) FROM account").fetchone() == (64,)
+        wanted = f"kubectl -n {namespace.name} annotate --overwrite pgc phoenix pgherd.io/takes-over={owner}"
+        wait_for(
+            lambda: wanted in phoenix.cluster.condition("BackupsHealthy").get("message", ""),
+            "it is told what to do",
+            PATIENCE,
+        )
+        namespace.kubectl(*wanted.split()[3:])
+        wait_for(
+            lambda: phoenix.cluster.condition("BackupsHealthy").get("status") == "True",
+            "it goes on",
+            PATIENCE,
+        )
+        phoenix.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        assert namespace.get("configmap", "phoenix.owner")["data"]["owner"] != owner
+        assert phoenix.rows("backups"), "the old ones are listed, too"
+    finally:
+        phoenix.run("delete", "phoenix", "--purge", "--yes", check=False)
 
 
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import crd, schedule_crd
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
+from pgherd.reconcile import loop
 from tests.support.backups import at, backup, point
 from tests.support.home import wait_for
 from tests.support.kube_api import Kube, kube_api
@@ -349,6 +351,36 @@ def test_another_clusters_repository_is_neither_shown_nor_asked_for_a_backup(off
     assert not office.method.repository.is_own()
     with pytest.raises(NotOurs):
         office.method.repository.claim({0: "7"}, {})  # it was restored from there: its system is the same
+
+
+def test_a_cluster_whose_id_was_lost_is_itself_again_when_it_is_put_back(office: Office) -> None:
+    office.desk.look()
+    path = f"{CORE}/configmaps/shop.owner"
+    kept = office.kube.objects[path]
+    office.kube.remove(path)
+    office.platform.forget_owner("shop")  # another operator has begun
+    with pytest.raises(NotOurs):
+        office.desk.look()
+    office.kube.put(path, kept)
+    office.desk.look()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_members_archive_only_where_it_is_known_that_it_is_their_own_place(
+    office: Office, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    equipped: list[bool] = []
+    method = SimpleNamespace(is_own=lambda: own, equip=lambda: equipped.append(True))
+    monkeypatch.setattr(loop, "make_method", lambda platform, cluster: method)
+    monkeypatch.setattr(loop, "OWN_SECONDS", 0.2)
+    made = loop.ClusterLoop(office.platform, "shop", threading.Event())
+    seen: Any = SimpleNamespace(recovery=None, declaration=office.platform.declaration("shop"))
+    for _ in range(2):
+        made._equip(seen)
+    assert equipped == [True, True] * own
+    seen.recovery = {"phase": "copying"}
+    made._equip(seen)
+    assert equipped == [True, True] * own
 
 
 def test_a_repository_from_before_owners_were_written_down_is_used_once_it_is_claimed(office: Office) -> None:

@@ -161,8 +161,9 @@ class Desk(threading.Thread):
             method.repository.require_own()
         except NotOurs:
             if self._listed():
-                self._publish({"repository": method.location, "backups": "[]", "restorePoints": "[]"})
+                self._publish({"backups": "[]", "restorePoints": "[]"})
             self._platform.unequip(self._cluster, names.backup_secret(self._cluster))
+            self._platform.forget_owner(self._cluster)
             raise
 
     # backups

@@ -187,6 +187,10 @@ class KeepsBackups(Platform):
             f"-n {self.namespace} annotate --overwrite pgc {name} {names.TAKES_OVER_ANNOTATION}={{owner}}",
         )
 
+    def forget_owner(self, name: str) -> None:
+        """Ask anew who it is: somebody may have put back what said so."""
+        self._owners.pop(name, None)
+
     def _drawn(self, name: str) -> str:
         """Asked for, not looked up: what is left over of a namesake that is gone must not be taken for it."""
         wanted = names.repository_owner(name)
