@@ -70,6 +70,13 @@ class Bank:
             wait_for(there, f"a point of {self.name} after {moment} can be restored", PATIENCE, every=2)
         )
 
+    def write(self) -> str:
+        """Change a row, without which no point is made; returns a time right before."""
+        before = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self.connected() as connection:
+            connection.execute("UPDATE account SET balance = balance WHERE id = 1")
+        return before
+
     def await_backup(self) -> dict[str, Any]:
         def done() -> dict[str, Any] | None:
             return next((row for row in self.rows("backups") if row["phase"] == "done"), None)
@@ -398,7 +405,7 @@ def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository
         assert not staging.exists("secret", f"{bank.name}.backup"), "its members archive nothing there"
         assert twin.rows("backups") == []
         # The source goes on: nothing of it was removed or spoiled.
-        bank.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        bank.await_point_after(bank.write())
         after = {row["id"] for row in bank.rows("backups")}
         assert before <= after
         assert "of-the-twin" not in after
@@ -415,7 +422,7 @@ def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it
         with phoenix.connected() as connection:
             make_tables(connection)
         phoenix.await_backup()
-        phoenix.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        phoenix.await_point_after(phoenix.write())
         owner = namespace.get("configmap", "phoenix.owner")["data"]["owner"]
         phoenix.run("delete", "phoenix", "--purge", "--yes", timeout=PATIENCE)
         wait_for(
@@ -439,7 +446,7 @@ def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it
             "it goes on",
             PATIENCE,
         )
-        phoenix.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        phoenix.await_point_after(phoenix.write())
         assert namespace.get("configmap", "phoenix.owner")["data"]["owner"] != owner
         assert phoenix.rows("backups"), "the old ones are listed, too"
     finally:

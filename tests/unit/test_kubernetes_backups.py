@@ -113,7 +113,12 @@ def test_a_restore_pod_has_the_members_volume_and_nobody_is_led_to_it() -> None:
 
 
 def test_no_cluster_can_be_called_like_what_backups_need() -> None:
-    for name in (names.backup_secret("a"), names.recovery_state("a"), names.backups_list("a")):
+    for name in (
+        names.backup_secret("a"),
+        names.recovery_state("a"),
+        names.backups_list("a"),
+        names.repository_owner("a"),
+    ):
         with pytest.raises(BadInput):
             cluster_named(name)
 
