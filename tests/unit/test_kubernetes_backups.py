@@ -404,10 +404,16 @@ def test_a_repository_from_before_owners_were_written_down_is_used_once_it_is_cl
 def test_a_cluster_made_again_over_its_volumes_is_the_same_and_a_purged_one_is_not(office: Office) -> None:
     path = f"{GROUP}/postgresclusters/shop"
     office.desk.look()
-    first = office.platform.owner("shop").id
-    for purge, is_same in ((False, True), (True, False)):
+    claim = f"{CORE}/persistentvolumeclaims/data-shop-coordinator-0"
+    for lost, purge, is_same in ((False, False, True), (True, False, False), (False, True, False)):
+        office.kube.put(
+            claim, {"kind": "PersistentVolumeClaim", "metadata": {"labels": names.labels("shop")}}
+        )
+        first = office.platform.owner("shop").id
         resource = office.kube.objects[path]
         office.platform.forget("shop", purge=purge)
+        if lost:  # somebody removed them
+            office.kube.remove(claim)
         office.kube.remove(path)
         office.kube.put(path, {**resource, "metadata": {}})
         assert (office.platform.owner("shop").id == first) is is_same

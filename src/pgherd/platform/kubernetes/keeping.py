@@ -8,6 +8,7 @@ import json
 import math
 import secrets
 import tempfile
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from pgherd.platform.kubernetes.api import (
     POD,
     SCHEDULE,
     SECRET,
+    VOLUME_CLAIM,
     Api,
     Kind,
     Object,
@@ -46,7 +48,8 @@ from pgherd.platform.machine import Machines
 DEFAULT_MAJOR = 17
 SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
-OWNER_KEY = "owner"
+OWNER_KEY, RESOURCE_KEY = "owner", "resource"
+"""in the ConfigMap that says who a cluster is: its id, and for which resource that was drawn"""
 _MILLI = 1000
 
 
@@ -116,6 +119,7 @@ class KeepsBackups(Platform):
     def __init__(self) -> None:
         self._secrets: dict[str, tuple[Object | None, float]] = {}
         self._owners: dict[str, tuple[str, str]] = {}
+        self._drawing = threading.Lock()
 
     # what the rest knows
 
@@ -171,12 +175,13 @@ class KeepsBackups(Platform):
         """
         found = self.resource_of(name)
         metadata = found["metadata"]
-        uid, known = self._owners.get(name, ("", ""))
-        if uid != metadata["uid"]:
-            if "deletionTimestamp" in metadata:
-                raise NoSuchCluster(f"{name} is being deleted")
-            known = self._drawn(name)
-            self._owners[name] = (metadata["uid"], known)
+        with self._drawing:
+            uid, known = self._owners.get(name, ("", ""))
+            if uid != metadata["uid"]:
+                if "deletionTimestamp" in metadata:
+                    raise NoSuchCluster(f"{name} is being deleted")
+                known = self._drawn(name, metadata["uid"])
+                self._owners[name] = (metadata["uid"], known)
         if not _goes_on_where_it_was_restored_from(self.declaration(name).cluster):
             return Owner(known, hint="name another place, such as a prefix of its own")
         told = (metadata.get("annotations") or {}).get(names.TAKES_OVER_ANNOTATION, "")
@@ -187,21 +192,29 @@ class KeepsBackups(Platform):
             f"-n {self.namespace} annotate --overwrite pgc {name} {names.TAKES_OVER_ANNOTATION}={{owner}}",
         )
 
+    def _has_volumes(self, name: str) -> bool:
+        claims = self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name))
+        return any("deletionTimestamp" not in claim["metadata"] for claim in claims)
+
     def forget_owner(self, name: str) -> None:
         """Ask anew who it is: somebody may have put back what said so."""
         self._owners.pop(name, None)
 
-    def _drawn(self, name: str) -> str:
-        """Asked for, not looked up: what is left over of a namesake that is gone must not be taken for it."""
+    def _drawn(self, name: str, uid: str) -> str:
+        """Asked for, not looked up: what is left over of a namesake whose volumes are gone must not be taken for it."""
         wanted = names.repository_owner(name)
         made = {
             "apiVersion": CONFIG_MAP.api_version,
             "kind": CONFIG_MAP.name,
             "metadata": {"name": wanted, "labels": names.labels(name)},
-            "data": {OWNER_KEY: f"{self.namespace}/{name}/{secrets.token_hex(8)}"},
+            "data": {OWNER_KEY: f"{self.namespace}/{name}/{secrets.token_hex(8)}", RESOURCE_KEY: uid},
         }
-        found = self.api.get(CONFIG_MAP, self.namespace, wanted) or self.api.create(self.namespace, made)
-        found = found or self.api.get(CONFIG_MAP, self.namespace, wanted)
+        found = self.api.get(CONFIG_MAP, self.namespace, wanted)
+        if found is None:
+            made_now = self.api.create(self.namespace, made)
+            found = made_now or self.api.get(CONFIG_MAP, self.namespace, wanted)
+        elif (found.get("data") or {}).get(RESOURCE_KEY, uid) != uid and not self._has_volumes(name):
+            found = self.api.apply(self.namespace, made)
         if not (drawn := ((found or {}).get("data") or {}).get(OWNER_KEY)):
             raise Unavailable(f"ConfigMap {wanted} was removed, or does not say who the cluster is")
         return str(drawn)
