@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from pgherd.remote.client import KubernetesClient
+from tests.kubernetes.conftest import installed
 from tests.kubernetes.kube import Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done, pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
@@ -68,6 +69,13 @@ class Bank:
         return dict(
             wait_for(there, f"a point of {self.name} after {moment} can be restored", PATIENCE, every=2)
         )
+
+    def write(self) -> str:
+        """Change a row, without which no point is made; returns a time right before."""
+        before = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self.connected() as connection:
+            connection.execute("UPDATE account SET balance = balance WHERE id = 1")
+        return before
 
     def await_backup(self) -> dict[str, Any]:
         def done() -> dict[str, Any] | None:
@@ -230,6 +238,39 @@ def test_backups_are_resources(bank: Bank) -> None:
     assert {group["type"] for group in status["groups"].values()} == {"differential"}
 
 
+def test_backups_of_which_nothing_can_come_say_why(bank: Bank) -> None:
+    for name, cluster in (("of-nobody", "bankk"), ("of-none", "plain")):
+        bank.namespace.apply(
+            {
+                "apiVersion": "pgherd.io/v1alpha1",
+                "kind": "PostgresBackup",
+                "metadata": {"name": name},
+                "spec": {"cluster": cluster},
+            }
+        )
+    plain = Cluster(bank.namespace, "plain")
+    try:
+        plain.apply(segments=1, standbys=0)
+
+        def told(name: str) -> str:
+            status = bank.namespace.get("pgb", name).get("status") or {}
+            return str(status.get("message")) if status.get("phase") == "Waiting" else ""
+
+        wait_for(
+            lambda: f"there is no cluster bankk in namespace {bank.namespace.name}" in told("of-nobody"),
+            "the backup of a cluster that is not there says so",
+            60,
+        )
+        wait_for(
+            lambda: "plain has no backups" in told("of-none"),
+            "the backup of a cluster without backups says so",
+            120,
+        )
+    finally:
+        bank.run("delete", "plain", "--purge", "--yes", check=False)
+        bank.namespace.kubectl("delete", "pgb", "of-nobody", "of-none", check=False)
+
+
 def test_a_schedule_makes_backups(bank: Bank) -> None:
     bank.namespace.apply(
         {
@@ -322,6 +363,94 @@ def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else
         assert late.restorable()
     finally:
         late.run("delete", "late", "--purge", "--yes", check=False)
+
+
+def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository_alone(
+    bank: Bank, store: Objects
+) -> None:
+    # Of the same name, with the same backups, in another namespace: as the same manifest makes it.
+    with installed() as staging:
+        keys = bank.namespace.get("secret", KEYS)["data"]
+        staging.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": KEYS}, "data": keys})
+        twin = Bank(staging, bank.name)
+        backup = declared(store)
+        source = {key: backup[key] for key in ("method", "repository", "secretRef", "encrypt")}
+        wanted = {**source, "cluster": bank.name}
+        before = {row["id"] for row in bank.rows("backups")}
+        twin.cluster.apply(standbys=0, backup=backup, bootstrap={"recovery": wanted})
+        twin.cluster.wait_phase("Running", timeout=600)
+        owner = bank.namespace.get("configmap", f"{bank.name}.owner")["data"]["owner"]
+
+        def told() -> bool:
+            found = twin.cluster.condition("BackupsHealthy")
+            return found.get("status") == "False" and f"another cluster, {owner}" in found["message"]
+
+        wait_for(told, "whose the repository is", PATIENCE)
+        staging.apply(
+            {
+                "apiVersion": "pgherd.io/v1alpha1",
+                "kind": "PostgresBackup",
+                "metadata": {"name": "of-the-twin"},
+                "spec": {"cluster": bank.name},
+            }
+        )
+        wait_for(
+            lambda: (
+                f"another cluster, {owner}"
+                in (staging.get("pgb", "of-the-twin").get("status") or {}).get("message", "")
+            ),
+            "the backup of the twin waits and says why",
+            PATIENCE,
+        )
+        assert not staging.exists("secret", f"{bank.name}.backup"), "its members archive nothing there"
+        assert twin.rows("backups") == []
+        # The source goes on: nothing of it was removed or spoiled.
+        bank.await_point_after(bank.write())
+        after = {row["id"] for row in bank.rows("backups")}
+        assert before <= after
+        assert "of-the-twin" not in after
+        assert bank.cluster.condition("BackupsHealthy")["status"] == "True"
+
+
+def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it_is_told_to(
+    namespace: Namespace, store: Objects
+) -> None:
+    phoenix, backup = Bank(namespace, "phoenix"), declared(store)
+    try:
+        phoenix.cluster.apply(segments=1, standbys=0, backup=backup)
+        phoenix.cluster.wait_phase("Running", timeout=PATIENCE)
+        with phoenix.connected() as connection:
+            make_tables(connection)
+        phoenix.await_backup()
+        phoenix.await_point_after(phoenix.write())
+        owner = namespace.get("configmap", "phoenix.owner")["data"]["owner"]
+        phoenix.run("delete", "phoenix", "--purge", "--yes", timeout=PATIENCE)
+        wait_for(
+            lambda: not namespace.list("pvc", "pgherd.io/cluster=phoenix"), "its volumes are gone", PATIENCE
+        )
+        source = {key: backup[key] for key in ("method", "repository", "secretRef", "encrypt")}
+        recovery = {**source, "cluster": "phoenix"}
+        phoenix.cluster.apply(segments=1, standbys=0, backup=backup, bootstrap={"recovery": recovery})
+        phoenix.cluster.wait_phase("Running", timeout=600)
+        with phoenix.connected() as connection:
+            assert connection.execute("SELECT count(*) FROM account").fetchone() == (64,)
+        wanted = f"kubectl -n {namespace.name} annotate --overwrite pgc phoenix pgherd.io/takes-over={owner}"
+        wait_for(
+            lambda: wanted in phoenix.cluster.condition("BackupsHealthy").get("message", ""),
+            "it is told what to do",
+            PATIENCE,
+        )
+        namespace.kubectl(*wanted.split()[3:])
+        wait_for(
+            lambda: phoenix.cluster.condition("BackupsHealthy").get("status") == "True",
+            "it goes on",
+            PATIENCE,
+        )
+        phoenix.await_point_after(phoenix.write())
+        assert namespace.get("configmap", "phoenix.owner")["data"]["owner"] != owner
+        assert phoenix.rows("backups"), "the old ones are listed, too"
+    finally:
+        phoenix.run("delete", "phoenix", "--purge", "--yes", check=False)
 
 
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:

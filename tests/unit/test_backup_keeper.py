@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ import pytest
 from pgherd.backup import keeper, points
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.native import Native
+from pgherd.backup.pgbackrest import PgBackRest, Place
+from pgherd.backup.pgbackrest_config import Settings
+from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
+from pgherd.backup.store import DirectoryStore
 from pgherd.backup.wal import segment_before
-from pgherd.errors import Unavailable
+from pgherd.errors import PgherdError, Unavailable
+from pgherd.platform.machine import Machine
 from tests.support.backups import SYSTEM, lsn, point
 
 
@@ -169,3 +174,83 @@ def test_a_point_is_passed_where_a_later_timeline_left_its_way_before_it(
     herd.fork(2, 3)
     herd.archive(1.9, timeline=2)
     assert is_lost(herd, herd.make(hours), clock) == lost
+
+
+class Places:
+    """A repository as it is declared, with keys that are renewed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def method(self, declared: str, stamp: str) -> PgBackRest:
+        def opened() -> tuple[DirectoryStore, DirectoryStore]:
+            return DirectoryStore(self.folder), DirectoryStore(self.folder)
+
+        nobody: Any = None
+        return PgBackRest(Place("s3://safe/shop", declared, stamp, opened, nobody), nobody)
+
+
+def test_keys_that_are_renewed_do_not_end_a_backup_while_the_old_ones_do(tmp_path: Path) -> None:
+    places, going = Places(tmp_path), threading.Event()
+    nobody: Any = None
+    kept = Kept(
+        "shop", nobody, nobody, places.method("a", "1"), lambda: None, dict, lambda: True, threading.Event()
+    )
+    made = Keeper(kept)
+    same, renewed, elsewhere = (places.method(*each) for each in (("a", "1"), ("a", "2"), ("b", "2")))
+    assert not made.is_to_leave_for(same)
+    assert made.is_to_leave_for(renewed), "nothing is going on that would be lost"
+    made._maker = threading.Thread(target=going.wait)
+    made._maker.start()
+    try:
+        assert not made.is_to_leave_for(renewed)
+        assert made.is_to_leave_for(elsewhere)
+        made.error = "s3://safe refuses these keys"
+        assert made.is_to_leave_for(renewed)
+    finally:
+        going.set()
+        made._maker.join()
+    made.error = None
+    assert made.is_to_leave_for(renewed)
+
+
+class Torn(Runner):
+    """A pgBackRest whose words do not arrive whole."""
+
+    command, left = ("pgbackrest",), ()
+
+    def prepare(self, settings: Settings) -> None:
+        return
+
+    def of(self, group: int | None) -> Any:
+        return None
+
+    at = end_strays = lock = environment = of  # type: ignore[assignment]
+
+    def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
+        return b'"backup": [{}]}]'
+
+
+def test_words_of_pgbackrest_that_make_no_sense_are_an_error_with_its_stanza(tmp_path: Path) -> None:
+    nobody: Any = None
+
+    def opened() -> tuple[DirectoryStore, DirectoryStore]:
+        return DirectoryStore(tmp_path), DirectoryStore(tmp_path)
+
+    method = PgBackRest(Place("s3://safe/shop", "", "", opened, lambda: nobody), Torn())
+    with pytest.raises(PgherdError, match=f"what pgbackrest tells of coordinator-{SYSTEM} can't be read"):
+        method.remove_log(0, SYSTEM, 1)
+
+
+def test_a_round_that_meets_what_nobody_expected_is_told(herd: Herd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        herd.keeper.leave()
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(keeper, "FAR_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(herd.keeper, "_round", broken)
+    monkeypatch.setattr(herd.keeper._kept.stop, "wait", lambda seconds: False)
+    monkeypatch.setattr(herd.keeper, "_is_over", herd.keeper._leaving.is_set)
+    herd.keeper.run()
+    assert herd.keeper.error is not None
+    assert "by nothing" in herd.keeper.error

@@ -345,7 +345,7 @@ class Yard:
 def yard(
     kube: tuple[Kube, KubernetesPlatform], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Yard]:
-    method = Records(tmp_path / "repository")
+    method = Records(tmp_path / "repository", kube[1])
     monkeypatch.setattr(registry, "make_method", lambda platform, cluster: method)
     monkeypatch.setattr(restore, "restorable", lambda method: [point(1)])
     monkeypatch.setattr(module, "Drill", Made)

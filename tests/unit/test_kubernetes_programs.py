@@ -118,6 +118,16 @@ def test_what_a_program_prints_is_told_apart_from_what_it_complains_of(pod: PodM
     assert pod.shell("head -c 300000 /dev/zero; echo no >&2") == bytes(300000)
 
 
+def test_what_a_program_prints_is_read_as_a_whole_or_not_at_all(
+    pod: PodMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    much = programs.KEPT + 100_000
+    assert pod.shell(f"head -c {much} /dev/zero") == bytes(much)
+    monkeypatch.setattr(programs, "WHOLE", 100_000)
+    with pytest.raises(PgherdError, match="printed more than"):
+        pod.shell("head -c 300000 /dev/zero")
+
+
 def test_a_program_that_fails_fails_with_its_own_words(pod: PodMachine) -> None:
     with pytest.raises(PgherdError, match="no such thing"):
         pod.shell("echo something; echo no such thing >&2; exit 7")

@@ -195,6 +195,38 @@ def test_nothing_is_put_in_the_place_of_nothing(kube: tuple[Kube, Commands]) -> 
         kube[1].restore("shop", "shop", in_place=True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "declared"),
+    [
+        ({"time": at(6)}, {"time": at(6)}),
+        ({"time": at(15.5)}, {"restore_point": "p15"}),
+        ({"restore_point": "p6"}, {"restore_point": "p6"}),
+        ({"backup": "b1"}, {"restore_point": "p1"}),
+        ({"backup": "b0"}, {"backup": "b0"}),
+        ({"backup": "b1", "inclusive": False}, {"backup": "b1", "inclusive": False}),
+        ({}, {"restore_point": "p16"}),
+    ],
+)
+def test_what_is_older_than_the_list_is_declared_as_it_was_asked(
+    kube: tuple[Kube, Commands], asked: dict[str, Any], declared: dict[str, Any]
+) -> None:
+    api, commands = kube
+    points = [point(1, backup="b1"), point(14), point(15), point(16)]
+    rows = [{**each.as_json(), "state": "restorable"} for each in points]
+    data = {"restorePoints": json.dumps(rows), "restorePointsSince": at(14)}
+    api.put(f"{CORE}/configmaps/shop.backups", {"kind": "ConfigMap", "data": data})
+    found = commands.restore("shop", "shop2", **asked)
+    assert found["restorePoint"] == declared.get("restore_point") or found["restorePoint"] is None
+    [made] = commands.declared_clusters
+    assert made.spec.bootstrap is not None
+    recovery = made.spec.bootstrap.recovery
+    assert recovery is not None
+    wanted = {"restore_point": None, "time": None, "backup": None, "inclusive": True, **declared}
+    assert {name: getattr(recovery, name) for name in wanted} == wanted
+    with pytest.raises(BadInput, match="is in the future"):
+        commands.restore("shop", "shop3", time="2099-01-01T00:00:00Z")
+
+
 def test_a_backup_is_a_resource(kube: tuple[Kube, Commands]) -> None:
     api, commands = kube
     name = commands.backup("shop", "incremental")

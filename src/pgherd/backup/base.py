@@ -49,12 +49,23 @@ class BackupMethod(ABC):
         """Something that differs whenever what is declared of the repository, or its keys, changed."""
         return self.location
 
+    def differs_in_keys_only(self, other: BackupMethod) -> bool:
+        """Whether the same is declared of both, and only what the keys are has changed in between."""
+        return False
+
     def check(self) -> None:
         """Whether this method can be used here.
 
         :raises BadInput: it can't, and why
         """
         return
+
+    def is_own(self) -> bool:
+        """Whether the repository was found to be this cluster's; never asks it.
+
+        :raises PgherdError: nobody can tell
+        """
+        return True
 
     def equip(self) -> None:
         """See to it that members have what they need for archiving, before they are asked to.

@@ -22,7 +22,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from pgherd.backup import records
@@ -30,8 +30,9 @@ from pgherd.backup.archive import MARK
 from pgherd.backup.records import Backup, Point
 from pgherd.backup.sealed import MAGIC
 from pgherd.backup.store import Entry, Store
-from pgherd.errors import BadInput, PgherdError
+from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, group_name
+from pgherd.platform.base import Owner
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,6 +42,11 @@ FRESH_SECONDS = 5.0
 """how long the look at a distant repository is good"""
 DRILLS = 100
 """how many are remembered"""
+NEVER = float("-inf")
+
+
+class NotOurs(BadInput):
+    """The repository is another cluster's."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,38 @@ class Identity:
     """the database system of each group, by the group's name, as it was last"""
     method: str = "native"
     """what its base copies and logs are made with"""
+    owner: str = ""
+    """the id of the cluster that may write to it; empty: nobody has said so, the systems alone tell"""
+
+    def as_json(self) -> dict[str, Any]:
+        """For :func:`identity_from`; what no platform here asks for is left out."""
+        return {name: value for name, value in vars(self).items() if name != "owner" or value}
+
+
+def identity_from(raw: Mapping[str, Any]) -> Identity:
+    """The inverse of ``Identity.as_json``; what a later version added is passed over.
+
+    :raises TypeError: it is none
+    """
+    known = {each.name for each in fields(Identity)}
+    return Identity(**{name: value for name, value in raw.items() if name in known})
 
 
 class Catalogue:
     """What is remembered of one cluster's backups.
 
     :param method: what base copies and logs are made with
+    :param owner: tells who asks
     """
 
-    def __init__(self, store: Store, method: str = "native") -> None:
+    def __init__(self, store: Store, method: str = "native", owner: Callable[[], Owner] = Owner) -> None:
         self.store = store
         self._method = method
+        self._owner = owner
+        self._owned = NEVER
         self._known: dict[tuple[str, str], bytes] = {}
         self._ended: dict[str, Backup] = {}
-        self._seen = float("-inf")
+        self._seen = NEVER
 
     @property
     def location(self) -> str:
@@ -92,7 +116,7 @@ class Catalogue:
         if not self.store.near and time.monotonic() - self._seen < FRESH_SECONDS:
             return True
         found = self.store.read(MARK) is not None
-        self._seen = time.monotonic() if found else float("-inf")
+        self._seen = time.monotonic() if found else NEVER
         return found
 
     def require(self) -> None:
@@ -111,8 +135,8 @@ class Catalogue:
         content = self.store.read(MARK)
         if content is None:
             self.require()
-        with contextlib.suppress(ValueError, TypeError):
-            return Identity(**json.loads(content or b""))
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            return identity_from(json.loads(content or b""))
         if (content or b"").startswith(MAGIC):
             raise BadInput(f"{self.location} is encrypted: spec.backup.encrypt and its passphrase are needed")
         raise PgherdError(f"{self.location}/{MARK} is damaged: restore it from a copy")
@@ -127,20 +151,57 @@ class Catalogue:
         self.store.create()
         with self.store.locked():
             if not self.is_there():
-                self._write(MARK, vars(Identity(cluster, secrets.token_hex(8), method=self._method)))
+                owner = self._owner().id
+                made = Identity(cluster, secrets.token_hex(8), method=self._method, owner=owner)
+                self._write(MARK, made.as_json())
+
+    def refuse_anothers(self) -> Identity:
+        """Whose it is, before anything of it is believed or changed.
+
+        :raises NotOurs: it says that it is another's
+        """
+        known, me = self.identity(), self._owner()
+        try:
+            check_holder(self.location, known, me)
+        except NotOurs:
+            self._owned = NEVER
+            raise
+        if me.id and known.owner == me.id:
+            self._owned = time.monotonic()
+        return known
+
+    def require_own(self) -> None:
+        """Refuse a repository that is not known to be this cluster's.
+
+        :raises NotOurs: it is another's
+        :raises Unavailable: it is from before owners were written down, or is to be taken over: its keeper tells
+        """
+        if self.store.near or time.monotonic() - self._owned >= FRESH_SECONDS:
+            known, me = self.refuse_anothers(), self._owner()
+            if known.owner != me.id and me.id:
+                raise Unavailable(
+                    f"{self.location}: whose backups it holds is known once the databases answer"
+                )
+
+    def is_own(self) -> bool:
+        """Whether it was found to be this cluster's. Asks nobody but the platform."""
+        return self._owned != NEVER or not self._owner().id
 
     def claim(self, systems: Mapping[int, str], declared: Mapping[str, Any]) -> None:
         """Remember what the cluster is now.
 
         :raises BadInput: the repository holds the backups of another one
         """
-        known = self.identity()
+        known, me = self.refuse_anothers(), self._owner()
         named = {group_name(group): system for group, system in systems.items()}
         check_owner(self.location, known, named.get(group_name(COORDINATOR)), self._method)
-        wanted = Identity(known.cluster, known.id, dict(declared), {**known.systems, **named}, known.method)
+        systems_now = {**known.systems, **named}
+        wanted = replace(known, declared=dict(declared), systems=systems_now, owner=me.id or known.owner)
         if wanted != known:
             with self.locked():
-                self._write(MARK, vars(wanted))
+                self._write(MARK, wanted.as_json())
+        if me.id:
+            self._owned = time.monotonic()
 
     # points
 
@@ -331,6 +392,19 @@ def _record_of(backup: str) -> str:
 
 def _day(entry: Entry) -> str:
     return entry.name.rpartition("/")[2][:10]
+
+
+def check_holder(location: object, known: Identity, me: Owner) -> None:
+    """Refuse a repository that says that it is another cluster's; one that says nothing passes.
+
+    :raises NotOurs: in one line
+    """
+    if not me.id or known.owner in ("", me.id) or known.owner == me.takes_over:
+        return
+    raise NotOurs(
+        f"spec.backup.repository: {location} holds the backups of another cluster, {known.owner}: "
+        f"{me.hint.format(owner=known.owner) or 'name another place'}"
+    )
 
 
 def check_owner(location: object, known: Identity, coordinator: str | None, method: str = "native") -> None:

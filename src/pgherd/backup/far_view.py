@@ -21,8 +21,8 @@ PATIENCE_SECONDS = 1.0
 """how long a look is waited for after all: as a rule it takes less"""
 SILENT_SECONDS = 15.0
 """a look that takes longer is told as a problem"""
-KEPT = 64
-"""repositories that are remembered"""
+KEPT = 4096
+"""repositories that are remembered: those of as many clusters as an operator looks after, with older keys, too"""
 
 
 @dataclass

@@ -88,22 +88,24 @@ class Keeper(threading.Thread):
         self._maker: threading.Thread | None = None
         self._leaving = threading.Event()
         self.error: str | None = None
-        """what the last round ran into"""
+        """what the last round, or the last try of a backup, ran into"""
+        self._interrupted: str | None = None
 
     def run(self) -> None:
         """Rounds until the end."""
         while not self._is_over():
             try:
                 self._round()
-                self.error = None
+                self.error = self._interrupted
             except (PgherdError, psycopg.Error, OSError) as error:
                 text = one_line(error) or type(error).__name__
                 if text != self.error:
                     logger.warning("%s: backups: %s", self._kept.name, text)
                 self.error = text
                 self._kept.stop.wait(1.0)
-            except Exception:  # the thread must outlive whatever one look ran into
+            except Exception as error:  # the thread must outlive whatever one look ran into
                 logger.exception("%s: a round of the backups failed", self._kept.name)
+                self.error = f"a round of the backups met what nobody expected: {one_line(error) or error!r}"
                 self._kept.stop.wait(1.0)
             self._kept.stop.wait(self._pause())
 
@@ -116,6 +118,15 @@ class Keeper(threading.Thread):
     def leave(self) -> None:
         """Ask it to end."""
         self._leaving.set()
+
+    def is_to_leave_for(self, method: BackupMethod) -> bool:
+        """Whether another keeper has to take its place, who keeps what is declared now.
+
+        Keys that were renewed are no reason to begin a backup anew: while the old ones do, it is made to its end."""
+        if self.fingerprint == method.fingerprint():
+            return False
+        making = self._maker is not None and self._maker.is_alive()
+        return not (making and self.error is None and self._kept.method.differs_in_keys_only(method))
 
     def is_at_rest(self) -> bool:
         """Whether neither it nor a backup is at work."""
@@ -136,6 +147,8 @@ class Keeper(threading.Thread):
 
     def _round(self) -> None:
         self._repository.require()
+        if not self._repository.is_own():
+            self._repository.refuse_anothers()
         self._note_archived()
         if not self._kept.ready():
             return
@@ -272,8 +285,13 @@ class Keeper(threading.Thread):
                 Maker(job, backup).run()
             except Cancelled:
                 return
-            except Exception:  # its record stays open: the next round carries it on
+            except Exception as error:  # its record stays open: the next round carries it on
                 logger.exception("%s: backup %s was interrupted", self._kept.name, backup.id)
+                self._interrupted = (
+                    f"backup {backup.id} was interrupted, and is tried again: {one_line(error)}"
+                )
+                return
+            self._interrupted = None
             self._retained = float("-inf")
 
         self._maker = threading.Thread(target=make, name=f"backup-{self._kept.name}", daemon=True)

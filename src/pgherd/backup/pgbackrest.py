@@ -30,6 +30,7 @@ from pgherd.backup.store import Store
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import SUPERUSER
+from pgherd.platform.base import Owner
 from pgherd.postgres.connections import Databases
 
 TYPES: Mapping[BackupType, str] = {"full": "full", "differential": "diff", "incremental": "incr"}
@@ -43,15 +44,19 @@ class Place:
     """Where one cluster's backups are, and how to get at them.
 
     :param location: what to call it
-    :param fingerprint: differs whenever what is declared, or the keys, changed
+    :param declared: differs whenever what is declared changed
+    :param stamp: differs whenever the keys changed
     :param open: the store of records, and the same without a seal; refuses keys that won't do
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
+    :param owner: tells who asks
     """
 
     location: str
-    fingerprint: str
+    declared: str
+    stamp: str
     open: Callable[[], tuple[Store, Store]]
     settings: Callable[[], config.Settings]
+    owner: Callable[[], Owner] = Owner
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,14 @@ class PgBackRest(BackupMethod):
         return self._place.location
 
     def fingerprint(self) -> str:
-        return self._place.fingerprint
+        return f"{self._place.declared}{self._place.stamp}"
+
+    def differs_in_keys_only(self, other: BackupMethod) -> bool:
+        return (
+            isinstance(other, PgBackRest)
+            and self._place.declared == other._place.declared
+            and self._place.stamp != other._place.stamp
+        )
 
     @cached_property
     def _stores(self) -> tuple[Store, Store]:
@@ -92,7 +104,7 @@ class PgBackRest(BackupMethod):
 
     @cached_property
     def repository(self) -> Catalogue:
-        return Catalogue(self._stores[0], self.name)
+        return Catalogue(self._stores[0], self.name, self._place.owner)
 
     @cached_property
     def _log(self) -> ArchivedLog:
@@ -101,6 +113,9 @@ class PgBackRest(BackupMethod):
     def check(self) -> None:
         self._runner.check()
         self._place.settings()
+
+    def is_own(self) -> bool:
+        return self.repository.is_own()
 
     def equip(self) -> None:
         self._runner.prepare(self._place.settings())
@@ -206,8 +221,18 @@ class PgBackRest(BackupMethod):
 
     def _info(self, stanza: str) -> list[dict[str, Any]]:
         """pgBackRest's copies in a stanza, oldest first; none if there is no such stanza."""
-        found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))
+        found = self._told(stanza)
         return list(found[0].get("backup", ())) if found else []
+
+    def _told(self, stanza: str) -> list[dict[str, Any]]:
+        text = self._output(["info", "--output=json", f"--stanza={stanza}"])
+        try:
+            return list(json.loads(text))
+        except (ValueError, TypeError) as error:
+            begin = text[:60].decode(errors="replace")
+            raise PgherdError(
+                f"what pgbackrest tells of {stanza} can't be read ({error}): {begin!r}..."
+            ) from None
 
     def _made_for(self, stanza: str, backup: str) -> dict[str, Any] | None:
         return next(
@@ -302,7 +327,7 @@ class PgBackRest(BackupMethod):
 
     def major_of(self, backup: str, group: int) -> int:
         stanza = config.stanza(group, self._copy_of(backup, group).system)
-        found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))
+        found = self._told(stanza)
         try:
             return int(str(found[0]["db"][-1]["version"]).split(".")[0])
         except (LookupError, ValueError, TypeError):

@@ -27,7 +27,7 @@ def wanted(raw: dict[str, Any]) -> RecoverySpec:
 def declared(
     shape: dict[str, Any],
     target: str,
-    point: Point,
+    point: Point | None,
     recovery: dict[str, Any],
     *,
     own_segments: bool,
@@ -36,6 +36,7 @@ def declared(
     """The declaration of a cluster that is restored.
 
     :param shape: what it is like: its own declaration, or that of the cluster that was backed up
+    :param point: None: whoever makes the cluster finds out which it is
     :param own_segments: the number of segments is its own, to be checked; else it is that of the point
     :raises BadInput: nobody knows what it is like
     """
@@ -45,7 +46,8 @@ def declared(
         )
     spec = {**shape["spec"], "bootstrap": {"recovery": recovery}}
     if not own_segments:
-        spec["segments"] = {**spec["segments"], "count": max(point.groups)}
+        if point is not None:
+            spec["segments"] = {**spec["segments"], "count": max(point.groups)}
         spec["expansion"] = {**spec.get("expansion", {}), "paused": False}
     raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
     return declaration.from_mapping(raw, source=target, platform=platform)

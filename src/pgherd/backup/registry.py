@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 from pgherd.backup import keys, pgbackrest
@@ -17,8 +18,12 @@ from pgherd.backup.pgbackrest_program import Here, Runner, WithMembers
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec, parse_bytes
-from pgherd.platform.base import Platform
+from pgherd.platform.base import Owner, Platform
 from pgherd.platform.machine import Machines
+
+MOST = 4096
+"""uses of backups that are remembered: some for each of as many clusters as an operator looks after"""
+_Place = tuple[int, Path, str, bool]
 
 
 def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
@@ -27,7 +32,8 @@ def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
     if declared is None or not platform.keeps_backups:
         return NoBackups()
     name = cluster.metadata.name
-    return open_method(platform, declared, name, platform.backup_folder(name), platform.machines(name))
+    folder, machines = platform.backup_folder(name), platform.machines(name)
+    return open_method(platform, declared, name, folder, machines, own=True)
 
 
 def open_method(
@@ -36,11 +42,14 @@ def open_method(
     cluster: str,
     folder: Path,
     machines: Machines | None = None,
+    *,
+    own: bool = False,
 ) -> BackupMethod:
     """The backups of a cluster, declared here or not.
 
     :param folder: for files that are needed meanwhile: a configuration, locks
     :param machines: where members run, or are put together; None: here
+    :param own: it is that cluster which asks, to keep its backups there
     """
     let_go, compress = None, None
     if isinstance(declared, BackupSpec):
@@ -58,14 +67,27 @@ def open_method(
         compress or "zst",
         declared.encrypt,
         let_go,
+        own,
     )
     return _pgbackrest(source, platform.secret_stamp(declared.secret_ref))
 
 
-@lru_cache(maxsize=64)
+_kept: dict[_Place, tuple[_Source, str, PgBackRest]] = {}
+"""one for each use of a cluster's backups, however many clusters there are"""
+_guard = threading.Lock()
+
+
 def _pgbackrest(source: _Source, stamp: str) -> PgBackRest:
     """Kept for as long as nothing changes: it remembers what it read of a distant repository."""
-    return PgBackRest(source.place(stamp), source.runner())
+    place = (id(source.platform), source.files, source.cluster, source.own)
+    with _guard:
+        known = _kept.pop(place, None)
+        if known is None or known[:2] != (source, stamp):
+            known = (source, stamp, PgBackRest(source.place(stamp), source.runner()))
+        _kept[place] = known
+        while len(_kept) > MOST:
+            del _kept[next(iter(_kept))]
+        return known[2]
 
 
 def native(platform: Platform, repository: RepositorySpec, cluster: str, let_go: int | None = None) -> Native:
@@ -94,6 +116,7 @@ class _Source:
     compress: str
     encrypt: bool
     let_go: int | None
+    own: bool
 
     def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
@@ -106,7 +129,8 @@ class _Source:
             self.encrypt,
             self.let_go,
         )
-        return Place(self._location, f"{known}{stamp}", self._open, self._settings)
+        owner = partial(self.platform.owner, self.cluster) if self.own else Owner
+        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner)
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""

@@ -57,6 +57,8 @@ def view(
     ]
     try:
         coordinator = archiving.get(COORDINATOR)
+        if not method.repository.is_own():
+            method.repository.require_own()
         if coordinator is not None:
             check_owner(method.location, method.repository.identity(), coordinator["system"], method.name)
         points, backups = method.repository.points(days=2), method.repository.backups()

@@ -107,6 +107,11 @@ def restore_points(
     out().print(render.restore_points(shown))
     good = sum(row["restorable"] for row in rows)
     say(f"\n{good} of {plural(len(rows), 'restore point')} can be restored" + more(len(rows) - len(shown)))
+    if since := current().client().restore_points_since(name):
+        say(
+            f"from before {since} only those are listed that close a backup; the others can be restored, too, with "
+            "'pgherd restore --time' or --point"
+        )
 
 
 def more(count: int) -> str:
@@ -186,9 +191,7 @@ def restore(
         declared=declared,
         in_place=in_place,
     )
-    tell(
-        f"{target}: {source} as of restore point {found['restorePoint']} ({found['time']}); {between(found)}"
-    )
+    tell(f"{target}: {as_of(source, found)}")
     if no_wait:
         say(f"{target}: being restored; 'pgherd status {target} --watch' shows how far it is")
         return
@@ -237,8 +240,7 @@ def clone(
     limit, begun = seconds(timeout), time.monotonic()
     found = current().client().clone(source, target, at)
     if found is not None:
-        point = f"{found['restorePoint']} ({found['time']})"
-        tell(f"{target}: {source} as of restore point {point}; {between(found)}")
+        tell(f"{target}: {as_of(source, found)}")
     if no_wait:
         say(f"{target}: being made; 'pgherd status {target} --watch' shows how far it is")
         return
@@ -310,6 +312,16 @@ def drills(name: Name, output: OutputOption = Output.table) -> None:
         out().print(render.drills(rows))
     else:
         tell(f"no drills of {name} yet; 'pgherd drill {name}' makes one")
+
+
+def as_of(source: str, found: dict[str, object]) -> str:
+    """What is made, of whom."""
+    if found["restorePoint"] is None:
+        return (
+            f"{source} as asked; which restore point that is, one from before those that are listed, is found out in "
+            "the repository"
+        )
+    return f"{source} as of restore point {found['restorePoint']} ({found['time']}); {between(found)}"
 
 
 def between(found: dict[str, object]) -> str:

@@ -75,6 +75,9 @@ class Door(Protocol):
     def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
         """Every restore point, oldest first."""
 
+    def restore_points_since(self, name: str) -> str:
+        """From which time on all are listed; empty: all are."""
+
     def restore(
         self,
         source: str,

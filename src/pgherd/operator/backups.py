@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,13 +22,14 @@ from typing import Any
 from pgherd.backup import listing, maker, records, registry, restoring
 from pgherd.backup import schedule as rules
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import NotOurs
 from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.operator.drills import Drills
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Object
+from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Kind, Object
 from pgherd.platform.kubernetes.keeping import schedule_of
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 
@@ -37,21 +39,28 @@ LOOK_SECONDS = 2.0
 LIST_EVERY = 3
 """looks between two lists"""
 MAX_LIST = 400_000
-"""bytes of a list; what is older is left out"""
+"""bytes of a list; what is older is left out. All lists are in one ConfigMap, which holds 1 MiB"""
+MAX_BACKUPS = 300_000
+"""the same of backups"""
+LASTING_SECONDS = 10.0
+"""how long nothing may come of a look until those are told who were told something better before"""
 MAX_DRILLS = 100_000
 """the same of drills"""
 JOIN_SECONDS = 15.0
 """how long the end waits for a drill to come to a place from which it can go on"""
 DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
+ENDED = (DONE, FAILED, EXPIRED)
 
 
 class Desk(threading.Thread):
-    """See the module. Ends with ``stop``, or when the cluster is gone."""
+    """See the module. Ends with ``stop`` only: that a cluster is not seen may mean that it is not seen yet."""
 
     def __init__(self, platform: KubernetesPlatform, name: str, stop: threading.Event) -> None:
         super().__init__(name=f"desk-{name}", daemon=True)
         self._platform, self._cluster, self._stop_asked = platform, name, stop
         self._complaint = ""
+        self._idle_since: float | None = None
+        self._list_trouble = ""
         self._looks = 0
         self._drills = Drills(platform, name, stop)
 
@@ -61,49 +70,74 @@ class Desk(threading.Thread):
         self._drills.join(JOIN_SECONDS)
 
     def _look_on(self) -> None:
-        while not self._stop_asked.wait(LOOK_SECONDS):
+        while not self._stop_asked.is_set():
             try:
-                self.look()
-                self._complaint = ""
-            except NoSuchCluster:
-                return
-            except PgherdError as error:
-                self._complain(one_line(error))
+                self._look_and_tell()
             except Exception as error:  # the thread must outlive whatever one look ran into
-                logger.exception("%s: a look at its backups failed", self._cluster)
-                self._complaint = repr(error)
+                self._complain(f"what is asked for can't be answered: {one_line(error)}")
+            self._stop_asked.wait(LOOK_SECONDS)
+
+    def _look_and_tell(self) -> None:
+        """Whoever asked for a backup and waits is told why nothing comes of it."""
+        try:
+            idle = self.look()
+            self._complaint = ""
+        except NoSuchCluster:  # nor is there a repository; ``strays`` tells it
+            self._complaint = ""
+            return
+        except PgherdError as error:
+            idle = one_line(error)
+            self._complain(idle)
+        except Exception as error:
+            logger.exception("%s: a look at its backups failed", self._cluster)
+            idle = self._complaint = f"a look at its backups met what nobody expected: {error!r}"
+        if not idle:
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or time.monotonic()
+        self._hold(idle, is_lasting=time.monotonic() - self._idle_since >= LASTING_SECONDS)
 
     def _complain(self, text: str) -> None:
         if text != self._complaint:
             logger.warning("%s: backups: %s", self._cluster, text)
         self._complaint = text
 
-    def look(self) -> None:
+    def _hold(self, reason: str, *, is_lasting: bool) -> None:
+        for kind in (BACKUP, SCHEDULE):
+            for resource in self._platform.declared(kind, self._cluster):
+                said = held(kind, resource, reason)
+                if said is not None and (is_lasting or not resource.get("status")):
+                    self._say(kind, resource, said)
+
+    def look(self) -> str:
         """Do what is to be done now.
 
+        :return: why that is nothing; empty: it was done
         :raises PgherdError: the repository or the API server does not answer, or refuses
         """
         platform, name = self._platform, self._cluster
         declaration = platform.declaration(name)
         cluster = declaration.cluster
         if declaration.deleting:
-            return
+            return f"{name} is being deleted"
         if cluster.spec.backup is None:
             self._drills.look(backups=False)
-            return
+            return f"{name} has no backups: spec.backup says where they should go"
         if restoring.state(platform, cluster) is not None:
-            return
+            return f"{name} is being made from a backup"
         # First: what is left of a drill goes, whether the repository answers or not.
         self._drills.look(backups=True)
         method = registry.make_method(platform, cluster)
         self._found(method)
+        self._require_own(method)
         known = {each.id: each for each in method.repository.backups()}
         if not declaration.stopped:
             self._schedules(method)
         self._requests(method, known, may_begin=not declaration.stopped)
         self._looks += 1
         if self._looks % LIST_EVERY == 1:
-            self._list(method, known)
+            self._try_to_list(method, known)
+        return ""
 
     # the repository
 
@@ -118,6 +152,20 @@ class Desk(threading.Thread):
         self._platform.announce(self._cluster, f"begin the repository {method.location}")
         self._publish({**self._listed(), "repository": method.location})
 
+    def _require_own(self, method: BackupMethod) -> None:
+        """Nothing of another cluster's is offered or asked for, and our members leave it alone.
+
+        :raises PgherdError: it is another's, or nobody knows yet
+        """
+        try:
+            method.repository.require_own()
+        except NotOurs:
+            if self._listed():
+                self._publish({"backups": "[]", "restorePoints": "[]"})
+            self._platform.unequip(self._cluster, names.backup_secret(self._cluster))
+            self._platform.forget_owner(self._cluster)
+            raise
+
     # backups
 
     def _requests(self, method: BackupMethod, known: dict[str, Backup], *, may_begin: bool) -> None:
@@ -125,11 +173,13 @@ class Desk(threading.Thread):
         for resource in sorted(found, key=lambda each: str(each["metadata"].get("creationTimestamp"))):
             name = resource["metadata"]["name"]
             before = resource.get("status") or {}
-            if before.get("phase") in (FAILED, EXPIRED) or "deletionTimestamp" in resource["metadata"]:
+            if before.get("phase") == FAILED or "deletionTimestamp" in resource["metadata"]:
+                continue
+            if before.get("phase") in (DONE, EXPIRED) and name not in known:
+                # Or the repository is not the one in which it was made; it may be again.
+                self._say(BACKUP, resource, {**before, "phase": EXPIRED})
                 continue
             if before.get("phase") == DONE:
-                if name not in known:
-                    self._say(BACKUP, resource, {**before, "phase": EXPIRED})
                 continue
             self._say(BACKUP, resource, self._outcome(method, known, resource, may_begin=may_begin))
 
@@ -173,14 +223,16 @@ class Desk(threading.Thread):
         standing = rules.adjusted(before, schedule, now)
 
         def write(changed: rules.Standing) -> None:
-            nonlocal standing
+            nonlocal standing, resource
             standing = changed
             shown = rules.described(schedule, changed, None, now)
             told = {key: shown[key] for key in ("nextAt", "lastBackup", "skipped", "problem")}
-            self._say(SCHEDULE, resource, {**told, "standing": changed.as_json()})
+            said = {**told, "standing": changed.as_json()}
+            self._say(SCHEDULE, resource, said)
+            resource = {**resource, "status": said}
 
-        if standing != before:
-            write(standing)
+        # The whole of it, whatever has changed: a problem that has passed goes, too.
+        write(standing)
         try:
             see_to_backup(
                 schedule,
@@ -196,22 +248,40 @@ class Desk(threading.Thread):
         if problem is not None and standing.problem != problem:
             write(replace(standing, problem=problem))
 
-    def _say(self, kind: Any, resource: Object, status: Mapping[str, Any]) -> None:
-        if (resource.get("status") or {}) != status:
+    def _say(self, kind: Kind, resource: Object, status: Mapping[str, Any]) -> None:
+        if _given(resource.get("status") or {}) != _given(status):
             self._platform.say(kind, resource, status)
 
     # the list
+
+    def trouble(self) -> str:
+        """What has kept it from its work for some time, for the cluster's status; empty: nothing."""
+        lasting = self._idle_since is not None and time.monotonic() - self._idle_since >= LASTING_SECONDS
+        return (self._complaint if lasting else "") or self._list_trouble
+
+    def _try_to_list(self, method: BackupMethod, known: Mapping[str, Backup]) -> None:
+        """Whoever waits for a backup need not wait for the list."""
+        try:
+            self._list(method, known)
+            self._list_trouble = ""
+        except PgherdError as error:
+            text = f"the list of backups and restore points is not up to date: {one_line(error)}"
+            if text != self._list_trouble:
+                logger.warning("%s: %s", self._cluster, text)
+            self._list_trouble = text
 
     def _list(self, method: BackupMethod, known: Mapping[str, Backup]) -> None:
         states = {row["name"]: row["state"] for row in listing.restore_points(method)}
         points = [
             {**point.as_json(), "state": states.get(point.name, "")} for point in method.repository.points()
         ]
+        rows, since = listed_points(points, MAX_LIST)
         self._publish(
             {
                 "repository": method.location,
-                "backups": json.dumps([listing.described(each) for each in known.values()][-200:]),
-                "restorePoints": newest(points, MAX_LIST),
+                "backups": newest([listing.described(each) for each in known.values()], MAX_BACKUPS),
+                "restorePoints": rows,
+                "restorePointsSince": since,
                 "drills": newest(list(self._drills.remembered(method)), MAX_DRILLS),
             }
         )
@@ -228,16 +298,60 @@ class Desk(threading.Thread):
             )
 
 
+def _given(value: Any) -> Any:
+    """Without what says nothing, which need not have been kept."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _given(each) for name, each in value.items() if each is not None}
+
+
+def held(kind: Kind, resource: Object, reason: str) -> dict[str, Any] | None:
+    """The status of a backup or of a schedule of which nothing comes now; None: it has ended, or is to go."""
+    before = resource.get("status") or {}
+    if "deletionTimestamp" in resource["metadata"]:
+        return None
+    if kind == SCHEDULE:
+        return {**before, "problem": reason}
+    if before.get("phase") in ENDED:
+        return None
+    pace = {"bytesPerSecond": None, "etaSeconds": None} if before.get("etaSeconds") is not None else {}
+    return {**before, **pace, "phase": WAITING, "message": reason}
+
+
 def newest(rows: list[dict[str, Any]], limit: int) -> str:
     """The last rows as JSON, as many as so many bytes hold."""
-    texts, size = [], 2
-    for row in reversed(rows):
-        text = json.dumps(row, separators=(",", ":"))
-        size += len(text) + 1
+    texts = [_text(row) for row in rows]
+    return f"[{','.join(texts[each] for each in sorted(_last(texts, range(len(texts)), limit)))}]"
+
+
+def listed_points(rows: list[dict[str, Any]], limit: int) -> tuple[str, str]:
+    """Restore points as JSON, as many as so many bytes hold: the newest that close a backup, in half of it, whatever
+    has passed since, then the newest of all others.
+
+    :return: with the time from which on none is left out; empty: none is
+    """
+    texts = [_text(row) for row in rows]
+    kept = _last(texts, [each for each, row in enumerate(rows) if row.get("backup")], limit // 2)
+    left = limit - sum(len(texts[each]) + 1 for each in kept)
+    kept |= _last(texts, [each for each in range(len(rows)) if each not in kept], left)
+    whole = next((each for each in reversed(range(len(rows))) if each not in kept), -1) + 1
+    since = "" if whole == 0 else str(rows[min(whole, len(rows) - 1)]["time"])
+    return f"[{','.join(texts[each] for each in sorted(kept))}]", since
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _last(texts: Sequence[str], among: Sequence[int], limit: int) -> set[int]:
+    """The last of these as many as so many bytes hold, commas and brackets included."""
+    found, size = set(), 2
+    for each in reversed(among):
+        size += len(texts[each]) + 1
         if size > limit:
             break
-        texts.append(text)
-    return f"[{','.join(reversed(texts))}]"
+        found.add(each)
+    return found
 
 
 def status_of(backup: Backup) -> dict[str, Any]:

@@ -219,6 +219,7 @@ class _Run:
     def _made(self) -> dict[str, Any]:
         state, scratch = self._state, self._scratch()
         repository = scratch.method().repository
+        repository.require_own()
         if known := next(
             (each for each in repository.known_drills() if each.get("id") == state.ask.id), None
         ):

@@ -27,6 +27,7 @@ class Keeper:
         self._name = name
         self._one = threading.Lock()
         self._loop: ClusterLoop | None = None
+        self._desk: Desk | None = None
 
     def keep(self, wait: Callable[[float], bool]) -> None:
         """Keep the cluster as declared until told to stop, or until it is gone.
@@ -35,8 +36,8 @@ class Keeper:
         """
         with self._one:
             stop = threading.Event()
+            desk = self._desk = Desk(self._platform, self._name, stop)
             loop = self._start(stop)
-            desk = Desk(self._platform, self._name, stop)
             desk.start()
             while not wait(LOOK_SECONDS):
                 if not loop.is_alive():
@@ -50,6 +51,8 @@ class Keeper:
 
     def _start(self, stop: threading.Event) -> ClusterLoop:
         loop = ClusterLoop(self._platform, self._name, stop)
+        if self._desk is not None:
+            loop.beside = self._desk.trouble
         loop.start()
         self._loop = loop
         return loop

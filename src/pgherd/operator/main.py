@@ -23,6 +23,7 @@ from lightkube import Client
 from pgherd.errors import PgherdError
 from pgherd.operator.keeper import Keeper
 from pgherd.operator.lease import ANSWER_SECONDS, Lease
+from pgherd.operator.strays import Strays
 from pgherd.operator.waiting import answering
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import ALL_NAMESPACES, CLUSTER, Api
@@ -37,6 +38,8 @@ LIVENESS = "http://0.0.0.0:8080/healthz"
 LEASE_NAME = "pgherd-operator"
 FENCE_SECONDS = 10.0
 """how often fenced nodes are looked at"""
+STRAYS_SECONDS = 10.0
+"""how often backups and schedules are looked at whose cluster is not there"""
 MAX_CLUSTERS = 1000
 DELETE_SECONDS = 20.0
 """how long one call of the deletion's handler works on it before kopf calls again"""
@@ -85,6 +88,17 @@ class Operator:
 
         threading.Thread(target=look, name="fences", daemon=True).start()
 
+    def look_after_strays(self) -> None:
+        """From now on answer for backups and schedules whose cluster is not there."""
+        strays = Strays(self._api, self.objects)
+
+        def look() -> None:
+            while True:
+                strays.look()
+                time.sleep(STRAYS_SECONDS)
+
+        threading.Thread(target=look, name="strays", daemon=True).start()
+
     def lower_fences(self) -> None:
         """One look at fenced nodes; never raises."""
         try:
@@ -116,6 +130,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
         settings.watching.client_timeout = 75
         operator.objects.start()
         operator.look_after_fences()
+        operator.look_after_strays()
         logger.info("watching")
 
     @kopf.on.login(registry=registry)

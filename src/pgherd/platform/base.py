@@ -65,6 +65,21 @@ class MemberView:
 
 
 @dataclass(frozen=True)
+class Owner:
+    """Who a cluster is among all that may write to one store: the database system alone is also that of a cluster
+    restored from it.
+
+    :param id: as no other cluster is called; empty: the platform knows its clusters apart by themselves
+    :param takes_over: the id of a cluster that is gone for good, whose repository this one goes on with
+    :param hint: what to do about a repository that is another's, which stands for ``{owner}``
+    """
+
+    id: str = ""
+    takes_over: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Programs:
     """PostgreSQL's programs, and how to run them as members run.
 
@@ -394,6 +409,13 @@ class Platform(ABC):
     def secret_stamp(self, reference: str | None) -> str:
         """Something that differs whenever these were changed; cheap."""
         return ""
+
+    def owner(self, name: str) -> Owner:
+        """Who a cluster is to a repository. It stays the same for as long as the cluster's data do.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        return Owner()
 
     def workshop(self, name: str) -> Workshop:
         """Where a new cluster is put together from a backup.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -43,6 +43,8 @@ CALM_SECONDS = 1.0
 """pause after a round that failed"""
 LASTING_SECONDS = 10.0
 """a problem that is older is told as an event"""
+OWN_SECONDS = 5.0
+"""how long members are kept waiting, in all, for it to be known whose their repository is"""
 SIZES_EVERY = 5.0
 """seconds between two looks at the shards' sizes"""
 
@@ -74,6 +76,9 @@ class ClusterLoop(threading.Thread):
         self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
         self._unanswered: dict[str, float] = {}
+        self._own_until: float | None = None
+        self.beside: Callable[[], str] = str
+        """what keeps those who look after the cluster's backups beside it from their work; empty: nothing"""
 
     def run(self) -> None:
         """Rounds, until the end; a stopped cluster needs none, the daemon starts a new loop when it is to run."""
@@ -164,7 +169,7 @@ class ClusterLoop(threading.Thread):
         return seen
 
     def _with_complaint(self, backups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        complaint = self._keeper.error if self._keeper is not None else None
+        complaint = (self._keeper.error if self._keeper is not None else None) or self.beside()
         return {**backups, "error": complaint} if backups is not None and complaint else backups
 
     def _count_unanswered(self, seen: Observed) -> dict[str, float]:
@@ -257,11 +262,26 @@ class ClusterLoop(threading.Thread):
         return changed
 
     def _equip(self, seen: Observed) -> None:
-        """Before members are made that need it. Databases do not wait for it: the condition of backups tells it."""
+        """Before members are made that need it. Databases do not wait for it: the condition of backups tells it.
+
+        With it members archive, which they must not do into another cluster's repository."""
+        if seen.recovery is not None:
+            return
         try:
-            make_method(self._platform, seen.declaration.cluster).equip()
+            method = make_method(self._platform, seen.declaration.cluster)
+            if self._is_own(method):
+                method.equip()
         except PgherdError as error:
             logger.info("%s: backups: %s", self.cluster, one_line(error))
+
+    def _is_own(self, method: BackupMethod) -> bool:
+        """A new member that gets it with its start need not wait until it is brought there: so this waits a little."""
+        if self._own_until is None:
+            self._own_until = time.monotonic() + OWN_SECONDS
+        while not (own := method.is_own()) and time.monotonic() < self._own_until:
+            if self._stop_asked.wait(0.1):
+                break
+        return own
 
     def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(
@@ -351,7 +371,7 @@ class ClusterLoop(threading.Thread):
         )
         keeper = self._keeper
         if keeper is not None and keeper.is_alive():
-            if not wanted or keeper.fingerprint != method.fingerprint():
+            if not wanted or keeper.is_to_leave_for(method):
                 keeper.leave()
             return
         if wanted:

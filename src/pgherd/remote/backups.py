@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import time as clock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
 from lightkube.resources.core_v1 import ConfigMap
 
 from pgherd.backup import choice, planning, records, registry, restore
-from pgherd.backup.records import TYPES, Point
+from pgherd.backup.records import TYPES, Point, moment
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model import spec as declaration
 from pgherd.model.backup_kinds import PostgresBackup
-from pgherd.model.spec import BackupSpec, PostgresCluster
+from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, resource
 from pgherd.remote import objects
@@ -170,15 +170,25 @@ class Backups(InPlace):
             raise BadInput(f"{name} is stopped: 'pgherd start {name}' brings it back")
         return declared
 
+    def restore_points_since(self, name: str) -> str:
+        """From which time on all are listed; empty: all are. Of older ones those are that close a backup."""
+        return self._listed_since(name)
+
     def _listed(self, name: str, what: str) -> list[dict[str, Any]]:
+        return list(json.loads(self._lists(name).get(what, "[]")))
+
+    def _listed_since(self, name: str) -> str:
+        return self._lists(name).get("restorePointsSince", "")
+
+    def _lists(self, name: str) -> Mapping[str, str]:
         try:
             with self._api.asking():
                 found = self._api.client.get(
                     ConfigMap, names.backups_list(name), namespace=self._api.namespace
                 )
         except NotFound:
-            return []
-        return list(json.loads((found.data or {}).get(what, "[]")))
+            return {}
+        return dict(found.data or {})
 
     # restoring
 
@@ -199,6 +209,7 @@ class Backups(InPlace):
         """Declare a new cluster made from backups, or ask for this one to be taken back; wait for it as for any other.
 
         :param as_clone: without backups of its own
+        :return: the point, its time and what follows; None where the operator has to find out what the point is
         :raises BadInput: there is no such point, or the new name is taken
         """
         kept = self._require_backups(source, repository, stopped=True)
@@ -208,31 +219,30 @@ class Backups(InPlace):
             self._require_free(target)
         from_there = registry.source_of(kept, source)
         asked = {"restorePoint": restore_point, "time": time, "backup": backup}
-        wanted = planning.wanted(
-            {**from_there, **{key: value for key, value in asked.items() if value is not None}}
-            | ({} if inclusive else {"inclusive": False})
-        )
+        as_asked = {**from_there, **{key: value for key, value in asked.items() if value is not None}}
+        as_asked |= {} if inclusive else {"inclusive": False}
         points = [
             _point(row) for row in self._listed(source, "restorePoints") if row["state"] == "restorable"
         ]
-        point = choice.resolve(
-            points,
-            now=datetime.now(UTC),
-            restore_point=wanted.restore_point,
-            time=wanted.time,
-            backup=wanted.backup,
-            inclusive=wanted.inclusive,
-        )
+        point = _chosen(points, self._listed_since(source), planning.wanted(as_asked))
+        if point is None and in_place:
+            raise BadInput(
+                f"--in-place: what was asked for is older than the points that are listed ('pgherd restore-points "
+                f"{source}'): name one of these, such as the one that closes a backup, or restore into a new cluster"
+            )
         shape = declaration.to_mapping(declared or objects.cluster_of(self._get(source)))
         if declared is None:
             # What tools noted on the source is not the new cluster's.
             shape["metadata"] = {"name": target}
         if as_clone:
             shape["spec"].pop("backup", None)
-        recovery = {**from_there, "restorePoint": point.name}
+        recovery = as_asked if point is None else {**from_there, "restorePoint": point.name}
         cluster = planning.declared(
             shape, target, point, recovery, own_segments=declared is not None, platform="kubernetes"
         )
+        if point is None:
+            self.up(cluster)
+            return {"restorePoint": None, "time": None, "following": None}
         restore.check_fits(cluster, point)
         if in_place:
             self.ask_for_restore(target, recovery, cluster.spec.segments.count)
@@ -268,6 +278,30 @@ class Backups(InPlace):
 
     def confirm_repair(self, name: str, group: str) -> NoReturn:
         raise _not_yet("rebuilding a group is")
+
+
+def _chosen(points: Sequence[Point], since: str, wanted: RecoverySpec) -> Point | None:
+    """The point that is meant; None: one that is not listed may be, which the operator finds out in the repository.
+
+    :param since: the list is whole from then on; empty: all of it is
+    :raises BadInput: there is none
+    """
+    now = datetime.now(UTC)
+    try:
+        found = choice.resolve(
+            points,
+            now=now,
+            restore_point=wanted.restore_point,
+            time=wanted.time,
+            backup=wanted.backup,
+            inclusive=wanted.inclusive,
+        )
+    except BadInput:
+        if not since or (wanted.time is not None and moment(wanted.time) > now):
+            raise
+        return None
+    is_named = wanted.inclusive and (wanted.restore_point or wanted.backup) is not None
+    return found if is_named or not since or moment(found.time) >= moment(since) else None
 
 
 def _not_yet(what: str) -> BadInput:

@@ -72,9 +72,10 @@ class Schedules:
                 schedule = schedule_of(each)
                 if cluster not in (None, schedule.spec.cluster):
                     continue
-                standing = rules.standing_from((each.get("status") or {}).get("standing"))
+                told = each.get("status") or {}
                 last = rules.last_end(self._listed(schedule.spec.cluster, "drills"))
-                rows.append(rules.described(schedule, standing, last, now))
+                row = rules.described(schedule, rules.standing_from(told.get("standing")), last, now)
+                rows.append({**row, "problem": row["problem"] or told.get("problem")})
         return sorted(rows, key=lambda row: str(row["name"]))
 
     def suspend_schedule(self, name: str, suspend: bool) -> None:

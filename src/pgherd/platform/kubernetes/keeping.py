@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
+import secrets
 import tempfile
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +18,12 @@ from typing import Any
 
 from lightkube import Client
 
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
 from pgherd.model.topology import COORDINATOR
-from pgherd.platform.base import Platform
+from pgherd.platform.base import Owner, Platform
 from pgherd.platform.kubernetes import drills, epochs, names
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
@@ -47,7 +51,20 @@ STORE_PARTS = ("leader", "config", "sync", "failover")
 """Patroni's own config maps of a group"""
 SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
+OWNER_KEY, RESOURCE_KEY = "owner", "resource"
+"""in the ConfigMap that says who a cluster is: its id, and for which resource that was drawn"""
 _MILLI = 1000
+
+
+def _goes_on_where_it_was_restored_from(cluster: PostgresCluster) -> bool:
+    """Whether its backups are to go where it came from itself: then it knows which timelines there are."""
+    source = cluster.spec.bootstrap.recovery if cluster.spec.bootstrap is not None else None
+    backup = cluster.spec.backup
+    return (
+        source is not None
+        and backup is not None
+        and (source.cluster, source.repository) == (cluster.metadata.name, backup.repository)
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,8 @@ class KeepsBackups(Platform):
 
     def __init__(self) -> None:
         self._secrets: dict[str, tuple[Object | None, float]] = {}
+        self._owners: dict[str, tuple[str, str]] = {}
+        self._drawing = threading.Lock()
 
     # what the rest knows
 
@@ -147,6 +166,58 @@ class KeepsBackups(Platform):
         """Nothing is kept in it."""
         return Path(tempfile.gettempdir()) / f"pgherd-backup.{self.namespace}.{name}"
 
+    def owner(self, name: str) -> Owner:
+        """Known by something drawn once that stays with the volumes: a resource that is deleted and made again over
+        them means the same cluster, one that was restored under this name is another.
+
+        :raises NoSuchCluster: there is none of this name, or it is being deleted
+        """
+        found = self.resource_of(name)
+        metadata = found["metadata"]
+        with self._drawing:
+            uid, known = self._owners.get(name, ("", ""))
+            if uid != metadata["uid"]:
+                if "deletionTimestamp" in metadata:
+                    raise NoSuchCluster(f"{name} is being deleted")
+                known = self._drawn(name, metadata["uid"])
+                self._owners[name] = (metadata["uid"], known)
+        if not _goes_on_where_it_was_restored_from(self.declaration(name).cluster):
+            return Owner(known, hint="name another place, such as a prefix of its own")
+        told = (metadata.get("annotations") or {}).get(names.TAKES_OVER_ANNOTATION, "")
+        return Owner(
+            known,
+            told,
+            "name another place, such as a prefix of its own, or if that cluster is gone for good: kubectl "
+            f"-n {self.namespace} annotate --overwrite pgc {name} {names.TAKES_OVER_ANNOTATION}={{owner}}",
+        )
+
+    def _has_volumes(self, name: str) -> bool:
+        claims = self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name))
+        return any("deletionTimestamp" not in claim["metadata"] for claim in claims)
+
+    def forget_owner(self, name: str) -> None:
+        """Ask anew who it is: somebody may have put back what said so."""
+        self._owners.pop(name, None)
+
+    def _drawn(self, name: str, uid: str) -> str:
+        """Asked for, not looked up: what is left over of a namesake whose volumes are gone must not be taken for it."""
+        wanted = names.repository_owner(name)
+        made = {
+            "apiVersion": CONFIG_MAP.api_version,
+            "kind": CONFIG_MAP.name,
+            "metadata": {"name": wanted, "labels": names.labels(name)},
+            "data": {OWNER_KEY: f"{self.namespace}/{name}/{secrets.token_hex(8)}", RESOURCE_KEY: uid},
+        }
+        found = self.api.get(CONFIG_MAP, self.namespace, wanted)
+        if found is None:
+            made_now = self.api.create(self.namespace, made)
+            found = made_now or self.api.get(CONFIG_MAP, self.namespace, wanted)
+        elif (found.get("data") or {}).get(RESOURCE_KEY, uid) != uid and not self._has_volumes(name):
+            found = self.api.apply(self.namespace, made)
+        if not (drawn := ((found or {}).get("data") or {}).get(OWNER_KEY)):
+            raise Unavailable(f"ConfigMap {wanted} was removed, or does not say who the cluster is")
+        return str(drawn)
+
     def secret(self, reference: str) -> Mapping[str, str]:
         """What a Secret of the namespace says."""
         found = self._secret(reference)
@@ -159,11 +230,15 @@ class KeepsBackups(Platform):
             raise BadInput(f"spec.backup.secretRef: {where} holds what is no text") from None
 
     def secret_stamp(self, reference: str | None) -> str:
-        """Differs whenever the Secret was changed, a little later."""
+        """Differs whenever what the Secret says was changed, a little later."""
         if reference is None:
             return ""
         found = self._secret(reference)
-        return "missing" if found is None else str(found["metadata"]["resourceVersion"])
+        if found is None:
+            return "missing"
+        # Not its version: a label, or a tool that writes the same keys again and again, changes nothing.
+        data = json.dumps(found.get("data") or {}, sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()
 
     def _secret(self, reference: str) -> Object | None:
         """It is somebody's own, and not watched."""

@@ -88,7 +88,7 @@ class PodMachine(Machine):
         environment: Mapping[str, str] | None = None,
         seconds: float = PATIENCE_SECONDS,
     ) -> bytes:
-        program = self._start(command, environment)
+        program = self._start(command, environment, whole=True)
         if not program.wait(seconds):
             program.abandon()
             raise Unavailable(f"{command[0]} in {self._pod} is not done after {seconds:.0f} s")
@@ -120,9 +120,12 @@ class PodMachine(Machine):
     def start(self, command: Sequence[str], log: Path) -> Process:
         return self._start(command, None)
 
-    def _start(self, command: Sequence[str], environment: Mapping[str, str] | None) -> PodProgram:
+    def _start(
+        self, command: Sequence[str], environment: Mapping[str, str] | None, *, whole: bool = False
+    ) -> PodProgram:
         given = [f"{name}={value}" for name, value in (environment or {}).items()]
-        return PodProgram(self._api, self._pod, ["/usr/bin/env", *given, *command] if given else command)
+        full = ["/usr/bin/env", *given, *command] if given else command
+        return PodProgram(self._api, self._pod, full, whole=whole)
 
     def entrance(self, folder: Path) -> Entrance:
         return _Loopback(self._api, self._pod)

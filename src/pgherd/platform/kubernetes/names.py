@@ -30,6 +30,8 @@ RESTORE_ANNOTATION = f"{DOMAIN}/restore-in-place"
 """on a cluster: the restore in place that is asked for, or confirmed, as JSON"""
 KEPT_LABEL = f"{DOMAIN}/kept"
 """on volume claims: they are what the cluster was before a restore in place"""
+TAKES_OVER_ANNOTATION = f"{DOMAIN}/takes-over"
+"""on a cluster that was restored: the cluster, gone for good, with whose repository it goes on"""
 TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
 """on pods: of which template they were made"""
 
@@ -152,6 +154,11 @@ def recovery_state(cluster: str) -> str:
 def backups_list(cluster: str) -> str:
     """Name of the ConfigMap that lists the cluster's backups and restore points."""
     return f"{cluster}.backups"
+
+
+def repository_owner(cluster: str) -> str:
+    """Name of the ConfigMap that says who the cluster is to a repository. It stays with the volumes."""
+    return f"{cluster}.owner"
 
 
 def drill_state(cluster: str) -> str:

@@ -193,6 +193,7 @@ class KubernetesPlatform(KeepsBackups):
             (SECRET, names.authority_secret(name)),
             (CONFIG_MAP, names.accepted(name)),
             (CONFIG_MAP, names.recovery_state(name)),
+            (CONFIG_MAP, names.repository_owner(name)),
         }
         for kind in reversed(MANAGED):
             for obj in self._reader.of_cluster(kind, self.namespace, name):
@@ -210,7 +211,7 @@ class KubernetesPlatform(KeepsBackups):
         self._applier.forget(self.namespace, name)
         self._trust.forget(name)
         self._fence.forget(name)
-        for memory in (self._parsed, self._written):
+        for memory in (self._parsed, self._written, self._owners):
             memory.pop(name, None)
         with self._guard:
             self._locks.pop(name, None)

@@ -33,7 +33,9 @@ BEAT_SECONDS = 4.0
 SILENT_SECONDS = 20
 """from which on the guard takes us for dead"""
 KEPT = 4 << 20
-"""bytes of what a program says that are remembered"""
+"""bytes of what a program says that are remembered, from its end"""
+WHOLE = 64 << 20
+"""the same of what it prints to be read as a whole"""
 _CHUNK = 64 * 1024
 _INPUT, _OUTPUT, _ERRORS, _STATUS = range(4)
 
@@ -65,15 +67,17 @@ class PodProgram(Process):
     """One program in a pod.
 
     :param command: the program and its arguments
+    :param whole: what it prints is to be read as a whole
     """
 
-    def __init__(self, api: Reach, pod: str, command: Sequence[str]) -> None:
+    def __init__(self, api: Reach, pod: str, command: Sequence[str], *, whole: bool = False) -> None:
         self._api, self._pod = api, pod
         self._command = ["/bin/bash", "-c", GUARD, "guard", *command]
         self._guard = threading.Lock()
         self._words: list[bytes] = []
         self._said: dict[int, bytearray] = {_OUTPUT: bytearray(), _ERRORS: bytearray()}
         self._all = bytearray()
+        self._printed, self._limit = 0, WHOLE if whole else KEPT
         self._status: dict[str, Any] | None = None
         self._trouble: Exception | None = None
         self._ended = threading.Event()
@@ -106,8 +110,13 @@ class PodProgram(Process):
         raise Unavailable(f"{self._pod}: {status.get('message') or 'the program was not started'}")
 
     def output(self) -> bytes:
-        """What it printed."""
+        """What it printed, all of it.
+
+        :raises PgherdError: that is more than is remembered
+        """
         with self._guard:
+            if self._printed > len(self._said[_OUTPUT]):
+                raise PgherdError(f"a program in {self._pod} printed more than {self._limit >> 20} MiB")
             return bytes(self._said[_OUTPUT])
 
     def errors(self) -> bytes:
@@ -200,6 +209,8 @@ class PodProgram(Process):
             self._status = json.loads(content)
         elif channel in self._said and content:
             with self._guard:
-                for kept in (self._said[channel], self._all):
+                self._printed += len(content) if channel == _OUTPUT else 0
+                limit = self._limit if channel == _OUTPUT else KEPT
+                for kept, most in ((self._said[channel], limit), (self._all, KEPT)):
                     kept.extend(content)
-                    del kept[:-KEPT]
+                    del kept[:-most]
