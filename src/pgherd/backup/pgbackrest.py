@@ -300,6 +300,9 @@ class PgBackRest(BackupMethod):
     def restore_command(self, group: int, system: str) -> str:
         return config.restore_command(self._runner.command, group, system)
 
+    def hindrance(self, said: str) -> str | None:
+        return config.hindrance(said)
+
     def major_of(self, backup: str, group: int) -> int:
         stanza = config.stanza(group, self._copy_of(backup, group).system)
         found = json.loads(self._output(["info", "--output=json", f"--stanza={stanza}"]))

@@ -185,6 +185,21 @@ def complaint(text: str) -> str:
     return " ".join(lines)[:400]
 
 
+_AWAY = re.compile(
+    r"\[(?:HostConnect|Service|Protocol)Error\]"
+    r"|P\d+\s+(?:WARN|ERROR):.*(?:unable to connect|unable to get address|HTTP request failed|TLS error)"
+)
+
+
+def hindrance(said: str) -> str | None:
+    """What pgBackRest said of a repository that it did not reach, or that refused it; None: it reached it.
+
+    :param said: by a recovering server and the pgBackRest that it runs; what was before the last file counts no more
+    """
+    found = [line for line in said.rpartition("restored log file")[2].splitlines() if _AWAY.search(line)]
+    return complaint(found[-1]) if found else None
+
+
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%\)")
 
 

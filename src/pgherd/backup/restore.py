@@ -32,12 +32,12 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, records, settle
+from pgherd.backup import choice, gaps, records, settle, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
@@ -105,15 +105,30 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
     )
 
 
-def is_due(state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool) -> bool:
+def is_due(
+    state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool, *, lived: bool = False
+) -> bool:
     """Whether a cluster is (still) to be made from a backup.
 
     :param state: what was written down of it
     :param has_data: whether any member has data
+    :param lived: whether it ever served as it is declared now: what it lost then, nobody makes anew by himself
     """
-    if state is not None:
-        return state.get("phase") not in (DONE, REVERTED)
-    return cluster.spec.bootstrap is not None and cluster.spec.bootstrap.is_needed and not has_data
+    wanted = bool(wish.told(cluster)) and not has_data
+    if state is None:
+        return wanted
+    if state.get("phase") == DONE and not state.get("inPlace") and not lived:
+        return wanted  # what was made then is gone, and would be founded anew, empty
+    return state.get("phase") not in (DONE, REVERTED)
+
+
+def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
+    """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
+    elsewhere."""
+    if state.get("inPlace"):
+        return state
+    ended = state.get("phase") == DONE or (state.get("phase") == FAILED and wish.is_other(state, cluster))
+    return {} if ended or wish.leads_elsewhere(state, cluster) else state
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,7 @@ class Site:
     :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
         and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
+    :param anew: whether what was made before is known to be gone
     """
 
     platform: Platform
@@ -134,6 +150,7 @@ class Site:
     stopping: Callable[[], bool]
     source: str
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
+    anew: bool = False
 
     @property
     def name(self) -> str:
@@ -172,7 +189,12 @@ class Restore:
             goes on
         :raises PgherdError, psycopg.Error: it failed for good, which is written down; what was made is removed
         """
-        self._state = self._workshop.read_state() or {}
+        written = self._workshop.read_state() or {}
+        if written.get("phase") == DONE and not self._site.anew:
+            return  # whoever saw that it is due looked a moment too early
+        self._state = dict(standing(written, self._site.cluster))
+        if not self._in_place:
+            self._state[wish.KEY] = wish.told(self._site.cluster)
         try:
             if "point" not in self._state:
                 self._plan()
@@ -186,11 +208,25 @@ class Restore:
             logger.info("%s: its restore pauses: %s", self._site.name, error)
             raise
         except Exception as error:  # whatever it was, somebody has to be told
-            if is_worth_a_try(error, self._state):
-                self._pause(error)
+            obstacle = None if self._in_place else self._obstacle(error)
+            if obstacle is not None or is_worth_a_try(error, self._state):
+                self._pause(obstacle or error)
             else:
                 self._fail(error)
             raise
+
+    def _obstacle(self, error: Exception) -> Withheld | None:
+        """What is waited for: a repository that is away, or refuses us, makes copies and logs look damaged."""
+        if isinstance(error, Withheld):
+            return error
+        if isinstance(error, PgherdError):
+            try:
+                self._site.method.repository.require()
+            except Withheld as found:
+                return found
+            except PgherdError:
+                return None
+        return None
 
     def _pause(self, error: Exception) -> None:
         """Nothing is known to be wrong: whoever comes next goes on."""
@@ -365,6 +401,8 @@ class Restore:
         except (Cancelled, Unavailable):
             raise
         except PgherdError as error:
+            if (hindrance := self._site.method.hindrance(server.said())) is not None:
+                raise Withheld(f"the log of {group_name(group)} can't be read now: {hindrance}") from error
             raise PgherdError(
                 f"the log of {group_name(group)} does not lead to {point.name}: {error}: an earlier point, or one "
                 "that another backup serves, may still be restored"
@@ -457,8 +495,8 @@ def reason_of(error: Exception) -> str:
 
 
 def is_worth_a_try(error: Exception, state: Mapping[str, Any]) -> bool:
-    """Whether what a step ended in may pass: a server that does not answer is waited for; lost connections, and what
-    nobody expected, are tried again some times."""
+    """Whether what a step ended in may pass: a server that does not answer is waited for; lost connections, and
+    what nobody expected, are tried again some times."""
     if isinstance(error, Unavailable):
         return True
     if isinstance(error, PgherdError | psycopg.Error) and not is_passing(error):

@@ -399,6 +399,13 @@ class Platform(ABC):
         """Those at which a group is being rebuilt, or was last."""
         return {}
 
+    def has_data_now(self, name: str) -> bool:
+        """Whether any member has data: asked before a cluster is made from a backup, and not remembered.
+
+        :raises Unavailable: what an earlier cluster of this name had is still being removed
+        """
+        return any(view.has_data for view in self.members(name).values())
+
     @property
     def keeps_backups(self) -> bool:
         """Whether ``spec.backup`` and ``spec.bootstrap`` can be followed here."""

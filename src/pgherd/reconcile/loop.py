@@ -324,6 +324,8 @@ class ClusterLoop(threading.Thread):
             return other.engine, other.databases
 
         restore = restoring.begin(platform, seen.declaration.cluster, make_engine, self._stop_asked, running)
+        if restore is None:
+            return
 
         def run() -> None:
             try:

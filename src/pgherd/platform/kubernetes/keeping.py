@@ -14,7 +14,7 @@ from typing import Any
 
 from lightkube import Client
 
-from pgherd.errors import BadInput, Unavailable
+from pgherd.errors import BadInput, Refused, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
@@ -139,11 +139,11 @@ class KeepsBackups(Platform):
         found = self._secret(reference)
         where = f"Secret {reference} of namespace {self.namespace}"
         if found is None:
-            raise BadInput(f"spec.backup.secretRef: there is no {where}")
+            raise Refused(f"spec.backup.secretRef: there is no {where}")
         try:
             return decoded(found)
         except ValueError:
-            raise BadInput(f"spec.backup.secretRef: {where} holds what is no text") from None
+            raise Refused(f"spec.backup.secretRef: {where} holds what is no text") from None
 
     def secret_stamp(self, reference: str | None) -> str:
         """Differs whenever the Secret was changed, a little later."""
