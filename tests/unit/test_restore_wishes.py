@@ -1,17 +1,19 @@
-"""What a restore makes of a declaration that changes and of keys that are not there yet:
+"""What a restore makes of a declaration that changes, of keys that are not there yet, and of what it has done already:
 the cluster's files are real, its steps are not."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pgherd.backup import pgbackrest_config, restore, restoring, wish
 from pgherd.backup.restore import Restore, Site
-from pgherd.errors import BadInput, PgherdError, Refused, Withheld
+from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
 from pgherd.platform.local.layout import Layout
@@ -253,3 +255,95 @@ def test_in_place_nobody_waits_for_keys_while_the_data_are_aside(home: Home) -> 
 def test_a_log_that_nobody_could_read_is_told_from_one_that_ends(said: str, hindrance: str | None) -> None:
     found = pgbackrest_config.hindrance(said)
     assert (found is None) if hindrance is None else (hindrance in (found or ""))
+
+
+# what is done already
+
+
+class Copies(Repository):
+    """Copies that take no time."""
+
+    def __init__(self, then: Callable[[int], None] = lambda group: None) -> None:
+        super().__init__()
+        self.made: list[int] = []
+        self._then = then
+
+    def restore(self, copies: Any, group: int, target: Path, report: Any, stopping: Any) -> None:
+        report(10, 100)
+        self.made.append(group)
+        self._then(group)
+        report(100, 100)
+
+
+class Copying(Restore):
+    """Comes to the end of the copies, on no machine at all."""
+
+    def _machine(self, group: int) -> Any:
+        return SimpleNamespace(remove=lambda path: None)
+
+    def _end_strays(self) -> None:
+        return
+
+    def _start_and_reach(self, group: int) -> None:
+        raise Cancelled("far enough")
+
+
+BASES = {"0": ["b1"], "1": ["b1"], "2": ["b1"]}
+
+
+def copied(home: Home, method: Copies, error: type[Exception] = Cancelled) -> Restore:
+    carried = Copying(home.site(method=method))
+    with pytest.raises(error):
+        carried.run()
+    return carried
+
+
+def test_groups_that_are_copied_are_not_copied_again(home: Home) -> None:
+    home.know(phase="copying", bases=BASES)
+
+    def fails(group: int) -> None:
+        if group == 1:
+            raise Unavailable("the connection to shop-segment-1-0-restore broke")
+
+    copied(home, first := Copies(fails), Unavailable)
+    assert sorted(first.made) == [0, 1, 2]
+    assert {"copied:0", "copied:2"} <= set(home.state["steps"])
+    assert "copied" not in home.state["steps"]
+    copied(home, again := Copies())
+    assert again.made == [1]
+    assert "copied" in home.state["steps"]
+    assert (home.state["bytesDone"], home.state["bytesTotal"]) == (300, 300)
+
+
+def test_nobody_copies_before_there_is_a_place_for_every_group(home: Home) -> None:
+    home.know(phase="copying", bases=BASES)
+
+    class Nowhere(Copying):
+        def _machine(self, group: int) -> Any:
+            if group == 2:
+                raise Unavailable("shop-segment-2-0-restore does not run yet: no node has room")
+
+    with pytest.raises(Unavailable):
+        Nowhere(home.site(method=(method := Copies()))).run()
+    assert method.made == []
+
+
+def test_progress_that_can_not_be_written_down_ends_no_copy(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.know(phase="copying", bases=BASES)
+    method = Copies()
+    carried = Copying(home.site(method=method))
+    write = carried._workshop.write_state
+
+    def blip(state: Any) -> None:
+        if "bytesDone" in state and len(method.made) < len(BASES):
+            raise Unavailable("could not apply ConfigMap shop.recovery: 503")
+        write(state)
+
+    monkeypatch.setattr(carried._workshop, "write_state", blip)
+    monkeypatch.setattr(restore.time, "sleep", lambda seconds: None)
+    with pytest.raises(Cancelled):
+        carried.run()
+    assert sorted(method.made) == [0, 1, 2]
+    assert {"copied:0", "copied:1", "copied:2", "copied"} <= set(home.state["steps"])

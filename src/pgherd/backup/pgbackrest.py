@@ -265,8 +265,11 @@ class PgBackRest(BackupMethod):
         machine = self._runner.of(group)
         for argument in (f"--lock-path={target}.lock", f"--pg1-path={target}"):
             machine.end_strays(argument)
-        machine.remove(target)
-        machine.make_folder(target)
+        # pgBackRest leaves its manifest in what it has not finished: it goes on there, and checks what it finds.
+        begun = "backup.manifest" in machine.names(target, "backup.manifest")
+        if not begun:
+            machine.remove(target)
+            machine.make_folder(target)
 
         def watch(text: str) -> None:
             if (share := config.share_done(text)) is not None:
@@ -277,6 +280,7 @@ class PgBackRest(BackupMethod):
                 [
                     *(f"--stanza={config.stanza(group, made.system)}", f"--set={made.label}", "--type=none"),
                     *(f"--pg1-path={target}", f"--lock-path={target}.lock"),
+                    *(["--delta"] if begun else []),
                     *("--log-level-console=detail", "restore"),
                 ],
                 machine,

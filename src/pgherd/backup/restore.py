@@ -58,6 +58,8 @@ CONNECT_SECONDS = 60
 """these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
 FOLDER = "from-backup"
 """a member's data directory while it is made"""
+WRITE_SECONDS = 120
+"""how long to try to write down that a copy is complete"""
 TRIES = 5
 """of one step that loses its connections, or ends in what nobody expected"""
 MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
@@ -246,6 +248,7 @@ class Restore:
         self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
         self._end_strays()
         if self._reached("copied"):
+            self._each(self._machine)  # who finds no place for one group copies none
             self._each(self._copy)
             self._pass("copied")
         if self._reached("settled"):
@@ -279,13 +282,19 @@ class Restore:
     def _pass(self, step: str) -> None:
         # What is done anew after a pause, because the servers have to be started, is no progress.
         progress = NO_PAUSE if self._reached(step) else {}
-        self._tell(steps=[*dict.fromkeys([*self._state.get("steps", []), step])], **progress)
+        with self._guard:
+            # Groups come to their steps side by side.
+            steps = [*dict.fromkeys([*self._state.get("steps", []), step])]
+            self._write({"steps": steps, **progress})
         crash_point(f"restore:{step}")
 
     def _tell(self, **what: Any) -> None:
         with self._guard:
-            self._state = {**self._state, **what}
-            self._workshop.write_state(self._state)
+            self._write(what)
+
+    def _write(self, what: Mapping[str, Any]) -> None:
+        self._state = {**self._state, **what}
+        self._workshop.write_state(self._state)
 
     def _groups(self) -> list[int]:
         return sorted(map(int, self._state["bases"]))
@@ -300,7 +309,7 @@ class Restore:
     def _machine(self, group: int) -> Machine:
         return self._workshop.machine(self._site.member(group))
 
-    def _each(self, do: Callable[[int], None]) -> None:
+    def _each(self, do: Callable[[int], Any]) -> None:
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             list(pool.map(do, self._groups()))
 
@@ -358,6 +367,9 @@ class Restore:
     def _copy(self, group: int) -> None:
         copies = self._state["bases"][str(group)]
         site = self._site
+        if not self._reached(f"copied:{group}"):
+            self._amounts[group] = (self._state.get("copiedBytes") or {}).get(str(group), (0, 0))
+            return
         site.method.restore(
             copies,
             group,
@@ -365,7 +377,21 @@ class Restore:
             lambda done, total: self._report(group, done, total),
             site.stopping,
         )
-        crash_point(f"restore:copied:{group}")
+        with self._guard:
+            done = {**(self._state.get("copiedBytes") or {}), str(group): self._amounts.get(group, (0, 0))}
+            self._state["copiedBytes"] = done
+        self._pass_patiently(f"copied:{group}")
+
+    def _pass_patiently(self, step: str) -> None:
+        """What took hours is not done again because nobody could write for a moment that it is done."""
+        deadline = time.monotonic() + WRITE_SECONDS
+        while True:
+            try:
+                return self._pass(step)
+            except Unavailable:
+                if time.monotonic() > deadline or self._site.stopping():
+                    raise
+                time.sleep(1.0)
 
     def _report(self, group: int, done: int, total: int) -> None:
         self._amounts[group] = (done, total)
@@ -373,7 +399,8 @@ class Restore:
             return
         self._told = time.monotonic()
         done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
-        self._tell(bytesDone=done, bytesTotal=total)
+        with suppress(PgherdError):  # how far it is is no reason to begin it anew
+            self._tell(bytesDone=done, bytesTotal=total)
 
     # 2: replay
 
