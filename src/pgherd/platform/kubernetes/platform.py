@@ -190,7 +190,14 @@ class KubernetesPlatform(KeepsBackups):
 
         Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords,
         Patroni's store, which knows who had everything that was acknowledged, and what was declared.
+
+        :raises Unavailable: volumes that are to go are still in use
         """
+        self.end_restore_pods(name)
+        if purge:
+            self.remove_claims(name)
+        else:
+            self.workshop(name).let_go(has_data=bool(self._claims_now(name)))
         kept = {
             (SECRET, names.credentials_secret(name)),
             (SECRET, names.authority_secret(name)),
@@ -204,8 +211,6 @@ class KubernetesPlatform(KeepsBackups):
         if purge:
             for obj in self.api.list(CONFIG_MAP, self.namespace, names.selector(name)):
                 self.api.delete(CONFIG_MAP, self.namespace, obj["metadata"]["name"])
-            for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
-                self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
         self.leave(name)
 
     def leave(self, name: str) -> None:

@@ -144,6 +144,18 @@ class PodWorkshop(Workshop):
             ) from None
         return state if isinstance(state, dict) else None
 
+    def let_go(self, *, has_data: bool) -> None:
+        """Its cluster goes. What is remembered beside its volumes is what the next one of its name needs to know.
+
+        :param has_data: whether volumes stay
+        """
+        if not has_data:
+            name = names.recovery_state(self._cluster)
+            self._platform.api.delete(CONFIG_MAP, self._platform.namespace, name)
+        elif _has_failed_early(self.read_state() or {}):
+            # There is nothing in them: the next one tries again, and does not fail with the words of this one.
+            self.write_state({"phase": "requested"})
+
     def write_state(self, state: Mapping[str, Any]) -> None:
         platform = self._platform
         if platform.look_up(CLUSTER, self._cluster) is None:
@@ -159,6 +171,14 @@ class PodWorkshop(Workshop):
                 "data": {STATE_KEY: json.dumps(dict(state))},
             }
         )
+
+
+def _has_failed_early(state: Mapping[str, Any]) -> bool:
+    return (
+        state.get("phase") == "failed"
+        and not state.get("inPlace")
+        and "settled" not in state.get("steps", ())
+    )
 
 
 @dataclass(frozen=True)
