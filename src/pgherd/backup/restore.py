@@ -178,6 +178,7 @@ class Restore:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._workshop = site.platform.workshop(site.name)
+        self._workshop.heed(site.stopping)
         self._state: dict[str, Any] = {}
         self._guard = threading.Lock()
         self._amounts: dict[int, tuple[int, int]] = {}
@@ -500,6 +501,7 @@ class Restore:
         """As much of it as can be: one folder that stays must not keep the others."""
         removals: list[Callable[[], None]] = [self._drop_scratch]
         removals += [partial(self._drop, group) for group in map(int, self._state.get("bases", {}))]
+        removals.append(self._workshop.close)
         for remove in removals:
             try:
                 remove()
@@ -507,7 +509,9 @@ class Restore:
                 logger.warning("%s: %s", self._site.name, error)
 
     def _drop(self, group: int) -> None:
-        self._machine(group).remove(self._data(group))
+        # Nothing is set up to remove something in it.
+        if (machine := self._workshop.standing(self._site.member(group))) is not None:
+            machine.remove(self._data(group))
 
 
 NO_PAUSE: Mapping[str, Any] = {"tries": 0, "waits": None}

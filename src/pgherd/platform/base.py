@@ -93,6 +93,14 @@ class Workshop(ABC):
         :raises Unavailable: it can't be used yet
         """
 
+    def heed(self, stopping: Callable[[], bool]) -> None:
+        """Wait for nothing any more once this says so."""
+        return
+
+    def standing(self, member: Member) -> Machine | None:
+        """The same, if it can be used as it is; None: something would have to be made, or waited for."""
+        return self.machine(member)
+
     def machines(self) -> Machines | None:
         """All of them; None: this machine."""
         return None

@@ -16,7 +16,7 @@ from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import COORDINATOR, Credentials, Member
 from pgherd.platform.base import Declaration, MemberView
-from pgherd.platform.kubernetes import acceptance, names, trials, views
+from pgherd.platform.kubernetes import acceptance, names, restore_pods, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -290,6 +290,7 @@ class KubernetesPlatform(KeepsBackups):
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
             winding_down=winding_down,
+            put_together=_put_together(resource, pods_now),
             templates=_fingerprints(name, sets),
             hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
@@ -370,6 +371,8 @@ class KubernetesPlatform(KeepsBackups):
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
         self.api.delete(POD, self.namespace, trials.trial_name(member), grace=0)
+        if _is_winding_down(self.resource_of(member.cluster)):
+            self.end_restore_pods(member.cluster, member)
         self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
         self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
@@ -563,6 +566,12 @@ def _is_purging(found: Object) -> bool:
 
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
+
+
+def _put_together(resource: Object, pods: Sequence[Object]) -> Collection[Member]:
+    """Members in whose place something still runs that has to go with them."""
+    name = resource["metadata"]["name"]
+    return restore_pods.pods_of(name, pods).values() if _is_winding_down(resource) else ()
 
 
 def _templates(sets: Sequence[Object]) -> dict[str, Object]:

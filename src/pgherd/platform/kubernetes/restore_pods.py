@@ -45,6 +45,8 @@ def restore_pod(cluster: PostgresCluster, member: Member, image: str) -> dict[st
     ]
     spec: dict[str, Any] = {
         "restartPolicy": "Always",
+        # The members' own: who lets it pull images from a closed registry has let these pods, too.
+        "serviceAccountName": cluster.metadata.name,
         "terminationGracePeriodSeconds": 5,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
