@@ -4,7 +4,7 @@ refused, what nodes do not end."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,13 @@ def test_a_cluster_that_is_to_go_waits_for_nothing(town: Town) -> None:
     town.declare(deletionTimestamp=NOW.isoformat())
     assert town.state is None
     town.declare(annotations={names.STOPPED_ANNOTATION: "true"})
+    assert town.state is None
+
+
+def test_a_cluster_that_served_is_held_up_by_no_volume_of_one_member(town: Town) -> None:
+    town.claim(deletionTimestamp=NOW.isoformat())
+    town.know(phase="done")
+    town.platform.write_status("shop", {"phase": "Degraded", "admitted": [1], "groups": []})
     assert town.state is None
 
 
@@ -314,13 +321,14 @@ def test_one_that_worked_for_a_cluster_that_is_gone_leaves_the_next_one_of_its_n
     town.declare("p2", uid="second")
     town.know(phase="copying", message="the second one's")
     town.pod(owner="second")
-    for act in (
+    acts: list[Callable[[], object]] = [
         lambda: lingering.write_state({"phase": "done"}),
         lambda: lingering.machine(FIRST),
         lambda: lingering.standing(FIRST),
         lambda: lingering.end_processes(FIRST, Path("/data")),
         lingering.close,
-    ):
+    ]
+    for act in acts:
         with pytest.raises(Cancelled, match="shop is another cluster by now"):
             act()
     assert town.has(POD_PATH)

@@ -73,9 +73,8 @@ class Home:
         return restoring.begin(self.platform, now or declared(), NOTHING, threading.Event(), NOTHING)
 
     def site(self, now: PostgresCluster | None = None, method: Any = None, **more: Any) -> Site:
-        return Site(
-            self.platform, now or declared(), method or Repository(), NOTHING, lambda: False, "old", **more
-        )
+        known: Any = method or Repository()
+        return Site(self.platform, now or declared(), known, NOTHING, lambda: False, "old", **more)
 
     def place_data(self) -> None:
         control = Layout(self.folder).member(Member("shop", 0, 0)).data / "global" / "pg_control"
@@ -342,7 +341,7 @@ def test_progress_that_can_not_be_written_down_ends_no_copy(
         write(state)
 
     monkeypatch.setattr(carried._workshop, "write_state", blip)
-    monkeypatch.setattr(restore.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("pgherd.backup.restore.time.sleep", lambda seconds: None)
     with pytest.raises(Cancelled):
         carried.run()
     assert sorted(method.made) == [0, 1, 2]

@@ -33,11 +33,12 @@ def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | N
         return None
     members = platform.members(name).values()
     has_data = any(view.has_data for view in members)
-    if needed and not any(view.running for view in members) and not _is_winding_down(platform, name):
-        # Where nobody lives, what is at hand may be of another cluster of this name: an empty one would be founded.
+    lived = bool((platform.read_status(name) or {}).get("admitted"))
+    unsure = needed and not lived and not any(view.running for view in members)
+    if unsure and not _is_winding_down(platform, name):
+        # What is at hand may be of an earlier cluster of this name: an empty one would be founded.
         has_data = platform.has_data_now(name)
         known = platform.workshop(name).read_state()
-    lived = not has_data and bool((platform.read_status(name) or {}).get("admitted"))
     if not restore.is_due(known, cluster, has_data, lived=lived):
         return None
     return restore.standing(known or {}, cluster)
