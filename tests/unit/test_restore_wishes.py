@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import pgbackrest_config, restore, restoring, wish
+from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster
@@ -205,7 +205,7 @@ def test_keys_and_stores_that_are_not_there_are_waited_for_and_the_status_says_s
     home: Home, error: PgherdError
 ) -> None:
     home.know(phase="copying", message="choosing the point")
-    for _ in range(3 * restore.TRIES):
+    for _ in range(3 * pauses.TRIES):
         home.fails(error)
     assert home.state["phase"] == "copying"
     assert restoring.operation_status(home.state)["message"].endswith(str(error))

@@ -34,17 +34,18 @@ import psycopg
 
 from pgherd.backup import choice, gaps, records, settle, wish
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld, one_line
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
 from pgherd.platform.base import Platform
 from pgherd.platform.local import files
 from pgherd.platform.machine import Machine
-from pgherd.postgres.connections import Connection, Databases, is_passing
+from pgherd.postgres.connections import Connection, Databases
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,6 @@ FOLDER = "from-backup"
 """a member's data directory while it is made"""
 WRITE_SECONDS = 120
 """how long to try to write down that a copy is complete"""
-TRIES = 5
-"""of one step that loses its connections, or ends in what nobody expected"""
 MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
 
 
@@ -512,32 +511,6 @@ class Restore:
         # Nothing is set up to remove something in it.
         if (machine := self._workshop.standing(self._site.member(group))) is not None:
             machine.remove(self._data(group))
-
-
-NO_PAUSE: Mapping[str, Any] = {"tries": 0, "waits": None}
-"""what the state says of pauses when a step is done"""
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, PgherdError | psycopg.Error | OSError) and (text := one_line(error)):
-        return text
-    return one_line(repr(error))
-
-
-def is_worth_a_try(error: Exception, state: Mapping[str, Any]) -> bool:
-    """Whether what a step ended in may pass: a server that does not answer is waited for; lost connections, and
-    what nobody expected, are tried again some times."""
-    if isinstance(error, Unavailable):
-        return True
-    if isinstance(error, PgherdError | psycopg.Error) and not is_passing(error):
-        return False
-    return int(state.get("tries") or 0) + 1 < TRIES
-
-
-def after_pause(error: Exception, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the state says of a pause, for whoever waits and for the next try."""
-    return {"tries": int(state.get("tries") or 0) + 1, "waits": reason_of(error)}
 
 
 def have_histories_archived(machine: Machine, data: Path) -> None:

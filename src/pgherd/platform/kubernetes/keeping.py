@@ -200,11 +200,20 @@ class KeepsBackups(Platform):
             if _name(pod) in holding and member in (None, holding[_name(pod)]):
                 self.end_pod(pod)
 
-    def remove_claims(self, name: str) -> None:
-        """Remove a cluster's volumes, and wait for their end: who takes the name next must not take them for data.
+    def end_restore(self, name: str, *, purge: bool) -> None:
+        """The cluster goes, and nobody makes it from a backup any more.
 
+        :param purge: its volumes go, too
         :raises Unavailable: something still uses them
         """
+        self.end_restore_pods(name)
+        if purge:
+            self._remove_claims(name)
+        else:
+            self.workshop(name).let_go(has_data=bool(self._claims_now(name)))
+
+    def _remove_claims(self, name: str) -> None:
+        """And wait for their end: who takes the name next must not take them for data."""
         for claim in self._claims_now(name):
             if "deletionTimestamp" not in claim["metadata"]:
                 self.api.delete_this(VOLUME_CLAIM, self.namespace, claim)

@@ -193,11 +193,7 @@ class KubernetesPlatform(KeepsBackups):
 
         :raises Unavailable: volumes that are to go are still in use
         """
-        self.end_restore_pods(name)
-        if purge:
-            self.remove_claims(name)
-        else:
-            self.workshop(name).let_go(has_data=bool(self._claims_now(name)))
+        self.end_restore(name, purge=purge)
         kept = {
             (SECRET, names.credentials_secret(name)),
             (SECRET, names.authority_secret(name)),
@@ -290,7 +286,7 @@ class KubernetesPlatform(KeepsBackups):
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
             winding_down=winding_down,
-            put_together=_put_together(resource, pods_now),
+            put_together=restore_pods.members_of(name, pods_now) if _is_winding_down(resource) else (),
             templates=_fingerprints(name, sets),
             hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
@@ -566,12 +562,6 @@ def _is_purging(found: Object) -> bool:
 
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
-
-
-def _put_together(resource: Object, pods: Sequence[Object]) -> Collection[Member]:
-    """Members in whose place something still runs that has to go with them."""
-    name = resource["metadata"]["name"]
-    return restore_pods.pods_of(name, pods).values() if _is_winding_down(resource) else ()
 
 
 def _templates(sets: Sequence[Object]) -> dict[str, Object]:

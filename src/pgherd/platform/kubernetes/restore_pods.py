@@ -95,6 +95,11 @@ def pods_of(cluster: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Membe
     return by_name
 
 
+def members_of(cluster: str, found: Sequence[Mapping[str, Any]]) -> list[Member]:
+    """Members whose data such a pod holds."""
+    return sorted(pods_of(cluster, found).values())
+
+
 def member_claim(cluster: PostgresCluster, member: Member) -> dict[str, Any]:
     """The claim of the member's volume, which its StatefulSet will find."""
     made = pods.claim(cluster, member.group)
