@@ -449,8 +449,6 @@ def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
     for command in (
         ("restore", bank.name, "--in-place", "--yes"),
-        ("clone", bank.name, "bank-none"),
-        ("drill", bank.name),
         ("repair", bank.name, "--group", "segment-1"),
     ):
         refused = bank.run(*command, check=False)

@@ -168,6 +168,20 @@ def test_a_running_cluster_is_cloned_without_any_repository(home: Home) -> None:
         home.run("delete", name, "--purge", "--yes")
 
 
+def test_a_clone_at_a_point_comes_from_the_backups_and_has_none_of_its_own(home: Home) -> None:
+    written = now()
+    home.query("INSERT INTO item VALUES (-4, 'at the point') RETURNING 1")
+    point = await_point_after(home, written)
+    home.query("DELETE FROM item WHERE id = -4 RETURNING 1")
+    done = home.run("clone", "shop", "molly", "--at", point["name"], timeout=400)
+    assert f"molly: shop as of restore point {point['name']}" in done.stderr
+    assert home.query("SELECT count(*) FROM item WHERE id = -4", "molly") == [(1,)]
+    refused = home.run("backups", "molly", check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "molly has no backups" in refused.stderr
+    home.run("delete", "molly", "--purge", "--yes")
+
+
 # bad input
 
 

@@ -89,6 +89,34 @@ def test_what_was_remembered_comes_back(catalogue: Catalogue, store: Store) -> N
         assert reader.identity().method == "pgbackrest"
 
 
+def test_a_drill_is_remembered_once_and_none_is_lost_because_nobody_answers(
+    catalogue: Catalogue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for result in ({"id": "a"}, {"id": "b"}, {"id": "a"}, {"passed": True}, {"passed": True}):
+        catalogue.remember_drill(result)
+    assert catalogue.drills() == [{"id": "a"}, {"id": "b"}, {"passed": True}, {"passed": True}]
+
+    def silent(name: str) -> bytes | None:
+        if name == "drills.json":
+            raise PgherdError("it does not answer")
+        return type(store).read(store, name)
+
+    with monkeypatch.context() as away:
+        away.setattr(store, "read", silent)
+        assert catalogue.drills() == []
+        with pytest.raises(PgherdError, match="does not answer"):
+            catalogue.remember_drill({"id": "c"})
+    assert len(catalogue.drills()) == 4
+
+
+def test_what_tables_held_at_a_point_comes_back(catalogue: Catalogue) -> None:
+    catalogue.remember_point(point(1))
+    catalogue.remember_prints("p1", [{"table": "account"}])
+    assert catalogue.prints("p1") == [{"table": "account"}]
+    with pytest.raises(PgherdError, match=r"prints/p2\.json is not there any more, or damaged"):
+        catalogue.prints("p2")
+
+
 def test_points_are_forgotten_and_backups_go_with_all_they_have(catalogue: Catalogue) -> None:
     for hours in (1, 2, 30):
         catalogue.remember_point(point(hours))

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pgherd.backup.schedule import Standing
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.spec import PostgresCluster
+from pgherd.platform.kubernetes import drills
+from pgherd.platform.kubernetes.api import SCHEDULE
+from pgherd.platform.kubernetes.drills import BEGUN, ENDED, Ask, State
+from pgherd.remote import drills as remote_drills
+from pgherd.remote import objects
 from pgherd.remote.api import explained
 from pgherd.remote.client import KubernetesClient
 from tests.support.backups import at, point
+from tests.support.home import wait_for
 from tests.support.kube_api import Kube, kube_api
 from tests.unit.test_kubernetes_backups import CORE, DECLARED, GROUP
 
@@ -129,3 +139,168 @@ def test_points_are_shown_as_on_one_machine(kube: tuple[Kube, Commands]) -> None
     rows = commands.restore_points("shop")
     assert [row["restorable"] for row in rows] == [True, True, False]
     assert rows[0]["lsns"]["1"].keys() == {"lsn", "timeline"}
+
+
+# clones
+
+
+def test_a_clone_is_made_of_the_backups_and_has_none_of_its_own(kube: tuple[Kube, Commands]) -> None:
+    _, commands = kube
+    assert commands.clone("shop", "shop2", "p1")["restorePoint"] == "p1"
+    assert commands.clone("shop", "shop3")["restorePoint"] == "p2", "the newest"
+    for made in commands.declared_clusters:
+        assert made.spec.bootstrap is not None
+        assert made.spec.bootstrap.recovery is not None
+        assert made.spec.backup is None
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "at_point", "told"),
+    [
+        (
+            "plain",
+            "x",
+            None,
+            "plain has no backups, and on kubernetes a clone is made of them: declare spec.backup",
+        ),
+        ("shop", "x", "p3", "no restore point 'p3' can be restored"),
+        ("shop", "plain", None, "plain is here already"),
+        ("nobody", "x", None, "no cluster 'nobody'"),
+    ],
+)
+def test_a_clone_that_can_not_be_is_refused_in_one_line(
+    kube: tuple[Kube, Commands], source: str, target: str, at_point: str | None, told: str
+) -> None:
+    _, commands = kube
+    with pytest.raises(BadInput, match=told) as refused:
+        commands.clone(source, target, at_point)
+    assert len(refused.value.problems) == 1
+    assert commands.declared_clusters == []
+
+
+# drills
+
+STATE = f"{CORE}/configmaps/shop.drill"
+SHOP = f"{GROUP}/postgresclusters/shop"
+RESULT = {
+    "id": "",
+    "restorePoint": "p2",
+    "finishedAt": "2026-11-21T10:00:00+00:00",
+    "seconds": 3.0,
+    "passed": True,
+    "problems": [],
+}
+
+
+class Operator:
+    """It does what a wish of a drill says, as soon as there is one."""
+
+    def __init__(self, kube: Kube, states: Callable[[Ask], list[State]]) -> None:
+        self._kube, self._states = kube, states
+        self.asks: list[Ask] = []
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        wait_for(
+            lambda: drills.is_asked(self._kube.objects[SHOP]), "somebody asks for a drill", 20, every=0.01
+        )
+        ask = drills.asked(self._kube.objects[SHOP])
+        assert ask is not None
+        self.asks.append(ask)
+        for state in self._states(ask):
+            self._kube.put(STATE, drills.state_object("shop", state, self._kube.objects[SHOP]))
+            time.sleep(0.05)
+
+    def join(self) -> None:
+        self._thread.join(20)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_drills, "POLL_SECONDS", 0.01)
+
+
+def test_a_drill_is_asked_for_and_waited_for(kube: tuple[Kube, Commands]) -> None:
+    api, commands = kube
+
+    def states(ask: Ask) -> list[State]:
+        begun = State(ask, BEGUN, "2026-11-21T09:00:00+00:00", told=("restoring p2",))
+        examined = replace(
+            begun.saying("comparing rows"), status={"name": "shop-drill", "phase": "Examining"}
+        )
+        return [begun, examined, replace(examined, phase=ENDED, result={**RESULT, "id": ask.id})]
+
+    operator = Operator(api, states)
+    told: list[str] = []
+    shown: list[dict[str, Any]] = []
+    found = commands.drill(
+        "shop", keep=True, tables=["account"], timeout=600, told=told.append, progress=shown.append
+    )
+    operator.join()
+    (ask,) = operator.asks
+    assert (ask.keep, ask.tables, ask.timeout, ask.schedule) == (True, ("account",), 600.0, "")
+    assert found["passed"]
+    assert told == ["restoring p2", "comparing rows"]
+    assert {"name": "shop-drill", "phase": "Examining"} in shown
+    assert [each["id"] for each in commands.drills("shop")] == [ask.id], "also before it is listed"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_drill_that_could_not_be_made_says_why(kube: tuple[Kube, Commands], refused: bool) -> None:
+    api, commands = kube
+    error = "table x: there is none of this name"
+    Operator(api, lambda ask: [State(ask, ENDED, "2026-11-21T09:00:00+00:00", error=error, refused=refused)])
+    with pytest.raises(PgherdError, match=error) as caught:
+        commands.drill("shop", timeout=float("inf"))
+    assert isinstance(caught.value, BadInput) is refused
+
+
+def test_a_second_drill_is_refused_while_one_is_wanted_or_going_on(kube: tuple[Kube, Commands]) -> None:
+    api, commands = kube
+    begun = State(Ask("a1", schedule="nightly"), BEGUN, "2026-11-21T09:00:00+00:00")
+    api.put(STATE, drills.state_object("shop", begun, api.objects[SHOP]))
+    with pytest.raises(BadInput, match="a drill of shop is going on: wait until it is done"):
+        commands.drill("shop")
+    api.remove(STATE)
+    wanted = {drills.ASK_ANNOTATION: '{"id": "b2"}'}
+    api.put(SHOP, {**api.objects[SHOP], "metadata": {**api.objects[SHOP]["metadata"], "annotations": wanted}})
+    with pytest.raises(BadInput, match="a drill of shop is going on"):
+        commands.drill("shop")
+    with pytest.raises(BadInput, match="plain has no backups"):
+        commands.drill("plain")
+
+
+def test_a_wish_that_no_operator_hears_is_withdrawn(
+    kube: tuple[Kube, Commands], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, commands = kube
+    monkeypatch.setattr(objects, "STALE_SECONDS", 0.1)
+    with pytest.raises(PgherdError, match="no drill was made: nothing is heard of the operator"):
+        commands.drill("shop")
+    assert not drills.is_asked(api.objects[SHOP])
+
+
+def test_drills_and_schedules_are_shown_with_what_the_operator_listed(kube: tuple[Kube, Commands]) -> None:
+    api, commands = kube
+    assert commands.drills("shop") == []
+    listed = api.objects[f"{CORE}/configmaps/shop.backups"]
+    old = {**RESULT, "finishedAt": "2026-11-20T10:00:00+00:00"}
+    api.put(
+        f"{CORE}/configmaps/shop.backups", {**listed, "data": {**listed["data"], "drills": json.dumps([old])}}
+    )
+    assert commands.drills("shop") == [old]
+    schedule = {
+        "apiVersion": SCHEDULE.api_version,
+        "kind": SCHEDULE.name,
+        "metadata": {},
+        "spec": {"cluster": "shop", "cron": "0 2 * * *", "drill": {"every": "7d"}},
+        "status": {
+            "standing": Standing(
+                "0 2 * * *", "2026-11-20T00:00:00+00:00", "2026-11-20T00:00:00+00:00"
+            ).as_json()
+        },
+    }
+    api.put(f"{GROUP}/postgresbackupschedules/nightly", schedule)
+    (row,) = commands.schedules("shop")
+    assert row["drill"]["dueAt"] == "2026-11-27T10:00:00+00:00"

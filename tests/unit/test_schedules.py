@@ -17,12 +17,13 @@ from pgherd.backup import scheduling
 from pgherd.backup.records import Backup
 from pgherd.backup.repository import Repository
 from pgherd.cli.main import run
-from pgherd.errors import BadInput, PgherdError
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile.drills import Course, Drill, Ground, Wish
 from pgherd.supervisor import backups, drill, schedules
 from pgherd.supervisor.client import Client
 from tests.support.home import wait_for
@@ -318,23 +319,34 @@ def test_a_drill_that_was_cut_short_is_swept_up(day: Day) -> None:
     wait_for(lambda: day.swept == 1, "it is swept up", 10)
 
 
-class Scratch:
-    """A client whose scratch comes up, and dies or is damaged when it is examined."""
+class Scratch(Ground):
+    """One that comes up, and dies or is damaged when it is examined."""
 
     def __init__(self, error: Exception) -> None:
-        self._error = error
+        self.name, self.scratch, self._error = "shop", "shop-drill", error
+        self.paused = 0
 
-    def declared(self, name: str) -> Any:
-        return cluster(name)
+    def method(self) -> Any:
+        raise AssertionError("no tables are compared")
 
-    def restore(self, source: str, target: str, **options: Any) -> dict[str, Any]:
-        return {"restorePoint": "p", "time": BEGIN.isoformat()}
+    def world(self, name: str) -> Any:
+        assert name == self.scratch
+        raise self._error
 
-    def wait(self, name: str, **options: Any) -> None:
+    def plan(self, point: str | None) -> tuple[str, str]:
+        return "p", BEGIN.isoformat()
+
+    def declare(self, restore_point: str) -> None:
+        assert restore_point == "p"
+
+    def wait(self, wish: Wish) -> None:
         return
 
-    def check(self, name: str) -> Any:
-        raise self._error
+    def amcheck(self, world: Any, group: int, watch: Callable[[str], None]) -> None:
+        raise AssertionError("nobody can be asked")
+
+    def pause(self, seconds: float) -> None:
+        self.paused += 1
 
 
 @pytest.mark.parametrize(
@@ -346,11 +358,33 @@ class Scratch:
     ],
 )
 def test_a_scratch_that_dies_or_is_damaged_is_what_a_drill_finds(error: Exception) -> None:
-    client: Any = Scratch(error)
-    nobody: Any = None
-    found = drill._Drill(client, nobody, nobody, "shop", drill.Wish()).run()
-    assert (found["restorePoint"], found["passed"]) == ("p", False)
+    ground = Scratch(error)
+    found = Drill(ground, Wish(), Course("1", BEGIN.isoformat())).run()
+    assert (found["restorePoint"], found["passed"], ground.paused) == ("p", False, 0)
     assert found["problems"] == [" ".join(str(error).split())]
+
+
+def test_a_scratch_that_does_not_answer_is_asked_again_before_that_is_a_finding() -> None:
+    ground = Scratch(Unavailable("shop-drill-segment-1-0 does not run"))
+    found = Drill(ground, Wish(), Course("1", BEGIN.isoformat())).run()
+    assert ground.paused == 2
+    assert found["problems"] == ["shop-drill-segment-1-0 does not run"]
+
+
+def test_a_drill_that_is_to_stop_is_no_failed_one() -> None:
+    with pytest.raises(Cancelled):
+        Drill(Scratch(Cancelled("the process ends")), Wish(), Course("1", BEGIN.isoformat())).run()
+
+
+def test_what_a_deletion_kept_under_the_scratches_name_is_not_destroyed(
+    day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Layout(day.platform.home).members("shop-drill")
+    kept.mkdir(parents=True)
+    monkeypatch.setattr(Client, "ensure_daemon", lambda self: None)
+    with pytest.raises(BadInput, match="the data of a cluster shop-drill that was deleted are kept"):
+        Client(day.platform.home).drill("shop")
+    assert kept.is_dir()
 
 
 # what the commands say

@@ -253,16 +253,27 @@ class Catalogue:
     # drills
 
     def drills(self) -> list[dict[str, Any]]:
-        """The last drills, oldest first; none if what is there is no list of drills."""
-        with contextlib.suppress(PgherdError, ValueError):
+        """The last drills, oldest first; none if they can't be read."""
+        with contextlib.suppress(PgherdError):
+            return self.known_drills()
+        return []
+
+    def known_drills(self) -> list[dict[str, Any]]:
+        """The same; none if what is there is no list of drills.
+
+        :raises PgherdError: the repository does not answer
+        """
+        with contextlib.suppress(ValueError):
             found = json.loads(self.store.read("drills.json") or b"[]")
             return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
         return []
 
     def remember_drill(self, result: Mapping[str, Any]) -> None:
-        """Write a drill down."""
+        """Write a drill down; no-op if that one is."""
         with self.locked():
-            before = self.drills()[-(DRILLS - 1) :]
+            before = self.known_drills()[-(DRILLS - 1) :]
+            if result.get("id") in {each["id"] for each in before if "id" in each}:
+                return
             self.store.write("drills.json", (json.dumps([*before, result], indent=2) + "\n").encode())
 
     def remember_prints(self, point: str, prints: Sequence[Mapping[str, Any]]) -> None:
@@ -273,6 +284,15 @@ class Catalogue:
             for entry in self.store.names("prints"):
                 if entry.name.removeprefix("prints/").removesuffix(".json") not in known:
                     self.store.remove(entry.name)
+
+    def prints(self, point: str) -> list[dict[str, Any]]:
+        """What tables held at a point.
+
+        :raises PgherdError: it was not written down, or is damaged
+        """
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            return list(json.loads(self.store.read(f"prints/{point}.json") or b"")["prints"])
+        raise PgherdError(f"{self.location}/prints/{point}.json is not there any more, or damaged")
 
     # files
 

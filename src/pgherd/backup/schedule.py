@@ -8,6 +8,7 @@ written before the asking, so that one that is killed in between asks for the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -100,6 +101,17 @@ def asked(standing: Standing) -> Standing:
 
 
 # drills
+
+
+def last_end(drills: Sequence[Mapping[str, Any]]) -> datetime | None:
+    """When the last drill ended; None: there was none.
+
+    :param drills: oldest first, as they are remembered
+    """
+    for each in reversed(drills):
+        with suppress(LookupError, TypeError, ValueError):
+            return moment(each["finishedAt"])
+    return None
 
 
 def drill_due(standing: Standing, schedule: PostgresBackupSchedule, last: datetime | None) -> datetime | None:

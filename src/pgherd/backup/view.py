@@ -16,7 +16,7 @@ from pgherd.backup import choice, schedule
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
 from pgherd.backup.gaps import Gap, Logs, cut_off, file_name
-from pgherd.backup.records import Backup, Point, moment
+from pgherd.backup.records import Backup, Point
 from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.errors import PgherdError
 from pgherd.model.backup_kinds import PostgresBackupSchedule
@@ -171,9 +171,7 @@ def _archiving_problems(who: str, state: dict[str, Any], declared: BackupSpec) -
 def _schedules(
     known: Sequence[tuple[PostgresBackupSchedule, Mapping[str, Any] | None]], drill: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
-    last = None
-    with suppress(LookupError, TypeError, ValueError):
-        last = moment((drill or {})["finishedAt"])
+    last = schedule.last_end([drill] if drill else [])
     now = datetime.now(UTC)
     return [schedule.described(declared, schedule.standing_from(raw), last, now) for declared, raw in known]
 

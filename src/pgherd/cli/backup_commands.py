@@ -225,7 +225,8 @@ def clone(
         str | None,
         typer.Option(
             metavar="POINT",
-            help="As of this restore point, from the backups. Left out: as it is now; backups are not needed.",
+            help="As of this restore point, from the backups. Left out: as it is now, without any backups; on "
+            "Kubernetes as of the newest point.",
             show_default=False,
         ),
     ] = None,
@@ -234,11 +235,10 @@ def clone(
 ) -> None:
     """Copy a running cluster. The copy has its own passwords and no backups until they are declared."""
     limit, begun = seconds(timeout), time.monotonic()
-    client = current().client()
-    if at is None:
-        client.clone(source, target)
-    else:
-        client.restore(source, target, restore_point=at)
+    found = current().client().clone(source, target, at)
+    if found is not None:
+        point = f"{found['restorePoint']} ({found['time']})"
+        tell(f"{target}: {source} as of restore point {point}; {between(found)}")
     if no_wait:
         say(f"{target}: being made; 'pgherd status {target} --watch' shows how far it is")
         return
@@ -265,7 +265,11 @@ def drill(
     """Prove that the backups are good. The newest point is restored into a scratch cluster, examined, and removed."""
     limit = seconds(timeout)
     context = current()
-    context.going_on = f"the {context.keeper} removes the scratch cluster {name}-drill"
+    context.going_on = (
+        f"the supervisor removes the scratch cluster {name}-drill"
+        if context.platform == "local"
+        else f"the operator goes on with the drill; 'pgherd drills {name}' will show what it found"
+    )
     with watching(f"{name}-drill") as watcher:
         result = context.client().drill(
             name,

@@ -137,8 +137,8 @@ class Door(Protocol):
     def confirm_repair(self, name: str, group: str) -> None:
         """Remove what a repair kept."""
 
-    def clone(self, source: str, target: str) -> None:
-        """Declare a new cluster that is a copy of a running one."""
+    def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any] | None:
+        """Declare a new cluster that is a copy of another; of which restore point, None: as it is now."""
 
     # looks
 

@@ -38,7 +38,8 @@ def fencing_rules() -> list[Rule]:
 def operator_rules() -> list[Rule]:
     """The operator's in every namespace that has clusters."""
     return [
-        rule(GROUP, [PLURAL], [*LOOK, "patch"]),
+        # Made and deleted are only the scratch clusters of drills.
+        rule(GROUP, [PLURAL], KEEP),
         rule(GROUP, [f"{PLURAL}/status"], ["patch"]),
         rule(GROUP, [BACKUPS, SCHEDULES], LOOK),
         rule(GROUP, [f"{BACKUPS}/status", f"{SCHEDULES}/status"], ["patch"]),

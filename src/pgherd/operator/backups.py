@@ -1,8 +1,9 @@
 """What people ask for and look at of one cluster's backups: a thread beside its loop.
 
 Resources ``PostgresBackup`` become requests in the repository, of the same name, and show what becomes of them; the
-cluster's keeper makes them. Schedules ask in the same way. What there is to restore is listed in a ConfigMap, for who
-may look at the namespace need not be able to reach the repository.
+cluster's keeper makes them. Schedules ask in the same way. What there is to restore, and what drills found, is listed
+in a ConfigMap, for who may look at the namespace need not be able to reach the repository. Drills are made by
+``operator.drills``.
 
 All it knows is in the repository and in the resources; killed anywhere, the next one finds out where things stand.
 """
@@ -24,6 +25,7 @@ from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
+from pgherd.operator.drills import Drills
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Object
 from pgherd.platform.kubernetes.keeping import schedule_of
@@ -36,6 +38,10 @@ LIST_EVERY = 3
 """looks between two lists"""
 MAX_LIST = 400_000
 """bytes of a list; what is older is left out"""
+MAX_DRILLS = 100_000
+"""the same of drills"""
+JOIN_SECONDS = 15.0
+"""how long the end waits for a drill to come to a place from which it can go on"""
 DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
 
 
@@ -47,9 +53,14 @@ class Desk(threading.Thread):
         self._platform, self._cluster, self._stop_asked = platform, name, stop
         self._complaint = ""
         self._looks = 0
+        self._drills = Drills(platform, name, stop)
 
     def run(self) -> None:
         """Looks, until the end."""
+        self._look_on()
+        self._drills.join(JOIN_SECONDS)
+
+    def _look_on(self) -> None:
         while not self._stop_asked.wait(LOOK_SECONDS):
             try:
                 self.look()
@@ -75,10 +86,15 @@ class Desk(threading.Thread):
         platform, name = self._platform, self._cluster
         declaration = platform.declaration(name)
         cluster = declaration.cluster
-        if declaration.deleting or cluster.spec.backup is None:
+        if declaration.deleting:
+            return
+        if cluster.spec.backup is None:
+            self._drills.look(backups=False)
             return
         if restoring.state(platform, cluster) is not None:
             return
+        # First: what is left of a drill goes, whether the repository answers or not.
+        self._drills.look(backups=True)
         method = registry.make_method(platform, cluster)
         self._found(method)
         known = {each.id: each for each in method.repository.backups()}
@@ -174,9 +190,11 @@ class Desk(threading.Thread):
                 request=lambda name: maker.request(method.repository, schedule.spec.type, name=name),
                 write=write,
             )
+            problem = self._drills.see_to(method, schedule, standing, now)
         except PgherdError as error:
-            if standing.problem != one_line(error):
-                write(replace(standing, problem=one_line(error)))
+            problem = one_line(error)
+        if problem is not None and standing.problem != problem:
+            write(replace(standing, problem=problem))
 
     def _say(self, kind: Any, resource: Object, status: Mapping[str, Any]) -> None:
         if (resource.get("status") or {}) != status:
@@ -194,6 +212,7 @@ class Desk(threading.Thread):
                 "repository": method.location,
                 "backups": json.dumps([listing.described(each) for each in known.values()][-200:]),
                 "restorePoints": newest(points, MAX_LIST),
+                "drills": newest(list(self._drills.remembered(method)), MAX_DRILLS),
             }
         )
 

@@ -196,9 +196,11 @@ class Backups:
         inclusive: bool = True,
         declared: PostgresCluster | None = None,
         in_place: bool = False,
+        as_clone: bool = False,
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups; wait for it as for any other.
 
+        :param as_clone: without backups of its own
         :raises BadInput: there is no such point, or the new name is taken
         """
         if in_place:
@@ -228,6 +230,8 @@ class Backups:
         if declared is None:
             # What tools noted on the source is not the new cluster's.
             shape["metadata"] = {"name": target}
+        if as_clone:
+            shape["spec"].pop("backup", None)
         cluster = planning.declared(
             shape,
             target,
@@ -245,17 +249,24 @@ class Backups:
             "following": following and {"name": following.name, "time": following.time},
         }
 
+    def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any]:
+        """Declare a new cluster that is what a restore point of another holds, or its newest one.
+
+        :return: as of :meth:`restore`
+        :raises BadInput: there are no backups, no such point, or the new name is taken
+        """
+        if objects.cluster_of(self._get(source)).spec.backup is None:
+            raise BadInput(
+                f"{source} has no backups, and on kubernetes a clone is made of them: declare spec.backup ('pgherd "
+                f"explain backup'), or create {target} and copy the database with 'pgherd copy-to {source} {target}'"
+            )
+        return self.restore(source, target, restore_point=at, as_clone=True)
+
     def restore_outcome(self, name: str) -> str | None:
         """Nothing is ever restored in place."""
         return None
 
     # what is not there yet
-
-    def drill(self, name: str, **options: Any) -> NoReturn:
-        raise _not_yet("drills are")
-
-    def drills(self, name: str) -> list[dict[str, Any]]:
-        raise _not_yet("drills are")
 
     def confirm_restore(self, name: str) -> NoReturn:
         raise _not_yet("restoring in place is")
@@ -268,12 +279,6 @@ class Backups:
 
     def confirm_repair(self, name: str, group: str) -> NoReturn:
         raise _not_yet("rebuilding a group is")
-
-    def clone(self, source: str, target: str) -> NoReturn:
-        raise BadInput(
-            f"clones of running clusters are not available on kubernetes in this version: 'pgherd restore {source} "
-            f"{target}' makes one from the backups, 'pgherd copy' copies the database"
-        )
 
 
 def _not_yet(what: str) -> BadInput:

@@ -36,6 +36,7 @@ from pgherd.reconcile.observe import World
 from pgherd.remote import logs, objects, world
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound, PostgresClusterResource
 from pgherd.remote.backups import Backups
+from pgherd.remote.drills import Drills
 from pgherd.remote.layers import PostgresTls, fatal
 from pgherd.remote.schedules import Schedules
 
@@ -66,7 +67,7 @@ class Heard:
         return self._said is not None and time.monotonic() - self._since < objects.STALE_SECONDS
 
 
-class KubernetesClient(Backups, Schedules):
+class KubernetesClient(Backups, Drills, Schedules):
     """The clusters of one namespace.
 
     :param context: the kubeconfig's context; left out, its current one

@@ -13,8 +13,8 @@ from pgherd.errors import BadInput
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import BackupSpec
 from pgherd.platform.kubernetes.api import SCHEDULE, resource
-from pgherd.platform.kubernetes.crd import NO_DRILLS
 from pgherd.platform.kubernetes.keeping import schedule_of
+from pgherd.reconcile.drills import scratch_name
 from pgherd.remote import objects
 from pgherd.remote.api import FIELD_MANAGER, Api
 
@@ -30,13 +30,17 @@ class Schedules:
     def _require_backups(self, name: str) -> BackupSpec:
         raise NotImplementedError
 
+    def _listed(self, name: str, what: str) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
     def declare_schedule(self, schedule: PostgresBackupSchedule) -> None:
         """Create or change a schedule.
 
-        :raises BadInput: its cluster is not there or has no backups, or the schedule is of another cluster
+        :raises BadInput: its cluster is not there or has no backups, or the schedule is of another cluster; or it wants
+            drills, and the cluster's name is too long for them
         """
         if schedule.spec.drill is not None:
-            raise BadInput(f"spec.drill: {NO_DRILLS}")
+            scratch_name(schedule.spec.cluster)
         self._require_backups(schedule.spec.cluster)
         name = schedule.metadata.name
         value = schedule.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -69,7 +73,8 @@ class Schedules:
                 if cluster not in (None, schedule.spec.cluster):
                     continue
                 standing = rules.standing_from((each.get("status") or {}).get("standing"))
-                rows.append(rules.described(schedule, standing, None, now))
+                last = rules.last_end(self._listed(schedule.spec.cluster, "drills"))
+                rows.append(rules.described(schedule, standing, last, now))
         return sorted(rows, key=lambda row: str(row["name"]))
 
     def suspend_schedule(self, name: str, suspend: bool) -> None:

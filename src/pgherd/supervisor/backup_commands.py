@@ -82,11 +82,13 @@ class BackupCommands:
         inclusive: bool = True,
         declared: PostgresCluster | None = None,
         in_place: bool = False,
+        as_clone: bool = False,
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups; :meth:`wait` for it.
 
         :param inclusive: False: the newest point before the one that is meant
         :param in_place: ``target`` is ``source`` itself, whose data are set aside
+        :param as_clone: without backups of its own
         :return: ``restorePoint``, its ``time``, and the ``following`` one (None: there is none)
         :raises BadInput: there is no such point, or the new name is taken
         """
@@ -101,6 +103,7 @@ class BackupCommands:
             inclusive=inclusive,
             declared=declared,
             in_place=in_place,
+            as_clone=as_clone,
         )
         if in_place:
             self._staying(target)
@@ -193,9 +196,14 @@ class BackupCommands:
         """
         repairs.confirm(self._platform, self._world(name), group)
 
-    def clone(self, source: str, target: str) -> None:
+    def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any] | None:
         """Declare a new cluster that is a copy of a running one; :meth:`wait` for it.
 
-        :raises BadInput: it is not running, or the new name is taken
+        :param at: a restore point: what it holds is copied, from the backups
+        :return: as of :meth:`restore`; None: it is copied as it is
+        :raises BadInput: it is not running, there is no such point, or the new name is taken
         """
+        if at is not None:
+            return self.restore(source, target, restore_point=at, as_clone=True)
         self.up(backups.plan_clone(self._platform, source, target))
+        return None

@@ -210,10 +210,12 @@ def plan(
     inclusive: bool = True,
     declared: PostgresCluster | None = None,
     in_place: bool = False,
+    as_clone: bool = False,
 ) -> Target:
     """What a restore would make; nothing is changed.
 
     :param in_place: ``target`` is there, and keeps its declaration
+    :param as_clone: the new cluster has no backups of its own
     :param declared: what the new cluster should be; left out: what the source was
     :raises BadInput: there is no such point, or the new name is taken
     """
@@ -236,6 +238,8 @@ def plan(
     point = restore.find_point(method, planning.wanted(wanted))
     exact = {**from_there, "restorePoint": point.name}
     shape = declaration.to_mapping(declared) if declared else dict(method.repository.identity().declared)
+    if as_clone and shape:
+        shape = {**shape, "spec": {key: value for key, value in shape["spec"].items() if key != "backup"}}
     cluster = planning.declared(
         shape, target, point, exact, own_segments=declared is not None and not in_place
     )

@@ -29,6 +29,7 @@ from pgherd.model.topology import COORDINATOR
 from pgherd.operations.copy import Summary, Tell
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe, plan, status, steering
+from pgherd.reconcile.drills import Wish
 from pgherd.reconcile.fulfilment import is_fulfilled, obstacle, time_is_up
 from pgherd.reconcile.state import Observed
 from pgherd.supervisor import backups, daemon
@@ -193,7 +194,7 @@ class Client(BackupCommands):
         :param tables: whose rows are compared with what they were at the point
         :raises BadInput: there is nothing to restore, no such table, or another drill is going on
         """
-        wish = drilling.Wish(keep, tuple(tables), timeout, told, progress)
+        wish = Wish(keep, tuple(tables), timeout, told, progress)
         return drilling.drill(self, self._platform, self._world, name, wish)
 
     def drills(self, name: str) -> list[dict[str, Any]]:

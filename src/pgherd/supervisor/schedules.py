@@ -23,6 +23,7 @@ from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.schedules import Schedules
+from pgherd.reconcile.drills import verdict
 from pgherd.supervisor import backups
 from pgherd.supervisor import drill as drilling
 
@@ -97,7 +98,7 @@ def remove(platform: LocalPlatform, name: str) -> None:
 def _last_drill(platform: LocalPlatform, cluster: str) -> datetime | None:
     """When the last one ended, whoever made it; None: there was none, or nobody can tell now."""
     try:
-        return drilling.last_end(backups.method_of(platform, cluster, None).repository)
+        return rules.last_end(backups.method_of(platform, cluster, None).repository.drills())
     except PgherdError:
         return None
 
@@ -255,10 +256,7 @@ class Scheduler(threading.Thread):
                 raise
             return
         self._note(schedule, "")
-        if result["passed"]:
-            text = f"a drill restored {result['restorePoint']} and found it sound"
-        else:
-            text = f"a drill of {result['restorePoint']} failed: {'; '.join(result['problems'])}"
+        text = verdict(result)
         logger.info("schedule %s: %s", name, text)
         self._platform.announce(cluster, text, failed=not result["passed"])
 

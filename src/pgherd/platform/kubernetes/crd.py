@@ -17,7 +17,6 @@ PLURAL = "postgresclusters"
 BACKUPS, SCHEDULES = "postgresbackups", "postgresbackupschedules"
 NAME = f"{PLURAL}.{GROUP}"
 
-NO_DRILLS = "drills are not available on kubernetes in this version"
 _READY = '.status.conditions[?(@.type=="Ready")].status'
 
 
@@ -64,16 +63,10 @@ def schedule_crd() -> dict[str, Any]:
         _column("Type", ".spec.type"),
         _column("Suspend", ".spec.suspend", kind="boolean"),
         _column("Next", ".status.nextAt"),
+        _column("Drill", ".spec.drill.every"),
         _column("Age", ".metadata.creationTimestamp", kind="date"),
     ]
     schema = kind_schema(PostgresBackupSchedule, (("cluster",),))
-    schema["x-kubernetes-validations"].append(
-        {
-            "rule": "!has(self.spec.drill)",
-            "message": NO_DRILLS,
-            "fieldPath": ".spec.drill",
-        }
-    )
     return _small(SCHEDULE, SCHEDULES, "pgbs", schema, columns)
 
 

@@ -20,8 +20,9 @@ from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
 from pgherd.model.topology import Member
 from pgherd.platform.base import Platform
-from pgherd.platform.kubernetes import names, restore_pods, views
+from pgherd.platform.kubernetes import drills, names, restore_pods, views
 from pgherd.platform.kubernetes.api import (
+    CLUSTER,
     CONFIG_MAP,
     POD,
     SCHEDULE,
@@ -275,6 +276,33 @@ class KeepsBackups(Platform):
         self.api.write_status(self.namespace, name, status, kind)
         if (now := self.api.get(kind, self.namespace, name)) is not None:
             self._reader.put(kind, {**now, "apiVersion": kind.api_version, "kind": kind.name})
+
+    # drills
+
+    def drill(self, name: str) -> drills.State | None:
+        """How far a cluster's drill is, or what the last one found."""
+        return drills.state_from(self._reader.get(CONFIG_MAP, self.namespace, names.drill_state(name)))
+
+    def write_drill(self, name: str, state: drills.State) -> None:
+        """Write that down.
+
+        :raises NoSuchCluster: there is none of this name
+        """
+        self.put(drills.state_object(name, state, self.resource_of(name)))
+
+    def withdraw_drill(self, name: str) -> None:
+        """What somebody asked for is done."""
+        patch = {"metadata": {"annotations": {drills.ASK_ANNOTATION: None}}}
+        changed = self.api.merge(CLUSTER, self.namespace, name, patch)
+        if changed is not None:
+            self._reader.put(CLUSTER, complete(CLUSTER, changed))
+
+    def make_scratch(self, name: str, declared: Mapping[str, Any], drill: str) -> bool:
+        """Declare the scratch of a drill; whether that was done: False, there is something of its name."""
+        made = self.api.create(self.namespace, drills.scratch_object(declared, drill, self.resource_of(name)))
+        if made is not None:
+            self._reader.put(CLUSTER, complete(CLUSTER, made))
+        return made is not None
 
     # objects
 

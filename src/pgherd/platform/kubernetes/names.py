@@ -134,6 +134,11 @@ def backups_list(cluster: str) -> str:
     return f"{cluster}.backups"
 
 
+def drill_state(cluster: str) -> str:
+    """Name of the ConfigMap that says how far the cluster's drill is."""
+    return f"{cluster}.drill"
+
+
 def owner_secret(cluster: str) -> str:
     """Name of the Secret for applications."""
     return f"{cluster}-owner"

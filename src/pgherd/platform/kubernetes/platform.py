@@ -16,7 +16,7 @@ from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import COORDINATOR, Credentials, Member
 from pgherd.platform.base import Declaration, MemberView
-from pgherd.platform.kubernetes import acceptance, names, restore_pods, trials, views
+from pgherd.platform.kubernetes import acceptance, drills, names, restore_pods, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -429,7 +429,8 @@ class KubernetesPlatform(KeepsBackups):
         """Tell it as an Event of the cluster; the same one counts up."""
         found = self._reader.get(CLUSTER, self.namespace, name)
         if found is not None:
-            self._events.tell(found, what, failed=failed)
+            # What goes wrong with a drill's scratch is told of the cluster whose backups it tries.
+            self._events.tell(found, what, failed=failed and not drills.is_scratch(found))
 
     def _tell(self, name: str, what: str) -> None:
         """What was done without a step of the plan."""
