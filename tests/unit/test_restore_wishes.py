@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
+from pgherd.backup.pgbackrest_program import WithMembers
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster
@@ -254,6 +255,35 @@ def test_in_place_nobody_waits_for_keys_while_the_data_are_aside(home: Home) -> 
 def test_a_log_that_nobody_could_read_is_told_from_one_that_ends(said: str, hindrance: str | None) -> None:
     found = pgbackrest_config.hindrance(said)
     assert (found is None) if hindrance is None else (hindrance in (found or ""))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("ERROR: [049]: unable to connect to 's3:443': [110] Connection timed out", Withheld),
+        ("ERROR: [039]: HTTP request failed with 403 (Forbidden):\n*** Path/Query ***", Withheld),
+        ("ERROR: [039]: HTTP request failed with 503 (Service Unavailable)", Withheld),
+        ("ERROR: [055]: unable to open missing file 'x'", PgherdError),
+        ("ERROR: [026]: error restoring 'base/1': actual checksum does not match expected", PgherdError),
+    ],
+)
+def test_keys_that_have_not_come_into_a_pod_yet_are_not_taken_for_a_damaged_copy(
+    said: str, kind: type[PgherdError]
+) -> None:
+    def fail(*command: Any, **how: Any) -> Any:
+        raise PgherdError(said)
+
+    pod: Any = SimpleNamespace(run=fail, output=fail)
+    machines: Any = SimpleNamespace(folder=Path("/etc/pgherd-backup"))
+    runner = WithMembers(machines)
+    calls: list[Callable[[], object]] = [
+        lambda: runner.run(["restore"], pod, stopping=bool),
+        lambda: runner.output(["info"], pod),
+    ]
+    for call in calls:
+        with pytest.raises(PgherdError) as failed:
+            call()
+        assert type(failed.value) is kind
 
 
 # what is done already

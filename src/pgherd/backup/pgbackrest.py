@@ -27,7 +27,7 @@ from pgherd.backup.pgbackrest_log import ArchivedLog
 from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.store import Store
-from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.topology import SUPERUSER
 from pgherd.postgres.connections import Databases
@@ -287,7 +287,7 @@ class PgBackRest(BackupMethod):
                 stopping=stopping,
                 watch=watch,
             )
-        except (Cancelled, Unavailable):
+        except (Cancelled, Unavailable, Withheld):
             raise
         except PgherdError as error:
             raise PgherdError(

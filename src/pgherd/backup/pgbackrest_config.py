@@ -185,18 +185,26 @@ def complaint(text: str) -> str:
     return " ".join(lines)[:400]
 
 
+_OWN_LINE = re.compile(r"P\d+\s+(?:WARN|ERROR):|\[\w+Error\]")
 _AWAY = re.compile(
-    r"\[(?:HostConnect|Service|Protocol)Error\]"
-    r"|P\d+\s+(?:WARN|ERROR):.*(?:unable to connect|unable to get address|HTTP request failed|TLS error)"
+    r"\[(?:HostConnect|Service|Protocol)Error\]|unable to connect|unable to get address|TLS error"
+    r"|HTTP request failed with (?:401|403|5\d\d)"
 )
 
 
-def hindrance(said: str) -> str | None:
-    """What pgBackRest said of a repository that it did not reach, or that refused it; None: it reached it.
+def is_away(complaint: str) -> bool:
+    """Whether pgBackRest complains that it does not reach a repository, or is refused there. What its configuration
+    says may be a minute old in a pod, so that keys may be right by now."""
+    return _AWAY.search(complaint) is not None
 
-    :param said: by a recovering server and the pgBackRest that it runs; what was before the last file counts no more
+
+def hindrance(said: str) -> str | None:
+    """The same of the pgBackRest that a recovering server runs: what it said of that; None: nothing.
+
+    :param said: by both; what was before the last file that was read counts no more
     """
-    found = [line for line in said.rpartition("restored log file")[2].splitlines() if _AWAY.search(line)]
+    lines = said.rpartition("restored log file")[2].splitlines()
+    found = [line for line in lines if _OWN_LINE.search(line) and is_away(line)]
     return complaint(found[-1]) if found else None
 
 
