@@ -447,10 +447,7 @@ def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else
 
 
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
-    for command in (
-        ("restore", bank.name, "--in-place", "--yes"),
-        ("repair", bank.name, "--group", "segment-1"),
-    ):
+    for command in (("repair", bank.name, "--group", "segment-1"),):
         refused = bank.run(*command, check=False)
         assert refused.code == 2, refused
         assert "not available on kubernetes in this version" in refused.err

@@ -19,6 +19,7 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import Member
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.platform.local.workshop import LocalWorkshop
 from pgherd.postgres.connections import is_passing
 from tests.support.backups import point
 from tests.support.platform import cluster
@@ -131,6 +132,36 @@ def test_what_nobody_expected_is_tried_some_times_and_then_taken_back(home: Home
     assert home.data.read_text() == "precious"
 
 
+def test_what_is_being_taken_back_is_taken_back_by_whoever_comes_next(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: LocalWorkshop) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalWorkshop, "put_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            home.fails(GONE)
+    state = home.workshop.read_state() or {}
+    assert restoring.operation_status(state)["phase"] == "taking it back"
+    assert restore.is_due(state, cluster(engine="fdw"), True)
+    Restore(home.site()).run()
+    state = home.workshop.read_state() or {}
+    assert (state["phase"], state["error"]) == (restore.REVERTED, " ".join(str(GONE).split()))
+    assert home.data.read_text() == "precious"
+
+
+@pytest.mark.parametrize("left", [None, restore.DONE, restore.REVERTED])
+def test_a_wish_that_is_gone_when_its_turn_comes_is_not_begun(home: Home, left: str | None) -> None:
+    state = {} if left is None else {"phase": left, "inPlace": True, "id": "an earlier one"}
+    home.workshop.write_state(state)
+    site = home.site()
+    object.__setattr__(site, "id", "a")
+    Restore(site).run()
+    assert home.workshop.read_state() == state
+    assert home.data.read_text() == "precious"
+
+
 def test_progress_gives_new_tries(home: Home) -> None:
     for step in ("copied", "reached", "opened"):
         for _ in range(pauses.TRIES - 1):
@@ -189,6 +220,8 @@ def test_a_point_whose_copies_have_gone_meanwhile_is_refused(
     monkeypatch.setattr(restore, "find_point", found)
     site: Any = home.site(method)
     object.__setattr__(site, "cluster", declared)
+    assert declared.spec.bootstrap is not None
+    object.__setattr__(site, "recovery", declared.spec.bootstrap.recovery)
     with pytest.raises(
         PgherdError, match="p1 can't be restored any more: a copy that it needs is gone from there"
     ):

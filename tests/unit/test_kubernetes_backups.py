@@ -89,7 +89,7 @@ def test_pods_of_clusters_without_backups_stay_as_they_are() -> None:
 
 def test_a_restore_pod_has_the_members_volume_and_nobody_is_led_to_it() -> None:
     member = Member("shop", 1, 0)
-    made = restore_pods.restore_pod(cluster(), member, "pg:17")
+    made = restore_pods.restore_pod(cluster(), member, "pg:17", 0)
     spec, labels = made["spec"], made["metadata"]["labels"]
     assert {
         each["persistentVolumeClaim"]["claimName"] for each in spec["volumes"] if each["name"] == "data"
@@ -100,7 +100,7 @@ def test_a_restore_pod_has_the_members_volume_and_nobody_is_led_to_it() -> None:
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["containers"][0]["securityContext"] == pod()["containers"][0]["securityContext"]
-    claim = restore_pods.member_claim(cluster(), member)
+    claim = restore_pods.member_claim(cluster(), member, 0)
     assert claim["metadata"]["labels"][names.GROUP_LABEL] == "segment-1"
 
 

@@ -40,7 +40,9 @@ def cluster(**spec: Any) -> PostgresCluster:
     return from_mapping(manifest, platform="kubernetes")
 
 
-def objects(declared: PostgresCluster | None = None, group: int = 1) -> dict[str, dict[str, Any]]:
+def objects(
+    declared: PostgresCluster | None = None, group: int = 1, epoch: int = 0
+) -> dict[str, dict[str, Any]]:
     declared = declared or cluster()
     found = group_objects(
         declared,
@@ -50,6 +52,7 @@ def objects(declared: PostgresCluster | None = None, group: int = 1) -> dict[str
         image="pg:17",
         server_major=17,
         dcs_config=dynamic_config(declared, group, {}, (), networks=["0.0.0.0/0"], local=False, tls=True),
+        epoch=epoch,
     )
     return {each["kind"]: each for each in found}
 
@@ -155,7 +158,7 @@ def test_the_network_lets_everybody_to_postgresql_and_members_and_operators_alon
     spec = policy["spec"]
     assert spec["policyTypes"] == ["Ingress"]
     assert spec["podSelector"] == {"matchLabels": names.selector("shop")}
-    assert names.selector("shop").items() <= names.pod_labels(cluster(), 1).items()
+    assert names.selector("shop").items() <= names.pod_labels(cluster(), 1, 0).items()
     everybody, few = spec["ingress"]
     assert everybody == {"ports": [{"protocol": "TCP", "port": 5432}]}
     assert few["ports"] == [{"protocol": "TCP", "port": 8008}]
@@ -244,9 +247,10 @@ def test_the_longest_names_fit() -> None:
         },
         platform="kubernetes",
     )
-    made = pods.stateful_set(longest, 256, namespace="n", replicas=9, image="pg:17", files={})
+    made = pods.stateful_set(longest, 256, namespace="n", replicas=9, image="pg:17", files={}, epoch=999)
     # Kubernetes adds a hash of 10 letters and a hyphen for its revisions' label.
     assert len(made["metadata"]["name"]) + 11 <= 63
+    assert len(made["spec"]["template"]["metadata"]["labels"][names.SCOPE_LABEL]) <= 63
 
 
 def test_the_definition_has_what_kubectl_shows() -> None:
@@ -279,8 +283,8 @@ def test_groups_of_citus_share_one_scope_and_keep_their_own_pods() -> None:
         assert {**config["kubernetes"]["labels"], names.SCOPE_LABEL: "shop"}.items() <= labels.items()
         assert labels["citus-group"] == str(group)
         assert found["Service"]["spec"]["selector"] == names.selector("shop", group)
-    assert names.store_object(CITUS, 2, "leader") == "shop-2-leader"
-    assert names.store_object(cluster(), 2, "leader") == "shop-segment-2-leader"
+    assert names.store_object(CITUS, 2, "leader", 0) == "shop-2-leader"
+    assert names.store_object(cluster(), 2, "leader", 0) == "shop-segment-2-leader"
     assert "citus-group" not in json.dumps(objects())
 
 
@@ -315,11 +319,12 @@ def test_an_image_without_citus_ends_with_one_line_that_says_so(tmp_path: Path) 
     assert "for file in ; do" in objects()["ConfigMap"]["data"]["start.sh"]
 
 
+@pytest.mark.parametrize("epoch", [0, 1, 12])
 @pytest.mark.parametrize(("declared", "group"), [(CITUS, 0), (CITUS, 2), (cluster(), 2)])
 def test_patroni_s_own_config_maps_are_called_as_patroni_calls_them(
-    declared: PostgresCluster, group: int
+    declared: PostgresCluster, group: int, epoch: int
 ) -> None:
-    config = yaml.safe_load(objects(declared, group)["ConfigMap"]["data"]["patroni.yml"])
+    config = yaml.safe_load(objects(declared, group, epoch)["ConfigMap"]["data"]["patroni.yml"])
     mpp = get_mpp(config)
     store = Kubernetes.__new__(Kubernetes)
     common = {"scope": config["scope"], "namespace": "", "name": "any", "loop_wait": 1}
@@ -327,6 +332,7 @@ def test_patroni_s_own_config_maps_are_called_as_patroni_calls_them(
     store._api = SimpleNamespace(use_endpoints=False)
     asked = (store.leader_path, store.config_path, store.sync_path, store.failover_path)
     parts = ("leader", "config", "sync", "failover")
-    assert asked == tuple(names.store_object(declared, group, part) for part in parts)
+    assert asked == tuple(names.store_object(declared, group, part, epoch) for part in parts)
+    assert names.epoch_of_scope(config["scope"]) == epoch
     labels = names.store_labels(declared, group)
     assert labels == ({mpp.k8s_group_label: str(group)} if mpp.is_enabled() else {})

@@ -37,7 +37,7 @@ def a_pod(role: str = "primary", state: dict[str, Any] | None = None, **metadata
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"labels": {**names.pod_labels(cluster(), 1), names.ROLE_LABEL: role}, **metadata},
+        "metadata": {"labels": {**names.pod_labels(cluster(), 1, 0), names.ROLE_LABEL: role}, **metadata},
         "spec": {"nodeName": "n1"},
         "status": {
             "containerStatuses": [{"name": "postgres", "state": state or {"running": {}}}],
@@ -74,7 +74,7 @@ def test_a_lock_is_released_only_if_nobody_renewed_it_since(
     kube.put(f"{CORE}/pods/shop-segment-1-1", a_pod("replica"))
     kube.put(LOCK, a_lock(renewed))
     told: list[str] = []
-    Upkeep(api, "prod", Direct(api), lambda name, what: told.append(what)).group(cluster(), 1, 2)
+    Upkeep(api, "prod", Direct(api), lambda name, what: told.append(what)).group(cluster(), 1, 2, 0)
     assert [text.split()[0] for text in told] == (["release"] if released else [])
     assert holder(kube) == (None if released else "shop-segment-1-0")
 
@@ -86,7 +86,7 @@ def test_a_primary_that_lives_keeps_its_lock_whatever_is_at_hand(server: tuple[K
         reader.put(POD, dict(kube.put(path, pod)))
     kube.put(PRIMARY, a_pod())
     kube.put(LOCK, a_lock("2026-01-01T09:00:00+00:00"))
-    Upkeep(api, "prod", reader, lambda name, what: None).group(cluster(), 1, 2)
+    Upkeep(api, "prod", reader, lambda name, what: None).group(cluster(), 1, 2, 0)
     assert holder(kube) == "shop-segment-1-0"
 
 
@@ -228,7 +228,7 @@ def test_members_keep_their_labels(server: tuple[Kube, Api], platform: Kubernete
     kube.put(PRIMARY, {**a_pod(), "metadata": {"labels": {"team": "ops"}}})
     kube.put(CLAIM, {**a_claim(), "metadata": {"labels": names.labels("shop")}})
     platform.align(cluster(), {1: {}})
-    assert kube.objects[PRIMARY]["metadata"]["labels"] == {"team": "ops", **names.pod_labels(cluster(), 1)}
+    assert kube.objects[PRIMARY]["metadata"]["labels"] == {"team": "ops", **names.pod_labels(cluster(), 1, 0)}
     assert kube.objects[CLAIM]["metadata"]["labels"] == names.labels("shop", 1)
     assert [text.split()[0] for text in told(kube)] == ["Restore", "Restore"]
 

@@ -155,7 +155,16 @@ def test_names_of_other_things_are_nobodys() -> None:
     assert names.authority_file("shop-a", "b") != names.authority_file("shop", "b-a")
     assert names.authority_file("a-b", "c") != names.authority_file("b", "c-a")
     assert names.member_of("shop", "shop-segment-1-0") == Member("shop", 1, 0)
-    assert names.member_of("shop", "data-shop-segment-1-3") == Member("shop", 1, 3)
+    assert names.member_of("data", "data-segment-1-3") == Member("data", 1, 3)
+    assert names.claim_of("shop", "data-shop-segment-1-3") == (Member("shop", 1, 3), 0)
+    assert names.claim_of("shop", "data12-shop-segment-1-3") == (Member("shop", 1, 3), 12)
+    for claim in (
+        "shop-segment-1-3",
+        "data0-shop-segment-1-3",
+        "data01-shop-segment-1-3",
+        "datax-shop-segment-1-3",
+    ):
+        assert names.claim_of("shop", claim) is None
     assert names.member_of("shop", "shop-coordinator-0") == Member("shop", 0, 0)
     for other in (
         "shop-segment-1",

@@ -16,7 +16,7 @@ import pytest
 from pgherd.backup.schedule import Standing
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.spec import PostgresCluster
-from pgherd.platform.kubernetes import drills
+from pgherd.platform.kubernetes import drills, epochs, names
 from pgherd.platform.kubernetes.api import SCHEDULE
 from pgherd.platform.kubernetes.drills import BEGUN, ENDED, Ask, State
 from pgherd.remote import drills as remote_drills
@@ -95,7 +95,6 @@ def test_the_newest_point_that_can_be_restored_is_meant_if_none_is_named(
     [
         ("shop2", {"restore_point": "p3"}, "no restore point 'p3' can be restored: there are 2, from p1"),
         ("plain", {}, "plain is here already"),
-        ("shop2", {"in_place": True}, "--in-place: is not available on kubernetes"),
         ("shop2", {"repository": "/mnt"}, "--repository: is for the local platform"),
         ("shop2", {"time": "2026-11-21T09:15:00"}, "--time: must be a time with its zone"),
     ],
@@ -107,6 +106,93 @@ def test_a_restore_that_can_not_be_changes_nothing(
     with pytest.raises(BadInput, match=told):
         commands.restore("shop", target, **options)
     assert commands.declared_clusters == []
+
+
+CLUSTER = f"{GROUP}/postgresclusters/shop"
+CLAIM = f"{CORE}/persistentvolumeclaims/data-shop-coordinator-0"
+
+
+@pytest.fixture
+def living(kube: tuple[Kube, Commands]) -> tuple[Kube, Commands]:
+    """Its cluster has data."""
+    kube[0].put(CLAIM, {"kind": "PersistentVolumeClaim", "metadata": {"labels": names.labels("shop", 0)}})
+    return kube
+
+
+def says(kube: Kube, **restore: Any) -> None:
+    """What the operator says of restoring in place."""
+    wish = epochs.wish_of(kube.objects[CLUSTER])
+    told = {"asked": wish and wish.id, "id": wish and wish.id, **restore}
+    kube.put(CLUSTER, {**kube.objects[CLUSTER], "status": {"restore": told}})
+
+
+def test_a_restore_in_place_is_asked_for_in_one_change(living: tuple[Kube, Commands]) -> None:
+    kube, commands = living
+    metadata = {**kube.objects[CLUSTER]["metadata"], "annotations": {names.STOPPED_ANNOTATION: "true"}}
+    spec = {**kube.objects[CLUSTER]["spec"], "segments": {"count": 3}}
+    kube.put(CLUSTER, {**kube.objects[CLUSTER], "metadata": metadata, "spec": spec})
+    found = commands.restore("shop", "shop", restore_point="p1", in_place=True)
+    assert (found["restorePoint"], found["following"]["name"]) == ("p1", "p2")
+    assert kube.writes("PATCH") == [CLUSTER], "nobody sees half of it"
+    now = kube.objects[CLUSTER]
+    wish = epochs.wish_of(now)
+    assert wish is not None
+    assert wish.recovery is not None
+    assert not wish.problem
+    assert (wish.recovery["restorePoint"], wish.recovery["cluster"]) == ("p1", "shop")
+    assert now["spec"]["segments"]["count"] == 2, "as many as there were at that point"
+    assert names.STOPPED_ANNOTATION not in now["metadata"]["annotations"]
+    assert "bootstrap" not in now["spec"], "what was declared stays as it was"
+
+
+def test_what_has_to_wait_for_the_end_of_a_restore_in_place_is_refused(living: tuple[Kube, Commands]) -> None:
+    kube, commands = living
+    commands.restore("shop", "shop", in_place=True)
+    before = kube.objects[CLUSTER]
+    for _ in range(2):  # nobody has seen it yet; then it is under way
+        for ask in (
+            lambda: commands.restore("shop", "shop", in_place=True),
+            lambda: commands.scale("shop", 3),
+            lambda: commands.rebalance("shop"),
+            lambda: commands.confirm_restore("shop"),
+        ):
+            with pytest.raises(BadInput, match="shop is being restored in place: 'pgherd status shop' shows"):
+                ask()
+        assert kube.objects[CLUSTER]["spec"] == before["spec"]
+        says(kube, phase="copying", kept=[])
+    commands.cancel("shop")
+    assert epochs.wish_of(kube.objects[CLUSTER]) is None
+
+
+def test_what_was_kept_is_confirmed_first(living: tuple[Kube, Commands]) -> None:
+    kube, commands = living
+    with pytest.raises(BadInput, match="shop: nothing is kept from before a restore"):
+        commands.confirm_restore("shop")
+    commands.restore("shop", "shop", in_place=True)
+    says(kube, phase="done", kept=["data-shop-coordinator-0"])
+    assert commands.restore_outcome("shop") is None
+    with pytest.raises(BadInput, match="'pgherd restore shop --confirm' removes it"):
+        commands.restore("shop", "shop", in_place=True)
+    kube.remove(CLAIM)
+    commands.confirm_restore("shop")
+    wish = epochs.wish_of(kube.objects[CLUSTER])
+    assert wish is not None
+    assert wish.confirmed
+    assert wish.id == kube.objects[CLUSTER]["status"]["restore"]["id"]
+
+
+def test_why_a_restore_in_place_was_taken_back_is_told(living: tuple[Kube, Commands]) -> None:
+    kube, commands = living
+    commands.restore("shop", "shop", in_place=True)
+    says(kube, phase="reverted", error="it is damaged", kept=[])
+    assert commands.restore_outcome("shop") == "it is damaged"
+    says(kube, refused="it is not confirmed", phase="done")
+    assert commands.restore_outcome("shop") == "it is not confirmed"
+
+
+def test_nothing_is_put_in_the_place_of_nothing(kube: tuple[Kube, Commands]) -> None:
+    with pytest.raises(BadInput, match="shop has no data yet that could be taken back"):
+        kube[1].restore("shop", "shop", in_place=True)
 
 
 def test_a_backup_is_a_resource(kube: tuple[Kube, Commands]) -> None:

@@ -12,8 +12,8 @@ Nobody can connect before the last step: the servers have no network, and Patron
 anywhere, the next process takes it up at the last step that is written down; what a killed one was about to do is done
 again.
 
-In place, the members' old data are set aside first, all of them by one rename, and stay until somebody confirms. If the
-restore fails they are put back.
+In place, the members' old data are set aside first, as a whole, and stay until somebody confirms. If the restore fails,
+that is written down, and they are put back.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withhel
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
+from pgherd.platform import base
 from pgherd.platform.base import Platform
 from pgherd.platform.local import files
 from pgherd.platform.machine import Machine
@@ -50,7 +51,7 @@ from pgherd.postgres.connections import Connection, Databases
 logger = logging.getLogger(__name__)
 
 STEPS = ("copied", "reached", "opened", "settled", "placed")
-DONE, FAILED, REVERTED = "done", "failed", "reverted"
+DONE, FAILED, REVERTED = base.DONE, base.FAILED, base.REVERTED
 IN_PLACE = {"phase": "requested", "inPlace": True}
 """what asks for a restore in place, as the first state"""
 PARALLEL = 4
@@ -138,6 +139,8 @@ class Site:
 
     :param method: of the repository that it is restored from
     :param source: the name of the cluster that it was
+    :param recovery: what is to be restored; None: a running cluster is copied
+    :param id: which restore in place this is, where wishes have names
     :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
         and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
@@ -150,6 +153,8 @@ class Site:
     make_engine: MAKE_ENGINE
     stopping: Callable[[], bool]
     source: str
+    recovery: RecoverySpec | None = None
+    id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
     anew: bool = False
 
@@ -161,10 +166,9 @@ class Site:
     @property
     def wanted(self) -> RecoverySpec:
         """What is declared."""
-        bootstrap = self.cluster.spec.bootstrap
-        if bootstrap is None or bootstrap.recovery is None:
+        if self.recovery is None:
             raise PgherdError(f"{self.name} is not declared to be made from a backup any more")
-        return bootstrap.recovery
+        return self.recovery
 
     def member(self, group: int) -> Member:
         """The first member of a group: the others are cloned from it."""
@@ -192,12 +196,17 @@ class Restore:
         :raises PgherdError, psycopg.Error: it failed for good, which is written down; what was made is removed
         """
         written = self._workshop.read_state() or {}
-        if written.get("phase") == DONE and not self._site.anew:
-            return  # whoever saw that it is due looked a moment too early
+        is_over = written.get("phase") in (DONE, REVERTED) and not self._site.anew
+        if is_over or written.get("id") != self._site.id:
+            logger.info("%s: nobody asks for this restore any more", self._site.name)
+            return
         self._state = dict(standing(written, self._site.cluster))
         if not self._in_place:
             self._state[wish.KEY] = wish.told(self._site.cluster)
         try:
+            if self._in_place and self._state.get("failure"):
+                self._take_back()
+                return
             if "point" not in self._state:
                 self._plan()
             if self._in_place and self._reached("aside"):
@@ -238,11 +247,22 @@ class Restore:
 
     def _fail(self, error: Exception) -> None:
         logger.error("%s could not be restored: %s", self._site.name, error)
-        self._remove_unfinished()
         if self._in_place:
-            self._workshop.put_back()
-        phase = REVERTED if self._in_place else FAILED
-        self._tell(**NO_PAUSE, phase=phase, error=reason_of(error), finishedAt=records.now())
+            # From here on there is no way but back, whoever goes on.
+            self._tell(**NO_PAUSE, failure=self._state.get("failure") or reason_of(error))
+            crash_point("restore:failed")
+            self._take_back()
+            return
+        self._remove_unfinished()
+        self._tell(**NO_PAUSE, phase=FAILED, error=reason_of(error), finishedAt=records.now())
+
+    def _take_back(self) -> None:
+        """The cluster is what it was before."""
+        self._remove(self._end_strays)
+        self._remove(self._drop_scratch)
+        back = self._workshop.put_back()
+        crash_point("restore:put-back")
+        self._tell(phase=REVERTED, error=self._state["failure"], finishedAt=records.now(), **back)
 
     def _carry_on(self) -> None:
         self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
@@ -297,7 +317,7 @@ class Restore:
         self._workshop.write_state(self._state)
 
     def _groups(self) -> list[int]:
-        return sorted(map(int, self._state["bases"]))
+        return sorted(map(int, self._state.get("bases", ())))
 
     @property
     def _point(self) -> Point:
@@ -498,14 +518,17 @@ class Restore:
 
     def _remove_unfinished(self) -> None:
         """As much of it as can be: one folder that stays must not keep the others."""
-        removals: list[Callable[[], None]] = [self._drop_scratch]
-        removals += [partial(self._drop, group) for group in map(int, self._state.get("bases", {}))]
-        removals.append(self._workshop.close)
-        for remove in removals:
-            try:
-                remove()
-            except PgherdError as error:
-                logger.warning("%s: %s", self._site.name, error)
+        self._remove(self._drop_scratch)
+        for group in map(int, self._state.get("bases", {})):
+            self._remove(partial(self._drop, group))
+        self._remove(self._workshop.close)
+
+    def _remove(self, remove: Callable[[], None]) -> None:
+        """As far as it can be."""
+        try:
+            remove()
+        except PgherdError as error:
+            logger.warning("%s: %s", self._site.name, error)
 
     def _drop(self, group: int) -> None:
         # Nothing is set up to remove something in it.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgherd.backup import registry, repair, restore, wish
+from pgherd.backup import planning, registry, repair, restore, wish
 from pgherd.backup.live_copy import LiveCopy
 from pgherd.backup.native import Native
 from pgherd.backup.records import Point, pace
@@ -49,6 +49,27 @@ def _is_winding_down(platform: Platform, name: str) -> bool:
     return declaration.deleting or declaration.stopped
 
 
+def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
+    """``status.restore``: how the last restore in place stands; None: there was none, and none is asked for."""
+    if not platform.keeps_backups:
+        return None
+    workshop = platform.workshop(name)
+    known, asked = workshop.read_state() or {}, workshop.asked
+    if not known.get("inPlace") and asked is None:
+        return None
+    own = known if known.get("inPlace") else {}
+    phase = own.get("phase")
+    return {
+        "asked": asked,
+        "id": own.get("id"),
+        "phase": phase,
+        "restorePoint": (own.get("point") or {}).get("name"),
+        "error": own.get("error") if phase == restore.REVERTED else None,
+        "refused": workshop.refused,
+        "kept": list(workshop.kept) if phase == restore.DONE else [],
+    }
+
+
 def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
     """Groups that are being rebuilt, or were: how far that is, with ``due`` and what is ``kept``."""
     found = {}
@@ -83,7 +104,7 @@ def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
         "movesTotal": 0,
         "movesDone": 0,
         "etaSeconds": left,
-        "message": with_pause(str(known.get("message") or ""), known),
+        "message": with_pause(_failure(known) or str(known.get("message") or ""), known),
     }
 
 
@@ -98,7 +119,14 @@ def with_pause(text: str, known: Mapping[str, Any]) -> str:
 _DOING = ("copying", "replaying", "opening", "settling", "placing")
 
 
+def _failure(known: Mapping[str, Any]) -> str:
+    """Why it is being taken back."""
+    return "" if known.get("phase") == restore.REVERTED else str(known.get("failure") or "")
+
+
 def _doing(known: Mapping[str, Any]) -> str:
+    if _failure(known):
+        return "taking it back"
     if known.get("phase") != "copying":
         return str(known.get("phase", "requested"))
     done = sum(step in STEPS for step in known.get("steps", ()))
@@ -123,14 +151,15 @@ def begin(
     """
     name = cluster.metadata.name
     bootstrap = cluster.spec.bootstrap
-    if bootstrap is None or not bootstrap.is_needed:
-        raise PgherdError(
-            f"{name} was being made from a backup, which is not declared any more: declare it again, or delete {name}"
-        )
     # A look may be from before its end; and data that are there are never made anew.
     if state(platform, cluster) is None:
         return None
     known = platform.workshop(name).read_state() or {}
+    asked = known.get("recovery")
+    if asked is None and (bootstrap is None or not bootstrap.is_needed):
+        raise PgherdError(
+            f"{name} was being made from a backup, which is not declared any more: declare it again, or delete {name}"
+        )
     wish.require_open(known, cluster)
     anew = known.get("phase") == restore.DONE
 
@@ -142,15 +171,14 @@ def begin(
         except NoSuchCluster:
             return True
         except PgherdError:
-            return (
-                False  # nobody knows: what is done is done, and a declaration that makes no sense is no wish
-            )
-        return declaration.deleting or declaration.stopped or is_obsolete(declaration.cluster)
+            return False  # nobody knows: what is done is done; what makes no sense is no wish
+        ends = declaration.deleting or declaration.stopped
+        return ends or is_obsolete(declaration.cluster) or _is_called_off(platform, name, known)
 
     def is_obsolete(now: PostgresCluster) -> bool:
         return not known.get("inPlace") and bool(wish.told(now)) and wish.told(now) != wish.told(cluster)
 
-    if bootstrap.clone is not None:
+    if asked is None and bootstrap is not None and bootstrap.clone is not None:
         source = bootstrap.clone.cluster
         copy = Native(platform.workshop(name).scratch() / source, platform.programs, with_log=True)
 
@@ -159,9 +187,17 @@ def begin(
             made = LiveCopy(engine, databases, copy, platform.programs(), stopping)
             return made.make(source, report)
 
-        return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live, anew=anew))
-    wanted = bootstrap.recovery
+        return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live=live, anew=anew))
+    wanted = bootstrap.recovery if bootstrap is not None else None
+    if asked is not None:
+        wanted = planning.wanted(asked)
     assert wanted is not None, "is_needed says that there is one"
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
-    return Restore(Site(platform, cluster, method, make_engine, stopping, wanted.cluster, anew=anew))
+    own = (wanted.cluster, wanted, known.get("id"))
+    return Restore(Site(platform, cluster, method, make_engine, stopping, *own, anew=anew))
+
+
+def _is_called_off(platform: Platform, name: str, known: Mapping[str, Any]) -> bool:
+    """Whether nobody wants any more what was begun."""
+    return not known.get("failure") and bool((platform.workshop(name).read_state() or {}).get("failure"))

@@ -27,6 +27,7 @@ from pgherd.model import explain as explanation
 from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec_yaml import MAX_CHARACTERS
 from pgherd.model.topology import group_name
+from pgherd.platform.base import DONE, REVERTED
 
 WATCH_SECONDS = 1.0
 MAX_BYTES = 4 * MAX_CHARACTERS
@@ -389,6 +390,18 @@ def destroyed_anyway(name: str) -> bool:
     return current().platform == "kubernetes" and declared.spec.deletion_policy == "Delete"
 
 
+def beside(name: str) -> str:
+    """What of a restore in place a deletion keeps besides; on one machine nobody need choose between volumes."""
+    if current().platform != "kubernetes":
+        return ""
+    restore = current().client().status(name).get("restore") or {}
+    if restore.get("kept"):
+        return ", and what it was before it was restored"
+    if restore.get("asked") and restore.get("phase") not in (None, DONE, REVERTED):
+        return ", as it was before the restore that is under way"
+    return ""
+
+
 def delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Yes, delete it.")] = False,
@@ -401,7 +414,7 @@ def delete(
     client = context.client()
     client.require_known(name)
     destroys = purge or destroyed_anyway(name)
-    fate = "its data is destroyed" if destroys else "its data is kept"
+    fate = "its data is destroyed" if destroys else f"its data is kept{beside(name)}"
     if not yes:
         raise BadInput(f"{name} was not deleted: add --yes to delete it ({fate})")
     client.delete(name, purge=purge)

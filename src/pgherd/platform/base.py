@@ -19,6 +19,9 @@ from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import LOOPBACK
 from pgherd.platform.machine import Machine, Machines
 
+DONE, FAILED, REVERTED = "done", "failed", "reverted"
+"""phases in which the making of a cluster from a backup has ended; the last one: it is as it was before"""
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -130,8 +133,26 @@ class Workshop(ABC):
         """Take all members' data out of their places, as a whole; no-op if that was done before."""
 
     @abstractmethod
-    def put_back(self) -> None:
-        """Undo :meth:`set_aside`, whatever was made in the places meanwhile; no-op if nothing is aside."""
+    def put_back(self) -> Mapping[str, Any]:
+        """Undo :meth:`set_aside`, whatever was made in the places meanwhile; no-op if nothing is aside.
+
+        :return: what is to be written down with that, in the state in which it is in force
+        """
+
+    @property
+    @abstractmethod
+    def kept(self) -> Sequence[str]:
+        """What a restore in place that is done has set aside, until it is confirmed."""
+
+    @property
+    def asked(self) -> str | None:
+        """Which restore in place was asked for last, where that is known by a name of its own."""
+        return None
+
+    @property
+    def refused(self) -> str:
+        """Why that one is not made; empty: it is, or none is asked for."""
+        return ""
 
     @abstractmethod
     def end_processes(self, member: Member, data: Path) -> None:

@@ -30,7 +30,9 @@ def is_fulfilled(
     # An operation's error is one round's, and may not have been seen; that it failed stays.
     if (now.get("errors") or called_off) and (unfit := conditions(now).get("EngineUnfit")):
         raise PgherdError(f"{name}: {unfit['message']}")
-    if last.get("id", 0) < operation or now["phase"] not in AT_REST or now.get("operation") is not None:
+    # What a stopped cluster was at waits for its start.
+    is_at_work = now.get("operation") is not None and now["phase"] != "Stopped"
+    if last.get("id", 0) < operation or now["phase"] not in AT_REST or is_at_work:
         return False
     if called_off:
         reason = last.get("error") or last.get("message")

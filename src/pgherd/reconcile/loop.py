@@ -133,7 +133,9 @@ class ClusterLoop(threading.Thread):
         self._act(world, seen, steps)
         if any(isinstance(step, Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
-        self._rests = seen.declaration.stopped and not steps
+        # Who comes next would begin the making anew beside one that has not heard of the stop yet.
+        is_making = self._recovery is not None and self._recovery.is_alive()
+        self._rests = seen.declaration.stopped and not steps and not is_making
         return self._pause(steps)
 
     def _pause(self, steps: list[Step]) -> float:
@@ -179,7 +181,7 @@ class ClusterLoop(threading.Thread):
     def _tell(self, seen: Observed, steps: list[Step], hindrances: list[str]) -> None:
         previous = self._platform.read_status(self.cluster)
         problems = status.find_problems(seen)
-        if status.is_being_created(seen, steps, previous):
+        if seen.recovery is not None or status.is_being_created(seen, steps, previous):
             # What is not there yet is no news; what keeps it from coming is.
             problems = [problem for problem in problems if status.has_cause(problem)]
         self._complain([*problems, *hindrances])
@@ -250,7 +252,7 @@ class ClusterLoop(threading.Thread):
             logger.warning("%s: %r", self.cluster, another)
 
     def _align(self, seen: Observed) -> bool:
-        if seen.declaration.stopped or seen.declaration.deleting:
+        if seen.declaration.stopped or seen.declaration.deleting or (seen.recovery or {}).get("inPlace"):
             return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
         changed = self._platform.align(seen.declaration.cluster, wanted)

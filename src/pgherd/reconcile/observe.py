@@ -88,8 +88,10 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
     :param sizes: also ask each segment for its shards' sizes, and what its engine is (a query each)
     """
     declaration = world.platform.declaration(world.name)
+    # Before the question whether that is to be done: a status that knows of the wish must know what becomes of it.
+    restore = restoring.in_place(world.platform, world.name)
     if (recovery := restoring.state(world.platform, declaration.cluster)) is not None:
-        return _of_recovery(world, declaration, recovery)
+        return replace(_of_recovery(world, declaration, recovery), restore=restore)
     members = _members(world.patroni, world.platform.members(world.name))
     repairs = restoring.repairs(world.platform, world.name)
     bare = Observed(
@@ -99,6 +101,7 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         _wanted_configs(world, declaration, members),
         None,
         {},
+        restore=restore,
         repairs=repairs,
         admitted_before=_admitted_before(world),
     )

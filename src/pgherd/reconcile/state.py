@@ -110,6 +110,8 @@ class Observed:
     last_operation_status: Mapping[str, Any] | None = None
     recovery: Mapping[str, Any] | None = None
     """how far the cluster's making from a backup is; None: it is not (any more) to be made from one"""
+    restore: Mapping[str, Any] | None = None
+    """how the last restore in place stands; None: there was none"""
     repairs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """groups that are being rebuilt from the backups, or were: how far that is"""
     backups: Mapping[str, Any] | None = None

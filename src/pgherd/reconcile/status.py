@@ -53,10 +53,11 @@ def build(
         "settled": is_settled(list(steps)),
         "conditions": _conditions(seen, steps, problems, errors, phase, now, previous),
         "groups": [_group(seen, group) for group in _groups(seen)],
-        "admitted": list(_admitted(seen)),
+        "admitted": list(_admitted(seen, previous)),
         **_operations(seen, previous),
         "backups": dict(seen.backups) if seen.backups is not None else None,
         "repairs": [_repair(group, repair) for group, repair in sorted(seen.repairs.items())],
+        "restore": dict(seen.restore) if seen.restore is not None else None,
         "errors": [*seen.declaration.problems, *errors],
     }
 
@@ -92,8 +93,10 @@ def refused(
     }
 
 
-def _admitted(seen: Observed) -> Sequence[int]:
+def _admitted(seen: Observed, previous: Mapping[str, Any] | None) -> Sequence[int]:
     """Segments that take part, as far as was ever known: it outlives the catalogue's loss."""
+    if seen.recovery is not None:
+        return (previous or {}).get("admitted") or ()  # nobody is asked
     return (seen.catalogue.segments if seen.catalogue is not None else ()) or seen.admitted_before
 
 
@@ -148,11 +151,20 @@ def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, 
     refused = "; ".join(seen.declaration.problems)
     if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
         found.append((refused, True))
+    found += _taken_back(seen, previous)
     last = seen.last_operation_status
     known = (previous or {}).get("lastOperation")
     if last and previous is not None and (not isinstance(known, dict) or known.get("id") != last["id"]):
         found.append((_ended(last), last["phase"] == "failed"))
     return found
+
+
+def _taken_back(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
+    """That a restore in place failed."""
+    now, before = seen.restore or {}, (previous or {}).get("restore") or {}
+    if not now.get("error") or (now.get("id"), now["error"]) == (before.get("id"), before.get("error")):
+        return []
+    return [(f"the restore in place failed, and was taken back: {now['error']}", True)]
 
 
 def _ended(operation: Mapping[str, Any]) -> str:
@@ -295,6 +307,23 @@ def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
     return [("Repairing", any(repair["due"] for _, repair in open_repairs), reason, "; ".join(texts))]
 
 
+def _restore_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
+    """How the last restore in place ended, as long as somebody may have to know."""
+    restore, name = seen.restore or {}, seen.declaration.cluster.metadata.name
+    kind = "RestoredInPlace"
+    if restore.get("refused"):
+        return [(kind, False, "Refused", str(restore["refused"]))]
+    if restore.get("error"):
+        return [
+            (kind, False, "TakenBack", f"{name} is as it was before, the restore failed: {restore['error']}")
+        ]
+    if restore.get("kept"):
+        what = ", ".join(restore["kept"])
+        text = f"what {name} was before is kept ({what}): 'pgherd restore {name} --confirm' removes it"
+        return [(kind, True, "Unconfirmed", text)]
+    return []
+
+
 def _conditions(
     seen: Observed,
     steps: Sequence[Step],
@@ -337,6 +366,7 @@ def _conditions(
         )
         conditions += _drills(seen.backups)
     conditions += _repair_condition(seen)
+    conditions += _restore_condition(seen)
     before = by_type(previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)

@@ -24,19 +24,17 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, resource
 from pgherd.remote import objects
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound
+from pgherd.remote.in_place import InPlace
 
 POLL_SECONDS = 0.5
 NAME_BYTES = 20
 """of a cluster's name, in the name of a backup that is made by hand"""
 
 
-class Backups:
+class Backups(InPlace):
     """The commands' calls; the rest of the client is :class:`pgherd.remote.client.KubernetesClient`."""
 
     _api: Api
-
-    def _get(self, name: str) -> dict[str, Any]:
-        raise NotImplementedError
 
     def _require_free(self, name: str) -> None:
         raise NotImplementedError
@@ -198,17 +196,16 @@ class Backups:
         in_place: bool = False,
         as_clone: bool = False,
     ) -> dict[str, Any]:
-        """Declare a new cluster made from backups; wait for it as for any other.
+        """Declare a new cluster made from backups, or ask for this one to be taken back; wait for it as for any other.
 
         :param as_clone: without backups of its own
         :raises BadInput: there is no such point, or the new name is taken
         """
-        if in_place:
-            raise BadInput(
-                "--in-place: is not available on kubernetes in this version: restore into a new cluster"
-            )
         kept = self._require_backups(source, repository, stopped=True)
-        self._require_free(target)
+        if in_place:
+            self.require_restorable(target)
+        else:
+            self._require_free(target)
         from_there = registry.source_of(kept, source)
         asked = {"restorePoint": restore_point, "time": time, "backup": backup}
         wanted = planning.wanted(
@@ -232,16 +229,15 @@ class Backups:
             shape["metadata"] = {"name": target}
         if as_clone:
             shape["spec"].pop("backup", None)
+        recovery = {**from_there, "restorePoint": point.name}
         cluster = planning.declared(
-            shape,
-            target,
-            point,
-            {**from_there, "restorePoint": point.name},
-            own_segments=declared is not None,
-            platform="kubernetes",
+            shape, target, point, recovery, own_segments=declared is not None, platform="kubernetes"
         )
         restore.check_fits(cluster, point)
-        self.up(cluster)
+        if in_place:
+            self.ask_for_restore(target, recovery, cluster.spec.segments.count)
+        else:
+            self.up(cluster)
         following = choice.after(points, point)
         return {
             "restorePoint": point.name,
@@ -262,14 +258,7 @@ class Backups:
             )
         return self.restore(source, target, restore_point=at, as_clone=True)
 
-    def restore_outcome(self, name: str) -> str | None:
-        """Nothing is ever restored in place."""
-        return None
-
     # what is not there yet
-
-    def confirm_restore(self, name: str) -> NoReturn:
-        raise _not_yet("restoring in place is")
 
     def repair(self, name: str, group: str, *, accept_data_loss: bool) -> NoReturn:
         raise _not_yet("rebuilding a group is")

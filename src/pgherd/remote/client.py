@@ -143,8 +143,9 @@ class KubernetesClient(Backups, Drills, Schedules):
     def scale(self, name: str, segments: int) -> None:
         """Declare another number of segments.
 
-        :raises BadInput: out of bounds
+        :raises BadInput: out of bounds, or it is being restored in place
         """
+        self.refuse_if_restored(name, self._get(name))
         declaration.with_segment_count(self.declared(name), segments)
         self._patch(name, {"spec": {"segments": {"count": segments}}})
 
@@ -159,8 +160,12 @@ class KubernetesClient(Backups, Drills, Schedules):
     def cancel(self, name: str) -> None:
         """Call the running operation off: what it was to change is declared as it was before.
 
+        A restore in place that is not done is taken back.
+
         :raises BadInput: no operation is running
         """
+        if self.call_off_restore(name):
+            return
         with self._world(name) as there:
             before = steering.request_cancel(there)
         if before is not None:
@@ -171,7 +176,9 @@ class KubernetesClient(Backups, Drills, Schedules):
 
         :raises BadInput: another operation is running
         """
-        self._refuse_if_leaving(name, self._get(name))
+        resource = self._get(name)
+        self._refuse_if_leaving(name, resource)
+        self.refuse_if_restored(name, resource)
         with self._world(name) as there:
             return steering.request_rebalance(there)
 
@@ -288,8 +295,10 @@ class KubernetesClient(Backups, Drills, Schedules):
             heard.take(now)
             if progress is not None and resource.get("status"):
                 progress(now)
-            # A stop and a start are no new generation: the phase tells whether the operator has seen them.
+            # A stop and a start are no new generation: the phase tells whether the operator has seen them. Nor is a
+            # restore in place, of which the status tells it.
             turned = (now["phase"] == "Stopped") == objects.is_stopped(resource)
+            turned = turned and objects.is_restore_seen(resource)
             done = is_fulfilled(name, now, wanted, operation=operation, silence=objects.SILENCE)
             if done and turned and heard.believes(now):
                 return now

@@ -9,7 +9,8 @@ from typing import Any
 
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
-from pgherd.platform.kubernetes import names
+from pgherd.platform.base import DONE, REVERTED
+from pgherd.platform.kubernetes import epochs, names
 from pgherd.reconcile.fulfilment import conditions
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -41,6 +42,25 @@ def cluster_of(resource: Mapping[str, Any]) -> PostgresCluster:
 def is_stopped(resource: Mapping[str, Any]) -> bool:
     """``pgherd stop`` was asked for."""
     return (resource["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
+
+
+def restore_of(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the operator said that the last restore in place stands; empty: there was none."""
+    return (resource.get("status") or {}).get("restore") or {}
+
+
+def is_restore_seen(resource: Mapping[str, Any]) -> bool:
+    """Whether the operator has seen what is asked for of restoring in place."""
+    wish = epochs.wish_of(resource)
+    return wish is None or restore_of(resource).get("asked") == wish.id
+
+
+def is_being_restored(resource: Mapping[str, Any]) -> bool:
+    """Whether a restore in place is asked for and not at its end, as far as anybody has said."""
+    restore = restore_of(resource)
+    if not is_restore_seen(resource):
+        return True
+    return not restore.get("refused") and restore.get("phase") not in (None, DONE, REVERTED)
 
 
 def generation(resource: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import Endpoint, group_name
 from pgherd.platform.base import MemberView
 from pgherd.platform.kubernetes import api as platform_api
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import epochs, names
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from pgherd.platform.kubernetes.tunnel import HOST, Tunnel
 from pgherd.reconcile import observe
@@ -83,6 +83,14 @@ class ReachedPlatform(KubernetesPlatform):
         """As far as this user may see it: commands make nothing of a declaration, the operator judges it."""
         with contextlib.suppress(PgherdError):
             return super().kept_declaration(name)
+        return None
+
+    def restored(
+        self, name: str, resource: dict[str, Any] | None, *, winding_down: bool
+    ) -> epochs.State | None:
+        """As far as this user may see it: commands begin nothing on what they take for a cluster's volumes."""
+        with contextlib.suppress(PgherdError):
+            return super().restored(name, resource, winding_down=True)
         return None
 
     def members(self, name: str) -> Mapping[str, MemberView]:

@@ -265,6 +265,7 @@ def _matter(kind: Kind, obj: Object) -> object:
         return (
             metadata["generation"],
             annotations.get(names.STOPPED_ANNOTATION),
+            annotations.get(names.RESTORE_ANNOTATION),
             "deletionTimestamp" in metadata,
         )
     if kind == POD:

@@ -98,13 +98,14 @@ def _version(obj: Object) -> str:
 def _is_fixed_otherwise(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a StatefulSet's volumes, which can't be changed in it, are not as wanted."""
 
-    def volume(obj: Mapping[str, Any]) -> tuple[int, str | None]:
-        claim = obj["spec"]["volumeClaimTemplates"][0]["spec"]
-        return parse_bytes(claim["resources"]["requests"]["storage"]), claim.get("storageClassName")
+    def volume(obj: Mapping[str, Any]) -> tuple[str, int, str | None]:
+        claim = obj["spec"]["volumeClaimTemplates"][0]
+        size = parse_bytes(claim["spec"]["resources"]["requests"]["storage"])
+        return claim["metadata"]["name"], size, claim["spec"].get("storageClassName")
 
-    size, storage_class = volume(wanted)
-    now, class_now = volume(live)
-    return size != now or (storage_class is not None and storage_class != class_now)
+    *told, storage_class = volume(wanted)
+    *now, class_now = volume(live)
+    return told != now or (storage_class is not None and storage_class != class_now)
 
 
 def owned(obj: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,13 @@ def group_objects(
     image: str,
     server_major: int,
     dcs_config: Mapping[str, Any],
+    epoch: int,
 ) -> list[dict[str, Any]]:
     """Everything of one group, in the order in which it is needed.
 
     :param replicas: how many members there should be
     :param dcs_config: Patroni's dynamic configuration, used when the group is founded
+    :param epoch: whose volumes and place in Patroni's store the group has
     """
     name, labels = (
         names.group_object(cluster.metadata.name, group),
@@ -35,7 +37,7 @@ def group_objects(
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": name, "labels": labels},
-            "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major),
+            "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major, epoch),
         },
         disruption_budget(cluster, group, labels),
         pods.stateful_set(
@@ -44,7 +46,8 @@ def group_objects(
             namespace=namespace,
             replicas=replicas,
             image=image,
-            files=patroni_files.lasting(cluster, group, namespace, server_major),
+            files=patroni_files.lasting(cluster, group, namespace, server_major, epoch),
+            epoch=epoch,
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""What of the platform has to do with backups."""
+"""What of the platform has to do with backups, and with what they are restored to: volumes, Patroni's store."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from lightkube import Client
 
-from pgherd.errors import BadInput, Refused, Unavailable
+from pgherd.errors import BadInput, PgherdError, Refused, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
-from pgherd.model.topology import Member
+from pgherd.model.topology import COORDINATOR, Member
 from pgherd.platform.base import Platform
-from pgherd.platform.kubernetes import drills, names, restore_pods, views
+from pgherd.platform.kubernetes import drills, epochs, names, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -44,6 +44,8 @@ from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.platform.machine import Machines
 
 DEFAULT_MAJOR = 17
+STORE_PARTS = ("leader", "config", "sync", "failover")
+"""Patroni's own config maps of a group"""
 SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
 DEAD_SECONDS = 60.0
@@ -123,10 +125,6 @@ class KeepsBackups(Platform):
     def image_of(self, cluster: PostgresCluster) -> str:
         """What members run."""
 
-    @abstractmethod
-    def forget_store(self, cluster: PostgresCluster, group: int) -> None:
-        """Remove what Patroni wrote down of a group without data."""
-
     # backups
 
     @property
@@ -177,7 +175,7 @@ class KeepsBackups(Platform):
             claim
             for claim in self.api.list(VOLUME_CLAIM, self.namespace)
             if (claim["metadata"].get("labels") or {}).get(names.CLUSTER_LABEL) == name
-            or names.member_of(name, _name(claim)) is not None
+            or names.claim_of(name, _name(claim)) is not None
         ]
 
     def end_pod(self, pod: Object) -> None:
@@ -277,6 +275,60 @@ class KeepsBackups(Platform):
         if (now := self.api.get(kind, self.namespace, name)) is not None:
             self._reader.put(kind, {**now, "apiVersion": kind.api_version, "kind": kind.name})
 
+    # restoring in place
+
+    def restored(self, name: str, resource: Object | None, *, winding_down: bool) -> epochs.State | None:
+        """How its last restore in place stands: which volumes are the cluster's own.
+
+        :param resource: the cluster's
+        :raises PgherdError: nobody can tell any more
+        """
+        workshop = self.workshop(name)
+        state = workshop.state_of(resource)
+        if state is None and not winding_down and epochs.is_lost(workshop.epochs()):
+            raise PgherdError(
+                f"ConfigMap {names.recovery_state(name)} is gone, which says which volumes are those of {name} "
+                "since it was restored in place: bring it back (docs/backup.md says how)"
+            )
+        return state
+
+    def settled_epoch(self, name: str, *, asked: bool = False) -> int:
+        """The epoch whose volumes and store the cluster has.
+
+        :param asked: ask for it; else what is at hand will do
+        :raises Unavailable: it is being restored in place: nothing of it may start
+        """
+        resource = self.look_up(CLUSTER, name)
+        state = self.restored(name, resource, winding_down=False)
+        if asked:
+            state = self.workshop(name).state_of(resource, asked=True)
+        if epochs.is_under_way(state):
+            raise Unavailable(f"{name} is being restored in place")
+        return epochs.current(state)
+
+    # Patroni's store
+
+    def require_never_founded(self, cluster: PostgresCluster, group: int, epoch: int) -> None:
+        """Refuse to begin a coordinator anew over segments that have data; who takes part only it could tell.
+
+        :raises PgherdError: there was one, and its volumes are gone
+        """
+        name = cluster.metadata.name
+        if group != COORDINATOR or not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
+            return
+        store = names.store_object(cluster, group, "config", epoch)
+        found = self.api.get(CONFIG_MAP, self.namespace, store)
+        if ((found or {}).get("metadata", {}).get("annotations") or {}).get("initialize"):
+            raise PgherdError(
+                "the data of coordinator are gone while segments have theirs: bring its volumes back, or delete what is"
+                f" left (pgherd delete {name} --purge); if there was nothing in it, kubectl delete configmap {store}"
+            )
+
+    def forget_store(self, cluster: PostgresCluster, group: int, epoch: int) -> None:
+        """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
+        for part in STORE_PARTS:
+            self.api.delete(CONFIG_MAP, self.namespace, names.store_object(cluster, group, part, epoch))
+
     # drills
 
     def drill(self, name: str) -> drills.State | None:
@@ -309,6 +361,10 @@ class KeepsBackups(Platform):
     def pods(self, name: str) -> list[Object]:
         """A cluster's pods."""
         return self._reader.of_cluster(POD, self.namespace, name)
+
+    def claims(self, name: str) -> list[Object]:
+        """Volume claims of a cluster, whatever they are kept for."""
+        return self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name)
 
     def look_up(self, kind: Kind, name: str) -> Object | None:
         """An object of ours."""

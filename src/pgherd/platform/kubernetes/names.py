@@ -3,6 +3,10 @@
 Everything of one cluster starts with its name; ``NAME-coordinator`` and ``NAME-segment-N`` are what one group needs.
 Patroni adds ``-leader``, ``-config``, ``-sync`` and ``-failover`` for its own store: to the group's name, or where the
 engine has it know all groups of a cluster (one scope) to ``NAME-GROUPID``.
+
+A restore in place gives the members new volumes and the groups a new place in Patroni's store, and leaves the old ones
+as they are. So the names of both have the number of the cluster's *epoch* in them
+(:mod:`~pgherd.platform.kubernetes.epochs`), unless it is the first one, 0.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ ROLE_LABEL = f"{DOMAIN}/role"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
 STOPPED_ANNOTATION = f"{DOMAIN}/stopped"
+RESTORE_ANNOTATION = f"{DOMAIN}/restore-in-place"
+"""on a cluster: the restore in place that is asked for, or confirmed, as JSON"""
+KEPT_LABEL = f"{DOMAIN}/kept"
+"""on volume claims: they are what the cluster was before a restore in place"""
 TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
 """on pods: of which template they were made"""
 
@@ -54,19 +62,26 @@ def group_object(cluster: str, group: int) -> str:
     return f"{cluster}-{group_name(group)}"
 
 
-def scope(cluster: PostgresCluster, group: int) -> str:
+def scope(cluster: PostgresCluster, group: int, epoch: int) -> str:
     """The Patroni scope of a group: its own, or the one that all groups of its cluster share."""
     name = cluster.metadata.name
-    return name if registry.patroni_section(cluster, group) else group_object(name, group)
+    common = name if registry.patroni_section(cluster, group) else group_object(name, group)
+    return f"{common}.{epoch}" if epoch else common
 
 
-def store_object(cluster: PostgresCluster, group: int, part: str) -> str:
+def epoch_of_scope(scope: str) -> int:
+    """Of which epoch a scope is; no cluster's name has a dot in it."""
+    epoch = scope.partition(".")[2]
+    return int(epoch) if epoch.isdecimal() else 0
+
+
+def store_object(cluster: PostgresCluster, group: int, part: str, epoch: int) -> str:
     """Name of one of Patroni's own config maps of a group.
 
     :param part: ``leader``, ``config``, ``sync`` or ``failover``
     """
-    shared = registry.patroni_section(cluster, group)
-    return f"{scope(cluster, group)}-{group}-{part}" if shared else f"{scope(cluster, group)}-{part}"
+    own = scope(cluster, group, epoch)
+    return f"{own}-{group}-{part}" if registry.patroni_section(cluster, group) else f"{own}-{part}"
 
 
 def store_labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
@@ -75,9 +90,14 @@ def store_labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
     return {f"{kind}-group": str(values["group"]) for kind, values in section.items()}
 
 
-def volume_claim(member: Member) -> str:
+def volume(epoch: int) -> str:
+    """What a StatefulSet calls its members' volumes."""
+    return f"{VOLUME}{epoch}" if epoch else VOLUME
+
+
+def volume_claim(member: Member, epoch: int) -> str:
     """Name of the claim of a member's volume, as its StatefulSet makes it."""
-    return f"{VOLUME}-{member.name}"
+    return f"{volume(epoch)}-{member.name}"
 
 
 def host(member: Member, namespace: str) -> str:
@@ -154,22 +174,33 @@ def group_of(cluster: str, name: str) -> int | None:
 
 
 def member_of(cluster: str, name: str) -> Member | None:
-    """The member whose pod or claim is called so; None if it is none's.
+    """The member whose pod is called so; None if it is none's.
 
     By its name, which nobody can change, not by labels, which anybody can.
     """
-    scope, _, ordinal = name.removeprefix(f"{VOLUME}-").rpartition("-")
+    scope, _, ordinal = name.rpartition("-")
     group = group_of(cluster, scope)
     if group is None or not ordinal.isdecimal():
         return None
     member = Member(cluster, group, int(ordinal))
-    return member if name in (member.name, volume_claim(member)) else None
+    return member if name == member.name else None
 
 
-def pod_labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
+def claim_of(cluster: str, name: str) -> tuple[Member, int] | None:
+    """The member and the epoch whose volume claim is called so; None if it is nobody's."""
+    kind, _, rest = name.partition("-")
+    number = kind.removeprefix(VOLUME)
+    member = member_of(cluster, rest)
+    if member is None or not kind.startswith(VOLUME) or not (number.isdecimal() or not number):
+        return None
+    epoch = int(number or 0)
+    return (member, epoch) if name == volume_claim(member, epoch) else None
+
+
+def pod_labels(cluster: PostgresCluster, group: int, epoch: int) -> dict[str, str]:
     """Labels by which a member's pod is found, by us and by Patroni."""
     return {
         **labels(cluster.metadata.name, group),
-        SCOPE_LABEL: scope(cluster, group),
+        SCOPE_LABEL: scope(cluster, group, epoch),
         **store_labels(cluster, group),
     }

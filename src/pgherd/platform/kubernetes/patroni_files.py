@@ -139,13 +139,19 @@ touch {VOLUME_PATH}/founded
 
 
 def files(
-    cluster: PostgresCluster, group: int, dcs_config: Mapping[str, Any], namespace: str, server_major: int
+    cluster: PostgresCluster,
+    group: int,
+    dcs_config: Mapping[str, Any],
+    namespace: str,
+    server_major: int,
+    epoch: int,
 ) -> dict[str, str]:
     """The ConfigMap's contents.
 
     :param dcs_config: of :func:`pgherd.patroni.config.dynamic_config`; used when the group is founded
     """
     config = _patroni_yml(cluster, group, dcs_config, namespace, server_major)
+    config["scope"] = names.scope(cluster, group, epoch)
     return {
         "patroni.yml": yaml.safe_dump(config, sort_keys=False),
         "start.sh": start_script(cluster, server_major),
@@ -154,10 +160,12 @@ def files(
     }
 
 
-def lasting(cluster: PostgresCluster, group: int, namespace: str, server_major: int) -> dict[str, str]:
+def lasting(
+    cluster: PostgresCluster, group: int, namespace: str, server_major: int, epoch: int
+) -> dict[str, str]:
     """Of the files what a pod takes up only when it starts: all but the dynamic configuration, which Patroni has from
     its store."""
-    return files(cluster, group, {}, namespace, server_major)
+    return files(cluster, group, {}, namespace, server_major, epoch)
 
 
 def start_script(cluster: PostgresCluster, server_major: int) -> str:

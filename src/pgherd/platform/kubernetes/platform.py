@@ -14,9 +14,9 @@ from typing import Any
 
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
-from pgherd.model.topology import COORDINATOR, Credentials, Member
+from pgherd.model.topology import Credentials, Member
 from pgherd.platform.base import Declaration, MemberView
-from pgherd.platform.kubernetes import acceptance, drills, names, restore_pods, trials, views
+from pgherd.platform.kubernetes import acceptance, drills, epochs, names, restore_pods, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -28,7 +28,6 @@ from pgherd.platform.kubernetes.api import (
     STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
-    Kind,
     Object,
 )
 from pgherd.platform.kubernetes.cache import Direct, Reader
@@ -49,8 +48,6 @@ STATUS_SECONDS = 30.0
 """how often a status that says nothing new is written all the same"""
 PURGE_SECONDS = 5
 """how long a pod may take to end whose volume goes with it"""
-STORE_PARTS = ("leader", "config", "sync", "failover")
-"""Patroni's own config maps of a group"""
 
 NO_PASSWORDS = Credentials("", "", "", "")
 ANYWHERE = ("0.0.0.0/0", "::/0")
@@ -277,6 +274,9 @@ class KubernetesPlatform(KeepsBackups):
         if resource is None:
             return {}
         winding_down = _is_winding_down(resource)
+        state = self.restored(name, resource, winding_down=winding_down)
+        # Of what is put in place of these nothing may start before they are gone altogether.
+        winding_down = winding_down or epochs.is_under_way(state)
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
         found = views.members(
@@ -285,6 +285,7 @@ class KubernetesPlatform(KeepsBackups):
             pods=pods_now,
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
+            epoch=epochs.current(state),
             winding_down=winding_down,
             put_together=restore_pods.members_of(name, pods_now) if _is_winding_down(resource) else (),
             templates=_fingerprints(name, sets),
@@ -297,9 +298,10 @@ class KubernetesPlatform(KeepsBackups):
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
         with self._changing(member.cluster):
-            if not self._has(VOLUME_CLAIM, member.cluster, member.group):
-                self._require_never_founded(cluster, member.group)
-                self.forget_store(cluster, member.group)
+            epoch = self.settled_epoch(member.cluster, asked=True)
+            if not self._has_claims(member.cluster, member.group, epoch):
+                self.require_never_founded(cluster, member.group, epoch)
+                self.forget_store(cluster, member.group, epoch)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
@@ -319,7 +321,7 @@ class KubernetesPlatform(KeepsBackups):
             chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
                 chores.insert(0, partial(self._ensure_cluster, cluster))
-            chores.append(partial(self._end_trials, name))
+            chores += [partial(self._end_trials, name), partial(self._remove_discarded, name)]
             if cluster.spec.fencing == "out-of-service":
                 chores.append(partial(self._look_at_fence, name))
             for chore in chores:
@@ -336,13 +338,14 @@ class KubernetesPlatform(KeepsBackups):
         self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
     ) -> list[str]:
         name = cluster.metadata.name
+        epoch = self.settled_epoch(name)
         if group not in configs:
-            if not self._has(VOLUME_CLAIM, name, group) and not self._has(POD, name, group):
-                self._remove_group(cluster, group)
+            if not self._has_claims(name, group, epoch) and not self._has_pods(name, group):
+                self._remove_group(cluster, group, epoch)
             return []
         replicas = self._replicas(name, group)
         changed = self._ensure_group(cluster, group, replicas, configs[group])
-        self._upkeep.group(cluster, group, replicas)
+        self._upkeep.group(cluster, group, replicas, epoch)
         return changed
 
     def _end_trials(self, name: str) -> list[str]:
@@ -351,6 +354,10 @@ class KubernetesPlatform(KeepsBackups):
         for pod in pods:
             if trials.TRIAL_LABEL in pod["metadata"]["labels"] and trials.is_over(pods, pod, templates):
                 self.api.delete(POD, self.namespace, pod["metadata"]["name"], grace=0)
+        return []
+
+    def _remove_discarded(self, name: str) -> list[str]:
+        self.workshop(name).tidy()
         return []
 
     def _look_at_fence(self, name: str) -> list[str]:
@@ -396,7 +403,8 @@ class KubernetesPlatform(KeepsBackups):
         That it is lost was seen of a pod that may be gone by now: what took its place stays as it is.
         """
         seen = self._reader.get(POD, self.namespace, member.name)
-        claim = self.api.get(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        claim_name = names.volume_claim(member, self.settled_epoch(member.cluster))
+        claim = self.api.get(VOLUME_CLAIM, self.namespace, claim_name)
         pod = self.api.get(POD, self.namespace, member.name)
         if seen is None or pod is None or pod["metadata"]["uid"] != seen["metadata"]["uid"]:
             return
@@ -417,13 +425,14 @@ class KubernetesPlatform(KeepsBackups):
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
+        claim = names.volume_claim(member, self.settled_epoch(member.cluster))
         with self._changing(member.cluster):
             if self._replicas(member.cluster, member.group) > member.ordinal:
                 patch = {"spec": {"replicas": member.ordinal}}
                 changed = self.api.merge(STATEFUL_SET, self.namespace, member.scope, patch)
                 if changed is not None:
                     self._reader.put(STATEFUL_SET, changed)
-        self.api.delete(VOLUME_CLAIM, self.namespace, names.volume_claim(member))
+        self.api.delete(VOLUME_CLAIM, self.namespace, claim)
 
     def announce(self, name: str, what: str, *, failed: bool = False) -> None:
         """Tell it as an Event of the cluster; the same one counts up."""
@@ -480,6 +489,7 @@ class KubernetesPlatform(KeepsBackups):
             image=self.image_of(cluster),
             server_major=server_major(cluster),
             dcs_config=dcs_config,
+            epoch=self.settled_epoch(cluster.metadata.name),
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
@@ -515,40 +525,24 @@ class KubernetesPlatform(KeepsBackups):
         ordinals = (member.ordinal for member in self._with_pods(cluster) if member.group == group)
         return max(ordinals, default=-1) + 1
 
-    def _has(self, kind: Kind, cluster: str, group: int) -> bool:
-        """Whether a group has pods or claims: asked, not looked up, and by name, for a store is given up on it."""
-        found = _members(cluster, self.api.list(kind, self.namespace))
+    def _has_claims(self, cluster: str, group: int, epoch: int) -> bool:
+        """Whether a group has claims: asked, not looked up, and by name, for a store is given up on it."""
+        found = self.api.list(VOLUME_CLAIM, self.namespace)
+        claims = (names.claim_of(cluster, each["metadata"]["name"]) for each in found)
+        return any(claim[0].group == group and claim[1] == epoch for claim in claims if claim is not None)
+
+    def _has_pods(self, cluster: str, group: int) -> bool:
+        found = _members(cluster, self.api.list(POD, self.namespace))
         return any(member.group == group for member in found)
 
-    def _remove_group(self, cluster: PostgresCluster, group: int) -> None:
+    def _remove_group(self, cluster: PostgresCluster, group: int, epoch: int) -> None:
         """Remove what a group without members has left."""
         name = names.group_object(cluster.metadata.name, group)
         for kind in (STATEFUL_SET, DISRUPTION_BUDGET, SERVICE, CONFIG_MAP):
             self.api.delete(kind, self.namespace, name)
             self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
-        self.forget_store(cluster, group)
-
-    def _require_never_founded(self, cluster: PostgresCluster, group: int) -> None:
-        """Refuse to begin a coordinator anew over segments that have data; who takes part only it could tell.
-
-        :raises PgherdError: there was one, and its volumes are gone
-        """
-        name = cluster.metadata.name
-        if group != COORDINATOR or not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
-            return
-        store = names.store_object(cluster, group, "config")
-        found = self.api.get(CONFIG_MAP, self.namespace, store)
-        if ((found or {}).get("metadata", {}).get("annotations") or {}).get("initialize"):
-            raise PgherdError(
-                "the data of coordinator are gone while segments have theirs: bring its volumes back, or delete what is"
-                f" left (pgherd delete {name} --purge); if there was nothing in it, kubectl delete configmap {store}"
-            )
-
-    def forget_store(self, cluster: PostgresCluster, group: int) -> None:
-        """What Patroni wrote down of a group without any data: it would keep a new one from being founded."""
-        for part in STORE_PARTS:
-            self.api.delete(CONFIG_MAP, self.namespace, names.store_object(cluster, group, part))
+        self.forget_store(cluster, group, epoch)
 
 
 def is_stopped(found: Object) -> bool:
@@ -595,6 +589,6 @@ def _with_verdict(
 
 
 def _members(cluster: str, objects: Sequence[Object]) -> list[Member]:
-    """The members that pods or claims are of."""
+    """The members that pods are of."""
     found = (names.member_of(cluster, each["metadata"]["name"]) for each in objects)
     return [member for member in found if member is not None]

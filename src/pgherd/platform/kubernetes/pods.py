@@ -49,14 +49,16 @@ def stateful_set(
     replicas: int,
     image: str,
     files: Mapping[str, str],
+    epoch: int,
 ) -> dict[str, Any]:
     """The StatefulSet of a group.
 
+    :param epoch: whose volumes its members have
     :param replicas: how many members there should be
     :param files: what pods take up only when they start, besides what their template says
     """
     name = cluster.metadata.name
-    template = pod_template(cluster, group, image, namespace)
+    template = pod_template(cluster, group, image, namespace, epoch)
     template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template, files)}
     return {
         "apiVersion": "apps/v1",
@@ -71,7 +73,7 @@ def stateful_set(
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
             "selector": {"matchLabels": names.selector(name, group)},
             "template": template,
-            "volumeClaimTemplates": [claim(cluster, group)],
+            "volumeClaimTemplates": [claim(cluster, group, names.volume(epoch))],
         },
     }
 
@@ -85,7 +87,7 @@ def _labels(cluster: PostgresCluster, group: int) -> dict[str, str]:
     return {**cluster.metadata.labels, **names.labels(cluster.metadata.name, group)}
 
 
-def claim(cluster: PostgresCluster, group: int) -> dict[str, Any]:
+def claim(cluster: PostgresCluster, group: int, name: str) -> dict[str, Any]:
     """The claim of a member's volume, as its StatefulSet makes it."""
     storage = group_spec(cluster, group).storage
     wanted: dict[str, Any] = {
@@ -98,12 +100,14 @@ def claim(cluster: PostgresCluster, group: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": names.VOLUME, "labels": labels},
+        "metadata": {"name": name, "labels": labels},
         "spec": wanted,
     }
 
 
-def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: str) -> dict[str, Any]:
+def pod_template(
+    cluster: PostgresCluster, group: int, image: str, namespace: str, epoch: int
+) -> dict[str, Any]:
     """The template of a group's pods, without annotations."""
     name = cluster.metadata.name
     spec = group_spec(cluster, group)
@@ -111,7 +115,7 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
         "metadata": {
             "labels": {
                 **_labels(cluster, group),
-                **names.pod_labels(cluster, group),
+                **names.pod_labels(cluster, group, epoch),
             },
         },
         "spec": {
@@ -121,14 +125,16 @@ def pod_template(cluster: PostgresCluster, group: int, image: str, namespace: st
             # A name server may be on the node that died: ask another one soon.
             "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "3"}]},
             "securityContext": dict(POD_SECURITY),
-            "containers": [_container(cluster, group, namespace, image)],
+            "containers": [_container(cluster, group, namespace, image, epoch)],
             "volumes": _volumes(cluster, group),
             **_placement(cluster, spec, group),
         },
     }
 
 
-def _container(cluster: PostgresCluster, group: int, namespace: str, image: str) -> dict[str, Any]:
+def _container(
+    cluster: PostgresCluster, group: int, namespace: str, image: str, epoch: int
+) -> dict[str, Any]:
     return {
         "name": names.CONTAINER,
         "image": image,
@@ -146,7 +152,7 @@ def _container(cluster: PostgresCluster, group: int, namespace: str, image: str)
         # Not Patroni's /readiness, which wants a standby to stream: the next primary must not leave its Service just
         # because the one before died.
         "readinessProbe": _probe("/health", initial=1, period=2, failures=2),
-        "volumeMounts": _mounts(cluster),
+        "volumeMounts": _mounts(cluster, epoch),
     }
 
 
@@ -193,9 +199,9 @@ def secret_volume(name: str, secret: str) -> dict[str, Any]:
     return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440, "optional": True}}
 
 
-def _mounts(cluster: PostgresCluster) -> list[dict[str, Any]]:
+def _mounts(cluster: PostgresCluster, epoch: int) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [
-        {"name": names.VOLUME, "mountPath": patroni_files.VOLUME_PATH},
+        {"name": names.volume(epoch), "mountPath": patroni_files.VOLUME_PATH},
         {"name": "config", "mountPath": patroni_files.DIRECTORY, "readOnly": True},
         {"name": "tls", "mountPath": patroni_files.TLS_DIRECTORY, "readOnly": True},
         {"name": "run", "mountPath": patroni_files.SOCKET_PATH},

@@ -28,12 +28,12 @@ done
 """holds the volume's lock, as every container does that uses it"""
 
 
-def restore_pod_name(member: Member) -> str:
-    """Name of the pod in which a member's data are made."""
-    return f"{member.name}-restore"
+def restore_pod_name(member: Member, epoch: int) -> str:
+    """Name of the pod in which a member's data are made: another one for each volume."""
+    return f"{member.name}-restore{epoch or ''}"
 
 
-def restore_pod(cluster: PostgresCluster, member: Member, image: str) -> dict[str, Any]:
+def restore_pod(cluster: PostgresCluster, member: Member, image: str, epoch: int) -> dict[str, Any]:
     """The pod."""
     group = pods.group_spec(cluster, member.group)
     mounts = [
@@ -66,7 +66,7 @@ def restore_pod(cluster: PostgresCluster, member: Member, image: str) -> dict[st
         "volumes": [
             {
                 "name": names.VOLUME,
-                "persistentVolumeClaim": {"claimName": names.volume_claim(member)},
+                "persistentVolumeClaim": {"claimName": names.volume_claim(member, epoch)},
             },
             pods.secret_volume("recovery", names.recovery_secret(cluster.metadata.name)),
             {"name": "run", "emptyDir": {}},
@@ -80,7 +80,7 @@ def restore_pod(cluster: PostgresCluster, member: Member, image: str) -> dict[st
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": restore_pod_name(member), "labels": labels},
+        "metadata": {"name": restore_pod_name(member, epoch), "labels": labels},
         "spec": spec,
     }
 
@@ -100,7 +100,6 @@ def members_of(cluster: str, found: Sequence[Mapping[str, Any]]) -> list[Member]
     return sorted(pods_of(cluster, found).values())
 
 
-def member_claim(cluster: PostgresCluster, member: Member) -> dict[str, Any]:
+def member_claim(cluster: PostgresCluster, member: Member, epoch: int) -> dict[str, Any]:
     """The claim of the member's volume, which its StatefulSet will find."""
-    made = pods.claim(cluster, member.group)
-    return {**made, "metadata": {**made["metadata"], "name": names.volume_claim(member)}}
+    return pods.claim(cluster, member.group, names.volume_claim(member, epoch))

@@ -73,7 +73,7 @@ class Trust:
     def _new(self, cluster: str) -> Credentials:
         name = names.credentials_secret(cluster)
         claims = self._api.list(VOLUME_CLAIM, self._namespace)
-        if any(names.member_of(cluster, claim["metadata"]["name"]) for claim in claims):
+        if any(names.claim_of(cluster, claim["metadata"]["name"]) for claim in claims):
             raise PgherdError(
                 f"Secret {name} is lost, and with it the passwords of {cluster}: restore it from a copy, or from "
                 "what a running member was started with (docs/kubernetes.md)"

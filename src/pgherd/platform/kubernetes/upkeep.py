@@ -31,40 +31,48 @@ class Upkeep:
         self._announce = announce
         self._unfounded: dict[str, float] = {}
 
-    def group(self, cluster: PostgresCluster, group: int, replicas: int) -> None:
+    def group(self, cluster: PostgresCluster, group: int, replicas: int, epoch: int) -> None:
         """Look after one group.
 
         :param replicas: how many members it has, by what it is made of
+        :param epoch: whose volumes and place in Patroni's store it has
         :raises PgherdError: the API server refused something
         """
-        self._label(cluster, group, replicas)
-        found = self._of_group(POD, cluster.metadata.name, group)
-        self._give_up_founding(cluster, group, found)
-        self._release_lock(cluster, group, found)
-        self._relabel(cluster, group, found)
-        self._grow_volumes(cluster, group)
+        self._label(cluster, group, replicas, epoch)
+        found = self._pods(cluster.metadata.name, group)
+        self._give_up_founding(cluster, group, epoch, found)
+        self._release_lock(cluster, group, epoch, found)
+        self._relabel(cluster, group, epoch, found)
+        self._grow_volumes(cluster, group, epoch)
 
-    def _of_group(self, kind: Kind, cluster: str, group: int) -> list[Object]:
-        found = self._reader.of_cluster(kind, self._namespace, cluster)
+    def _pods(self, cluster: str, group: int) -> list[Object]:
+        found = self._reader.of_cluster(POD, self._namespace, cluster)
         members = [names.member_of(cluster, each["metadata"]["name"]) for each in found]
         return [each for each, member in zip(found, members, strict=True) if member and member.group == group]
 
-    def _label(self, cluster: PostgresCluster, group: int, replicas: int) -> None:
+    def _claims(self, cluster: str, group: int, epoch: int) -> list[Object]:
+        found = self._reader.of_cluster(VOLUME_CLAIM, self._namespace, cluster)
+        claims = [names.claim_of(cluster, each["metadata"]["name"]) for each in found]
+        own = [claim is not None and (claim[0].group, claim[1]) == (group, epoch) for claim in claims]
+        return [each for each, is_own in zip(found, own, strict=True) if is_own]
+
+    def _label(self, cluster: PostgresCluster, group: int, replicas: int, epoch: int) -> None:
         """Put our labels back on pods and claims: nobody else does, and who is not found is taken for absent."""
         for ordinal in range(replicas):
             member = Member(cluster.metadata.name, group, ordinal)
-            pod, claim = self._both(member)
-            self._put_labels(member, POD, pod, names.pod_labels(cluster, group))
+            pod, claim = self._both(member, epoch)
+            self._put_labels(member, POD, pod, names.pod_labels(cluster, group, epoch))
             self._put_labels(member, VOLUME_CLAIM, claim, names.labels(member.cluster, group))
 
-    def _both(self, member: Member) -> tuple[Object | None, Object | None]:
+    def _both(self, member: Member, epoch: int) -> tuple[Object | None, Object | None]:
         pod = self._reader.get(POD, self._namespace, member.name)
-        claim = self._reader.get(VOLUME_CLAIM, self._namespace, names.volume_claim(member))
+        name = names.volume_claim(member, epoch)
+        claim = self._reader.get(VOLUME_CLAIM, self._namespace, name)
         # One without the other: it may be out of sight for want of a label.
         if pod is None and claim is not None:
             pod = self._api.get(POD, self._namespace, member.name)
         elif claim is None and pod is not None:
-            claim = self._api.get(VOLUME_CLAIM, self._namespace, names.volume_claim(member))
+            claim = self._api.get(VOLUME_CLAIM, self._namespace, name)
         return pod, claim
 
     def _put_labels(self, member: Member, kind: Kind, obj: Object | None, wanted: Mapping[str, str]) -> None:
@@ -80,7 +88,9 @@ class Upkeep:
                 f"restore labels of {kind.name} {obj['metadata']['name']}: somebody changed them",
             )
 
-    def _give_up_founding(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
+    def _give_up_founding(
+        self, cluster: PostgresCluster, group: int, epoch: int, found: list[Object]
+    ) -> None:
         """A founder that was killed has left word that it is at work; all others, itself too, would wait for ever.
 
         As long as no system identifier is written down, nothing was founded: what the founder had made, it removes
@@ -90,7 +100,8 @@ class Upkeep:
         if any(pod["metadata"]["labels"].get(names.ROLE_LABEL) for pod in found):
             self._unfounded.pop(scope, None)
             return
-        config = self._api.get(CONFIG_MAP, self._namespace, names.store_object(cluster, group, "config"))
+        store = names.store_object(cluster, group, "config", epoch)
+        config = self._api.get(CONFIG_MAP, self._namespace, store)
         at_work = any(views.patroni_state(pod).startswith(_FOUNDING) for pod in found)
         if config is None or _annotations(config).get("initialize") != "" or at_work:
             self._unfounded.pop(scope, None)
@@ -107,12 +118,12 @@ class Upkeep:
         patch = {"metadata": {"resourceVersion": version, "annotations": {annotation: None}}}
         self._api.merge(CONFIG_MAP, self._namespace, config["metadata"]["name"], patch)
 
-    def _leader(self, cluster: PostgresCluster, group: int) -> tuple[str | None, Object | None]:
-        name = names.store_object(cluster, group, "leader")
+    def _leader(self, cluster: PostgresCluster, group: int, epoch: int) -> tuple[str | None, Object | None]:
+        name = names.store_object(cluster, group, "leader", epoch)
         lock = self._api.get(CONFIG_MAP, self._namespace, name)
         return _annotations(lock).get("leader"), lock
 
-    def _release_lock(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
+    def _release_lock(self, cluster: PostgresCluster, group: int, epoch: int, found: list[Object]) -> None:
         """A primary whose container ended, as its own node reports, leads no more: others need not wait for its time.
 
         Nobody is promoted here; whether and whom is Patroni's decision as ever.
@@ -120,7 +131,7 @@ class Upkeep:
         ended = [pod["metadata"]["name"] for pod in _primaries(found) if views.ended_at(pod)]
         if not ended or len(found) < 2:
             return
-        leader, lock = self._leader(cluster, group)
+        leader, lock = self._leader(cluster, group, epoch)
         if leader is None or leader not in ended or lock is None:
             return
         # What is at hand may be old: the pod itself is asked. A lock that was renewed since is somebody's who lives.
@@ -131,21 +142,21 @@ class Upkeep:
         # A Patroni that came back meanwhile and renewed its lock keeps it.
         self._withdraw(lock, "leader")
 
-    def _relabel(self, cluster: PostgresCluster, group: int, found: list[Object]) -> None:
+    def _relabel(self, cluster: PostgresCluster, group: int, epoch: int, found: list[Object]) -> None:
         """A node that fell silent can't take the primary's label off its pod: clients would still be sent there."""
         labelled = [pod["metadata"]["name"] for pod in _primaries(found)]
         if len(labelled) < 2:
             return
-        leader, _ = self._leader(cluster, group)
+        leader, _ = self._leader(cluster, group, epoch)
         for name in labelled:
             if leader in labelled and name != leader:
                 self._announce(cluster.metadata.name, f"unlabel {name}: {leader} is the primary")
                 patch: dict[str, Any] = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
                 self._api.merge(POD, self._namespace, name, patch)
 
-    def _grow_volumes(self, cluster: PostgresCluster, group: int) -> None:
+    def _grow_volumes(self, cluster: PostgresCluster, group: int, epoch: int) -> None:
         size = pods.group_spec(cluster, group).storage.size
-        for claim in self._of_group(VOLUME_CLAIM, cluster.metadata.name, group):
+        for claim in self._claims(cluster.metadata.name, group, epoch):
             if parse_bytes(claim["spec"]["resources"]["requests"]["storage"]) < parse_bytes(size):
                 patch = {"spec": {"resources": {"requests": {"storage": size}}}}
                 changed = self._api.merge(VOLUME_CLAIM, self._namespace, claim["metadata"]["name"], patch)

@@ -32,17 +32,23 @@ def members(
     silent: Mapping[str, float],
     hint: Hint = lambda name, uid: "",
     put_together: Collection[Member] = (),
+    epoch: int = 0,
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
-    :param winding_down: the cluster was told to stop or to go
+    :param winding_down: the cluster was told to stop or to go, or is restored in place
     :param templates: fingerprint of the pod template of each group as it should be
     :param hint: the newest warning about an object, by name and uid
     :param put_together: members whose data are still being made, and must not be any longer
     :param silent: nodes that don't report any more, and for how many seconds
+    :param epoch: whose volumes are the cluster's own
     """
-    by_pod = _by_member(cluster, pods)
-    by_claim = _by_member(cluster, claims)
+    by_pod = {
+        member: pod
+        for pod in pods
+        if (member := names.member_of(cluster, pod["metadata"]["name"])) is not None
+    }
+    by_claim = _by_member(cluster, claims, epoch)
     by_scope = {each["metadata"]["name"]: each for each in sets}
     expected = _expected(cluster, sets)
     return {
@@ -61,12 +67,12 @@ def members(
     }
 
 
-def _by_member(cluster: str, objects: Sequence[Object]) -> dict[Member, Object]:
+def _by_member(cluster: str, claims: Sequence[Object], epoch: int) -> dict[Member, Object]:
     found = {}
-    for obj in objects:
-        member = names.member_of(cluster, obj["metadata"]["name"])
-        if member is not None:
-            found[member] = obj
+    for claim in claims:
+        own = names.claim_of(cluster, claim["metadata"]["name"])
+        if own is not None and own[1] == epoch:
+            found[own[0]] = claim
     return found
 
 

@@ -1,7 +1,8 @@
-"""Where a new cluster is put together from a backup: in pods on its members' volumes (``restore_pods``).
+"""Where a cluster is put together from a backup: in pods on its members' volumes (``restore_pods``).
 
 How far it is is written into a ConfigMap, which stays as long as the volumes do. A volume is claimed only after that,
-so that whoever finds one knows what it is for.
+so that whoever finds one knows what it is for. In place, the volumes are new ones, and the ConfigMap says which are the
+cluster's own: see :mod:`~pgherd.platform.kubernetes.epochs`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
-from pgherd.platform.base import Workshop
-from pgherd.platform.kubernetes import names, patroni_files, restore_pods, views
-from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, POD, VOLUME_CLAIM, Object
+from pgherd.platform.base import DONE, FAILED, REVERTED, Workshop
+from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
+from pgherd.platform.kubernetes.api import (
+    CLUSTER,
+    CONFIG_MAP,
+    POD,
+    STATEFUL_SET,
+    VOLUME_CLAIM,
+    Object,
+)
 from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.machines import PodMachine, wait_until
@@ -81,58 +90,62 @@ class PodWorkshop(Workshop):
         return _RestoreMachines(self._platform, self._cluster, self._platform.processes(self._cluster))
 
     def machine(self, member: Member) -> Machine:
-        platform = self._platform
-        if self.read_state() is None:
+        state = self.read_state()
+        if state is None or state.get("phase") in (DONE, REVERTED):
             raise PgherdError(f"{self._cluster} is not being made from a backup")
         self._require_own()
+        epoch = epochs.current(state)
+        name = restore_pods.restore_pod_name(member, epoch)
 
         def why_not() -> str:
-            pod = self._pod(member)
-            name = restore_pods.restore_pod_name(member)
+            pod = self._pod(name)
             return f"{name} does not run yet: {(pod and views.why_not(pod)) or 'it is being made'}"
 
         with _waited_for():
-            wait_until(lambda: self._is_set_up(member), why_not, START_SECONDS, self._stopping)
-            return self._at(member, platform.major(self._cluster))
+            wait_until(lambda: self._is_set_up(member, epoch), why_not, START_SECONDS, self._stopping)
+            return self._at(name)
 
     def standing(self, member: Member) -> Machine | None:
         self._require_own()
-        return self._at(member, self._platform.major(self._cluster)) if self._runs(member) else None
+        name = restore_pods.restore_pod_name(member, epochs.current(self.read_state()))
+        return self._at(name) if self._runs(name) else None
 
-    def _is_set_up(self, member: Member) -> bool:
+    def _is_set_up(self, member: Member, epoch: int) -> bool:
         """Whether its pod runs; it is made if it is not there, and let go if it is of no use any more."""
-        pod = self._pod(member)
+        name = restore_pods.restore_pod_name(member, epoch)
+        pod = self._pod(name)
         if pod is None:
-            self._make(member)
+            self._make(member, epoch)
         elif "deletionTimestamp" in pod["metadata"] or not self._is_own(pod):
             self._platform.end_pod(pod)
-        return self._runs(member)
+        return self._runs(name)
 
     def _is_own(self, pod: Object) -> bool:
         """Whether it goes when this cluster goes, and not with one that had its name."""
         owners = {each.get("uid") for each in pod["metadata"].get("ownerReferences") or []}
         return self._uid_now() in owners
 
-    def _at(self, member: Member, major: int) -> PodMachine:
-        return PodMachine(self._platform.reach, restore_pods.restore_pod_name(member), major)
+    def _at(self, pod: str) -> PodMachine:
+        return PodMachine(self._platform.reach, pod, self._platform.major(self._cluster))
 
-    def _make(self, member: Member) -> None:
+    def _make(self, member: Member, epoch: int) -> None:
         platform = self._platform
         owner = platform.resource_of(self._cluster)
         cluster = platform.declaration(self._cluster).cluster
         labels = {**cluster.metadata.labels, **names.labels(self._cluster)}
         platform.put_owned(self._cluster, service_account(self._cluster, labels))
-        if platform.api.get(VOLUME_CLAIM, platform.namespace, names.volume_claim(member)) is None:
-            platform.forget_store(cluster, member.group)
-            platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member))
-        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster))
+        claim = names.volume_claim(member, epoch)
+        if platform.api.get(VOLUME_CLAIM, platform.namespace, claim) is None:
+            platform.forget_store(cluster, member.group, epoch)
+            platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member, epoch))
+        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch)
         platform.api.create(platform.namespace, owned(pod, owner))
 
-    def _pod(self, member: Member) -> Object | None:
-        return self._platform.api.get(POD, self._platform.namespace, restore_pods.restore_pod_name(member))
+    def _pod(self, name: str) -> Object | None:
+        return self._platform.api.get(POD, self._platform.namespace, name)
 
-    def _runs(self, member: Member) -> bool:
-        pod = self._pod(member)
+    def _runs(self, name: str) -> bool:
+        pod = self._pod(name)
         return (
             pod is not None
             and views.is_running(pod)
@@ -173,25 +186,145 @@ class PodWorkshop(Workshop):
         finally:
             platform.unequip(cluster, names.recovery_secret(cluster))
 
-    def set_aside(self) -> None:
-        raise _not_in_place()
+    # in place
 
-    def put_back(self) -> None:
-        raise _not_in_place()
+    def set_aside(self) -> None:
+        """Nothing is moved: the new volumes have names of their own. But nobody may use the old ones any more."""
+        state = self.read_state() or {}
+        if left := self._left():
+            raise Unavailable(f"{', '.join(left)} has not ended yet")
+        for claim in self._claims(int(state["kept"])):
+            self._mark(claim, "true")
+
+    def _left(self) -> list[str]:
+        """What runs of the cluster, or could begin to; asked, and by name."""
+        platform, name = self._platform, self._cluster
+        pods = [each["metadata"]["name"] for each in platform.api.list(POD, platform.namespace)]
+        sets = platform.api.list(STATEFUL_SET, platform.namespace)
+        members = [each for each in pods if names.member_of(name, each) is not None]
+        beginning = [each["metadata"]["name"] for each in sets if each["spec"].get("replicas")]
+        return members + [each for each in beginning if names.group_of(name, each) is not None]
+
+    def put_back(self) -> Mapping[str, Any]:
+        state = self.read_state() or {}
+        self.close()
+        for claim in self._claims(int(state["kept"])):
+            self._mark(claim, None)
+        return {"discard": [*epochs.discarded(state), epochs.current(state)]}
+
+    def _claims(self, epoch: int) -> list[Object]:
+        """Volume claims of an epoch; asked, and by name."""
+        found = self._platform.api.list(VOLUME_CLAIM, self._platform.namespace)
+        own = [names.claim_of(self._cluster, each["metadata"]["name"]) for each in found]
+        return [each for each, claim in zip(found, own, strict=True) if claim and claim[1] == epoch]
+
+    def _mark(self, claim: Object, kept: str | None) -> None:
+        if (claim["metadata"].get("labels") or {}).get(names.KEPT_LABEL) != kept:
+            patch = {"metadata": {"labels": {names.KEPT_LABEL: kept}}}
+            platform = self._platform
+            platform.api.merge(VOLUME_CLAIM, platform.namespace, claim["metadata"]["name"], patch)
+
+    @property
+    def kept(self) -> Sequence[str]:
+        epoch = epochs.unconfirmed(self.read_state())
+        if epoch is None:
+            return []
+        found = self._platform.claims(self._cluster)
+        own = (
+            (each["metadata"]["name"], names.claim_of(self._cluster, each["metadata"]["name"]))
+            for each in found
+        )
+        return sorted(name for name, claim in own if claim and claim[1] == epoch)
+
+    @property
+    def asked(self) -> str | None:
+        wish = self._wish()
+        return wish.id if wish is not None else None
+
+    @property
+    def refused(self) -> str:
+        return epochs.refused(self._cluster, self._written(asked=False), self._wish())
+
+    def _wish(self) -> epochs.Wish | None:
+        return epochs.wish_of(self._platform.look_up(CLUSTER, self._cluster))
+
+    def tidy(self) -> None:
+        """What was kept goes once that is confirmed, and what a restore made that was taken back."""
+        state = self._written(asked=False)
+        if state is None or not (epochs.is_confirmed(state, self._wish()) or state.get("discard")):
+            return
+        state = self._written(asked=True)
+        if state is None or epochs.is_under_way(state):
+            return
+        if epochs.is_confirmed(state, self._wish()):
+            state = epochs.confirmed(state)
+            self.write_state(state)
+            crash_point("restore:confirmed")
+        left = [epoch for epoch in epochs.discarded(state) if self._discard(epoch)]
+        crash_point("restore:discarded")
+        if not left and state.get("discard"):
+            self.write_state({**state, "discard": []})
+
+    def _discard(self, epoch: int) -> bool:
+        """Remove an epoch's volumes and its place in Patroni's store; whether any is still there."""
+        platform = self._platform
+        claims = self._claims(epoch)
+        for claim in claims:
+            if "deletionTimestamp" not in claim["metadata"]:
+                platform.api.delete_this(VOLUME_CLAIM, platform.namespace, claim)
+        stores = self._stores(epoch)
+        for store in stores:
+            platform.api.delete(CONFIG_MAP, platform.namespace, store)
+        return bool(claims or stores)
+
+    def _stores(self, epoch: int) -> list[str]:
+        found = self._platform.api.list(CONFIG_MAP, self._platform.namespace, names.selector(self._cluster))
+        scopes = (
+            (each["metadata"]["name"], each["metadata"]["labels"].get(names.SCOPE_LABEL)) for each in found
+        )
+        return [name for name, scope in scopes if scope is not None and names.epoch_of_scope(scope) == epoch]
+
+    # how far it is
 
     def end_processes(self, member: Member, data: Path) -> None:
         self._require_own()
-        if self._runs(member):
-            self._at(member, self._platform.major(self._cluster)).end_in(data)
+        name = restore_pods.restore_pod_name(member, epochs.current(self.read_state()))
+        if self._runs(name):
+            self._at(name).end_in(data)
 
     def read_state(self) -> dict[str, Any] | None:
-        found = self._platform.look_up(CONFIG_MAP, names.recovery_state(self._cluster))
+        return self.state_of(self._platform.look_up(CLUSTER, self._cluster))
+
+    def state_of(self, resource: Object | None, *, asked: bool = False) -> dict[str, Any] | None:
+        """What was written down last, and what follows from what is asked for now.
+
+        :param resource: the cluster's
+        :param asked: ask for it; else what is at hand will do
+        """
+        written, wish = self._written(asked=asked), epochs.wish_of(resource)
+        there = self.epochs() if wish is not None else ()
+        state = epochs.with_wish(self._cluster, written, wish, there)
+        return dict(state) if state is not None else None
+
+    def epochs(self) -> set[int]:
+        """Of which there are volumes."""
+        found = self._platform.claims(self._cluster)
+        own = (names.claim_of(self._cluster, each["metadata"]["name"]) for each in found)
+        return {claim[1] for claim in own if claim is not None}
+
+    def _written(self, *, asked: bool) -> dict[str, Any] | None:
+        platform, name = self._platform, names.recovery_state(self._cluster)
+        found = (
+            platform.api.get(CONFIG_MAP, platform.namespace, name)
+            if asked
+            else platform.look_up(CONFIG_MAP, name)
+        )
         try:
             state = json.loads(((found or {}).get("data") or {}).get(STATE_KEY, "null"))
         except ValueError:
             raise PgherdError(
-                f"ConfigMap {names.recovery_state(self._cluster)} is damaged: nobody can tell any more how far "
-                f"the making of {self._cluster} from a backup is; delete the cluster and begin anew"
+                f"ConfigMap {name} is damaged: nobody can tell any more how far the making of {self._cluster} from a "
+                "backup is, or which volumes are its own; bring it back from a copy, or delete the cluster"
             ) from None
         return state if isinstance(state, dict) else None
 
@@ -227,9 +360,7 @@ class PodWorkshop(Workshop):
 
 def _has_failed_early(state: Mapping[str, Any]) -> bool:
     return (
-        state.get("phase") == "failed"
-        and not state.get("inPlace")
-        and "settled" not in state.get("steps", ())
+        state.get("phase") == FAILED and not state.get("inPlace") and "settled" not in state.get("steps", ())
     )
 
 
@@ -267,7 +398,3 @@ def _waited_for() -> Iterator[None]:
         raise
     except PgherdError as error:
         raise Unavailable(str(error)) from error
-
-
-def _not_in_place() -> BadInput:
-    return BadInput("restoring in place is not available on kubernetes in this version")

@@ -85,12 +85,12 @@ class LocalWorkshop(Workshop):
             for each in (aside, aside.parent):
                 files.sync_directory(each)
 
-    def put_back(self) -> None:
+    def put_back(self) -> Mapping[str, Any]:
         aside, members = self._layout.aside(self._cluster), self._layout.members(self._cluster)
         groups = self._layout.groups(self._cluster)
         with self._locked(), files.explained(f"put {members} back"):
             if not aside.exists():
-                return
+                return {}
             if (aside / members.name).exists():
                 files.hide(members)
                 (aside / members.name).rename(members)
@@ -99,6 +99,12 @@ class LocalWorkshop(Workshop):
             files.sync_directory(aside.parent)
             files.remove(aside)
         files.sweep(members.parent, members.name)
+        return {}
+
+    @property
+    def kept(self) -> Sequence[str]:
+        aside = self._layout.aside(self._cluster)
+        return [str(aside)] if aside.exists() else []
 
     def end_processes(self, member: Member, data: Path) -> None:
         processes.end_postgres(self._layout.member(member).directory, data)

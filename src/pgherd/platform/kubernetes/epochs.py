@@ -1,0 +1,178 @@
+"""Which volumes are a cluster's own: what follows from what was asked for and what was written down. Pure.
+
+A restore in place never touches a volume that is there: all members get new ones, under other names, and every group
+another place in Patroni's store. Volumes and places of one making are an *epoch*. Which one is in force is in the state
+of the restore (a ConfigMap that stays as long as the volumes do), and nowhere else:
+
+* ``epoch``: the one that was made last; it is in force unless its making was taken back,
+* ``kept``: the one before, untouched; in force if the making was taken back,
+* ``discard``: those that nobody needs any more; written down before anything of them is removed.
+
+So taking a restore back is one write, and confirming it is another.
+
+What is asked for is an annotation of the cluster: ``{"id": ..., "recovery": {...}}``, where ``recovery`` is what
+``spec.bootstrap.recovery`` would be, and then ``{"id": ..., "confirmed": true}``. With a ``uid`` it is meant for that
+resource alone, not for one that is made from a copy of it. To take the annotation away before the restore is done is to
+call it off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from pgherd.model.spec import RecoverySpec
+from pgherd.platform.base import DONE, REVERTED
+from pgherd.platform.kubernetes import names
+
+State = Mapping[str, Any]
+FIRST = 0
+"""of every cluster that was never restored in place"""
+CALLED_OFF = "it was called off"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody asks for."""
+
+    id: str
+    recovery: Mapping[str, Any] | None = None
+    confirmed: bool = False
+    problem: str = ""
+    """why it makes no sense"""
+
+    def as_text(self, uid: str) -> str:
+        """The annotation's value.
+
+        :param uid: of the resource that it is for
+        """
+        told = {"recovery": self.recovery} if self.recovery is not None else {"confirmed": self.confirmed}
+        return json.dumps({"id": self.id, "uid": uid, **told}, sort_keys=True)
+
+
+def wish_of(resource: Mapping[str, Any] | None) -> Wish | None:
+    """What a cluster's resource asks for."""
+    metadata = (resource or {}).get("metadata", {})
+    text = (metadata.get("annotations") or {}).get(names.RESTORE_ANNOTATION)
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+        if value.get("uid") not in (None, metadata.get("uid")):
+            return None
+        wish = Wish(str(value["id"]), value.get("recovery"), value.get("confirmed") is True)
+        if not wish.confirmed:
+            RecoverySpec.model_validate(wish.recovery, by_alias=True, by_name=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, ("recovery", *first["loc"])))
+        return Wish(wish.id, problem=f"{path}: {first['msg'].removeprefix('Value error, ')}")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Wish(str(text)[:40], problem='it is not {"id": ..., "recovery": {...}}')
+    return wish
+
+
+def current(state: State | None) -> int:
+    """The epoch that is in force."""
+    if state is None:
+        return FIRST
+    return int(state.get("kept") if is_reverted(state) else state.get("epoch", FIRST))  # type: ignore[arg-type]
+
+
+def is_reverted(state: State) -> bool:
+    """Whether its last restore in place was taken back."""
+    return state.get("phase") == REVERTED and state.get("kept") is not None
+
+
+def is_under_way(state: State | None) -> bool:
+    """Whether it is being restored in place: nothing of it may run, whatever epoch it is of."""
+    return (
+        state is not None and bool(state.get("inPlace")) and state.get("phase") not in (DONE, REVERTED, None)
+    )
+
+
+def unconfirmed(state: State | None) -> int | None:
+    """The epoch that is kept beside the one in force; None: none is."""
+    if state is None or state.get("phase") != DONE or state.get("kept") is None:
+        return None
+    return int(state["kept"])
+
+
+def refusal(name: str, state: State | None) -> str:
+    """Why this cluster can't be restored in place now; empty: it can."""
+    if state is None:
+        return ""
+    if unconfirmed(state) is not None:
+        return f"what {name} was before its last restore is still kept: 'pgherd restore {name} --confirm' removes it"
+    if state.get("phase") not in (DONE, REVERTED):
+        return f"{name} is being restored already: 'pgherd status {name}' shows how far it is"
+    return ""
+
+
+def refused(name: str, state: State | None, wish: Wish | None) -> str:
+    """Why a wish is not fulfilled; empty: it is, or nothing is asked for."""
+    if wish is None or (state is not None and wish.id == state.get("id")) or wish.confirmed:
+        return ""
+    return wish.problem or refusal(name, state)
+
+
+def with_wish(
+    name: str, state: State | None, wish: Wish | None, there: Collection[int] = (FIRST,)
+) -> State | None:
+    """What is to be done: what was written down, or what is newly asked for, or the end of it.
+
+    :param there: epochs of which there are volumes
+    """
+    if is_under_way(state):
+        assert state is not None
+        is_wanted = wish is not None and wish.id == state.get("id")
+        return state if is_wanted or state.get("failure") else {**state, "failure": CALLED_OFF}
+    if wish is None or wish.confirmed or refused(name, state, wish):
+        return state
+    if state is not None and wish.id == state.get("id"):
+        return state
+    if current(state) not in there or (state is None and is_lost(there)):
+        return state  # there is nothing in whose place anything could be put, or nobody knows what
+    return {
+        "phase": "requested",
+        "inPlace": True,
+        "id": wish.id,
+        "recovery": wish.recovery,
+        "epoch": max((state or {}).get("epoch", FIRST), *there) + 1,
+        "kept": current(state),
+        "discard": discarded(state),
+    }
+
+
+def is_lost(there: Collection[int]) -> bool:
+    """Whether there must have been a state, if there is none now.
+
+    :param there: epochs of which there are volumes
+    """
+    return any(epoch != FIRST for epoch in there)
+
+
+def is_confirmed(state: State | None, wish: Wish | None) -> bool:
+    """Whether somebody has confirmed what is not confirmed yet."""
+    return (
+        state is not None
+        and wish is not None
+        and wish.confirmed
+        and wish.id == state.get("id")
+        and unconfirmed(state) is not None
+    )
+
+
+def discarded(state: State | None) -> list[int]:
+    """Epochs whose volumes are to be removed; never one that is in force or kept."""
+    spared = (current(state), unconfirmed(state))
+    return [epoch for epoch in (state or {}).get("discard") or () if epoch not in spared]
+
+
+def confirmed(state: State) -> dict[str, Any]:
+    """The state when what was kept is to go."""
+    return {**state, "kept": None, "discard": [*discarded(state), unconfirmed(state)]}
