@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
+from pgherd.backup.pgbackrest import PgBackRest
 from pgherd.backup.pgbackrest_program import WithMembers
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
 from pgherd.platform.local.layout import Layout
+from pgherd.platform.local.machine import LocalMachine
 from pgherd.platform.local.platform import LocalPlatform
 from tests.support.backups import point
 from tests.support.platform import cluster
@@ -376,3 +378,33 @@ def test_progress_that_can_not_be_written_down_ends_no_copy(
         carried.run()
     assert sorted(method.made) == [0, 1, 2]
     assert {"copied:0", "copied:1", "copied:2", "copied"} <= set(home.state["steps"])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_pgbackrest_goes_on_where_its_own_manifest_says_that_it_was_at_work(
+    tmp_path: Path, begun: bool
+) -> None:
+    target, commands = tmp_path / "from-backup", []
+    target.mkdir()
+    (target / "1").write_text("some of it")
+    if begun:
+        (target / "backup.manifest").write_text("")
+
+    def run(arguments: Any, machine: Any, **how: Any) -> None:
+        commands.append((arguments, (target / "1").exists()))
+
+    class Here(LocalMachine):
+        def end_strays(self, argument: str) -> None:
+            return
+
+    here = Here(NOTHING)
+    runner: Any = SimpleNamespace(of=lambda group: here, run=run, prepare=lambda settings: None)
+    place: Any = SimpleNamespace(settings=lambda: None)
+
+    class Method(PgBackRest):
+        def _copy_of(self, backup: str, group: int) -> Any:
+            return SimpleNamespace(system="7", label="20261121F", bytes=10)
+
+    Method(place, runner).restore(["b1"], 1, target, lambda done, total: None, lambda: False)
+    [(arguments, kept)] = commands
+    assert ("--delta" in arguments, kept) == (begun, begun)
