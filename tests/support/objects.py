@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.home import wait_for
-
 HOST = "127.0.0.1"
 BUCKET = "safe"
 KEY, SECRET = "AKIAHERD", "a/secret+of=ours"
+_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -59,34 +59,58 @@ def objects(folder: Path, host: str = HOST, enter: Sequence[str] = ()) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     authority = _certificates(folder, host)
     (folder / "s3.json").write_text(json.dumps({"identities": [_identity()]}))
-    ports = _free_ports(9)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # A port that was free may be somebody's when the server comes to it: then the server ends, or never answers.
+        for last in (False, False, True):
+            begun = stack.enter_context(ExitStack())
+            server, filer = _start(begun, folder, authority, host, enter)
+            if _answers(server, filer, enter, _SECONDS):
+                break
+            assert not last, (folder / "server.log").read_text(errors="replace")[-4000:]
+            begun.close()
+        yield server
+
+
+def _start(
+    stack: ExitStack, folder: Path, authority: Path, host: str, enter: Sequence[str]
+) -> tuple[Objects, int]:
+    """The server, until the stack is closed, and the port where its files are."""
+    ports = _free_ports(9, host, enter)
     servers = ("master", "volume", "filer", "s3")
     names = [*(f"{name}.port{kind}" for name in servers for kind in ("", ".grpc")), "s3.port.https"]
     # Ports of things that are not asked for are 0, names of sockets are in the folder.
     command = [
         *enter,
-        *(str(_program()), "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}"),
+        *(
+            str(_program()),
+            "server",
+            f"-dir={tempfile.mkdtemp(dir=folder)}",
+            f"-ip={host}",
+            f"-ip.bind={host}",
+        ),
         *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
         *("-s3", "-filer", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
         *(f"-s3.config={folder}/s3.json", f"-s3.cert.file={folder}/server.crt"),
         *(f"-s3.key.file={folder}/server.key", f"-s3.localSocket={folder}/s3.sock"),
         *(f"-filer.localSocket={folder}/filer.sock", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
     ]
-    with ExitStack() as stack, (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-        )
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        stack.callback(_remove_sockets, ports)
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        server = Objects(ports[-1], authority, process, host)
-        wait_for(lambda: _make_bucket(server, ports[4], enter), "the S3 server makes a bucket", 90, every=0.3)
-        yield server
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+    stack.callback(_remove_sockets, ports)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    return Objects(ports[-1], authority, process, host), ports[4]
+
+
+def _answers(server: Objects, filer: int, enter: Sequence[str], timeout: float) -> bool:
+    """Whether it has a bucket before the time is up; False at once if it has ended."""
+    deadline = time.monotonic() + timeout
+    while server.process.poll() is None and time.monotonic() < deadline:
+        if _make_bucket(server, filer, enter):
+            return True
+        time.sleep(0.3)
+    return False
 
 
 def _remove_sockets(ports: list[int]) -> None:
@@ -122,12 +146,18 @@ def _make_bucket(server: Objects, filer: int, enter: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
+_FIND_PORTS = """\
+import socket, sys
+held = [socket.create_server((sys.argv[1], 0)) for _ in range(int(sys.argv[2]))]
+print(*(each.getsockname()[1] for each in held))
+"""
+
+
+def _free_ports(count: int, host: str, enter: Sequence[str]) -> list[int]:
+    """Free where the server will listen."""
+    command = [*enter, sys.executable, "-c", _FIND_PORTS, host, str(count)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return [int(port) for port in found.stdout.split()]
 
 
 def _certificates(folder: Path, host: str) -> Path:
