@@ -37,6 +37,14 @@ class NoSuchCluster(BadInput):
     """There is no cluster of this name in this home or namespace."""
 
 
+class Withheld(PgherdError):
+    """What a declaration refers to is not to be had for now: a store. Nothing has to be declared anew."""
+
+
+class Refused(Withheld, BadInput):
+    """The same because it is not there, or because of keys that it refuses: somebody has to mend that."""
+
+
 class Unavailable(PgherdError):
     """A database or member can't be reached right now: worth another try, nothing is known to be wrong."""
 

@@ -23,7 +23,7 @@ from tests.kubernetes.conftest import installed
 from tests.kubernetes.kube import Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done, pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
-from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
+from tests.support.money import ACCOUNTS, Ledger, audit, await_transfers, make_tables, move, movers, pause
 from tests.support.objects import BUCKET, KEY, SECRET, Objects, objects
 
 pytestmark = pytest.mark.kubernetes
@@ -327,6 +327,128 @@ def test_an_operator_that_is_killed_at_every_step_of_a_restore_is_followed_by_on
     assert balances[0] == 64 * 1000
     assert transfers is not None
     assert transfers[0] >= len(ledger.acknowledged)
+
+
+def from_bank(store: Objects, point: str, **more: Any) -> dict[str, Any]:
+    """``spec.bootstrap``"""
+    source = {key: value for key, value in declared(store).items() if key != "restorePointEvery"}
+    return {"recovery": {"cluster": "bank", **source, "restorePoint": point, **more}}
+
+
+def restore_pods(cluster: Cluster) -> list[dict[str, Any]]:
+    return cluster.namespace.list("pods", f"pgherd.io/restore,pgherd.io/cluster={cluster.name}")
+
+
+def contents(bank: Bank, name: str = "") -> tuple[int, int]:
+    """All the money, and how many transfers there were."""
+    with bank.connected(name) as connection:
+        money = connection.execute("SELECT sum(balance)::bigint FROM account").fetchone()
+        transfers = connection.execute("SELECT count(*) FROM transfer").fetchone()
+    assert money is not None
+    assert transfers is not None
+    return money[0], transfers[0]
+
+
+def settled_point(bank: Bank, transfers: int) -> tuple[str, tuple[int, int]]:
+    """A point after some more transfers, and what the bank held then: nobody moves anything any more."""
+    with bank.connected() as connection:
+        highest = connection.execute("SELECT coalesce(max(id), 0) FROM transfer").fetchone()
+        assert highest is not None
+        for transfer in range(highest[0] + 1, highest[0] + 1 + transfers):
+            move(connection, transfer, *random.sample(range(1, ACCOUNTS + 1), 2))
+        last = datetime.now(UTC).isoformat(timespec="milliseconds")
+        # Without a write no point would follow.
+        connection.execute("UPDATE account SET balance = balance WHERE id = 1")
+    return bank.await_point_after(last)["name"], contents(bank)
+
+
+def test_a_restore_waits_for_its_keys_and_a_mistyped_point_is_mended_by_an_edit(
+    bank: Bank, store: Objects
+) -> None:
+    point, held = settled_point(bank, 10)
+    namespace, late = bank.namespace, Cluster(bank.namespace, "bank-late")
+    try:
+        late.apply(standbys=0, bootstrap=from_bank(store, "nonsense", secretRef="copy-keys"))
+
+        def told() -> bool:
+            message = str((late.status.get("operation") or {}).get("message") or "")
+            return f"there is no Secret copy-keys of namespace {namespace.name}" in message
+
+        wait_for(told, "the missing Secret is told and waited for", PATIENCE)
+        data = namespace.get("secret", KEYS)["data"]
+        namespace.apply(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "copy-keys"}, "data": data}
+        )
+        failed = late.wait_phase("Failed", timeout=PATIENCE)
+        assert "no restore point 'nonsense' can be restored" in str(failed["errors"]), failed["errors"]
+        wait_for(lambda: not restore_pods(late), "nothing runs of a restore that failed", PATIENCE)
+        assert not namespace.exists("secret", "bank-late.recovery")
+        late.patch({"bootstrap": from_bank(store, point, secretRef="copy-keys")})
+        late.wait_phase("Running", timeout=600.0)
+        assert contents(bank, "bank-late") == held
+    finally:
+        bank.run("delete", "bank-late", "--purge", "--yes", check=False)
+        namespace.kubectl("delete", "secret", "copy-keys", check=False)
+
+
+def test_another_point_that_is_declared_in_the_middle_of_a_restore_is_the_one_that_is_restored(
+    bank: Bank, store: Objects
+) -> None:
+    first, before = settled_point(bank, 10)
+    second, after = settled_point(bank, 10)
+    assert before[1] < after[1]
+    changed = Cluster(bank.namespace, "bank-changed")
+    try:
+        changed.apply(standbys=0, bootstrap=from_bank(store, first))
+        wait_for(lambda: restore_pods(changed), "the restore has begun", PATIENCE)
+        changed.patch({"bootstrap": from_bank(store, second)})
+        changed.wait_phase("Running", timeout=600.0)
+        assert contents(bank, "bank-changed") == after
+    finally:
+        bank.run("delete", "bank-changed", "--purge", "--yes", check=False)
+
+
+def test_a_restore_that_is_stopped_goes_on_and_one_that_is_purged_leaves_nothing_to_the_next_one(
+    bank: Bank, store: Objects
+) -> None:
+    point, held = settled_point(bank, 10)
+    twice = Cluster(bank.namespace, "bank-twice")
+    try:
+        twice.apply(standbys=0, bootstrap=from_bank(store, point))
+        begun = wait_for(lambda: restore_pods(twice), "the restore has begun", PATIENCE)
+        assert {pod["spec"]["serviceAccountName"] for pod in begun} == {"bank-twice"}
+        bank.run("stop", "bank-twice", timeout=PATIENCE)
+        twice.wait_phase("Stopped", timeout=PATIENCE)
+        assert not restore_pods(twice), "what is stopped runs nothing"
+        bank.run("start", "bank-twice", "--no-wait")
+        wait_for(lambda: restore_pods(twice), "the restore goes on", PATIENCE)
+        twice.purge()
+        assert not bank.namespace.list("pvc", "pgherd.io/cluster=bank-twice"), (
+            "a purge is over when it is over"
+        )
+        assert not bank.namespace.exists("configmap", "bank-twice.recovery")
+        twice.apply(standbys=0, bootstrap=from_bank(store, point))
+        twice.wait_phase("Running", timeout=600.0)
+        assert contents(bank, "bank-twice") == held, "it was restored anew, and not founded empty"
+    finally:
+        bank.run("delete", "bank-twice", "--purge", "--yes", check=False)
+
+
+def test_a_cluster_whose_volumes_were_removed_by_hand_is_restored_again_when_it_is_declared_again(
+    bank: Bank, store: Objects
+) -> None:
+    point, held = settled_point(bank, 10)
+    emptied = Cluster(bank.namespace, "bank-emptied")
+    try:
+        emptied.apply(standbys=0, bootstrap=from_bank(store, point))
+        emptied.wait_phase("Running", timeout=600.0)
+        emptied.delete()
+        bank.namespace.kubectl("delete", "pvc", "-l", "pgherd.io/cluster=bank-emptied", timeout=120.0)
+        emptied.apply(standbys=0, bootstrap=from_bank(store, point))
+        emptied.wait_phase("Running", timeout=600.0)
+        assert contents(bank, "bank-emptied") == held
+    finally:
+        bank.run("delete", "bank-emptied", "--purge", "--yes", check=False)
 
 
 def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else_waits_for_them(

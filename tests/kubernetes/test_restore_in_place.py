@@ -83,7 +83,7 @@ class Till(Bank):
             "restore", self.name, "--in-place", "--yes", "--point", point, *options, timeout=LONG, **how
         )
 
-    def write(self, number: int) -> str:
+    def note(self, number: int) -> str:
         """Rows of this number, on every segment; a moment after their commit."""
         with self.connected() as connection:
             connection.execute(
@@ -229,7 +229,7 @@ def test_a_cluster_is_taken_back_to_a_point_and_goes_on_from_there(till: Till) -
     assert till.condition()["reason"] == "Unconfirmed"
     # What came after the point can still be restored; what is written now is on a timeline of its own.
     assert later["name"] in {row["name"] for row in till.restorable()}
-    following = till.await_point_after(till.write(1))
+    following = till.await_point_after(till.note(1))
     assert following["lsns"]["1"]["timeline"] > point["lsns"]["1"]["timeline"]
 
 
@@ -278,8 +278,8 @@ def test_a_wish_that_makes_no_sense_is_told_and_changes_nothing(till: Till) -> N
 
 
 def test_a_repository_that_refuses_the_keys_costs_nothing_but_the_time(till: Till) -> None:
-    point = till.await_point_after(till.write(2))
-    till.write(3)
+    point = till.await_point_after(till.note(2))
+    till.note(3)
     before, claims = till.notes(), till.claims()
     with wrong_keys(till), one_at_a_time(till):
         failed = till.take_back(point["name"], check=False)
@@ -295,8 +295,8 @@ def test_a_repository_that_refuses_the_keys_costs_nothing_but_the_time(till: Til
 
 
 def test_what_has_to_wait_is_refused_in_one_line_and_a_restore_can_be_called_off(till: Till) -> None:
-    point = till.await_point_after(till.write(4))
-    till.write(5)
+    point = till.await_point_after(till.note(4))
+    till.note(5)
     before = till.notes()
     with one_at_a_time(till):
         till.take_back(point["name"], "--no-wait")
@@ -321,9 +321,9 @@ def test_what_has_to_wait_is_refused_in_one_line_and_a_restore_can_be_called_off
 
 
 def test_a_stop_in_the_middle_waits_for_the_start(till: Till) -> None:
-    point = till.await_point_after(till.write(6))
+    point = till.await_point_after(till.note(6))
     before = till.notes()
-    till.write(7)
+    till.note(7)
     with one_at_a_time(till):
         till.take_back(point["name"], "--no-wait")
         wait_for(lambda: till.namespace.list("pods", RESTORE_LABEL), "the restore has begun", PATIENCE)
@@ -355,9 +355,9 @@ def test_an_operator_that_is_killed_at_every_step_is_followed_by_one_that_goes_o
     till: Till, operator: Namespace
 ) -> None:
     till.confirm()
-    point = till.await_point_after(till.write(8))
+    point = till.await_point_after(till.note(8))
     before = till.notes()
-    till.write(9)
+    till.note(9)
     with dying(operator, (*THERE, *CONFIRMED)):
         with one_at_a_time(till):
             till.take_back(point["name"])
@@ -374,8 +374,8 @@ def test_a_copy_that_is_damaged_leaves_everything_as_it_was_wherever_the_operato
     till: Till, operator: Namespace, store: Objects
 ) -> None:
     till.confirm()
-    point = till.await_point_after(till.write(10))
-    till.write(11)
+    point = till.await_point_after(till.note(10))
+    till.note(11)
     before = till.notes()
     damage(store, "segment-1")
     with dying(operator, BACK), one_at_a_time(till):
@@ -389,11 +389,11 @@ def test_a_copy_that_is_damaged_leaves_everything_as_it_was_wherever_the_operato
     till.is_well()
     # It goes on as before, and a new backup is as good as any.
     till.run("backup", NAME, timeout=LONG)
-    till.await_point_after(till.write(12))
+    till.await_point_after(till.note(12))
 
 
 def test_a_purge_removes_what_was_kept_too(till: Till) -> None:
-    point = till.await_point_after(till.write(13))
+    point = till.await_point_after(till.note(13))
     till.take_back(point["name"])
     assert len(till.epochs()) == 2
     till.run("delete", NAME, "--purge", "--yes")

@@ -110,7 +110,7 @@ def _move_on(
             continue
         ledger.began[transfer] = datetime.now(UTC)
         try:
-            _move(connection, transfer, *random.sample(own, 2))
+            move(connection, transfer, *random.sample(own, 2))
         except psycopg.Error as error:
             ledger.retries += 1
             if error.sqlstate is not None and not error.sqlstate.startswith(("40", "57", "08", "55", "25")):
@@ -124,7 +124,8 @@ def _move_on(
         connection.close()
 
 
-def _move(connection: psycopg.Connection[Any], transfer: int, payer: int, payee: int) -> None:
+def move(connection: psycopg.Connection[Any], transfer: int, payer: int, payee: int) -> None:
+    """One transfer, in one transaction."""
     amount = random.randint(1, 20)
     with connection.transaction():
         connection.execute("UPDATE account SET balance = balance - %s WHERE id = %s", [amount, payer])

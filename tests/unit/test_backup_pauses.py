@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from pgherd.backup import private_server, repair, restore, restoring
+from pgherd.backup import pauses, private_server, repair, restore, restoring
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
 from pgherd.backup.restore import Restore, Site
@@ -120,7 +120,7 @@ def test_what_will_never_work_is_taken_back_at_once(home: Home, error: Exception
 
 @pytest.mark.parametrize("error", [LOST, KeyError("0"), PermissionError(13, "Permission denied")])
 def test_what_nobody_expected_is_tried_some_times_and_then_taken_back(home: Home, error: Exception) -> None:
-    for number in range(1, restore.TRIES):
+    for number in range(1, pauses.TRIES):
         state = home.fails(error)
         assert (state["phase"], state["tries"]) == ("copying", number)
         assert not home.data.exists()
@@ -164,17 +164,17 @@ def test_a_wish_that_is_gone_when_its_turn_comes_is_not_begun(home: Home, left: 
 
 def test_progress_gives_new_tries(home: Home) -> None:
     for step in ("copied", "reached", "opened"):
-        for _ in range(restore.TRIES - 1):
+        for _ in range(pauses.TRIES - 1):
             state = home.fails(LOST, step)
-    assert (state["phase"], state["tries"]) == ("copying", restore.TRIES - 1)
+    assert (state["phase"], state["tries"]) == ("copying", pauses.TRIES - 1)
 
 
 def test_a_server_that_does_not_answer_is_waited_for_and_the_status_says_so(home: Home) -> None:
-    for _ in range(3 * restore.TRIES):
+    for _ in range(3 * pauses.TRIES):
         state = home.fails(SILENT)
     assert state["phase"] == "copying"
     message = restoring.operation_status(state)["message"]
-    assert message.startswith(f"restoring to p1; try {3 * restore.TRIES} ended so, ")
+    assert message.startswith(f"restoring to p1; try {3 * pauses.TRIES} ended so, ")
     assert message.endswith("group 1 can't be reached")
 
 
@@ -189,7 +189,7 @@ def test_a_server_of_its_own_that_lets_nobody_in_is_not_waited_for_without_end(h
         def _settle(self) -> None:
             raise SILENT
 
-    for _ in range(restore.TRIES):
+    for _ in range(pauses.TRIES):
         with pytest.raises(psycopg.OperationalError, match="group 1 can't be reached"):
             Failing(home.site()).run()
     assert (home.workshop.read_state() or {})["phase"] == restore.REVERTED
@@ -197,7 +197,7 @@ def test_a_server_of_its_own_that_lets_nobody_in_is_not_waited_for_without_end(h
 
 
 def test_one_that_is_asked_to_stop_has_not_failed(home: Home) -> None:
-    for _ in range(3 * restore.TRIES):
+    for _ in range(3 * pauses.TRIES):
         state = home.fails(Cancelled("the restore was stopped"))
     assert not state.get("tries")
 
@@ -272,10 +272,10 @@ def repaired(bench: Bench, error: Exception, *past: str) -> dict[str, Any]:
 def test_a_repair_that_will_never_work_fails_and_one_that_waits_says_for_what() -> None:
     assert repaired(Bench(), GONE)["phase"] == repair.FAILED
     bench = Bench()
-    states = [repaired(bench, KeyError("0")) for _ in range(restore.TRIES)]
-    assert [state["phase"] for state in states] == [*["copying"] * (restore.TRIES - 1), repair.FAILED]
+    states = [repaired(bench, KeyError("0")) for _ in range(pauses.TRIES)]
+    assert [state["phase"] for state in states] == [*["copying"] * (pauses.TRIES - 1), repair.FAILED]
     bench = Bench()
-    for _ in range(3 * restore.TRIES):
+    for _ in range(3 * pauses.TRIES):
         assert repaired(bench, SILENT)["phase"] == "copying"
     known: Any = SimpleNamespace(benches=lambda name: {1: bench})
     assert "group 1 can't be reached" in restoring.repairs(known, "shop")[1]["reason"]
@@ -283,5 +283,5 @@ def test_a_repair_that_will_never_work_fails_and_one_that_waits_says_for_what() 
 
 def test_a_repair_whose_data_are_in_their_place_takes_nothing_back() -> None:
     bench = Bench()
-    for _ in range(3 * restore.TRIES):
+    for _ in range(3 * pauses.TRIES):
         assert repaired(bench, GONE, "placed")["phase"] == "copying"

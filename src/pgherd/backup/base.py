@@ -118,6 +118,13 @@ class BackupMethod(ABC):
     def restore_command(self, group: int, system: str) -> str:
         """What a recovering server runs to get a file of the log."""
 
+    def hindrance(self, said: str) -> str | None:
+        """What kept a recovering server from reading the log that may pass; None: nothing did.
+
+        :param said: what the server and that program said
+        """
+        return None
+
     @abstractmethod
     def readable_timeline(self, group: int, at: GroupPoint) -> int | None:
         """The timeline on which a point can be reached with what is archived; None: not yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pgherd.errors import BadInput
+from pgherd.errors import Refused
 from pgherd.model.spec import RepositorySpec
 
 WHERE = "spec.backup.secretRef"
@@ -23,7 +23,7 @@ _ONE_LINE = ("passphrase", "access-key-id", "secret-access-key", "session-token"
 def check(secrets: Mapping[str, str], repository: RepositorySpec, *, encrypt: bool) -> None:
     """Refuse keys that are missing, unknown or can't be written down.
 
-    :raises BadInput: with every problem
+    :raises Refused: with every problem
     """
     choices = KEYS[repository.kind]
     known = {name for choice in choices for name in choice}
@@ -42,4 +42,4 @@ def check(secrets: Mapping[str, str], repository: RepositorySpec, *, encrypt: bo
         and (value != value.strip() or len(value.splitlines()) > 1)
     ]
     if problems:
-        raise BadInput(*(f"{WHERE}: {problem}" for problem in problems))
+        raise Refused(*(f"{WHERE}: {problem}" for problem in problems))

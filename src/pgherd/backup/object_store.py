@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pgherd.backup.store import Entry, Store
-from pgherd.errors import BadInput, PgherdError, one_line
+from pgherd.errors import PgherdError, Refused, Withheld, one_line
 from pgherd.model.spec import RepositorySpec
 from pgherd.platform.local import files
 
@@ -146,18 +146,18 @@ def _translated(error: Exception, declared: RepositorySpec) -> PgherdError:
 
     where, text = bucket_url(declared), one_line(error)
     if _MISSING.search(text):
-        return BadInput(
+        return Refused(
             f"{where}: there is no such bucket: make it, or name another one (spec.backup.repository)"
         )
     refusals = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
     if isinstance(error, refusals) or _REFUSED.search(text):
-        return BadInput(f"{where} refuses these keys: see spec.backup.secretRef")
+        return Refused(f"{where} refuses these keys: see spec.backup.secretRef")
     if _UNTRUSTED.search(text):
         return PgherdError(
             f"{where}: its certificate is from nobody known here: name its authority with caFile"
         )
     if _SILENT.search(text):
-        return PgherdError(f"{where} does not answer")
+        return Withheld(f"{where} does not answer")
     said = re.search(r"<Message>(.*?)</Message>", text)
     return PgherdError(f"{where} can't be used: {said[1] if said else text[:200]}")
 

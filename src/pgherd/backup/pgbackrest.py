@@ -27,7 +27,7 @@ from pgherd.backup.pgbackrest_log import ArchivedLog
 from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.store import Store
-from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.topology import SUPERUSER
 from pgherd.platform.base import Owner
@@ -290,8 +290,11 @@ class PgBackRest(BackupMethod):
         machine = self._runner.of(group)
         for argument in (f"--lock-path={target}.lock", f"--pg1-path={target}"):
             machine.end_strays(argument)
-        machine.remove(target)
-        machine.make_folder(target)
+        # pgBackRest leaves its manifest in what it has not finished: it goes on there, and checks what it finds.
+        begun = "backup.manifest" in machine.names(target, "backup.manifest")
+        if not begun:
+            machine.remove(target)
+            machine.make_folder(target)
 
         def watch(text: str) -> None:
             if (share := config.share_done(text)) is not None:
@@ -302,13 +305,14 @@ class PgBackRest(BackupMethod):
                 [
                     *(f"--stanza={config.stanza(group, made.system)}", f"--set={made.label}", "--type=none"),
                     *(f"--pg1-path={target}", f"--lock-path={target}.lock"),
+                    *(["--delta"] if begun else []),
                     *("--log-level-console=detail", "restore"),
                 ],
                 machine,
                 stopping=stopping,
                 watch=watch,
             )
-        except (Cancelled, Unavailable):
+        except (Cancelled, Unavailable, Withheld):
             raise
         except PgherdError as error:
             raise PgherdError(
@@ -324,6 +328,9 @@ class PgBackRest(BackupMethod):
 
     def restore_command(self, group: int, system: str) -> str:
         return config.restore_command(self._runner.command, group, system)
+
+    def hindrance(self, said: str) -> str | None:
+        return config.hindrance(said)
 
     def major_of(self, backup: str, group: int) -> int:
         stanza = config.stanza(group, self._copy_of(backup, group).system)

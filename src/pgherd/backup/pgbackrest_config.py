@@ -185,6 +185,29 @@ def complaint(text: str) -> str:
     return " ".join(lines)[:400]
 
 
+_OWN_LINE = re.compile(r"P\d+\s+(?:WARN|ERROR):|\[\w+Error\]")
+_AWAY = re.compile(
+    r"\[(?:HostConnect|Service|Protocol)Error\]|unable to connect|unable to get address|TLS error"
+    r"|HTTP request failed with (?:401|403|5\d\d)"
+)
+
+
+def is_away(complaint: str) -> bool:
+    """Whether pgBackRest complains that it does not reach a repository, or is refused there. What its configuration
+    says may be a minute old in a pod, so that keys may be right by now."""
+    return _AWAY.search(complaint) is not None
+
+
+def hindrance(said: str) -> str | None:
+    """The same of the pgBackRest that a recovering server runs: what it said of that; None: nothing.
+
+    :param said: by both; what was before the last file that was read counts no more
+    """
+    lines = said.rpartition("restored log file")[2].splitlines()
+    found = [line for line in lines if _OWN_LINE.search(line) and is_away(line)]
+    return complaint(found[-1]) if found else None
+
+
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%\)")
 
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from pgherd.backup import archive
-from pgherd.backup.pgbackrest_config import Settings, complaint, render, version_problem
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.backup.pgbackrest_config import Settings, complaint, is_away, render, version_problem
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.platform.base import Programs
 from pgherd.platform.local import files
 from pgherd.platform.local.machine import LocalMachine
@@ -112,6 +112,7 @@ class Runner(ABC):
     def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
         """What a command prints.
 
+        :raises Withheld: it did not reach the repository, or was refused there
         :raises PgherdError: it failed; in its own words
         """
         quiet = ("--log-level-console=off", "--log-level-stderr=error")
@@ -120,7 +121,7 @@ class Runner(ABC):
         except Unavailable:
             raise
         except PgherdError as error:
-            raise PgherdError(f"pgbackrest: {complaint(str(error))}") from error
+            raise _failed(f"pgbackrest: {complaint(str(error))}") from error
 
     def run(
         self,
@@ -142,7 +143,11 @@ class Runner(ABC):
         except (Cancelled, Unavailable):
             raise
         except PgherdError as error:
-            raise PgherdError(complaint(str(error))) from error
+            raise _failed(complaint(str(error))) from error
+
+
+def _failed(said: str) -> PgherdError:
+    return Withheld(said) if is_away(said) else PgherdError(said)
 
 
 def _left(python: str, script: str) -> Sequence[str]:

@@ -29,15 +29,12 @@ import psycopg
 from pgherd.backup import choice, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
+from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.restore import (
     CONNECT_SECONDS,
-    NO_PAUSE,
-    after_pause,
     have_histories_archived,
-    is_worth_a_try,
-    reason_of,
 )
 from pgherd.backup.verdict import Reached, Verdict, judge
 from pgherd.backup.wal import SEGMENT_BYTES, History, is_past, parse_history, parse_lsn

@@ -32,12 +32,13 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, records, settle
+from pgherd.backup import choice, gaps, records, settle, wish
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
@@ -45,7 +46,7 @@ from pgherd.platform import base
 from pgherd.platform.base import Platform
 from pgherd.platform.local import files
 from pgherd.platform.machine import Machine
-from pgherd.postgres.connections import Connection, Databases, is_passing
+from pgherd.postgres.connections import Connection, Databases
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ CONNECT_SECONDS = 60
 """these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
 FOLDER = "from-backup"
 """a member's data directory while it is made"""
-TRIES = 5
-"""of one step that loses its connections, or ends in what nobody expected"""
+WRITE_SECONDS = 120
+"""how long to try to write down that a copy is complete"""
 MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
 
 
@@ -106,15 +107,30 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
     )
 
 
-def is_due(state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool) -> bool:
+def is_due(
+    state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool, *, lived: bool = False
+) -> bool:
     """Whether a cluster is (still) to be made from a backup.
 
     :param state: what was written down of it
     :param has_data: whether any member has data
+    :param lived: whether it ever served as it is declared now: what it lost then, nobody makes anew by himself
     """
-    if state is not None:
-        return state.get("phase") not in (DONE, REVERTED)
-    return cluster.spec.bootstrap is not None and cluster.spec.bootstrap.is_needed and not has_data
+    wanted = bool(wish.told(cluster)) and not has_data
+    if state is None:
+        return wanted
+    if state.get("phase") == DONE and not state.get("inPlace") and not lived:
+        return wanted  # what was made then is gone, and would be founded anew, empty
+    return state.get("phase") not in (DONE, REVERTED)
+
+
+def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
+    """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
+    elsewhere."""
+    if state.get("inPlace"):
+        return state
+    ended = state.get("phase") == DONE or (state.get("phase") == FAILED and wish.is_other(state, cluster))
+    return {} if ended or wish.leads_elsewhere(state, cluster) else state
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,7 @@ class Site:
     :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
         and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
+    :param anew: whether what was made before is known to be gone
     """
 
     platform: Platform
@@ -139,6 +156,7 @@ class Site:
     recovery: RecoverySpec | None = None
     id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
+    anew: bool = False
 
     @property
     def name(self) -> str:
@@ -163,6 +181,7 @@ class Restore:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._workshop = site.platform.workshop(site.name)
+        self._workshop.heed(site.stopping)
         self._state: dict[str, Any] = {}
         self._guard = threading.Lock()
         self._amounts: dict[int, tuple[int, int]] = {}
@@ -176,10 +195,14 @@ class Restore:
             goes on
         :raises PgherdError, psycopg.Error: it failed for good, which is written down; what was made is removed
         """
-        self._state = self._workshop.read_state() or {}
-        if self._state.get("phase") in (DONE, REVERTED) or self._state.get("id") != self._site.id:
+        written = self._workshop.read_state() or {}
+        is_over = written.get("phase") in (DONE, REVERTED) and not self._site.anew
+        if is_over or written.get("id") != self._site.id:
             logger.info("%s: nobody asks for this restore any more", self._site.name)
             return
+        self._state = dict(standing(written, self._site.cluster))
+        if not self._in_place:
+            self._state[wish.KEY] = wish.told(self._site.cluster)
         try:
             if self._in_place and self._state.get("failure"):
                 self._take_back()
@@ -196,11 +219,25 @@ class Restore:
             logger.info("%s: its restore pauses: %s", self._site.name, error)
             raise
         except Exception as error:  # whatever it was, somebody has to be told
-            if is_worth_a_try(error, self._state):
-                self._pause(error)
+            obstacle = None if self._in_place else self._obstacle(error)
+            if obstacle is not None or is_worth_a_try(error, self._state):
+                self._pause(obstacle or error)
             else:
                 self._fail(error)
             raise
+
+    def _obstacle(self, error: Exception) -> Withheld | None:
+        """What is waited for: a repository that is away, or refuses us, makes copies and logs look damaged."""
+        if isinstance(error, Withheld):
+            return error
+        if isinstance(error, PgherdError):
+            try:
+                self._site.method.repository.require()
+            except Withheld as found:
+                return found
+            except PgherdError:
+                return None
+        return None
 
     def _pause(self, error: Exception) -> None:
         """Nothing is known to be wrong: whoever comes next goes on."""
@@ -231,6 +268,7 @@ class Restore:
         self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
         self._end_strays()
         if self._reached("copied"):
+            self._each(self._machine)  # who finds no place for one group copies none
             self._each(self._copy)
             self._pass("copied")
         if self._reached("settled"):
@@ -264,13 +302,19 @@ class Restore:
     def _pass(self, step: str) -> None:
         # What is done anew after a pause, because the servers have to be started, is no progress.
         progress = NO_PAUSE if self._reached(step) else {}
-        self._tell(steps=[*dict.fromkeys([*self._state.get("steps", []), step])], **progress)
+        with self._guard:
+            # Groups come to their steps side by side.
+            steps = [*dict.fromkeys([*self._state.get("steps", []), step])]
+            self._write({"steps": steps, **progress})
         crash_point(f"restore:{step}")
 
     def _tell(self, **what: Any) -> None:
         with self._guard:
-            self._state = {**self._state, **what}
-            self._workshop.write_state(self._state)
+            self._write(what)
+
+    def _write(self, what: Mapping[str, Any]) -> None:
+        self._state = {**self._state, **what}
+        self._workshop.write_state(self._state)
 
     def _groups(self) -> list[int]:
         return sorted(map(int, self._state.get("bases", ())))
@@ -285,7 +329,7 @@ class Restore:
     def _machine(self, group: int) -> Machine:
         return self._workshop.machine(self._site.member(group))
 
-    def _each(self, do: Callable[[int], None]) -> None:
+    def _each(self, do: Callable[[int], Any]) -> None:
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             list(pool.map(do, self._groups()))
 
@@ -343,6 +387,9 @@ class Restore:
     def _copy(self, group: int) -> None:
         copies = self._state["bases"][str(group)]
         site = self._site
+        if not self._reached(f"copied:{group}"):
+            self._amounts[group] = (self._state.get("copiedBytes") or {}).get(str(group), (0, 0))
+            return
         site.method.restore(
             copies,
             group,
@@ -350,7 +397,21 @@ class Restore:
             lambda done, total: self._report(group, done, total),
             site.stopping,
         )
-        crash_point(f"restore:copied:{group}")
+        with self._guard:
+            done = {**(self._state.get("copiedBytes") or {}), str(group): self._amounts.get(group, (0, 0))}
+            self._state["copiedBytes"] = done
+        self._pass_patiently(f"copied:{group}")
+
+    def _pass_patiently(self, step: str) -> None:
+        """What took hours is not done again because nobody could write for a moment that it is done."""
+        deadline = time.monotonic() + WRITE_SECONDS
+        while True:
+            try:
+                return self._pass(step)
+            except Unavailable:
+                if time.monotonic() > deadline or self._site.stopping():
+                    raise
+                time.sleep(1.0)
 
     def _report(self, group: int, done: int, total: int) -> None:
         self._amounts[group] = (done, total)
@@ -358,7 +419,8 @@ class Restore:
             return
         self._told = time.monotonic()
         done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
-        self._tell(bytesDone=done, bytesTotal=total)
+        with suppress(PgherdError):  # how far it is is no reason to begin it anew
+            self._tell(bytesDone=done, bytesTotal=total)
 
     # 2: replay
 
@@ -386,6 +448,8 @@ class Restore:
         except (Cancelled, Unavailable):
             raise
         except PgherdError as error:
+            if (hindrance := self._site.method.hindrance(server.said())) is not None:
+                raise Withheld(f"the log of {group_name(group)} can't be read now: {hindrance}") from error
             raise PgherdError(
                 f"the log of {group_name(group)} does not lead to {point.name}: {error}: an earlier point, or one "
                 "that another backup serves, may still be restored"
@@ -457,6 +521,7 @@ class Restore:
         self._remove(self._drop_scratch)
         for group in map(int, self._state.get("bases", {})):
             self._remove(partial(self._drop, group))
+        self._remove(self._workshop.close)
 
     def _remove(self, remove: Callable[[], None]) -> None:
         """As far as it can be."""
@@ -466,33 +531,9 @@ class Restore:
             logger.warning("%s: %s", self._site.name, error)
 
     def _drop(self, group: int) -> None:
-        self._machine(group).remove(self._data(group))
-
-
-NO_PAUSE: Mapping[str, Any] = {"tries": 0, "waits": None}
-"""what the state says of pauses when a step is done"""
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, PgherdError | psycopg.Error | OSError) and (text := one_line(error)):
-        return text
-    return one_line(repr(error))
-
-
-def is_worth_a_try(error: Exception, state: Mapping[str, Any]) -> bool:
-    """Whether what a step ended in may pass: a server that does not answer is waited for; lost connections, and what
-    nobody expected, are tried again some times."""
-    if isinstance(error, Unavailable):
-        return True
-    if isinstance(error, PgherdError | psycopg.Error) and not is_passing(error):
-        return False
-    return int(state.get("tries") or 0) + 1 < TRIES
-
-
-def after_pause(error: Exception, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the state says of a pause, for whoever waits and for the next try."""
-    return {"tries": int(state.get("tries") or 0) + 1, "waits": reason_of(error)}
+        # Nothing is set up to remove something in it.
+        if (machine := self._workshop.standing(self._site.member(group))) is not None:
+            machine.remove(self._data(group))
 
 
 def have_histories_archived(machine: Machine, data: Path) -> None:

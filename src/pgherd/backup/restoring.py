@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgherd.backup import planning, registry, repair, restore
+from pgherd.backup import planning, registry, repair, restore, wish
 from pgherd.backup.live_copy import LiveCopy
 from pgherd.backup.native import Native
 from pgherd.backup.records import Point, pace
@@ -20,15 +20,33 @@ from pgherd.postgres.connections import Databases
 
 
 def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | None:
-    """How far it is, empty if it has not begun; None: it is not to be made from a backup, or that is done."""
+    """How far it is, empty if it has not begun; None: it is not to be made from a backup, or that is done.
+
+    :raises Unavailable: nobody can tell yet, for what an earlier cluster of its name had is still going
+    """
     if not platform.keeps_backups:
         return None
     name = cluster.metadata.name
+    needed = bool(wish.told(cluster))
     known = platform.workshop(name).read_state()
-    if known is None and (cluster.spec.bootstrap is None or not cluster.spec.bootstrap.is_needed):
+    if known is None and not needed:
         return None
-    has_data = any(view.has_data for view in platform.members(name).values())
-    return (known or {}) if restore.is_due(known, cluster, has_data) else None
+    members = platform.members(name).values()
+    has_data = any(view.has_data for view in members)
+    lived = bool((platform.read_status(name) or {}).get("admitted"))
+    unsure = needed and not lived and not any(view.running for view in members)
+    if unsure and not _is_winding_down(platform, name):
+        # What is at hand may be of an earlier cluster of this name: an empty one would be founded.
+        has_data = platform.has_data_now(name)
+        known = platform.workshop(name).read_state()
+    if not restore.is_due(known, cluster, has_data, lived=lived):
+        return None
+    return restore.standing(known or {}, cluster)
+
+
+def _is_winding_down(platform: Platform, name: str) -> bool:
+    declaration = platform.declaration(name)
+    return declaration.deleting or declaration.stopped
 
 
 def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
@@ -125,20 +143,25 @@ def begin(
     make_engine: MAKE_ENGINE,
     stop: threading.Event,
     running: Running,
-) -> Restore:
-    """Whoever carries it on.
+) -> Restore | None:
+    """Whoever carries it on; None: nothing is to be done any more.
 
     :param running: how to reach the cluster that is cloned
-    :raises PgherdError: nothing says any more from where
+    :raises PgherdError: nothing says any more from where, or something else now, and too late
     """
     name = cluster.metadata.name
     bootstrap = cluster.spec.bootstrap
+    # A look may be from before its end; and data that are there are never made anew.
+    if state(platform, cluster) is None:
+        return None
     known = platform.workshop(name).read_state() or {}
     asked = known.get("recovery")
     if asked is None and (bootstrap is None or not bootstrap.is_needed):
         raise PgherdError(
             f"{name} was being made from a backup, which is not declared any more: declare it again, or delete {name}"
         )
+    wish.require_open(known, cluster)
+    anew = known.get("phase") == restore.DONE
 
     def stopping() -> bool:
         if stop.is_set():
@@ -147,7 +170,13 @@ def begin(
             declaration = platform.declaration(name)
         except NoSuchCluster:
             return True
-        return declaration.deleting or declaration.stopped or _is_called_off(platform, name, known)
+        except PgherdError:
+            return False  # nobody knows: what is done is done; what makes no sense is no wish
+        ends = declaration.deleting or declaration.stopped
+        return ends or is_obsolete(declaration.cluster) or _is_called_off(platform, name, known)
+
+    def is_obsolete(now: PostgresCluster) -> bool:
+        return not known.get("inPlace") and bool(wish.told(now)) and wish.told(now) != wish.told(cluster)
 
     if asked is None and bootstrap is not None and bootstrap.clone is not None:
         source = bootstrap.clone.cluster
@@ -158,15 +187,15 @@ def begin(
             made = LiveCopy(engine, databases, copy, platform.programs(), stopping)
             return made.make(source, report)
 
-        return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live=live))
+        return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live=live, anew=anew))
     wanted = bootstrap.recovery if bootstrap is not None else None
     if asked is not None:
         wanted = planning.wanted(asked)
     assert wanted is not None, "is_needed says that there is one"
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
-    site = Site(platform, cluster, method, make_engine, stopping, wanted.cluster, wanted, known.get("id"))
-    return Restore(site)
+    own = (wanted.cluster, wanted, known.get("id"))
+    return Restore(Site(platform, cluster, method, make_engine, stopping, *own, anew=anew))
 
 
 def _is_called_off(platform: Platform, name: str, known: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from pgherd.backup.store import Entry, Store
-from pgherd.errors import BadInput
+from pgherd.errors import BadInput, Refused
 
 MAGIC = b"pgherd-sealed-1\n"
 _SALT = 16
@@ -61,7 +61,7 @@ class SealedStore(Store):
         try:
             opened = cipher.decrypt(rest[:_NONCE], rest[_NONCE:], MAGIC + name.encode())
         except (InvalidTag, ValueError):
-            raise BadInput(
+            raise Refused(
                 f"{self.location} is encrypted with another passphrase than that of spec.backup.secretRef"
             ) from None
         self._salt = self._salt or salt

@@ -111,6 +111,14 @@ class Workshop(ABC):
         :raises Unavailable: it can't be used yet
         """
 
+    def heed(self, stopping: Callable[[], bool]) -> None:
+        """Wait for nothing any more once this says so."""
+        return
+
+    def standing(self, member: Member) -> Machine | None:
+        """The same, if it can be used as it is; None: something would have to be made, or waited for."""
+        return self.machine(member)
+
     def machines(self) -> Machines | None:
         """All of them; None: this machine."""
         return None
@@ -441,6 +449,13 @@ class Platform(ABC):
     def benches(self, name: str) -> Mapping[int, Bench]:
         """Those at which a group is being rebuilt, or was last."""
         return {}
+
+    def has_data_now(self, name: str) -> bool:
+        """Whether any member has data: asked before a cluster is made from a backup, and not remembered.
+
+        :raises Unavailable: what an earlier cluster of this name had is still being removed
+        """
+        return any(view.has_data for view in self.members(name).values())
 
     @property
     def keeps_backups(self) -> bool:

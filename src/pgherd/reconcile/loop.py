@@ -218,10 +218,13 @@ class ClusterLoop(threading.Thread):
         """What was declared can't be: say so, and wait for it to be declared anew, or deleted."""
         try:
             purge = self._platform.deletion(self.cluster)
-            running = any(view.running for view in self._platform.members(self.cluster).values())
-            if purge is not None and not running:
-                self._platform.forget(self.cluster, purge=purge)
-                return True
+            running = [view for view in self._platform.members(self.cluster).values() if view.running]
+            if purge is not None:
+                for view in running:
+                    self._platform.stop_member(view.member)
+                if not running:
+                    self._platform.forget(self.cluster, purge=purge)
+                    return True
         except PgherdError as another:
             logger.warning("%s: %s", self.cluster, another)
         self._refuse(error)
@@ -346,6 +349,8 @@ class ClusterLoop(threading.Thread):
             return other.engine, other.databases
 
         restore = restoring.begin(platform, seen.declaration.cluster, make_engine, self._stop_asked, running)
+        if restore is None:
+            return
 
         def run() -> None:
             try:

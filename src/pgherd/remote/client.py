@@ -210,9 +210,11 @@ class KubernetesClient(Backups, Drills, Schedules):
             self._get(name)
 
     def _kept(self, name: str) -> list[str]:
-        """Volumes of a cluster, by their claims' names."""
+        """Volumes of a cluster, by their claims' names; and what is remembered of its making from a backup."""
         found = self._labelled(PersistentVolumeClaim, name)
-        return sorted(str(claim.metadata.name) for claim in found if claim.metadata)
+        claims = sorted(str(claim.metadata.name) for claim in found if claim.metadata)
+        notes = {str(each.metadata.name) for each in self._labelled(ConfigMap, name) if each.metadata}
+        return claims + sorted(notes & {names.recovery_state(name)})
 
     def _forget(self, name: str) -> None:
         """Remove what a deletion kept."""

@@ -18,13 +18,13 @@ from typing import Any
 
 from lightkube import Client
 
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Refused, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
-from pgherd.model.topology import COORDINATOR
+from pgherd.model.topology import COORDINATOR, Member
 from pgherd.platform.base import Owner, Platform
-from pgherd.platform.kubernetes import drills, epochs, names
+from pgherd.platform.kubernetes import drills, epochs, names, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -42,7 +42,8 @@ from pgherd.platform.kubernetes.api import (
 from pgherd.platform.kubernetes.cache import Reader
 from pgherd.platform.kubernetes.cluster_objects import decoded, files_secret
 from pgherd.platform.kubernetes.ensure import Applier, owned
-from pgherd.platform.kubernetes.machines import MemberMachines
+from pgherd.platform.kubernetes.machines import MemberMachines, wait_until
+from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.platform.machine import Machines
 
@@ -53,6 +54,10 @@ SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
 OWNER_KEY, RESOURCE_KEY = "owner", "resource"
 """in the ConfigMap that says who a cluster is: its id, and for which resource that was drawn"""
+DEAD_SECONDS = 60.0
+"""for how long a node has to be silent until a pod on it is forgotten; longer than guards of programs wait"""
+CLAIM_SECONDS = 20.0
+"""how long a deletion waits for volumes before it says what it waits for"""
 _MILLI = 1000
 
 
@@ -111,6 +116,10 @@ def server_major(cluster: PostgresCluster) -> int:
     return cluster.spec.postgres.version or DEFAULT_MAJOR
 
 
+def _name(obj: Object) -> str:
+    return str(obj["metadata"]["name"])
+
+
 class KeepsBackups(Platform):
     """See the module; the rest is :class:`~pgherd.platform.kubernetes.platform.KubernetesPlatform`."""
 
@@ -118,6 +127,7 @@ class KeepsBackups(Platform):
     namespace: str
     _reader: Reader
     _applier: Applier
+    _nodes: Nodes
 
     def __init__(self) -> None:
         self._secrets: dict[str, tuple[Object | None, float]] = {}
@@ -161,6 +171,75 @@ class KeepsBackups(Platform):
     def workshop(self, name: str) -> PodWorkshop:
         """Where a new cluster is put together from a backup."""
         return PodWorkshop(self, name)
+
+    def has_data_now(self, name: str) -> bool:
+        """See :class:`~pgherd.platform.base.Platform`; the API server is asked, for what is watched may be a moment
+        old, and of a cluster that had this name."""
+        claims = self._claims_now(name)
+        if going := sorted(_name(claim) for claim in claims if "deletionTimestamp" in claim["metadata"]):
+            raise Unavailable(
+                f"{name} waits for the end of what had its name before: {', '.join(going)} is still in use"
+            )
+        state = names.recovery_state(name)
+        now, known = self.api.get(CONFIG_MAP, self.namespace, state), self.look_up(CONFIG_MAP, state)
+        if now is not None:
+            self._reader.put(CONFIG_MAP, complete(CONFIG_MAP, now))
+        elif known is not None:
+            raise Unavailable(f"{name} waits for news of what had its name before: ConfigMap {state} is gone")
+        return bool(claims)
+
+    def _claims_now(self, name: str) -> list[Object]:
+        """A cluster's volume claims, asked; also those that lost the label by which they are found."""
+        return [
+            claim
+            for claim in self.api.list(VOLUME_CLAIM, self.namespace)
+            if (claim["metadata"].get("labels") or {}).get(names.CLUSTER_LABEL) == name
+            or names.claim_of(name, _name(claim)) is not None
+        ]
+
+    def end_pod(self, pod: Object) -> None:
+        """Let a pod go in which a cluster is put together. Returns at once.
+
+        One that its node does not end, because that is silent, is forgotten: programs in it end when they have heard
+        nothing from us for a while, so that nobody writes to its volume any more.
+        """
+        if "deletionTimestamp" not in pod["metadata"]:
+            self.api.delete_this(POD, self.namespace, pod)
+            return
+        silent = self._nodes.silent({views.doubtful_node(pod) or ""})
+        if any(seconds > DEAD_SECONDS for seconds in silent.values()):
+            self.api.delete_this(POD, self.namespace, pod, grace=0)
+
+    def end_restore_pods(self, name: str, member: Member | None = None) -> None:
+        """Let the pods go in which a cluster is put together, or that of one member. Returns at once."""
+        found = self.api.list(POD, self.namespace, names.selector(name))
+        holding = restore_pods.pods_of(name, found)
+        for pod in found:
+            if _name(pod) in holding and member in (None, holding[_name(pod)]):
+                self.end_pod(pod)
+
+    def end_restore(self, name: str, *, purge: bool) -> None:
+        """The cluster goes, and nobody makes it from a backup any more.
+
+        :param purge: its volumes go, too
+        :raises Unavailable: something still uses them
+        """
+        self.end_restore_pods(name)
+        if purge:
+            self._remove_claims(name)
+        else:
+            self.workshop(name).let_go(has_data=bool(self._claims_now(name)))
+
+    def _remove_claims(self, name: str) -> None:
+        """And wait for their end: who takes the name next must not take them for data."""
+        for claim in self._claims_now(name):
+            if "deletionTimestamp" not in claim["metadata"]:
+                self.api.delete_this(VOLUME_CLAIM, self.namespace, claim)
+
+        def left() -> str:
+            return ", ".join(sorted(map(_name, self._claims_now(name))))
+
+        wait_until(lambda: not left(), lambda: f"{left()} is still in use by a pod", CLAIM_SECONDS)
 
     def backup_folder(self, name: str) -> Path:
         """Nothing is kept in it."""
@@ -223,11 +302,11 @@ class KeepsBackups(Platform):
         found = self._secret(reference)
         where = f"Secret {reference} of namespace {self.namespace}"
         if found is None:
-            raise BadInput(f"spec.backup.secretRef: there is no {where}")
+            raise Refused(f"spec.backup.secretRef: there is no {where}")
         try:
             return decoded(found)
         except ValueError:
-            raise BadInput(f"spec.backup.secretRef: {where} holds what is no text") from None
+            raise Refused(f"spec.backup.secretRef: {where} holds what is no text") from None
 
     def secret_stamp(self, reference: str | None) -> str:
         """Differs whenever what the Secret says was changed, a little later."""

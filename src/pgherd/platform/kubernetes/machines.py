@@ -226,13 +226,21 @@ class MemberMachines(Machines):
         self.platform.equip(self.cluster, names.backup_secret(self.cluster), files)
 
 
-def wait_until(done: Callable[[], bool], what: Callable[[], str], seconds: float) -> None:
+def wait_until(
+    done: Callable[[], bool],
+    what: Callable[[], str],
+    seconds: float,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Look again and again.
 
+    :raises Cancelled: ``stopping`` said so
     :raises Unavailable: it did not come to pass
     """
     deadline = time.monotonic() + seconds
     while not done():
+        if stopping():
+            raise Cancelled(f"nobody waits any more: {what()}")
         if time.monotonic() > deadline:
             raise Unavailable(what())
         time.sleep(POLL_SECONDS)

@@ -16,7 +16,7 @@ from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster, to_mapping
 from pgherd.model.topology import Credentials, Member
 from pgherd.platform.base import Declaration, MemberView
-from pgherd.platform.kubernetes import acceptance, drills, epochs, names, trials, views
+from pgherd.platform.kubernetes import acceptance, drills, epochs, names, restore_pods, trials, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -187,7 +187,10 @@ class KubernetesPlatform(KeepsBackups):
 
         Without ``purge`` what a new cluster of this name needs to find its data stays: the volumes, the passwords,
         Patroni's store, which knows who had everything that was acknowledged, and what was declared.
+
+        :raises Unavailable: volumes that are to go are still in use
         """
+        self.end_restore(name, purge=purge)
         kept = {
             (SECRET, names.credentials_secret(name)),
             (SECRET, names.authority_secret(name)),
@@ -202,8 +205,6 @@ class KubernetesPlatform(KeepsBackups):
         if purge:
             for obj in self.api.list(CONFIG_MAP, self.namespace, names.selector(name)):
                 self.api.delete(CONFIG_MAP, self.namespace, obj["metadata"]["name"])
-            for obj in self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
-                self.api.delete(VOLUME_CLAIM, self.namespace, obj["metadata"]["name"])
         self.leave(name)
 
     def leave(self, name: str) -> None:
@@ -287,6 +288,7 @@ class KubernetesPlatform(KeepsBackups):
             sets=sets,
             epoch=epochs.current(state),
             winding_down=winding_down,
+            put_together=restore_pods.members_of(name, pods_now) if _is_winding_down(resource) else (),
             templates=_fingerprints(name, sets),
             hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
@@ -373,6 +375,8 @@ class KubernetesPlatform(KeepsBackups):
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
         self.api.delete(POD, self.namespace, trials.trial_name(member), grace=0)
+        if _is_winding_down(self.resource_of(member.cluster)):
+            self.end_restore_pods(member.cluster, member)
         self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
         self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)

@@ -6,6 +6,7 @@ name nor its labels. When the data are in their place it goes, and the member's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster
@@ -44,6 +45,8 @@ def restore_pod(cluster: PostgresCluster, member: Member, image: str, epoch: int
     ]
     spec: dict[str, Any] = {
         "restartPolicy": "Always",
+        # The members' own: who lets it pull images from a closed registry has let these pods, too.
+        "serviceAccountName": cluster.metadata.name,
         "terminationGracePeriodSeconds": 5,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -80,6 +83,21 @@ def restore_pod(cluster: PostgresCluster, member: Member, image: str, epoch: int
         "metadata": {"name": restore_pod_name(member, epoch), "labels": labels},
         "spec": spec,
     }
+
+
+def pods_of(cluster: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Member]:
+    """The restore pods among these, by name, with the members whose data they hold."""
+    by_name = {}
+    for pod in found:
+        member = names.member_of(cluster, (pod["metadata"].get("labels") or {}).get(RESTORE_LABEL, ""))
+        if member is not None:
+            by_name[pod["metadata"]["name"]] = member
+    return by_name
+
+
+def members_of(cluster: str, found: Sequence[Mapping[str, Any]]) -> list[Member]:
+    """Members whose data such a pod holds."""
+    return sorted(pods_of(cluster, found).values())
 
 
 def member_claim(cluster: PostgresCluster, member: Member, epoch: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ also if anything could still bring it to life, so that it counts as gone only wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -31,6 +31,7 @@ def members(
     templates: Mapping[int, str],
     silent: Mapping[str, float],
     hint: Hint = lambda name, uid: "",
+    put_together: Collection[Member] = (),
     epoch: int = 0,
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
@@ -38,6 +39,7 @@ def members(
     :param winding_down: the cluster was told to stop or to go, or is restored in place
     :param templates: fingerprint of the pod template of each group as it should be
     :param hint: the newest warning about an object, by name and uid
+    :param put_together: members whose data are still being made, and must not be any longer
     :param silent: nodes that don't report any more, and for how many seconds
     :param epoch: whose volumes are the cluster's own
     """
@@ -55,13 +57,13 @@ def members(
             namespace,
             by_pod.get(member),
             by_claim.get(member),
-            winding_down and (member in expected or member in by_pod),
+            member in put_together or (winding_down and (member in expected or member in by_pod)),
             templates.get(member.group),
             silent,
             lambda obj: hint(obj["metadata"]["name"], obj["metadata"].get("uid", "")) if obj else "",
             by_scope.get(member.scope),
         )
-        for member in sorted({*by_pod, *by_claim, *expected})
+        for member in sorted({*by_pod, *by_claim, *expected, *put_together})
     }
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgherd.errors import PgherdError, Unavailable
+from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
-from pgherd.platform.base import DONE, REVERTED, Workshop
+from pgherd.platform.base import DONE, FAILED, REVERTED, Workshop
 from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
@@ -27,6 +28,7 @@ from pgherd.platform.kubernetes.api import (
     VOLUME_CLAIM,
     Object,
 )
+from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.machines import PodMachine, wait_until
 from pgherd.platform.machine import Machine, Machines
@@ -57,6 +59,20 @@ class PodWorkshop(Workshop):
     def __init__(self, platform: KeepsBackups, cluster: str) -> None:
         self._platform = platform
         self._cluster = cluster
+        self._stopping: Callable[[], bool] = lambda: False
+        self._uid = self._uid_now()
+
+    def heed(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+
+    def _uid_now(self) -> str | None:
+        found = self._platform.look_up(CLUSTER, self._cluster)
+        return str(found["metadata"]["uid"]) if found is not None else None
+
+    def _require_own(self) -> None:
+        """:raises Cancelled: another cluster has this one's name by now, and what is there is that one's"""
+        if self._uid is not None and self._uid_now() not in (self._uid, None):
+            raise Cancelled(f"{self._cluster} is another cluster by now")
 
     def folder(self, member: Member) -> Path:
         return Path(patroni_files.VOLUME_PATH)
@@ -77,17 +93,37 @@ class PodWorkshop(Workshop):
         state = self.read_state()
         if state is None or state.get("phase") in (DONE, REVERTED):
             raise PgherdError(f"{self._cluster} is not being made from a backup")
+        self._require_own()
         epoch = epochs.current(state)
         name = restore_pods.restore_pod_name(member, epoch)
-        if self._pod(name) is None:
-            self._make(member, epoch)
 
         def why_not() -> str:
             pod = self._pod(name)
             return f"{name} does not run yet: {(pod and views.why_not(pod)) or 'it is being made'}"
 
-        wait_until(lambda: self._runs(name), why_not, START_SECONDS)
-        return self._at(name)
+        with _waited_for():
+            wait_until(lambda: self._is_set_up(member, epoch), why_not, START_SECONDS, self._stopping)
+            return self._at(name)
+
+    def standing(self, member: Member) -> Machine | None:
+        self._require_own()
+        name = restore_pods.restore_pod_name(member, epochs.current(self.read_state()))
+        return self._at(name) if self._runs(name) else None
+
+    def _is_set_up(self, member: Member, epoch: int) -> bool:
+        """Whether its pod runs; it is made if it is not there, and let go if it is of no use any more."""
+        name = restore_pods.restore_pod_name(member, epoch)
+        pod = self._pod(name)
+        if pod is None:
+            self._make(member, epoch)
+        elif "deletionTimestamp" in pod["metadata"] or not self._is_own(pod):
+            self._platform.end_pod(pod)
+        return self._runs(name)
+
+    def _is_own(self, pod: Object) -> bool:
+        """Whether it goes when this cluster goes, and not with one that had its name."""
+        owners = {each.get("uid") for each in pod["metadata"].get("ownerReferences") or []}
+        return self._uid_now() in owners
 
     def _at(self, pod: str) -> PodMachine:
         return PodMachine(self._platform.reach, pod, self._platform.major(self._cluster))
@@ -96,6 +132,8 @@ class PodWorkshop(Workshop):
         platform = self._platform
         owner = platform.resource_of(self._cluster)
         cluster = platform.declaration(self._cluster).cluster
+        labels = {**cluster.metadata.labels, **names.labels(self._cluster)}
+        platform.put_owned(self._cluster, service_account(self._cluster, labels))
         claim = names.volume_claim(member, epoch)
         if platform.api.get(VOLUME_CLAIM, platform.namespace, claim) is None:
             platform.forget_store(cluster, member.group, epoch)
@@ -108,7 +146,12 @@ class PodWorkshop(Workshop):
 
     def _runs(self, name: str) -> bool:
         pod = self._pod(name)
-        return pod is not None and views.is_running(pod) and "deletionTimestamp" not in pod["metadata"]
+        return (
+            pod is not None
+            and views.is_running(pod)
+            and "deletionTimestamp" not in pod["metadata"]
+            and self._is_own(pod)
+        )
 
     def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
         namespace = self._platform.namespace
@@ -122,17 +165,26 @@ class PodWorkshop(Workshop):
         machine.shell(f"set -e\n{_PLACE}", str(data))
 
     def close(self) -> None:
-        platform = self._platform
+        platform, cluster = self._platform, self._cluster
+        self._require_own()
 
-        def left() -> list[str]:
-            found = platform.api.list(POD, platform.namespace, names.selector(self._cluster))
-            made = [pod for pod in found if restore_pods.RESTORE_LABEL in pod["metadata"]["labels"]]
-            return [pod["metadata"]["name"] for pod in made]
+        def left() -> list[Object]:
+            found = platform.api.list(POD, platform.namespace, names.selector(cluster))
+            made = restore_pods.pods_of(cluster, found)
+            return [pod for pod in found if pod["metadata"]["name"] in made]
 
-        for name in left():
-            platform.api.delete(POD, platform.namespace, name)
-        wait_until(lambda: not left(), lambda: f"{', '.join(left())} has not ended yet", START_SECONDS)
-        platform.unequip(self._cluster, names.recovery_secret(self._cluster))
+        def are_gone() -> bool:
+            for pod in left():
+                platform.end_pod(pod)
+            return not left()
+
+        def waits() -> str:
+            return f"{', '.join(pod['metadata']['name'] for pod in left())} has not ended yet"
+
+        try:
+            wait_until(are_gone, waits, START_SECONDS, self._stopping)
+        finally:
+            platform.unequip(cluster, names.recovery_secret(cluster))
 
     # in place
 
@@ -235,6 +287,7 @@ class PodWorkshop(Workshop):
     # how far it is
 
     def end_processes(self, member: Member, data: Path) -> None:
+        self._require_own()
         name = restore_pods.restore_pod_name(member, epochs.current(self.read_state()))
         if self._runs(name):
             self._at(name).end_in(data)
@@ -275,10 +328,23 @@ class PodWorkshop(Workshop):
             ) from None
         return state if isinstance(state, dict) else None
 
+    def let_go(self, *, has_data: bool) -> None:
+        """Its cluster goes. What is remembered beside its volumes is what the next one of its name needs to know.
+
+        :param has_data: whether volumes stay
+        """
+        if not has_data:
+            name = names.recovery_state(self._cluster)
+            self._platform.api.delete(CONFIG_MAP, self._platform.namespace, name)
+        elif _has_failed_early(self.read_state() or {}):
+            # There is nothing in them: the next one tries again, and does not fail with the words of this one.
+            self.write_state({"phase": "requested"})
+
     def write_state(self, state: Mapping[str, Any]) -> None:
         platform = self._platform
         if platform.look_up(CLUSTER, self._cluster) is None:
             return  # not beside a deletion that has just removed it
+        self._require_own()
         platform.put(
             {
                 "apiVersion": "v1",
@@ -290,6 +356,12 @@ class PodWorkshop(Workshop):
                 "data": {STATE_KEY: json.dumps(dict(state))},
             }
         )
+
+
+def _has_failed_early(state: Mapping[str, Any]) -> bool:
+    return (
+        state.get("phase") == FAILED and not state.get("inPlace") and "settled" not in state.get("steps", ())
+    )
 
 
 @dataclass(frozen=True)
@@ -312,4 +384,17 @@ class _RestoreMachines(Machines):
         self.of(group).end_strays(argument)
 
     def equip(self, files: Mapping[str, str]) -> None:
-        self.platform.equip(self.cluster, names.recovery_secret(self.cluster), files)
+        with _waited_for():
+            self.platform.equip(self.cluster, names.recovery_secret(self.cluster), files)
+
+
+@contextmanager
+def _waited_for() -> Iterator[None]:
+    """What is refused now (a quota, a declaration that makes no sense) may be mended: nothing is known to be wrong
+    with what is restored."""
+    try:
+        yield
+    except (Cancelled, Unavailable):
+        raise
+    except PgherdError as error:
+        raise Unavailable(str(error)) from error

@@ -1,0 +1,59 @@
+"""What a cluster is declared to be made from, as it is remembered beside how far that is. Pure.
+
+A declaration may change while it is carried out, or after that failed. What was begun for another one does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pgherd.errors import BadInput
+from pgherd.model.spec import PostgresCluster
+
+KEY = "declared"
+"""where it is in the state of a restore"""
+_ACCESS = ("secretRef",)
+"""how to get at the backups: that may change, what is brought back stays the same"""
+
+
+def told(cluster: PostgresCluster) -> dict[str, Any]:
+    """What is declared; what is left to defaults is left out, so that it stays the same in a later version."""
+    bootstrap = cluster.spec.bootstrap
+    if bootstrap is None or not bootstrap.is_needed:
+        return {}
+    return bootstrap.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
+def is_other(state: Mapping[str, Any], cluster: PostgresCluster) -> bool:
+    """Whether something else is declared than when this was written down.
+
+    What is put in place of a cluster's own data has a wish of its own. One that is not declared any more is carried on.
+    """
+    known, now = state.get(KEY), told(cluster)
+    return not state.get("inPlace") and known is not None and bool(now) and known != now
+
+
+def leads_elsewhere(state: Mapping[str, Any], cluster: PostgresCluster) -> bool:
+    """Whether it would be another point, or another cluster's."""
+    return is_other(state, cluster) and _target(state[KEY]) != _target(told(cluster))
+
+
+def _target(declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        kind: {name: value for name, value in what.items() if name not in _ACCESS}
+        for kind, what in declared.items()
+    }
+
+
+def require_open(state: Mapping[str, Any], cluster: PostgresCluster) -> None:
+    """Refuse to begin anew over data that are being put in their places.
+
+    :raises BadInput: some may be there already
+    """
+    if leads_elsewhere(state, cluster) and "settled" in state.get("steps", ()):
+        name, point = cluster.metadata.name, (state.get("point") or {}).get("name")
+        raise BadInput(
+            f"spec.bootstrap: was changed when {name} was all but restored to {point}: declare that again, or delete "
+            f"what is there (pgherd delete {name} --purge) and declare it anew"
+        )

@@ -1,0 +1,335 @@
+"""Restores on Kubernetes, where the API server has something to say: what an earlier cluster of the name left, what is
+refused, what nodes do not end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgherd.backup import restoring, wish
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.model.topology import Member
+from pgherd.platform.kubernetes import keeping, names, restore_pods, workshop
+from pgherd.platform.kubernetes.api import CONFIG_MAP, VOLUME_CLAIM
+from pgherd.platform.kubernetes.cache import Direct
+from pgherd.platform.kubernetes.platform import KubernetesPlatform
+from pgherd.platform.kubernetes.workshop import PodWorkshop
+from pgherd.reconcile.loop import ClusterLoop
+from tests.support.kube_api import Kube, kube_api
+from tests.unit.test_kubernetes_backups import CORE, DECLARED, GROUP
+
+CLUSTER_PATH = f"{GROUP}/postgresclusters/shop"
+STATE_PATH = f"{CORE}/configmaps/shop.recovery"
+FIRST = Member("shop", 1, 0)
+POD_PATH = f"{CORE}/pods/shop-segment-1-0-restore"
+CLAIM_PATH = f"{CORE}/persistentvolumeclaims/data-shop-segment-1-0"
+RECOVERY = {"cluster": "old", **DECLARED, "restorePoint": "p1"}
+NOW = datetime.now(UTC)
+
+
+class Town:
+    """An API server with a cluster's resource, and the platform that looks after it."""
+
+    def __init__(self, kube: Kube, platform: KubernetesPlatform) -> None:
+        self.kube, self.platform = kube, platform
+        self.declare()
+
+    def declare(self, point: str = "p1", uid: str = "first", **metadata: Any) -> None:
+        raw = {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster"}
+        spec = {
+            "engine": "fdw",
+            "segments": {"count": 1},
+            "bootstrap": {"recovery": {**RECOVERY, "restorePoint": point}},
+            "deletionPolicy": "Delete",
+        }
+        self.kube.put(CLUSTER_PATH, {**raw, "metadata": {"uid": uid, **metadata}, "spec": spec})
+
+    def claim(self, **metadata: Any) -> None:
+        made = {"labels": names.labels("shop", 1), **metadata}
+        self.kube.put(CLAIM_PATH, {"kind": "PersistentVolumeClaim", "metadata": made, "spec": {}})
+
+    def pod(self, owner: str = "first", node: str = "n1", **metadata: Any) -> None:
+        labels = {**names.labels("shop"), restore_pods.RESTORE_LABEL: FIRST.name}
+        made = {"labels": labels, "ownerReferences": [{"uid": owner}], **metadata}
+        running = {"containerStatuses": [{"name": names.CONTAINER, "state": {"running": {}}}]}
+        self.kube.put(
+            POD_PATH, {"kind": "Pod", "metadata": made, "spec": {"nodeName": node}, "status": running}
+        )
+
+    def node(self, silent_for: float) -> None:
+        condition = {
+            "type": "Ready",
+            "status": "Unknown",
+            "lastTransitionTime": (NOW - timedelta(seconds=silent_for)).isoformat(),
+        }
+        self.kube.put("/api/v1/nodes/n1", {"kind": "Node", "status": {"conditions": [condition]}})
+
+    def know(self, **state: Any) -> None:
+        cluster = self.platform.declaration("shop").cluster
+        self.workshop.write_state({wish.KEY: wish.told(cluster), **state})
+
+    @property
+    def workshop(self) -> PodWorkshop:
+        return self.platform.workshop("shop")
+
+    @property
+    def state(self) -> Any:
+        return restoring.state(self.platform, self.platform.declaration("shop").cluster)
+
+    def has(self, path: str) -> bool:
+        return path in self.kube.objects
+
+
+@pytest.fixture
+def town(monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
+    monkeypatch.setattr(keeping, "CLAIM_SECONDS", 0.5)
+    monkeypatch.setattr(workshop, "START_SECONDS", 0.5)
+    with kube_api() as (kube, api):
+        yield Town(kube, KubernetesPlatform(api, "prod"))
+
+
+# what an earlier cluster left
+
+
+def test_volumes_that_are_still_going_are_waited_for_and_neither_data_nor_nothing(town: Town) -> None:
+    assert town.state == {}, "it is to be restored"
+    town.claim(deletionTimestamp=NOW.isoformat())
+    with pytest.raises(Unavailable, match="data-shop-segment-1-0 is still in use"):
+        _ = town.state
+    town.kube.remove(CLAIM_PATH)
+    assert town.state == {}
+    town.claim()
+    assert town.state is None, "volumes that a deletion kept are adopted"
+
+
+def test_a_cluster_that_is_to_go_waits_for_nothing(town: Town) -> None:
+    town.claim(deletionTimestamp=NOW.isoformat())
+    town.declare(deletionTimestamp=NOW.isoformat())
+    assert town.state is None
+    town.declare(annotations={names.STOPPED_ANNOTATION: "true"})
+    assert town.state is None
+
+
+def test_a_cluster_that_served_is_held_up_by_no_volume_of_one_member(town: Town) -> None:
+    town.claim(deletionTimestamp=NOW.isoformat())
+    town.know(phase="done")
+    town.platform.write_status("shop", {"phase": "Degraded", "admitted": [1], "groups": []})
+    assert town.state is None
+
+
+class Stale(Direct):
+    """What is watched, some moments late."""
+
+    def __init__(self, api: Any) -> None:
+        super().__init__(api)
+        self.lagging = False
+        self._old: dict[Any, Any] = {}
+
+    def get(self, kind: Any, namespace: str, name: str) -> Any:
+        key = (kind, name)
+        if not (self.lagging and kind in (CONFIG_MAP, VOLUME_CLAIM)):
+            self._old[key] = super().get(kind, namespace, name)
+        return self._old.get(key)
+
+    def of_cluster(self, kind: Any, namespace: str, cluster: str) -> Any:
+        if not (self.lagging and kind in (CONFIG_MAP, VOLUME_CLAIM)):
+            self._old[kind] = super().of_cluster(kind, namespace, cluster)
+        return self._old.get(kind) or []
+
+    def put(self, kind: Any, obj: Any) -> None:
+        self._old[kind, obj["metadata"]["name"]] = obj
+
+
+def test_what_is_watched_alone_founds_no_empty_cluster(town: Town) -> None:
+    reader = Stale(town.platform.api)
+    town.platform = KubernetesPlatform(town.platform.api, "prod", reader)
+    town.claim()
+    town.know(phase="done")
+    assert town.state is None
+    reader.lagging = True
+    town.kube.remove(CLAIM_PATH)
+    assert town.state == {}, "its data are gone, whatever was seen last"
+    town.kube.remove(STATE_PATH)
+    with pytest.raises(Unavailable, match=r"ConfigMap shop\.recovery is gone"):
+        _ = town.state
+    reader.lagging = False
+    assert town.state == {}
+
+
+def test_a_purge_ends_when_the_volumes_are_gone_and_not_before(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.claim()
+    town.pod()
+    town.know(phase="failed", error="no such point")
+    removed = town.kube.remove
+
+    def protected(path: str) -> None:
+        """As Kubernetes does with a volume that somebody uses."""
+        if path == CLAIM_PATH:
+            town.claim(deletionTimestamp=NOW.isoformat())
+        else:
+            removed(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(town.kube, "remove", protected)
+        with pytest.raises(Unavailable, match="data-shop-segment-1-0 is still in use by a pod"):
+            town.platform.forget("shop", purge=True)
+    assert not town.has(POD_PATH), "nothing of ours uses it"
+    assert town.has(STATE_PATH), "nothing is forgotten of volumes that are there"
+    town.kube.remove(CLAIM_PATH)
+    town.platform.forget("shop", purge=True)
+    assert not any(town.has(path) for path in (CLAIM_PATH, STATE_PATH))
+
+
+def test_a_failure_is_not_handed_on_to_the_next_cluster_of_the_name(town: Town) -> None:
+    town.claim()
+    town.know(phase="failed", error="no such point", steps=["copied"])
+    town.platform.forget("shop", purge=False)
+    town.declare(uid="second")
+    assert town.state == {"phase": "requested"}, "volumes without data are no data"
+    town.know(phase="failed", error="no such point", steps=["copied", "settled"])
+    town.platform.forget("shop", purge=False)
+    assert town.state["error"] == "no such point", "data may be in some of them"
+
+
+def test_nothing_is_remembered_where_no_volume_was_made(town: Town) -> None:
+    town.know(phase="failed", error="there is no Secret keys")
+    town.platform.forget("shop", purge=False)
+    assert not town.has(STATE_PATH)
+
+
+def test_a_cluster_whose_declaration_makes_no_sense_can_be_deleted_in_the_middle_of_its_restore(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.claim()
+    town.pod()
+    town.know(phase="copying")
+    town.declare(deletionTimestamp=NOW.isoformat())
+
+    def broken(name: str) -> Any:
+        raise BadInput("spec.segments.count: must be >= 1, got 0")
+
+    monkeypatch.setattr(town.platform, "declaration", broken)
+    loop = ClusterLoop(town.platform, "shop", threading.Event())
+    assert not loop._is_done_with(BadInput("spec.segments.count: must be >= 1, got 0"))
+    assert not town.has(POD_PATH)
+    assert loop._is_done_with(BadInput("spec.segments.count: must be >= 1, got 0"))
+    assert not town.has(CLAIM_PATH)
+
+
+# pods
+
+
+def test_a_cluster_that_is_stopped_or_deleted_in_its_restore_runs_until_its_restore_pods_have_ended(
+    town: Town,
+) -> None:
+    town.claim()
+    town.pod()
+    assert not town.platform.members("shop")[FIRST.name].running, (
+        "while it is restored nobody is in their way"
+    )
+    town.platform.stop_member(FIRST)
+    assert town.has(POD_PATH)
+    town.declare(annotations={names.STOPPED_ANNOTATION: "true"})
+    assert town.platform.members("shop")[FIRST.name].running
+    town.platform.stop_member(FIRST)
+    assert not town.has(POD_PATH)
+    assert not town.platform.members("shop")[FIRST.name].running
+
+
+def test_what_is_refused_is_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    town.know(phase="copying")
+
+    def refuse(namespace: str, obj: Any) -> None:
+        raise PgherdError("could not create Pod: exceeded quota: small, used: cpu=2, limited: cpu=2")
+
+    monkeypatch.setattr(town.platform.api, "create", refuse)
+    with pytest.raises(Unavailable, match="exceeded quota"):
+        town.workshop.machine(FIRST)
+
+
+def test_restore_pods_are_of_the_members_account(town: Town) -> None:
+    town.know(phase="copying")
+    with pytest.raises(Unavailable, match="shop-segment-1-0-restore does not run yet"):
+        town.workshop.machine(FIRST)
+    assert town.kube.objects[POD_PATH]["spec"]["serviceAccountName"] == "shop"
+    account = town.kube.objects[f"{CORE}/serviceaccounts/shop"]
+    assert account["metadata"]["ownerReferences"][0]["uid"] == "first"
+
+
+def test_a_pod_of_a_cluster_that_had_this_name_is_not_used(town: Town) -> None:
+    town.know(phase="copying")
+    town.pod(owner="gone before")
+    assert town.workshop.standing(FIRST) is None
+    with pytest.raises(Unavailable):
+        town.workshop.machine(FIRST)
+    assert town.kube.objects[POD_PATH]["metadata"]["ownerReferences"][0]["uid"] == "first"
+
+
+@pytest.mark.parametrize(("silent_for", "given_up"), [(5.0, False), (600.0, True)])
+def test_a_pod_that_a_dead_node_does_not_end_is_given_up(
+    town: Town, silent_for: float, given_up: bool
+) -> None:
+    town.know(phase="copying")
+    town.pod(deletionTimestamp=NOW.isoformat())
+    town.node(silent_for)
+    with pytest.raises(Unavailable):
+        town.workshop.machine(FIRST)
+    assert ("deletionTimestamp" not in town.kube.objects[POD_PATH]["metadata"]) == given_up
+
+
+def test_whoever_is_to_end_waits_for_no_pod(town: Town) -> None:
+    town.know(phase="copying")
+    made = town.workshop
+    made.heed(lambda: True)
+    with pytest.raises(Cancelled):
+        made.machine(FIRST)
+
+
+def test_what_failed_is_cleared_away_without_making_anything(town: Town) -> None:
+    town.know(phase="copying")
+    town.kube.put(f"{CORE}/secrets/shop.recovery", {"kind": "Secret", "data": {}})
+    assert town.workshop.standing(FIRST) is None
+    town.pod()
+    town.workshop.close()
+    assert not town.has(POD_PATH)
+    assert not town.has(f"{CORE}/secrets/shop.recovery"), "keys do not outlive what they were for"
+    assert "POST" not in {verb for verb, _ in town.kube.asked}
+
+
+def test_keys_go_even_if_a_pod_does_not(town: Town) -> None:
+    town.know(phase="copying")
+    town.kube.put(f"{CORE}/secrets/shop.recovery", {"kind": "Secret", "data": {}})
+    town.pod(deletionTimestamp=NOW.isoformat())
+    with pytest.raises(Unavailable, match="shop-segment-1-0-restore has not ended yet"):
+        town.workshop.close()
+    assert not town.has(f"{CORE}/secrets/shop.recovery")
+
+
+# threads that linger
+
+
+def test_one_that_worked_for_a_cluster_that_is_gone_leaves_the_next_one_of_its_name_alone(town: Town) -> None:
+    town.know(phase="copying", message="the first one's")
+    lingering = town.workshop
+    town.declare("p2", uid="second")
+    town.know(phase="copying", message="the second one's")
+    town.pod(owner="second")
+    acts: list[Callable[[], object]] = [
+        lambda: lingering.write_state({"phase": "done"}),
+        lambda: lingering.machine(FIRST),
+        lambda: lingering.standing(FIRST),
+        lambda: lingering.end_processes(FIRST, Path("/data")),
+        lingering.close,
+    ]
+    for act in acts:
+        with pytest.raises(Cancelled, match="shop is another cluster by now"):
+            act()
+    assert town.has(POD_PATH)
+    assert (town.workshop.read_state() or {})["message"] == "the second one's"

@@ -1,0 +1,410 @@
+"""What a restore makes of a declaration that changes, of keys that are not there yet, and of what it has done already:
+the cluster's files are real, its steps are not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
+from pgherd.backup.pgbackrest import PgBackRest
+from pgherd.backup.pgbackrest_program import WithMembers
+from pgherd.backup.restore import Restore, Site
+from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import Member
+from pgherd.platform.local.layout import Layout
+from pgherd.platform.local.machine import LocalMachine
+from pgherd.platform.local.platform import LocalPlatform
+from tests.support.backups import point
+from tests.support.platform import cluster
+
+NOTHING: Any = None
+SILENT = Withheld("s3://safe does not answer")
+NO_SECRET = Refused("spec.backup.secretRef: there is no Secret keys of namespace prod")
+
+
+def declared(point: str = "p1", **source: Any) -> PostgresCluster:
+    recovery = {"cluster": "old", "repository": {"path": "/nowhere"}, "restorePoint": point, **source}
+    return cluster(engine="fdw", segments=2, bootstrap={"recovery": recovery})
+
+
+def far(**source: Any) -> PostgresCluster:
+    bucket = {"s3": {"bucket": "safe", "region": "eu-central-1"}}
+    return declared(method="pgbackrest", repository=bucket, **source)
+
+
+class Repository:
+    """One that says always the same."""
+
+    def __init__(self, problem: Exception | None = None) -> None:
+        self.repository, self.location = self, "s3://safe/old"
+        self._problem = problem
+
+    def require(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+
+class Home:
+    """A home in which a cluster is declared to be made from a backup."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder, self.platform = home, LocalPlatform(home)
+        self.platform.declare(declared())
+        self.workshop = self.platform.workshop("shop")
+
+    def know(self, now: PostgresCluster | None = None, **state: Any) -> None:
+        """What was written down, when this was declared."""
+        self.workshop.write_state(
+            {wish.KEY: wish.told(now or declared()), "point": point(1).as_json(), "bases": {}, **state}
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self.workshop.read_state() or {}
+
+    def due(self, now: PostgresCluster | None = None) -> Any:
+        return restoring.state(self.platform, now or declared())
+
+    def begin(self, now: PostgresCluster | None = None) -> Restore | None:
+        return restoring.begin(self.platform, now or declared(), NOTHING, threading.Event(), NOTHING)
+
+    def site(self, now: PostgresCluster | None = None, method: Any = None, **more: Any) -> Site:
+        known: Any = method or Repository()
+        return Site(self.platform, now or declared(), known, NOTHING, lambda: False, "old", **more)
+
+    def place_data(self) -> None:
+        control = Layout(self.folder).member(Member("shop", 0, 0)).data / "global" / "pg_control"
+        control.parent.mkdir(parents=True)
+        control.write_text("")
+
+    def runs(self, now: PostgresCluster | None = None, **more: Any) -> bool:
+        """Carry it on; whether a point was chosen for that."""
+        planned = []
+
+        class Carried(Restore):
+            def _plan(self) -> None:
+                planned.append(True)
+
+            def _carry_on(self) -> None:
+                self._tell(phase="copying")
+
+        Carried(self.site(now, **more)).run()
+        return bool(planned)
+
+    def fails(self, error: Exception, method: Any = None) -> None:
+        class Failing(Restore):
+            def _carry_on(self) -> None:
+                raise error
+
+        with pytest.raises(type(error)):
+            Failing(self.site(method=method)).run()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+# what is declared
+
+
+def test_a_point_that_is_declared_meanwhile_is_restored_and_not_the_one_before(home: Home) -> None:
+    home.know(phase="copying", steps=["copied:0", "copied"])
+    assert not home.runs(), "the same goes on where it was"
+    assert home.runs(declared("p2"))
+    assert wish.told(declared("p2")) == home.state[wish.KEY]
+    assert not home.state.get("steps")
+
+
+def test_a_process_at_work_on_another_point_ends(home: Home) -> None:
+    home.know(phase="copying")
+    carried = home.begin()
+    assert carried is not None
+    assert not carried._site.stopping()
+    home.platform.declare(declared("p2"))
+    assert carried._site.stopping()
+
+
+def test_other_keys_for_the_same_backups_change_nothing_of_what_is_done(home: Home) -> None:
+    home.know(far(secretRef="/mistyped"), phase="copying", steps=["copied"])
+    assert not home.runs(far(secretRef="/right"))
+    assert home.state["steps"] == ["copied"]
+    assert home.runs(far(cluster="other", secretRef="/right"))
+
+
+def test_what_an_earlier_version_wrote_down_goes_on(home: Home) -> None:
+    home.workshop.write_state({"phase": "copying", "point": point(1).as_json(), "bases": {}})
+    assert not home.runs(declared("p2"))
+
+
+def test_another_point_is_refused_once_data_may_be_in_their_places(home: Home) -> None:
+    home.know(phase="copying", steps=["copied", "reached", "opened", "settled"])
+    assert home.begin() is not None
+    with pytest.raises(BadInput, match=r"all but restored to p1: declare that again, or delete .* --purge"):
+        home.begin(declared("p2"))
+
+
+def test_a_declaration_that_makes_no_sense_ends_no_restore(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.know(phase="copying")
+    carried = home.begin()
+    assert carried is not None
+
+    def broken(name: str) -> Any:
+        raise BadInput("spec.segments.count: must be >= 1, got 0")
+
+    monkeypatch.setattr(home.platform, "declaration", broken)
+    assert not carried._site.stopping()
+
+
+# after the end
+
+
+def test_a_failure_counts_until_something_else_is_declared(home: Home) -> None:
+    home.know(phase="failed", error="no restore point 'p1' can be restored")
+    assert home.due()["error"]
+    assert home.due(declared("p2")) == {}
+    assert home.runs(declared("p2"))
+
+
+def test_a_cluster_whose_data_went_before_it_ever_served_is_made_again(home: Home) -> None:
+    home.know(phase="done", steps=list(restore.STEPS))
+    assert home.due() == {}
+    carried = home.begin()
+    assert carried is not None
+    assert carried._site.anew
+    assert home.runs(anew=True)
+
+
+def test_what_a_cluster_lost_that_served_is_never_made_anew_from_an_old_point(home: Home) -> None:
+    home.know(phase="done", steps=list(restore.STEPS))
+    home.platform.write_status("shop", {"name": "shop", "phase": "Degraded", "admitted": [1, 2]})
+    assert home.due() is None
+
+
+def test_a_restore_that_is_done_is_left_alone_whoever_saw_it_last(home: Home) -> None:
+    home.know(phase="done", steps=list(restore.STEPS))
+    before = home.state
+    assert not home.runs()
+    assert home.state == before
+    home.place_data()
+    assert home.due() is None
+    assert home.begin() is None
+
+
+# what is waited for
+
+
+@pytest.mark.parametrize("error", [SILENT, NO_SECRET])
+def test_keys_and_stores_that_are_not_there_are_waited_for_and_the_status_says_so(
+    home: Home, error: PgherdError
+) -> None:
+    home.know(phase="copying", message="choosing the point")
+    for _ in range(3 * pauses.TRIES):
+        home.fails(error)
+    assert home.state["phase"] == "copying"
+    assert restoring.operation_status(home.state)["message"].endswith(str(error))
+
+
+def test_a_repository_that_is_away_is_not_taken_for_damaged_copies_and_logs(home: Home) -> None:
+    home.know(phase="copying")
+    damaged = PgherdError("the log of segment-1 does not lead to p1")
+    home.fails(damaged, Repository(SILENT))
+    assert (home.state["phase"], home.state["waits"]) == ("copying", str(SILENT))
+    home.fails(damaged, Repository())
+    assert (home.state["phase"], home.state["error"]) == ("failed", str(damaged))
+
+
+def test_a_repository_that_was_removed_is_not_waited_for(home: Home) -> None:
+    home.know(phase="copying")
+    home.fails(PgherdError("a copy is damaged"), Repository(PgherdError("there is no repository")))
+    assert (home.state["phase"], home.state["error"]) == ("failed", "a copy is damaged")
+
+
+def test_in_place_nobody_waits_for_keys_while_the_data_are_aside(home: Home) -> None:
+    home.place_data()
+    home.workshop.write_state({**restore.IN_PLACE, "point": point(1).as_json(), "bases": {}})
+    home.fails(NO_SECRET)
+    assert home.state["phase"] == restore.REVERTED
+
+
+@pytest.mark.parametrize(
+    ("said", "hindrance"),
+    [
+        ("P00   WARN: repo1: [HostConnectError] unable to connect to 's3:443': refused", "unable to connect"),
+        ("P00  ERROR: [039]: HTTP request failed with 403 (Forbidden):", "403"),
+        (
+            "P00  ERROR: [103]: unable to find a valid repository:\nrepo1: [ProtocolError] HTTP",
+            "ProtocolError",
+        ),
+        ("P00   WARN: repo1: [ChecksumError] invalid checksum\nP00  ERROR: [026]: unable to get 0000", None),
+        (
+            'P00   WARN: [HostConnectError] no\nLOG:  restored log file "00000001" from archive\nFATAL:  bad',
+            None,
+        ),
+        ("ERROR:  canceling statement due to statement timeout", None),
+        ("FATAL:  recovery ended before configured recovery target was reached", None),
+    ],
+)
+def test_a_log_that_nobody_could_read_is_told_from_one_that_ends(said: str, hindrance: str | None) -> None:
+    found = pgbackrest_config.hindrance(said)
+    assert (found is None) if hindrance is None else (hindrance in (found or ""))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("ERROR: [049]: unable to connect to 's3:443': [110] Connection timed out", Withheld),
+        ("ERROR: [039]: HTTP request failed with 403 (Forbidden):\n*** Path/Query ***", Withheld),
+        ("ERROR: [039]: HTTP request failed with 503 (Service Unavailable)", Withheld),
+        ("ERROR: [055]: unable to open missing file 'x'", PgherdError),
+        ("ERROR: [026]: error restoring 'base/1': actual checksum does not match expected", PgherdError),
+    ],
+)
+def test_keys_that_have_not_come_into_a_pod_yet_are_not_taken_for_a_damaged_copy(
+    said: str, kind: type[PgherdError]
+) -> None:
+    def fail(*command: Any, **how: Any) -> Any:
+        raise PgherdError(said)
+
+    pod: Any = SimpleNamespace(run=fail, output=fail)
+    machines: Any = SimpleNamespace(folder=Path("/etc/pgherd-backup"))
+    runner = WithMembers(machines)
+    calls: list[Callable[[], object]] = [
+        lambda: runner.run(["restore"], pod, stopping=bool),
+        lambda: runner.output(["info"], pod),
+    ]
+    for call in calls:
+        with pytest.raises(PgherdError) as failed:
+            call()
+        assert type(failed.value) is kind
+
+
+# what is done already
+
+
+class Copies(Repository):
+    """Copies that take no time."""
+
+    def __init__(self, then: Callable[[int], None] = lambda group: None) -> None:
+        super().__init__()
+        self.made: list[int] = []
+        self._then = then
+
+    def restore(self, copies: Any, group: int, target: Path, report: Any, stopping: Any) -> None:
+        report(10, 100)
+        self.made.append(group)
+        self._then(group)
+        report(100, 100)
+
+
+class Copying(Restore):
+    """Comes to the end of the copies, on no machine at all."""
+
+    def _machine(self, group: int) -> Any:
+        return SimpleNamespace(remove=lambda path: None)
+
+    def _end_strays(self) -> None:
+        return
+
+    def _start_and_reach(self, group: int) -> None:
+        raise Cancelled("far enough")
+
+
+BASES = {"0": ["b1"], "1": ["b1"], "2": ["b1"]}
+
+
+def copied(home: Home, method: Copies, error: type[Exception] = Cancelled) -> Restore:
+    carried = Copying(home.site(method=method))
+    with pytest.raises(error):
+        carried.run()
+    return carried
+
+
+def test_groups_that_are_copied_are_not_copied_again(home: Home) -> None:
+    home.know(phase="copying", bases=BASES)
+
+    def fails(group: int) -> None:
+        if group == 1:
+            raise Unavailable("the connection to shop-segment-1-0-restore broke")
+
+    copied(home, first := Copies(fails), Unavailable)
+    assert sorted(first.made) == [0, 1, 2]
+    assert {"copied:0", "copied:2"} <= set(home.state["steps"])
+    assert "copied" not in home.state["steps"]
+    copied(home, again := Copies())
+    assert again.made == [1]
+    assert "copied" in home.state["steps"]
+    assert (home.state["bytesDone"], home.state["bytesTotal"]) == (300, 300)
+
+
+def test_nobody_copies_before_there_is_a_place_for_every_group(home: Home) -> None:
+    home.know(phase="copying", bases=BASES)
+
+    class Nowhere(Copying):
+        def _machine(self, group: int) -> Any:
+            if group == 2:
+                raise Unavailable("shop-segment-2-0-restore does not run yet: no node has room")
+
+    with pytest.raises(Unavailable):
+        Nowhere(home.site(method=(method := Copies()))).run()
+    assert method.made == []
+
+
+def test_progress_that_can_not_be_written_down_ends_no_copy(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.know(phase="copying", bases=BASES)
+    method = Copies()
+    carried = Copying(home.site(method=method))
+    write = carried._workshop.write_state
+
+    def blip(state: Any) -> None:
+        if "bytesDone" in state and len(method.made) < len(BASES):
+            raise Unavailable("could not apply ConfigMap shop.recovery: 503")
+        write(state)
+
+    monkeypatch.setattr(carried._workshop, "write_state", blip)
+    monkeypatch.setattr("pgherd.backup.restore.time.sleep", lambda seconds: None)
+    with pytest.raises(Cancelled):
+        carried.run()
+    assert sorted(method.made) == [0, 1, 2]
+    assert {"copied:0", "copied:1", "copied:2", "copied"} <= set(home.state["steps"])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_pgbackrest_goes_on_where_its_own_manifest_says_that_it_was_at_work(
+    tmp_path: Path, begun: bool
+) -> None:
+    target, commands = tmp_path / "from-backup", []
+    target.mkdir()
+    (target / "1").write_text("some of it")
+    if begun:
+        (target / "backup.manifest").write_text("")
+
+    def run(arguments: Any, machine: Any, **how: Any) -> None:
+        commands.append((arguments, (target / "1").exists()))
+
+    class Here(LocalMachine):
+        def end_strays(self, argument: str) -> None:
+            return
+
+    here = Here(NOTHING)
+    runner: Any = SimpleNamespace(of=lambda group: here, run=run, prepare=lambda settings: None)
+    place: Any = SimpleNamespace(settings=lambda: None)
+
+    class Method(PgBackRest):
+        def _copy_of(self, backup: str, group: int) -> Any:
+            return SimpleNamespace(system="7", label="20261121F", bytes=10)
+
+    Method(place, runner).restore(["b1"], 1, target, lambda done, total: None, lambda: False)
+    [(arguments, kept)] = commands
+    assert ("--delta" in arguments, kept) == (begun, begun)
