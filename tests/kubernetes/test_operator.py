@@ -56,12 +56,8 @@ def crashing(operator: Namespace) -> Iterator[Namespace]:
             {"name": "PGHERD_CRASH_LOG", "value": LOG},
         ],
     }
-    scale_operator(operator, 1)  # whose journal is read is the one that works
-    try:
-        with patched(operator, container):
-            yield operator
-    finally:
-        scale_operator(operator)
+    with patched(operator, container):
+        yield operator
 
 
 def kill_operator(operator: Namespace) -> list[str]:
@@ -76,15 +72,17 @@ def kill_operator(operator: Namespace) -> list[str]:
 
 @contextmanager
 def patched(operator: Namespace, container: Mapping[str, object]) -> Iterator[None]:
-    """The operator runs so as long as the block lasts."""
+    """The operator runs so as long as the block lasts, and alone: whose journal is read is the one that works."""
     change = {"spec": {"template": {"spec": {"containers": [container]}}}}
     operator.kubectl("patch", "deployment", "pgherd-operator", "--patch", json.dumps(change))
     rolled_out = ("rollout", "status", "deployment/pgherd-operator", "--timeout=120s")
+    scale_operator(operator, 1)
     try:
         operator.kubectl(*rolled_out)
         yield
     finally:
         operator.kubectl("rollout", "undo", "deployment/pgherd-operator")
+        scale_operator(operator)
         operator.kubectl(*rolled_out)
 
 

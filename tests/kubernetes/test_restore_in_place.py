@@ -20,7 +20,7 @@ import pytest
 
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.restore_pods import RESTORE_LABEL
-from tests.kubernetes.kube import ROOT, KubectlError, Namespace, scale_operator, wait_for
+from tests.kubernetes.kube import ROOT, KubectlError, Namespace, wait_for
 from tests.kubernetes.pgherd import Done
 from tests.kubernetes.test_backups import (
     KEYS,
@@ -177,12 +177,8 @@ def one_at_a_time(till: Till) -> Iterator[None]:
 @contextmanager
 def dying(operator: Namespace, points: tuple[str, ...]) -> Iterator[None]:
     """The operator dies by SIGKILL once at each place as long as the block lasts."""
-    scale_operator(operator, 1)  # whose journal is read is the one that works
-    try:
-        with patched(operator, crashing(points)):
-            yield
-    finally:
-        scale_operator(operator)
+    with patched(operator, crashing(points)):
+        yield
 
 
 @contextmanager

@@ -49,14 +49,19 @@ def make_tables(connection: psycopg.Connection[Any]) -> None:
 
 @contextmanager
 def movers(dsn: str, count: int = 4) -> Iterator[Ledger]:
-    """Move money in ``count`` threads until the block ends."""
+    """Move money in ``count`` threads until the block ends. What was moved before is in the ledger from the beginning."""
 
     def connect() -> psycopg.Connection[Any]:
         return psycopg.connect(dsn, autocommit=True)
 
     ledger, stop = Ledger(), threading.Event()
+    with connect() as connection:
+        before = [row[0] for row in connection.execute("SELECT id FROM transfer")]
+    ledger.began = dict.fromkeys(before, datetime.now(UTC))
+    ledger.acknowledged = dict(ledger.began)
+    first = max(before, default=-1) // count * count + count
     threads = [
-        threading.Thread(target=_move_on, args=(connect, number, count, ledger, stop), daemon=True)
+        threading.Thread(target=_move_on, args=(connect, number, count, first, ledger, stop), daemon=True)
         for number in range(count)
     ]
     for thread in threads:
@@ -91,13 +96,14 @@ def _move_on(
     connect: Callable[[], psycopg.Connection[Any]],
     number: int,
     count: int,
+    first: int,
     ledger: Ledger,
     stop: threading.Event,
 ) -> None:
     connection: psycopg.Connection[Any] | None = None
     # Each writer has accounts of its own: a hot row is no part of what is shown here.
     own = [account for account in range(1, ACCOUNTS + 1) if account % count == number]
-    transfer = number
+    transfer = first + number
     while not stop.is_set():
         if ledger.paused.is_set():
             ledger.resting.add(number)
