@@ -49,7 +49,7 @@ def make_tables(connection: psycopg.Connection[Any]) -> None:
 
 @contextmanager
 def movers(dsn: str, count: int = 4) -> Iterator[Ledger]:
-    """Move money in ``count`` threads until the block ends. What was moved before is in the ledger from the beginning."""
+    """Move money in ``count`` threads until the block ends; the ledger also knows what was moved before."""
 
     def connect() -> psycopg.Connection[Any]:
         return psycopg.connect(dsn, autocommit=True)
