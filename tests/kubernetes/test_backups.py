@@ -154,13 +154,16 @@ def moment(text: str) -> datetime:
 
 
 def test_backups_are_healthy_and_told_everywhere(bank: Bank) -> None:
-    wait_for(
-        lambda: bank.cluster.condition("BackupsHealthy").get("status") == "True", "backups are healthy", 90
-    )
+    def told() -> bool:
+        last = (bank.cluster.status.get("backups") or {}).get("lastBackup") or {}
+        return (
+            bank.cluster.condition("BackupsHealthy").get("status") == "True" and last.get("phase") == "done"
+        )
+
+    wait_for(told, "backups are healthy, and the first one is told of", 90)
     status = bank.cluster.status["backups"]
     assert status["method"] == "pgbackrest"
     assert status["repository"] == f"s3://{BUCKET}/bank"
-    assert status["lastBackup"]["phase"] == "done"
     [first] = bank.rows("backups")
     assert set(first["groups"]) == {"0", "1", "2"}
     assert all(group["type"] == "full" for group in first["groups"].values())
