@@ -65,7 +65,7 @@ class Town:
         condition = {
             "type": "Ready",
             "status": "Unknown",
-            "lastTransitionTime": (NOW - timedelta(seconds=silent_for)).isoformat(),
+            "lastTransitionTime": (datetime.now(UTC) - timedelta(seconds=silent_for)).isoformat(),
         }
         self.kube.put("/api/v1/nodes/n1", {"kind": "Node", "status": {"conditions": [condition]}})
 
