@@ -82,7 +82,7 @@ class Vault(Bank):
             found = self.cluster.condition("RestoreProven")
             return found if (found.get("status"), found.get("reason")) == (status, reason) else None
 
-        return dict(wait_for(there, f"RestoreProven is {status} ({reason})", 120, every=1))
+        return dict(wait_for(there, f"RestoreProven is {status} ({reason})", LONG, every=1))
 
     def events(self, kind: str) -> list[str]:
         """What was told of the cluster."""
