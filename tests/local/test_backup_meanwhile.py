@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,20 @@ def copying(home: Home, group: str) -> list[psutil.Process]:
     return found
 
 
+@contextmanager
+def held(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """They stand still as long as the block lasts: however long that takes, no copy comes to its end in it."""
+    assert processes
+    for each in processes:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in processes:
+            with suppress(psutil.Error):
+                each.resume()
+
+
 def begin_backup(home: Home, throttle: Throttle, group: str = "segment-1") -> str:
     """A backup that is copying this group; returns its id."""
     throttle.on()
@@ -93,10 +108,11 @@ def test_a_group_that_fails_over_is_copied_again_from_its_new_primary(
 ) -> None:
     backup = begin_backup(home, throttle)
     before = home.member("segment-1", "primary")["name"]
-    psutil.Process(home.postmaster(before)).kill()
-    wait_for(
-        lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
-    )
+    with held(copying(home, "segment-1")):
+        psutil.Process(home.postmaster(before)).kill()
+        wait_for(
+            lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
+        )
     done = await_backup(home, throttle, backup)
     assert done["phase"] == "done", done["error"]
     groups = done["groups"]

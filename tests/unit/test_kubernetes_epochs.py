@@ -12,13 +12,13 @@ import pytest
 
 from pgherd.backup import restore, restoring
 from pgherd.backup.restore import Site
-from pgherd.errors import PgherdError, Unavailable
-from pgherd.model.spec import to_mapping
+from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.model.spec import PostgresCluster, to_mapping, validate
 from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import epochs, names
 from pgherd.platform.kubernetes.epochs import Wish
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
-from pgherd.platform.kubernetes.workshop import PodWorkshop
+from pgherd.platform.kubernetes.workshop import PodWorkshop, has_ended
 from pgherd.reconcile import status
 from tests.support.backups import point
 from tests.support.kube_api import Kube, kube_api
@@ -411,6 +411,74 @@ def test_a_restore_that_fails_ends_where_it_began(lab: Lab) -> None:
     for _ in range(2):
         lab.platform.align(cluster(), {0: {}})
     assert lab.claims() == ["data-shop-coordinator-0"]
+
+
+def test_what_was_taken_back_has_as_many_segments_as_before(lab: Lab) -> None:
+    counts = {"before": 3, "at": cluster().spec.segments.count}
+    lab.annotate(Wish("a", RECOVERY, segments=counts).as_text(UID))
+    lab.stop()
+    restored(lab)
+    assert lab.state()["phase"] == restore.REVERTED
+    assert lab.kube.objects[SHOP]["spec"]["segments"]["count"] == 3
+
+
+def test_a_number_of_segments_that_somebody_wants_meanwhile_stays(lab: Lab) -> None:
+    lab.annotate(Wish("a", RECOVERY, segments={"before": 3, "at": 4}).as_text(UID))
+    lab.stop()
+    restored(lab)
+    assert lab.kube.objects[SHOP]["spec"]["segments"]["count"] == 2
+
+
+def test_nobody_goes_back_to_volumes_that_are_gone(lab: Lab) -> None:
+    wish(lab)
+    lab.stop()
+    restored(lab, Unavailable("the repository is silent"))
+    lab.kube.remove(f"{CORE}/persistentvolumeclaims/data-shop-coordinator-0")
+    for _ in range(2):
+        restored(lab)
+    assert lab.state()["phase"] == "copying"
+    assert lab.claims() == ["data1-shop-coordinator-0"], "it is all there is"
+
+
+def test_whoever_comes_late_does_not_undo_what_was_brought_to_its_end(lab: Lab) -> None:
+    wish(lab)
+    state = {**(lab.workshop.read_state() or {}), "startedAt": "2026-01-01T00:00:00.000+00:00"}
+    lab.workshop.write_state({**state, "phase": restore.DONE})
+    with pytest.raises(Cancelled, match="by somebody else"):
+        lab.workshop.write_state({**state, "phase": "copying"})
+    assert lab.state()["phase"] == restore.DONE
+    made = {"phase": "copying", "startedAt": state["startedAt"]}
+    assert has_ended({**made, "phase": restore.DONE}, made)
+    assert not has_ended(
+        {**made, "phase": restore.DONE}, {**made, "startedAt": "2026-01-02T00:00:00.000+00:00"}
+    )
+    assert not has_ended({**state, "phase": restore.REVERTED}, {**state, "id": "b", "phase": "requested"})
+
+
+def test_what_was_kept_and_is_gone_needs_no_confirmation(lab: Lab) -> None:
+    wish(lab)
+    lab.stop()
+    state = lab.workshop.read_state() or {}
+    lab.claim(1)
+    lab.workshop.write_state({**state, "phase": restore.DONE})
+    lab.kube.remove(f"{CORE}/persistentvolumeclaims/data-shop-coordinator-0")
+    lab.platform.align(cluster(), {0: {}})
+    assert lab.state()["kept"] is None
+    assert epochs.refused("shop", lab.state(), Wish("b", RECOVERY)) == ""
+
+
+@pytest.mark.parametrize("phase", [restore.DONE, restore.REVERTED])
+def test_a_cluster_that_is_declared_to_be_restored_is_never_founded_because_of_its_namesake(
+    phase: str,
+) -> None:
+    state, raw = {**begun(), "phase": phase}, to_mapping(cluster())
+    raw["spec"]["bootstrap"] = {"recovery": RECOVERY}
+    declared, problems = validate(raw, PostgresCluster)
+    assert declared is not None, problems
+    assert restore.is_due(state, declared, has_data=False)
+    assert restore.standing(state, declared) == {}
+    assert not restore.is_due(state, declared, has_data=False, lived=True)
+    assert not restore.is_due(state, declared, has_data=True)
 
 
 def test_a_restore_that_is_called_off_goes_back_whoever_hears_of_it(lab: Lab) -> None:

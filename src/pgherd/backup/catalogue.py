@@ -399,7 +399,8 @@ def check_holder(location: object, known: Identity, me: Owner) -> None:
 
     :raises NotOurs: in one line
     """
-    if not me.id or known.owner in ("", me.id) or known.owner == me.takes_over:
+    # One in which no database ever was is nobody's yet: its keeper claims it.
+    if not me.id or known.owner in ("", me.id) or known.owner == me.takes_over or not known.systems:
         return
     raise NotOurs(
         f"spec.backup.repository: {location} holds the backups of another cluster, {known.owner}: "

@@ -119,17 +119,19 @@ def is_due(
     wanted = bool(wish.told(cluster)) and not has_data
     if state is None:
         return wanted
-    if state.get("phase") == DONE and not state.get("inPlace") and not lived:
-        return wanted  # what was made then is gone, and would be founded anew, empty
+    if state.get("phase") in (DONE, REVERTED) and not lived:
+        return wanted  # what was made then, also in place, is gone, and would be founded anew, empty
     return state.get("phase") not in (DONE, REVERTED)
 
 
 def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
     """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
     elsewhere."""
+    if state.get("phase") in (DONE, REVERTED):
+        return {}
     if state.get("inPlace"):
         return state
-    ended = state.get("phase") == DONE or (state.get("phase") == FAILED and wish.is_other(state, cluster))
+    ended = state.get("phase") == FAILED and wish.is_other(state, cluster)
     return {} if ended or wish.leads_elsewhere(state, cluster) else state
 
 
@@ -197,10 +199,11 @@ class Restore:
         """
         written = self._workshop.read_state() or {}
         is_over = written.get("phase") in (DONE, REVERTED) and not self._site.anew
-        if is_over or written.get("id") != self._site.id:
+        known = standing(written, self._site.cluster)
+        if is_over or known.get("id") != self._site.id:
             logger.info("%s: nobody asks for this restore any more", self._site.name)
             return
-        self._state = dict(standing(written, self._site.cluster))
+        self._state = dict(known)
         if not self._in_place:
             self._state[wish.KEY] = wish.told(self._site.cluster)
         try:
@@ -261,8 +264,15 @@ class Restore:
         self._remove(self._end_strays)
         self._remove(self._drop_scratch)
         back = self._workshop.put_back()
+        self._put_segments_back()
         crash_point("restore:put-back")
         self._tell(phase=REVERTED, error=self._state["failure"], finishedAt=records.now(), **back)
+
+    def _put_segments_back(self) -> None:
+        """As many are declared as before, unless somebody wants yet another number: data would be moved for nothing."""
+        counts, platform = self._state.get("segments") or {}, self._site.platform
+        if platform.declaration(self._site.name).cluster.spec.segments.count == counts.get("at"):
+            platform.declare_segments(self._site.name, counts["before"])
 
     def _carry_on(self) -> None:
         self._tell(message=f"restoring to {self._point.name} ({self._point.time})")

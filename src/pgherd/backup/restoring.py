@@ -154,14 +154,15 @@ def begin(
     # A look may be from before its end; and data that are there are never made anew.
     if state(platform, cluster) is None:
         return None
-    known = platform.workshop(name).read_state() or {}
+    written = platform.workshop(name).read_state() or {}
+    known = restore.standing(written, cluster)
     asked = known.get("recovery")
     if asked is None and (bootstrap is None or not bootstrap.is_needed):
         raise PgherdError(
             f"{name} was being made from a backup, which is not declared any more: declare it again, or delete {name}"
         )
-    wish.require_open(known, cluster)
-    anew = known.get("phase") == restore.DONE
+    wish.require_open(written, cluster)
+    anew = written.get("phase") in (restore.DONE, restore.REVERTED)
 
     def stopping() -> bool:
         if stop.is_set():

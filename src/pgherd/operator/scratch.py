@@ -147,17 +147,17 @@ class Scratch(Ground):
         :raises BadInput: what has its name is no scratch
         :raises Cancelled: this process is to end
         """
-        self._require_free()
-        found = self._resource()
+        found = self._require_free()
         if found is not None and "deletionTimestamp" not in found["metadata"]:
-            patch = {"spec": {"deletionPolicy": "Delete"}}
+            # This very one: what somebody may have put in its place is not ours.
+            patch = {"metadata": {"uid": found["metadata"]["uid"]}, "spec": {"deletionPolicy": "Delete"}}
             self._platform.api.merge(CLUSTER, self._platform.namespace, self.scratch, patch)
             self._platform.api.delete_this(CLUSTER, self._platform.namespace, found)
         while self._resource() is not None or self._volumes():
             self.pause(LOOK_SECONDS)
             self._require_free()  # somebody may have had its volumes kept
 
-    def _require_free(self) -> None:
+    def _require_free(self) -> Object | None:
         found = self._resource()
         if found is not None and not drills.is_scratch(found, self.name):
             raise BadInput(f"{self.scratch} is a cluster of its own: a drill of {self.name} needs that name")
@@ -166,6 +166,7 @@ class Scratch(Ground):
                 f"the volumes of a cluster {self.scratch} that was deleted are kept, and a drill of {self.name} needs "
                 f"that name: 'pgherd delete {self.scratch} --purge' removes them"
             )
+        return found
 
     def _resource(self) -> Object | None:
         """Asked, not looked up: it is about what is made and removed."""

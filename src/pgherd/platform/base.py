@@ -310,6 +310,10 @@ class Platform(ABC):
         """Create a cluster or change its declaration. Returns once the wish is durable, not once it is fulfilled."""
 
     @abstractmethod
+    def declare_segments(self, name: str, count: int) -> None:
+        """Declare another number of segments."""
+
+    @abstractmethod
     def set_stopped(self, name: str, stopped: bool) -> None:
         """Ask for the members to be gone (data kept), or back."""
 

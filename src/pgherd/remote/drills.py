@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightkube.resources.core_v1 import ConfigMap
@@ -48,6 +48,10 @@ class Drills:
     def _refuse_if_leaving(self, name: str, resource: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def refuse_if_restored(self, name: str, resource: Mapping[str, Any]) -> None:
+        """Refuse what has to wait for the end of a restore in place."""
+        raise NotImplementedError
+
     def _annotate(self, name: str, key: str, value: str | None) -> None:
         raise NotImplementedError
 
@@ -70,6 +74,7 @@ class Drills:
         self._require_backups(name, stopped=not tables)
         scratch, resource = scratch_name(name), self._get(name)
         self._refuse_if_leaving(name, resource)
+        self.refuse_if_restored(name, resource)
         state = self._drill_state(name)
         if (state is not None and state.is_open) or drills.is_asked(resource):
             raise BadInput(f"a drill of {name} is going on: wait until it is done")

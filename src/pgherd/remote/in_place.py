@@ -14,7 +14,7 @@ from typing import Any
 from pgherd.errors import BadInput, PgherdError
 from pgherd.platform.base import REVERTED
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.epochs import Wish
+from pgherd.platform.kubernetes.epochs import Wish, wish_of
 from pgherd.remote import objects
 
 POLL_SECONDS = 0.5
@@ -66,21 +66,30 @@ class InPlace:
         :param segments: how many the cluster had at that point
         """
         resource = self._get(name)
-        wish = Wish(f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}", recovery)
+        before = objects.cluster_of(resource).spec.segments.count
+        counts = {"before": before, "at": segments} if before != segments else None
+        wish = Wish(f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}", recovery, segments=counts)
         annotations = {
             names.RESTORE_ANNOTATION: wish.as_text(resource["metadata"]["uid"]),
             names.STOPPED_ANNOTATION: None,
         }
         change: dict[str, Any] = {"metadata": {"annotations": annotations}}
-        if objects.cluster_of(resource).spec.segments.count != segments:
+        if counts is not None:
             change["spec"] = {"segments": {"count": segments}}
         self._patch(name, change)
 
     def call_off_restore(self, name: str) -> bool:
         """Take the wish back; whether there was one to take back."""
-        if not objects.is_being_restored(self._get(name)):
+        resource = self._get(name)
+        if not objects.is_being_restored(resource):
             return False
-        self._patch(name, {"metadata": {"annotations": {names.RESTORE_ANNOTATION: None}}})
+        change: dict[str, Any] = {"metadata": {"annotations": {names.RESTORE_ANNOTATION: None}}}
+        wish = wish_of(resource)
+        counts = (wish and wish.segments) or {}
+        if objects.cluster_of(resource).spec.segments.count == counts.get("at"):
+            # In the same change: what is as it was before must not be made smaller or larger afterwards.
+            change["spec"] = {"segments": {"count": counts["before"]}}
+        self._patch(name, change)
         return True
 
     def restore_outcome(self, name: str) -> str | None:

@@ -264,8 +264,10 @@ def restore_in_place(platform: LocalPlatform, name: str, target: Target) -> None
         restore.FAILED,
     ):
         raise BadInput(f"{name} is being restored already: 'pgherd status {name}' shows how far it is")
+    before, at = platform.declaration(name).cluster.spec.segments.count, target.cluster.spec.segments.count
     platform.declare(target.cluster)
-    workshop.write_state(restore.IN_PLACE)
+    counts = {"segments": {"before": before, "at": at}} if before != at else {}
+    workshop.write_state({**restore.IN_PLACE, **counts})
     # A generation of its own: what was seen before says nothing of this wish.
     platform.set_stopped(name, True)
     platform.set_stopped(name, False)

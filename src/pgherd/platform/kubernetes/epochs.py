@@ -13,7 +13,8 @@ So taking a restore back is one write, and confirming it is another.
 What is asked for is an annotation of the cluster: ``{"id": ..., "recovery": {...}}``, where ``recovery`` is what
 ``spec.bootstrap.recovery`` would be, and then ``{"id": ..., "confirmed": true}``. With a ``uid`` it is meant for that
 resource alone, not for one that is made from a copy of it. To take the annotation away before the restore is done is to
-call it off.
+call it off. Where the point has another number of segments, ``segments`` says ``before`` and ``at`` it: the declaration
+gets the one with the wish, and the other one back if the restore is taken back.
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ class Wish:
     confirmed: bool = False
     problem: str = ""
     """why it makes no sense"""
+    segments: Mapping[str, int] | None = None
+    """how many were declared ``before``, and how many there were ``at`` the point; None: as many"""
 
     def as_text(self, uid: str) -> str:
         """The annotation's value.
 
         :param uid: of the resource that it is for
         """
-        told = {"recovery": self.recovery} if self.recovery is not None else {"confirmed": self.confirmed}
+        told: dict[str, Any] = {"confirmed": self.confirmed}
+        if self.recovery is not None:
+            told = {"recovery": self.recovery}
+        if self.segments is not None:
+            told["segments"] = self.segments
         return json.dumps({"id": self.id, "uid": uid, **told}, sort_keys=True)
 
 
@@ -64,7 +71,9 @@ def wish_of(resource: Mapping[str, Any] | None) -> Wish | None:
         value = json.loads(text)
         if value.get("uid") not in (None, metadata.get("uid")):
             return None
-        wish = Wish(str(value["id"]), value.get("recovery"), value.get("confirmed") is True)
+        confirmed, counts = value.get("confirmed") is True, value.get("segments")
+        segments = {key: int(counts[key]) for key in ("before", "at")} if counts else None
+        wish = Wish(str(value["id"]), value.get("recovery"), confirmed, segments=segments)
         if not wish.confirmed:
             RecoverySpec.model_validate(wish.recovery, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -145,6 +154,7 @@ def with_wish(
         "epoch": max((state or {}).get("epoch", FIRST), *there) + 1,
         "kept": current(state),
         "discard": discarded(state),
+        **({"segments": dict(wish.segments)} if wish.segments else {}),
     }
 
 

@@ -419,9 +419,16 @@ class KeepsBackups(Platform):
 
     def withdraw_drill(self, name: str) -> None:
         """What somebody asked for is done."""
-        patch = {"metadata": {"annotations": {drills.ASK_ANNOTATION: None}}}
+        self._change(name, {"metadata": {"annotations": {drills.ASK_ANNOTATION: None}}})
+
+    def declare_segments(self, name: str, count: int) -> None:
+        """Declare another number of segments."""
+        self._change(name, {"spec": {"segments": {"count": count}}})
+
+    def _change(self, name: str, patch: Mapping[str, Any]) -> None:
         changed = self.api.merge(CLUSTER, self.namespace, name, patch)
         if changed is not None:
+            # The next look must know: a stream may say it too late.
             self._reader.put(CLUSTER, complete(CLUSTER, changed))
 
     def make_scratch(self, name: str, declared: Mapping[str, Any], drill: str) -> bool:

@@ -380,6 +380,9 @@ class KubernetesPlatform(KeepsBackups):
         self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
         self._delete_pod(member, PURGE_SECONDS if self.deletion(member.cluster) else None)
+        if self.resource_of(member.cluster)["spec"].get("fencing") == "out-of-service":
+            # Before a restore in place all have to be gone, also those whose node is.
+            self._look_at_fence(member.cluster)
 
     def try_member(self, cluster: PostgresCluster, member: Member) -> None:
         """Have a pod of no consequence start on the member's node in what is declared now."""
@@ -404,7 +407,7 @@ class KubernetesPlatform(KeepsBackups):
         That it is lost was seen of a pod that may be gone by now: what took its place stays as it is.
         """
         seen = self._reader.get(POD, self.namespace, member.name)
-        claim_name = names.volume_claim(member, self.settled_epoch(member.cluster))
+        claim_name = names.volume_claim(member, self.settled_epoch(member.cluster, asked=True))
         claim = self.api.get(VOLUME_CLAIM, self.namespace, claim_name)
         pod = self.api.get(POD, self.namespace, member.name)
         if seen is None or pod is None or pod["metadata"]["uid"] != seen["metadata"]["uid"]:
@@ -426,7 +429,7 @@ class KubernetesPlatform(KeepsBackups):
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
-        claim = names.volume_claim(member, self.settled_epoch(member.cluster))
+        claim = names.volume_claim(member, self.settled_epoch(member.cluster, asked=True))
         with self._changing(member.cluster):
             if self._replicas(member.cluster, member.group) > member.ordinal:
                 patch = {"spec": {"replicas": member.ordinal}}

@@ -27,6 +27,7 @@ from pgherd.platform.kubernetes.api import (
     STATEFUL_SET,
     VOLUME_CLAIM,
     Object,
+    is_conflict,
 )
 from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
@@ -207,8 +208,14 @@ class PodWorkshop(Workshop):
 
     def put_back(self) -> Mapping[str, Any]:
         state = self.read_state() or {}
+        kept = self._claims(int(state["kept"]))
+        if not any(self._is_coordinators(claim) for claim in kept):
+            raise PgherdError(
+                f"the volumes that {self._cluster} had before are gone: what was restored is all there is of it, and "
+                "is left as it is"
+            )
         self.close()
-        for claim in self._claims(int(state["kept"])):
+        for claim in kept:
             self._mark(claim, None)
         return {"discard": [*epochs.discarded(state), epochs.current(state)]}
 
@@ -217,6 +224,10 @@ class PodWorkshop(Workshop):
         found = self._platform.api.list(VOLUME_CLAIM, self._platform.namespace)
         own = [names.claim_of(self._cluster, each["metadata"]["name"]) for each in found]
         return [each for each, claim in zip(found, own, strict=True) if claim and claim[1] == epoch]
+
+    def _is_coordinators(self, claim: Object) -> bool:
+        found = names.claim_of(self._cluster, claim["metadata"]["name"])
+        return found is not None and found[0].group == COORDINATOR
 
     def _mark(self, claim: Object, kept: str | None) -> None:
         if (claim["metadata"].get("labels") or {}).get(names.KEPT_LABEL) != kept:
@@ -251,12 +262,13 @@ class PodWorkshop(Workshop):
     def tidy(self) -> None:
         """What was kept goes once that is confirmed, and what a restore made that was taken back."""
         state = self._written(asked=False)
-        if state is None or not (epochs.is_confirmed(state, self._wish()) or state.get("discard")):
+        if state is None or not (self._is_to_go(state, self.kept) or state.get("discard")):
             return
         state = self._written(asked=True)
         if state is None or epochs.is_under_way(state):
             return
-        if epochs.is_confirmed(state, self._wish()):
+        unconfirmed = epochs.unconfirmed(state)
+        if unconfirmed is not None and self._is_to_go(state, self._claims(unconfirmed)):
             state = epochs.confirmed(state)
             self.write_state(state)
             crash_point("restore:confirmed")
@@ -264,6 +276,12 @@ class PodWorkshop(Workshop):
         crash_point("restore:discarded")
         if not left and state.get("discard"):
             self.write_state({**state, "discard": []})
+
+    def _is_to_go(self, state: Mapping[str, Any], kept: Sequence[object]) -> bool:
+        """Whether what was kept is confirmed, or is gone and nothing is left to confirm."""
+        return epochs.is_confirmed(state, self._wish()) or (
+            epochs.unconfirmed(state) is not None and not kept
+        )
 
     def _discard(self, epoch: int) -> bool:
         """Remove an epoch's volumes and its place in Patroni's store; whether any is still there."""
@@ -314,17 +332,18 @@ class PodWorkshop(Workshop):
 
     def _written(self, *, asked: bool) -> dict[str, Any] | None:
         platform, name = self._platform, names.recovery_state(self._cluster)
-        found = (
-            platform.api.get(CONFIG_MAP, platform.namespace, name)
-            if asked
-            else platform.look_up(CONFIG_MAP, name)
-        )
+        if asked:
+            return self._parsed(platform.api.get(CONFIG_MAP, platform.namespace, name))
+        return self._parsed(platform.look_up(CONFIG_MAP, name))
+
+    def _parsed(self, found: Object | None) -> dict[str, Any] | None:
         try:
             state = json.loads(((found or {}).get("data") or {}).get(STATE_KEY, "null"))
         except ValueError:
             raise PgherdError(
-                f"ConfigMap {name} is damaged: nobody can tell any more how far the making of {self._cluster} from a "
-                "backup is, or which volumes are its own; bring it back from a copy, or delete the cluster"
+                f"ConfigMap {names.recovery_state(self._cluster)} is damaged: nobody can tell any more how far the "
+                f"making of {self._cluster} from a backup is, or which volumes are its own; bring it back from a copy, "
+                "or delete the cluster"
             ) from None
         return state if isinstance(state, dict) else None
 
@@ -345,17 +364,30 @@ class PodWorkshop(Workshop):
         if platform.look_up(CLUSTER, self._cluster) is None:
             return  # not beside a deletion that has just removed it
         self._require_own()
-        platform.put(
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": {
-                    "name": names.recovery_state(self._cluster),
-                    "labels": names.labels(self._cluster),
-                },
-                "data": {STATE_KEY: json.dumps(dict(state))},
-            }
-        )
+        name = names.recovery_state(self._cluster)
+        there = platform.api.get(CONFIG_MAP, platform.namespace, name)
+        if has_ended(self._parsed(there), state):
+            raise Cancelled(f"the restore of {self._cluster} has been brought to its end by somebody else")
+        metadata = {"name": name, "labels": names.labels(self._cluster)}
+        if there is not None:
+            # A write that hung for long must not undo what others wrote since: it decides which volumes are in force.
+            metadata["resourceVersion"] = there["metadata"]["resourceVersion"]
+        data = {STATE_KEY: json.dumps(dict(state))}
+        try:
+            platform.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+        except PgherdError as error:
+            if is_conflict(error):
+                raise Unavailable(f"ConfigMap {name} was changed by somebody else meanwhile") from error
+            raise
+
+
+def has_ended(there: Mapping[str, Any] | None, state: Mapping[str, Any]) -> bool:
+    """Whether this restore is at its end by what is written down, and would not be by what is to be written."""
+    ended = (DONE, REVERTED)
+    if there is None or there.get("phase") not in ended or state.get("phase") in ended:
+        return False
+    key = "id" if state.get("inPlace") else "startedAt"
+    return state.get(key) is not None and state.get(key) == there.get(key)
 
 
 def _has_failed_early(state: Mapping[str, Any]) -> bool:

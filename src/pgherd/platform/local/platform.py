@@ -16,7 +16,7 @@ import yaml
 from pgherd.engine import registry
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
-from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec import PostgresCluster, with_segment_count
 from pgherd.model.topology import Credentials, Endpoint, Member, group_id, group_name
 from pgherd.patroni.config import member_config
 from pgherd.platform.base import Declaration, MemberView, Platform, Programs
@@ -274,6 +274,11 @@ class LocalPlatform(Platform):
         """
         with self.locked():
             self._declarations.put(cluster)
+
+    def declare_segments(self, name: str, count: int) -> None:
+        """Declare another number of segments."""
+        with self.locked():
+            self.declare(with_segment_count(self.declaration(name).cluster, count))
 
     def set_stopped(self, name: str, stopped: bool) -> None:
         """Ask for the members to be gone (data kept), or back."""
