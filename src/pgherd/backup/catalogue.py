@@ -399,8 +399,7 @@ def check_holder(location: object, known: Identity, me: Owner) -> None:
 
     :raises NotOurs: in one line
     """
-    # One in which no database ever was is nobody's yet: its keeper claims it.
-    if not me.id or known.owner in ("", me.id) or known.owner == me.takes_over or not known.systems:
+    if not me.id or known.owner in ("", me.id) or known.owner == me.takes_over:
         return
     raise NotOurs(
         f"spec.backup.repository: {location} holds the backups of another cluster, {known.owner}: "
