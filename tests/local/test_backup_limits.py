@@ -155,10 +155,11 @@ def well_but_for_failed_backups(home: Home) -> bool:
 def test_past_its_limit_the_log_is_let_go_and_no_point_spans_the_gap(home: Home, disk: Path) -> None:
     written = now()
     home.query("INSERT INTO item VALUES (-3, 'before the gap') RETURNING 1")
-    before = await_point_after(home, written)
+    await_point_after(home, written)
     known = {backup["id"] for backup in backups(home)}
     root, away = disk / "repository", disk / "unplugged"
     root.rename(away)
+    gap = now()
     try:
         home.query("INSERT INTO item VALUES (-4, 'in the gap') RETURNING 1")
         grow_log(home, 2 + LIMIT_MIB // 16)
@@ -188,7 +189,7 @@ def test_past_its_limit_the_log_is_let_go_and_no_point_spans_the_gap(home: Home,
     home.query("INSERT INTO item VALUES (-5, 'after the gap') RETURNING 1")
     after = await_point_after(home, written)
     closing = {each["restorePoint"] for each in backups(home) if each["id"] not in known}
-    offered = [point for point in restorable(home) if point["time"] > before["time"]]
+    offered = [point for point in restorable(home) if point["time"] > gap]
     complete = min(point["time"] for point in offered if point["name"] in closing)
     assert all(point["time"] >= complete for point in offered), offered
     home.run("restore", "shop", "then", "--point", after["name"], timeout=400)
