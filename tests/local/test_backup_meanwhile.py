@@ -72,10 +72,15 @@ def held(processes: Sequence[psutil.Process]) -> Iterator[None]:
 
 def begin_backup(home: Home, throttle: Throttle, group: str = "segment-1") -> str:
     """A backup that is copying this group; returns its id."""
+    begin_copying(home, throttle, group)
+    return str(backups(home)[-1]["id"])
+
+
+def begin_copying(home: Home, throttle: Throttle, group: str = "segment-1") -> list[psutil.Process]:
+    """The processes that have just begun to copy this group for a new backup."""
     throttle.on()
     home.run("backup", "shop", "--no-wait")
-    wait_for(lambda: copying(home, group), f"{group} is being copied", 60)
-    return str(backups(home)[-1]["id"])
+    return list(wait_for(lambda: copying(home, group), f"{group} is being copied", 60))
 
 
 def await_backup(home: Home, throttle: Throttle, backup: str) -> dict[str, object]:
@@ -106,9 +111,9 @@ def segments_at_the_end_of(home: Home, backup: str) -> int:
 def test_a_group_that_fails_over_is_copied_again_from_its_new_primary(
     home: Home, throttle: Throttle, tmp_path: Path
 ) -> None:
-    backup = begin_backup(home, throttle)
     before = home.member("segment-1", "primary")["name"]
-    with held(copying(home, "segment-1")):
+    with held(begin_copying(home, throttle)):
+        backup = str(backups(home)[-1]["id"])
         psutil.Process(home.postmaster(before)).kill()
         wait_for(
             lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
