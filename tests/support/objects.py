@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 BUCKET = "safe"
 KEY, SECRET = "AKIAHERD", "a/secret+of=ours"
@@ -95,8 +97,13 @@ def _start(
         *(f"-s3.key.file={folder}/server.key", f"-s3.localSocket={folder}/s3.sock"),
         *(f"-filer.localSocket={folder}/filer.sock", "-master.volumeSizeLimitMB=64", "-volume.max=100"),
     ]
+    # It writes to where it stands; a command to enter by may be a module of ours.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment
+        )
     stack.callback(_remove_sockets, ports)
     stack.callback(process.wait)
     stack.callback(process.kill)
