@@ -5,9 +5,6 @@ Everything that a drill makes carries the label of its scratch, ``vault-drill``;
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +13,14 @@ from typing import Any
 import pytest
 
 from pgherd.platform.kubernetes import drills
-from tests.kubernetes.kube import ROOT, Cluster, Namespace, wait_for
+from tests.kubernetes.damage import damage
+from tests.kubernetes.kube import Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done
 from tests.kubernetes.test_backups import PATIENCE, Bank, crashing, declared, newest
 from tests.kubernetes.test_backups import store as store
 from tests.kubernetes.test_operator import patched, survived
 from tests.support.money import ACCOUNTS, SUM, await_transfers, make_tables, movers, pause
-from tests.support.objects import KEY, SECRET, Objects
+from tests.support.objects import Objects
 
 pytestmark = pytest.mark.kubernetes
 
@@ -38,22 +36,6 @@ CRASHES = (
     "drill:remembered",
     "drill:removed",
 )
-_DAMAGE = """\
-import json, sys
-from pgherd.backup.object_store import ObjectStore
-from pgherd.model.spec import RepositorySpec
-repository, cluster, secrets, group = json.loads(sys.stdin.read())
-bucket = ObjectStore(RepositorySpec.model_validate(repository), cluster, secrets)
-gone = 0
-for stanza in bucket.folders("pgbackrest/backup"):
-    if stanza.startswith(group + "-"):
-        for label in bucket.folders("pgbackrest/backup/" + stanza):
-            for part in ("bundle", "pg_data"):
-                if part in bucket.folders(f"pgbackrest/backup/{stanza}/{label}"):
-                    bucket.remove(f"pgbackrest/backup/{stanza}/{label}/{part}")
-                    gone += 1
-print(gone)
-"""
 
 
 class Vault(Bank):
@@ -108,27 +90,6 @@ def vault(namespace: Namespace, store: Objects) -> Iterator[Vault]:
         for name in (NAME, SCRATCH, COPY):
             made.run("delete", name, "--purge", "--yes", check=False)
         namespace.kubectl("delete", "pgbs", "--all", check=False)
-
-
-def damage(store: Objects, group: str) -> None:
-    """The base copies of a group are not in the repository any more, their records are."""
-    repository = declared(store)["repository"]
-    secrets = {
-        "access-key-id": KEY,
-        "secret-access-key": SECRET,
-        "ca.crt": store.authority.read_text(),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "lab", "run", sys.executable, "-c", _DAMAGE],
-        input=json.dumps([repository, NAME, secrets, group]),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 0, "there was a copy"
 
 
 @contextmanager
@@ -257,7 +218,7 @@ def test_a_schedules_drill_that_fails_is_a_condition_and_an_event_until_one_pass
     def another() -> dict[str, Any] | None:
         return next((each for each in reversed(vault.drills()) if each["id"] not in known), None)
 
-    damage(store, "segment-1")
+    damage(store, NAME, "segment-1")
     vault.namespace.apply(
         {
             "apiVersion": "pgherd.io/v1alpha1",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ import pytest
 
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.restore_pods import RESTORE_LABEL
-from tests.kubernetes.kube import ROOT, KubectlError, Namespace, wait_for
+from tests.kubernetes.damage import damage
+from tests.kubernetes.kube import KubectlError, Namespace, wait_for
 from tests.kubernetes.pgherd import Done
 from tests.kubernetes.test_backups import (
     KEYS,
@@ -35,7 +35,7 @@ from tests.kubernetes.test_backups import (
 from tests.kubernetes.test_backups import store as store
 from tests.kubernetes.test_operator import around, patched, survived
 from tests.support.money import audit, await_transfers, make_tables, movers, pause
-from tests.support.objects import KEY, SECRET, Objects
+from tests.support.objects import SECRET, Objects
 
 pytestmark = pytest.mark.kubernetes
 
@@ -57,22 +57,6 @@ BACK = (
     "restore:put-back",
 )
 CONFIRMED = ("restore:confirmed", "restore:discarded")
-_DAMAGE = """\
-import json, sys
-from pgherd.backup.object_store import ObjectStore
-from pgherd.model.spec import RepositorySpec
-repository, cluster, secrets, group = json.loads(sys.stdin.read())
-bucket = ObjectStore(RepositorySpec.model_validate(repository), cluster, secrets)
-gone = 0
-for stanza in bucket.folders("pgbackrest/backup"):
-    if stanza.startswith(group + "-"):
-        for label in bucket.folders("pgbackrest/backup/" + stanza):
-            for part in ("bundle", "pg_data"):
-                if part in bucket.folders(f"pgbackrest/backup/{stanza}/{label}"):
-                    bucket.remove(f"pgbackrest/backup/{stanza}/{label}/{part}")
-                    gone += 1
-print(gone)
-"""
 
 
 class Till(Bank):
@@ -376,7 +360,7 @@ def test_a_copy_that_is_damaged_leaves_everything_as_it_was_wherever_the_operato
     point = till.await_point_after(till.note(10))
     till.note(11)
     before = till.notes()
-    damage(store, "segment-1")
+    damage(store, NAME, "segment-1")
     with dying(operator, BACK), one_at_a_time(till):
         failed = till.take_back(point["name"], check=False)
         survived(operator, *BACK)
@@ -399,20 +383,3 @@ def test_a_purge_removes_what_was_kept_too(till: Till) -> None:
     wait_for(lambda: not till.claims(), "all volumes are gone", 120)
     left = till.namespace.kubectl("get", "cm,secrets", "-l", f"{names.CLUSTER_LABEL}={NAME}", "-o", "name")
     assert not left.split()
-
-
-def damage(store: Objects, group: str) -> None:
-    """Take the files of a group's copies out of the bucket; what lists them stays."""
-    repository = store.declared()
-    secrets = {"access-key-id": KEY, "secret-access-key": SECRET}
-    done = subprocess.run(
-        (sys.executable, "-m", "lab", "run", sys.executable, "-c", _DAMAGE),
-        input=json.dumps([repository, NAME, secrets, group]),
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done
-    assert int(done.stdout.split()[-1]) > 0, "there was something to take"

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -61,36 +60,13 @@ def objects(folder: Path, host: str = HOST, enter: Sequence[str] = ()) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     authority = _certificates(folder, host)
     (folder / "s3.json").write_text(json.dumps({"identities": [_identity()]}))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        # A port that was free may be somebody's when the server comes to it: then the server ends, or never answers.
-        for last in (False, False, True):
-            begun = stack.enter_context(ExitStack())
-            server, filer = _start(begun, folder, authority, host, enter)
-            if _answers(server, filer, enter, _SECONDS):
-                break
-            assert not last, (folder / "server.log").read_text(errors="replace")[-4000:]
-            begun.close()
-        yield server
-
-
-def _start(
-    stack: ExitStack, folder: Path, authority: Path, host: str, enter: Sequence[str]
-) -> tuple[Objects, int]:
-    """The server, until the stack is closed, and the port where its files are."""
     ports = _free_ports(9, host, enter)
     servers = ("master", "volume", "filer", "s3")
     names = [*(f"{name}.port{kind}" for name in servers for kind in ("", ".grpc")), "s3.port.https"]
     # Ports of things that are not asked for are 0, names of sockets are in the folder.
     command = [
         *enter,
-        *(
-            str(_program()),
-            "server",
-            f"-dir={tempfile.mkdtemp(dir=folder)}",
-            f"-ip={host}",
-            f"-ip.bind={host}",
-        ),
+        *(str(_program()), "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}"),
         *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
         *("-s3", "-filer", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
         *(f"-s3.config={folder}/s3.json", f"-s3.cert.file={folder}/server.crt"),
@@ -100,14 +76,18 @@ def _start(
     # It writes to where it stands; a command to enter by may be a module of ours.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
-    with (folder / "server.log").open("wb") as log:
+    with ExitStack() as stack, (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment
         )
-    stack.callback(_remove_sockets, ports)
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    return Objects(ports[-1], authority, process, host), ports[4]
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(_remove_sockets, ports)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        server = Objects(ports[-1], authority, process, host)
+        said = (folder / "server.log").read_text
+        assert _answers(server, ports[4], enter, _SECONDS), said(errors="replace")[-4000:]
+        yield server
 
 
 def _answers(server: Objects, filer: int, enter: Sequence[str], timeout: float) -> bool:
