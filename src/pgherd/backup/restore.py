@@ -51,7 +51,7 @@ from pgherd.postgres.connections import Connection, Databases
 logger = logging.getLogger(__name__)
 
 STEPS = ("copied", "reached", "opened", "settled", "placed")
-DONE, FAILED, REVERTED = base.DONE, base.FAILED, base.REVERTED
+DONE, FAILED, REVERTED, ENDED = base.DONE, base.FAILED, base.REVERTED, base.ENDED
 IN_PLACE = {"phase": "requested", "inPlace": True}
 """what asks for a restore in place, as the first state"""
 PARALLEL = 4
@@ -119,15 +119,15 @@ def is_due(
     wanted = bool(wish.told(cluster)) and not has_data
     if state is None:
         return wanted
-    if state.get("phase") in (DONE, REVERTED) and not lived:
+    if state.get("phase") in ENDED and not lived:
         return wanted  # what was made then, also in place, is gone, and would be founded anew, empty
-    return state.get("phase") not in (DONE, REVERTED)
+    return state.get("phase") not in ENDED
 
 
 def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
     """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
     elsewhere."""
-    if state.get("phase") in (DONE, REVERTED):
+    if state.get("phase") in ENDED:
         return {}
     if state.get("inPlace"):
         return state
@@ -198,7 +198,7 @@ class Restore:
         :raises PgherdError, psycopg.Error: it failed for good, which is written down; what was made is removed
         """
         written = self._workshop.read_state() or {}
-        is_over = written.get("phase") in (DONE, REVERTED) and not self._site.anew
+        is_over = written.get("phase") in ENDED and not self._site.anew
         known = standing(written, self._site.cluster)
         if is_over or known.get("id") != self._site.id:
             logger.info("%s: nobody asks for this restore any more", self._site.name)

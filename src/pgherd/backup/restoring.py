@@ -162,7 +162,7 @@ def begin(
             f"{name} was being made from a backup, which is not declared any more: declare it again, or delete {name}"
         )
     wish.require_open(written, cluster)
-    anew = written.get("phase") in (restore.DONE, restore.REVERTED)
+    anew = written.get("phase") in restore.ENDED
 
     def stopping() -> bool:
         if stop.is_set():

@@ -27,7 +27,7 @@ from pgherd.model import explain as explanation
 from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec_yaml import MAX_CHARACTERS
 from pgherd.model.topology import group_name
-from pgherd.platform.base import DONE, REVERTED
+from pgherd.platform.base import ENDED
 
 WATCH_SECONDS = 1.0
 MAX_BYTES = 4 * MAX_CHARACTERS
@@ -397,7 +397,7 @@ def beside(name: str) -> str:
     restore = current().client().status(name).get("restore") or {}
     if restore.get("kept"):
         return ", and what it was before it was restored"
-    if restore.get("asked") and restore.get("phase") not in (None, DONE, REVERTED):
+    if restore.get("asked") and restore.get("phase") not in (None, *ENDED):
         return ", as it was before the restore that is under way"
     return ""
 

@@ -21,6 +21,8 @@ from pgherd.platform.machine import Machine, Machines
 
 DONE, FAILED, REVERTED = "done", "failed", "reverted"
 """phases in which the making of a cluster from a backup has ended; the last one: it is as it was before"""
+ENDED = (DONE, REVERTED)
+"""those of them in which there is a whole cluster"""
 
 
 @dataclass(frozen=True)

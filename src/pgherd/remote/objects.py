@@ -9,7 +9,7 @@ from typing import Any
 
 from pgherd.model import spec as declaration
 from pgherd.model.spec import PostgresCluster
-from pgherd.platform.base import DONE, REVERTED
+from pgherd.platform.base import ENDED
 from pgherd.platform.kubernetes import epochs, names
 from pgherd.reconcile.fulfilment import conditions
 
@@ -60,7 +60,7 @@ def is_being_restored(resource: Mapping[str, Any]) -> bool:
     restore = restore_of(resource)
     if not is_restore_seen(resource):
         return True
-    return not restore.get("refused") and restore.get("phase") not in (None, DONE, REVERTED)
+    return not restore.get("refused") and restore.get("phase") not in (None, *ENDED)
 
 
 def generation(resource: Mapping[str, Any]) -> int:

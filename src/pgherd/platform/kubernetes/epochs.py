@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pgherd.model.spec import RecoverySpec
-from pgherd.platform.base import DONE, REVERTED
+from pgherd.platform.base import DONE, ENDED, REVERTED
 from pgherd.platform.kubernetes import names
 
 State = Mapping[str, Any]
@@ -99,9 +99,7 @@ def is_reverted(state: State) -> bool:
 
 def is_under_way(state: State | None) -> bool:
     """Whether it is being restored in place: nothing of it may run, whatever epoch it is of."""
-    return (
-        state is not None and bool(state.get("inPlace")) and state.get("phase") not in (DONE, REVERTED, None)
-    )
+    return state is not None and bool(state.get("inPlace")) and state.get("phase") not in (*ENDED, None)
 
 
 def unconfirmed(state: State | None) -> int | None:
@@ -117,7 +115,7 @@ def refusal(name: str, state: State | None) -> str:
         return ""
     if unconfirmed(state) is not None:
         return f"what {name} was before its last restore is still kept: 'pgherd restore {name} --confirm' removes it"
-    if state.get("phase") not in (DONE, REVERTED):
+    if state.get("phase") not in ENDED:
         return f"{name} is being restored already: 'pgherd status {name}' shows how far it is"
     return ""
 

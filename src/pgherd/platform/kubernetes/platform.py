@@ -532,8 +532,7 @@ class KubernetesPlatform(KeepsBackups):
     def _has_claims(self, cluster: str, group: int, epoch: int) -> bool:
         """Whether a group has claims: asked, not looked up, and by name, for a store is given up on it."""
         found = self.api.list(VOLUME_CLAIM, self.namespace)
-        claims = (names.claim_of(cluster, each["metadata"]["name"]) for each in found)
-        return any(claim[0].group == group and claim[1] == epoch for claim in claims if claim is not None)
+        return any(member.group == group for member in views.claims_by_member(cluster, found, epoch))
 
     def _has_pods(self, cluster: str, group: int) -> bool:
         found = _members(cluster, self.api.list(POD, self.namespace))

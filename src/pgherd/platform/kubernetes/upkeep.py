@@ -52,9 +52,8 @@ class Upkeep:
 
     def _claims(self, cluster: str, group: int, epoch: int) -> list[Object]:
         found = self._reader.of_cluster(VOLUME_CLAIM, self._namespace, cluster)
-        claims = [names.claim_of(cluster, each["metadata"]["name"]) for each in found]
-        own = [claim is not None and (claim[0].group, claim[1]) == (group, epoch) for claim in claims]
-        return [each for each, is_own in zip(found, own, strict=True) if is_own]
+        claims = views.claims_by_member(cluster, found, epoch)
+        return [claim for member, claim in claims.items() if member.group == group]
 
     def _label(self, cluster: PostgresCluster, group: int, replicas: int, epoch: int) -> None:
         """Put our labels back on pods and claims: nobody else does, and who is not found is taken for absent."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import MemberView
@@ -17,6 +17,7 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
+AnObject = TypeVar("AnObject", bound=Object)
 Hint = Callable[[str, str], str]
 
 
@@ -48,7 +49,7 @@ def members(
         for pod in pods
         if (member := names.member_of(cluster, pod["metadata"]["name"])) is not None
     }
-    by_claim = _by_member(cluster, claims, epoch)
+    by_claim = claims_by_member(cluster, claims, epoch)
     by_scope = {each["metadata"]["name"]: each for each in sets}
     expected = _expected(cluster, sets)
     return {
@@ -67,7 +68,8 @@ def members(
     }
 
 
-def _by_member(cluster: str, claims: Sequence[Object], epoch: int) -> dict[Member, Object]:
+def claims_by_member(cluster: str, claims: Sequence[AnObject], epoch: int) -> dict[Member, AnObject]:
+    """Whose volume claims of an epoch there are: by their names, which nobody can change."""
     found = {}
     for claim in claims:
         own = names.claim_of(cluster, claim["metadata"]["name"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
-from pgherd.platform.base import DONE, FAILED, REVERTED, Workshop
+from pgherd.platform.base import ENDED, FAILED, Workshop
 from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
@@ -92,7 +92,7 @@ class PodWorkshop(Workshop):
 
     def machine(self, member: Member) -> Machine:
         state = self.read_state()
-        if state is None or state.get("phase") in (DONE, REVERTED):
+        if state is None or state.get("phase") in ENDED:
             raise PgherdError(f"{self._cluster} is not being made from a backup")
         self._require_own()
         epoch = epochs.current(state)
@@ -194,7 +194,7 @@ class PodWorkshop(Workshop):
         state = self.read_state() or {}
         if left := self._left():
             raise Unavailable(f"{', '.join(left)} has not ended yet")
-        for claim in self._claims(int(state["kept"])):
+        for claim in self._claims(int(state["kept"])).values():
             self._mark(claim, "true")
 
     def _left(self) -> list[str]:
@@ -209,25 +209,20 @@ class PodWorkshop(Workshop):
     def put_back(self) -> Mapping[str, Any]:
         state = self.read_state() or {}
         kept = self._claims(int(state["kept"]))
-        if not any(self._is_coordinators(claim) for claim in kept):
+        if not any(member.group == COORDINATOR for member in kept):
             raise PgherdError(
                 f"the volumes that {self._cluster} had before are gone: what was restored is all there is of it, and "
                 "is left as it is"
             )
         self.close()
-        for claim in kept:
+        for claim in kept.values():
             self._mark(claim, None)
         return {"discard": [*epochs.discarded(state), epochs.current(state)]}
 
-    def _claims(self, epoch: int) -> list[Object]:
+    def _claims(self, epoch: int) -> dict[Member, Object]:
         """Volume claims of an epoch; asked, and by name."""
         found = self._platform.api.list(VOLUME_CLAIM, self._platform.namespace)
-        own = [names.claim_of(self._cluster, each["metadata"]["name"]) for each in found]
-        return [each for each, claim in zip(found, own, strict=True) if claim and claim[1] == epoch]
-
-    def _is_coordinators(self, claim: Object) -> bool:
-        found = names.claim_of(self._cluster, claim["metadata"]["name"])
-        return found is not None and found[0].group == COORDINATOR
+        return views.claims_by_member(self._cluster, found, epoch)
 
     def _mark(self, claim: Object, kept: str | None) -> None:
         if (claim["metadata"].get("labels") or {}).get(names.KEPT_LABEL) != kept:
@@ -240,12 +235,8 @@ class PodWorkshop(Workshop):
         epoch = epochs.unconfirmed(self.read_state())
         if epoch is None:
             return []
-        found = self._platform.claims(self._cluster)
-        own = (
-            (each["metadata"]["name"], names.claim_of(self._cluster, each["metadata"]["name"]))
-            for each in found
-        )
-        return sorted(name for name, claim in own if claim and claim[1] == epoch)
+        found = views.claims_by_member(self._cluster, self._platform.claims(self._cluster), epoch)
+        return sorted(claim["metadata"]["name"] for claim in found.values())
 
     @property
     def asked(self) -> str | None:
@@ -277,7 +268,7 @@ class PodWorkshop(Workshop):
         if not left and state.get("discard"):
             self.write_state({**state, "discard": []})
 
-    def _is_to_go(self, state: Mapping[str, Any], kept: Sequence[object]) -> bool:
+    def _is_to_go(self, state: Mapping[str, Any], kept: Collection[object]) -> bool:
         """Whether what was kept is confirmed, or is gone and nothing is left to confirm."""
         return epochs.is_confirmed(state, self._wish()) or (
             epochs.unconfirmed(state) is not None and not kept
@@ -287,7 +278,7 @@ class PodWorkshop(Workshop):
         """Remove an epoch's volumes and its place in Patroni's store; whether any is still there."""
         platform = self._platform
         claims = self._claims(epoch)
-        for claim in claims:
+        for claim in claims.values():
             if "deletionTimestamp" not in claim["metadata"]:
                 platform.api.delete_this(VOLUME_CLAIM, platform.namespace, claim)
         stores = self._stores(epoch)
@@ -383,8 +374,7 @@ class PodWorkshop(Workshop):
 
 def has_ended(there: Mapping[str, Any] | None, state: Mapping[str, Any]) -> bool:
     """Whether this restore is at its end by what is written down, and would not be by what is to be written."""
-    ended = (DONE, REVERTED)
-    if there is None or there.get("phase") not in ended or state.get("phase") in ended:
+    if there is None or there.get("phase") not in ENDED or state.get("phase") in ENDED:
         return False
     key = "id" if state.get("inPlace") else "startedAt"
     return state.get(key) is not None and state.get(key) == there.get(key)
