@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgherd.backup.wal import parse_lsn
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
@@ -188,10 +189,11 @@ def test_past_its_limit_the_log_is_let_go_and_no_point_spans_the_gap(home: Home,
     written = now()
     home.query("INSERT INTO item VALUES (-5, 'after the gap') RETURNING 1")
     after = await_point_after(home, written)
-    closing = {each["restorePoint"] for each in backups(home) if each["id"] not in known}
-    offered = [point for point in restorable(home) if point["time"] > gap]
-    complete = min(point["time"] for point in offered if point["name"] in closing)
-    assert all(point["time"] >= complete for point in offered), offered
+    made = [each for each in backups(home) if each["id"] not in known and each["phase"] == "done"]
+    copied = [parse_lsn(each["groups"]["1"]["stopLsn"]) for each in made]
+    offered = [parse_lsn(point["lsns"]["1"]["lsn"]) for point in restorable(home) if point["time"] > gap]
+    assert offered
+    assert all(lsn >= min(copied) for lsn in offered), (copied, offered)
     home.run("restore", "shop", "then", "--point", after["name"], timeout=400)
     assert home.query("SELECT id FROM item WHERE id < 0 ORDER BY 1", "then") == [(-5,), (-4,), (-3,)]
     assert_sound(home, "then")

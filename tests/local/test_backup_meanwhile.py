@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -78,9 +79,15 @@ def begin_backup(home: Home, throttle: Throttle, group: str = "segment-1") -> st
 
 def begin_copying(home: Home, throttle: Throttle, group: str = "segment-1") -> list[psutil.Process]:
     """The processes that have just begun to copy this group for a new backup."""
+    throttle.off()
+    wait_for(lambda: all(is_over(each) for each in backups(home)), "no other is being made", 240, every=0.5)
     throttle.on()
     home.run("backup", "shop", "--no-wait")
     return list(wait_for(lambda: copying(home, group), f"{group} is being copied", 60))
+
+
+def is_over(backup: dict[str, Any]) -> bool:
+    return backup["phase"] in ("done", "failed")
 
 
 def await_backup(home: Home, throttle: Throttle, backup: str) -> dict[str, object]:
@@ -88,7 +95,7 @@ def await_backup(home: Home, throttle: Throttle, backup: str) -> dict[str, objec
 
     def ended() -> dict[str, object] | None:
         found = next(each for each in backups(home) if each["id"] == backup)
-        return found if found["phase"] in ("done", "failed") else None
+        return found if is_over(found) else None
 
     return dict(wait_for(ended, f"backup {backup} ends", 240, every=0.5))
 
@@ -115,9 +122,7 @@ def test_a_group_that_fails_over_is_copied_again_from_its_new_primary(
     with held(begin_copying(home, throttle)):
         backup = str(backups(home)[-1]["id"])
         psutil.Process(home.postmaster(before)).kill()
-        wait_for(
-            lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
-        )
+        home.await_another_primary("segment-1", before)
     done = await_backup(home, throttle, backup)
     assert done["phase"] == "done", done["error"]
     groups = done["groups"]

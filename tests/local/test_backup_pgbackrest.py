@@ -124,9 +124,7 @@ def test_points_under_moving_money_have_the_right_sum_and_no_later_row(home: Hom
         await_point_after(home, max(ledger.acknowledged.values()).isoformat(timespec="milliseconds"))
         before = home.member("segment-1", "primary")["name"]
         psutil.Process(home.postmaster(before)).kill()
-        wait_for(
-            lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
-        )
+        home.await_another_primary("segment-1", before)
         ledger.paused.clear()
         await_transfers(ledger, 10)
         time.sleep(3)

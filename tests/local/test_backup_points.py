@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.home import Home, declaration, temporary_home, wait_for
+from tests.support.home import Home, declaration, temporary_home
 from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
 from tests.support.repositories import (
     assert_sound,
@@ -53,7 +53,7 @@ def now() -> str:
 def kill_primary(home: Home, group: str) -> None:
     before = home.member(group, "primary")["name"]
     psutil.Process(home.postmaster(before)).kill()
-    wait_for(lambda: home.member(group, "primary")["name"] != before, "another one leads", 90, every=0.5)
+    home.await_another_primary(group, before)
 
 
 @pytest.fixture(scope="module")

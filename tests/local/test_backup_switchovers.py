@@ -79,9 +79,7 @@ def switch_over(home: Home, ledger: Ledger) -> None:
     await_point_after(home, restorable(home)[-1]["time"])
     at_each_member(home, 1, "CHECKPOINT")
     home.run("switchover", "shop", "--group", "segment-1", timeout=120)
-    wait_for(
-        lambda: home.member("segment-1", "primary")["name"] != before, "another one leads", 90, every=0.5
-    )
+    home.await_another_primary("segment-1", before)
     await_all(home)
     await_transfers(ledger, 50)
 

@@ -143,7 +143,7 @@ def test_a_primary_killed_under_writers_loses_nothing(herd: Home, group: str) ->
         wait_for(lambda: len(journal.acknowledged) > 50, "writers are at work")
         killed = time.monotonic()
         before = kill_primary(herd, group)
-        wait_for(lambda: herd.member(group, "primary")["name"] != before, "another one leads", 60)
+        herd.await_another_primary(group, before, 60)
         done = len(journal.acknowledged)
         wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 60)
     herd.wait_phase("Running", timeout=180)
@@ -211,7 +211,7 @@ def test_money_is_neither_made_nor_lost_when_a_primary_dies_in_two_phase_commits
     with transfers(herd) as bank:
         wait_for(lambda: bank.done > 50, "transfers go on")
         before = kill_primary(herd, group)
-        wait_for(lambda: herd.member(group, "primary")["name"] != before, "another one leads", 60)
+        herd.await_another_primary(group, before, 60)
         done = bank.done
         wait_for(lambda: bank.done > done + 50, "transfers go on again", 60)
     herd.wait_phase("Running", timeout=180)

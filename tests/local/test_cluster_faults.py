@@ -48,7 +48,7 @@ def test_a_primary_killed_under_writers_loses_nothing(home: Home, group: str) ->
     with writers(home.connect) as journal:
         wait_for(lambda: len(journal.acknowledged) > 50, "writers are at work")
         kill(home.postmaster(before))
-        wait_for(lambda: home.member(group, "primary")["name"] != before, "another one leads", 40)
+        home.await_another_primary(group, before, 40)
         done = len(journal.acknowledged)
         wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 40)
     home.wait_phase("Running")

@@ -147,6 +147,16 @@ class Home:
         groups = {entry["name"]: entry for entry in self.status(name)["groups"]}
         return next(dict(member) for member in groups[group]["members"] if member["role"] == role)
 
+    def await_another_primary(self, group: str, before: str, timeout: float = 90.0) -> str:
+        """Until a group is led by another member than ``before``; returns its name. Meanwhile it may have none."""
+
+        def other() -> str | None:
+            groups = {entry["name"]: entry for entry in self.status()["groups"]}
+            led = [str(member["name"]) for member in groups[group]["members"] if member["role"] == "primary"]
+            return next((name for name in led if name != before), None)
+
+        return str(wait_for(other, f"another one than {before} leads", timeout, every=0.3))
+
     def wait_phase(self, phase: str, name: str = "shop", timeout: float = 90.0) -> dict[str, Any]:
         """Until the status has this phase, and nothing is left to do."""
 
