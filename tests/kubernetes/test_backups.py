@@ -25,6 +25,7 @@ from tests.kubernetes.pgherd import Done, pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
 from tests.support.money import ACCOUNTS, Ledger, audit, await_transfers, make_tables, move, movers, pause
 from tests.support.objects import BUCKET, KEY, SECRET, Objects, objects
+from tests.support.repositories import stir
 
 pytestmark = pytest.mark.kubernetes
 
@@ -63,11 +64,16 @@ class Bank:
         return [row for row in self.rows("restore-points") if row["restorable"]]
 
     def await_point_after(self, moment: str) -> dict[str, Any]:
+        """The first restorable point that holds all that is there now, and is later than ``moment``."""
+        after = max(moment, datetime.now(UTC).isoformat(timespec="milliseconds"))
+        with self.connected() as connection:
+            stir(connection)
+
         def there() -> dict[str, Any] | None:
-            return next((row for row in self.restorable() if row["time"] > moment), None)
+            return next((row for row in self.restorable() if row["began"] > after), None)
 
         return dict(
-            wait_for(there, f"a point of {self.name} after {moment} can be restored", PATIENCE, every=2)
+            wait_for(there, f"a point of {self.name} after {after} can be restored", PATIENCE, every=2)
         )
 
     def write(self) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from tests.support.home import Home, declaration, wait_for
 
@@ -41,12 +44,20 @@ def await_first_backup(home: Home, name: str = "shop") -> dict[str, Any]:
 
 
 def await_point_after(home: Home, time: str, name: str = "shop") -> dict[str, Any]:
-    """The first restorable point that was made after a time."""
+    """The first restorable point that holds all that is there now, and is later than ``time``."""
+    after = max(time, datetime.now(UTC).isoformat(timespec="milliseconds"))
+    with home.connect(name) as connection:
+        stir(connection)
 
     def there() -> dict[str, Any] | None:
-        return next((point for point in restorable(home, name=name) if point["time"] > time), None)
+        return next((point for point in restorable(home, name=name) if point["began"] > after), None)
 
-    return dict(wait_for(there, f"a point after {time} can be restored", 90, every=0.5))
+    return dict(wait_for(there, f"a point after {after} can be restored", 90, every=0.5))
+
+
+def stir(connection: psycopg.Connection[Any]) -> None:
+    """A change of nothing: no point is made of a cluster at rest."""
+    connection.execute("SELECT pg_current_xact_id()")
 
 
 def assert_sound(home: Home, name: str) -> None:

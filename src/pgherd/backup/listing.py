@@ -52,6 +52,7 @@ def restore_points(method: BackupMethod) -> list[dict[str, Any]]:
         {
             "name": point.name,
             "time": point.time,
+            "began": point.began,
             "state": state(point),
             "archived": point.archived,
             "restorable": point.name in offered,

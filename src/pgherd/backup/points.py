@@ -108,6 +108,7 @@ def make(
     :raises PgherdError: there is none: writers were never at rest, or a group changed its primary meanwhile
     """
     groups = [COORDINATOR, *engine.segments()]
+    began = records.now()
     before = look(databases, groups)
     held: list[float] = []
     with around or nullcontext():
@@ -135,6 +136,7 @@ def make(
         placement=_placement(databases),
         held_ms=round(held[0] * 1000, 3) if held else None,
         backup=backup,
+        began=began,
     )
     method.repository.remember_point(point)
     crash_point("point:remembered")

@@ -50,6 +50,7 @@ class Point:
 
     name: str
     time: str
+    """nothing that was begun after it is in the point"""
     groups: Mapping[int, GroupPoint]
     engine: str
     database: str
@@ -61,6 +62,8 @@ class Point:
     """every group's log up to it is in the repository"""
     backup: str | None = None
     """the backup that it closes"""
+    began: str = ""
+    """everything that was acknowledged before it is in the point; empty: not known"""
 
     def as_json(self) -> dict[str, Any]:
         """For :func:`point_from`."""

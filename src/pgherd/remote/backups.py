@@ -317,6 +317,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": row["name"],
         "time": row["time"],
+        "began": row.get("began", ""),
         "state": row["state"],
         "archived": row["archived"],
         "restorable": row["state"] == "restorable",
