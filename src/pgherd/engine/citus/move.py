@@ -18,6 +18,7 @@ import psycopg
 
 from pgherd.engine.base import MoveControl, ShardGroupId
 from pgherd.engine.citus import cleanup, nodes
+from pgherd.engine.citus.blockers import SlotWait
 from pgherd.engine.citus.session import superuser, value
 from pgherd.engine.citus.versions import numbers
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
@@ -34,8 +35,9 @@ _PARALLEL_SINCE = (13, 2)
 _BUSY = "could not acquire the lock required to"
 """Citus does not wait for others at work on a colocation, and has no SQLSTATE for it"""
 
+_SETTING_UP = "Setting Up"
 MOMENTS: Mapping[str, str] = {
-    "Setting Up": "created",
+    _SETTING_UP: "created",
     "Copying Data": "slot",
     "Catching Up": "copied",
     "Creating Constraints": "subscribed",
@@ -79,7 +81,7 @@ def move(
         control.checkpoint("recorded")
         mover = _Mover(databases, route, "block_writes" if blocking else "auto")
         try:
-            _watch(desk, mover, control, route)
+            _watch(desk, mover, control, route, SlotWait(databases, route.source, nodes.nodes(desk)))
         except Cancelled:
             if not mover.call_off():
                 cleanup.clean_up(databases, operation)
@@ -184,7 +186,7 @@ class _Mover:
         return self.error is None and not self._thread.is_alive()
 
 
-def _watch(desk: Connection, mover: _Mover, control: MoveControl, route: Route) -> None:
+def _watch(desk: Connection, mover: _Mover, control: MoveControl, route: Route, slots: SlotWait) -> None:
     """Until it ends; tells how far it is, and hears what is wished.
 
     :raises Cancelled: from ``control``
@@ -192,11 +194,11 @@ def _watch(desk: Connection, mover: _Mover, control: MoveControl, route: Route) 
     moment = "created"
     while not mover.is_done(POLL_SECONDS):
         with contextlib.suppress(psycopg.Error):
-            moment = _report(desk, control, route) or moment
+            moment = _report(desk, control, route, slots) or moment
         control.checkpoint(moment)
 
 
-def _report(desk: Connection, control: MoveControl, route: Route) -> str | None:
+def _report(desk: Connection, control: MoveControl, route: Route, slots: SlotWait) -> str | None:
     row = desk.execute(
         "SELECT max(status), sum(target_shard_size)::bigint FROM get_rebalance_progress()"
         " WHERE targetport = %s AND targetname = %s AND shardid IN (SELECT m.shard_id FROM pgherd.shard_map m"
@@ -206,7 +208,8 @@ def _report(desk: Connection, control: MoveControl, route: Route) -> str | None:
     if row is None or row[0] is None:
         return None
     ends = f"from {group_name(route.source.group)} to {group_name(route.target.group)}"
-    control.report(f"shard {route.shard} {ends}: {str(row[0]).lower()}", row[1])
+    why = slots.told() if row[0] == _SETTING_UP else ""
+    control.report(f"shard {route.shard} {ends}: {str(row[0]).lower()}{why}", row[1])
     return MOMENTS.get(str(row[0]))
 
 
