@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Compiling all of pgherd anew at every start of a command costs more than a third of that start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install lock check test test-unit test-local demo bench clean
 
 install: $(VENV)/.installed
