@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -49,6 +50,25 @@ _CONTROLLED = {
     "max_locks_per_xact": "max_locks_per_transaction",
 }
 """what the control file says of the server that wrote the log, and the parameters it speaks of"""
+_TIMELINES = ("Latest checkpoint's TimeLineID", "Min recovery ending loc's timeline")
+_IN_RECOVERY = ("in archive recovery", "shut down in recovery")
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """What a data directory's control file says.
+
+    It alone tells how far the end of recovery has come: the signal file is removed *before* the server asks for its
+    timeline's history, which may take long, and only then it notes down that it is on a timeline of its own. A server
+    that is killed in between and started without the file replays whatever log there is.
+    """
+
+    settings: Mapping[str, int]
+    """the parameters with which the log was written"""
+    timeline: int
+    """the newest one that it knows of"""
+    in_recovery: bool
+    """it has not left recovery yet; what was just copied is not known to have been in it"""
 
 
 class PrivateServer:
@@ -159,12 +179,30 @@ class PrivateServer:
         lines = [line for line in self.said().splitlines() if re.search(r"\b(FATAL|PANIC|ERROR):", line)]
         return re.sub(r"^.*?\b(FATAL|PANIC|ERROR):\s*", "", lines[-1]) if lines else "it did not say why"
 
-    def controlled_settings(self) -> dict[str, int]:
-        """The parameters with which the log was written at the time of the copy."""
+    def controlled(self) -> Controlled:
+        """What the control file says of the data directory, while no server runs there."""
         command = [self._machine.program("pg_controldata"), str(self.data)]
-        told = self._machine.output(command).decode(errors="replace")
-        found = re.findall(r"^(max_\w+) setting:\s*(\d+)$", told, re.MULTILINE)
-        return {_CONTROLLED[name]: int(value) for name, value in found if name in _CONTROLLED}
+        return read_control(self._machine.output(command).decode(errors="replace"))
+
+
+def read_control(text: str) -> Controlled:
+    """Understand what ``pg_controldata`` says.
+
+    :raises PgherdError: it does not say what is needed
+    """
+    told = {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    try:
+        return Controlled(
+            settings={
+                parameter: int(told[f"{name} setting"])
+                for name, parameter in _CONTROLLED.items()
+                if f"{name} setting" in told
+            },
+            timeline=max(int(told[name]) for name in _TIMELINES),
+            in_recovery=told["Database cluster state"] in _IN_RECOVERY,
+        )
+    except (KeyError, ValueError) as error:
+        raise PgherdError(f"pg_controldata says nothing of {error}") from error
 
 
 def _refused_since(error: Exception, before: float | None) -> float | None:

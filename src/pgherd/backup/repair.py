@@ -222,7 +222,7 @@ class Repair:
         copies, at = newest_copy(site.method, site.group)
         self._tell(phase="copying", copies=copies, system=at.system, settings=dict(at.settings))
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)
-        # Before any server ran here: it is written once, because the end of recovery removes it.
+        # Before any server ran here: what was copied does not know that it has to be recovered.
         files.write(self._data / "recovery.signal", "")
         self._pass("copied", phase="replaying")
 
@@ -236,6 +236,8 @@ class Repair:
         """All of the archived log; then the database leaves recovery, alone."""
         site, server = self._site, self._server()
         command = site.method.restore_command(site.group, self._state["system"])
+        if server.controlled().in_recovery:
+            files.write(self._data / "recovery.signal", "")
         server.start(
             {
                 **self._settings(server),
@@ -258,7 +260,7 @@ class Repair:
         return PrivateServer(self._site.machine, self._data, folder, folder / "server.log")
 
     def _settings(self, server: PrivateServer) -> dict[str, str]:
-        known = server.controlled_settings()
+        known = server.controlled().settings
         wanted = {name: int(value) for name, value in self._state.get("settings", {}).items()}
         return {name: str(max(wanted.get(name, 0), known.get(name, 0))) for name in {*known, *wanted}}
 

@@ -438,10 +438,10 @@ class Restore:
         point, at = self._point, self._point.groups[group]
         member, data, machine = self._site.member(group), self._data(group), self._machine(group)
         server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
-        # Without it, this one has left recovery already: a process that was killed had come that far.
-        if self._reached("reached"):
+        control = server.controlled()
+        if control.timeline <= at.timeline:  # else a process that was killed had come so far that it is open
             machine.write(data / "recovery.signal", "")
-        known = server.controlled_settings()
+        known = control.settings
         server.start(
             {
                 **{name: str(max(int(value), known.get(name, 0))) for name, value in at.settings.items()},
