@@ -127,3 +127,9 @@ def test_a_coordinator_that_lost_the_extension_is_not_made_anew(herd: CitusHerd)
     assert "coordinator has lost the extension citus" in herd.engine.unfit()[0]
     with pytest.raises(PgherdError, match="coordinator has lost the extension citus"):
         herd.engine.initialise_coordinator(4)
+
+
+def test_who_does_not_take_part_does_not_begin_to_because_its_members_are_told(herd: CitusHerd) -> None:
+    """A round that was planned before a segment was retired may still tell its members."""
+    herd.engine.update_endpoints(9, herd.addresses()[2])
+    assert 9 not in herd.engine.endpoints()

@@ -11,13 +11,14 @@ again. It goes with the clean-up record, once the group has no members.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg.types.json import Jsonb
 
 from pgherd.engine.citus.session import superuser, value
-from pgherd.errors import PgherdError
+from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, Endpoint, Endpoints, group_name
 from pgherd.postgres.connections import Connection, Databases
 
@@ -25,6 +26,13 @@ NODE = "node"
 """kind of the clean-up record of a retired segment"""
 PATIENCE = "interval '20 seconds'"
 """how long Patroni itself gives a switchover, for which it keeps ``pg_dist_node`` locked"""
+SYNC_SECONDS = 20.0
+POLL_SECONDS = 0.2
+
+_OUT_OF_SYNC = (
+    "SELECT string_agg(nodename || ':' || nodeport, ', ') FROM pg_dist_node"
+    " WHERE noderole = 'primary' AND isactive AND hasmetadata AND NOT metadatasynced"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
         if not node.active:
             connection.execute("SELECT citus_activate_node(%s, %s)", [node.host, node.port])
         _copy_reference_tables(connection)
+        _await_metadata(connection)
         connection.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [NODE, group])
         _remember(connection, group, endpoints)
         connection.execute(
@@ -129,6 +138,19 @@ def _register(databases: Databases, connection: Connection, group: int) -> Node:
     return node
 
 
+def _await_metadata(connection: Connection) -> None:
+    """Until tables can be made: a node that was just registered, or has a new primary, Citus brings up to date a moment
+    later, and nobody can make one before.
+
+    :raises Unavailable: it takes too long
+    """
+    deadline = time.monotonic() + SYNC_SECONDS
+    while behind := value(connection, _OUT_OF_SYNC):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"Citus has not brought its metadata to {behind} yet")
+        time.sleep(POLL_SECONDS)
+
+
 def _copy_reference_tables(connection: Connection) -> None:
     without_key = value(
         connection,
@@ -141,18 +163,23 @@ def _copy_reference_tables(connection: Connection) -> None:
 
 
 def _remember(connection: Connection, group: int, endpoints: Endpoints) -> None:
-    listed = Jsonb([[endpoint.host, endpoint.port] for endpoint in endpoints])
     connection.execute(
         "INSERT INTO pgherd.segment VALUES (%s, %s)"
         " ON CONFLICT (group_id) DO UPDATE SET endpoints = excluded.endpoints",
-        [group, listed],
+        [group, _listed(endpoints)],
     )
 
 
+def _listed(endpoints: Endpoints) -> Jsonb:
+    return Jsonb([[endpoint.host, endpoint.port] for endpoint in endpoints])
+
+
 def update_endpoints(databases: Databases, group: int, endpoints: Endpoints) -> None:
-    """What we were told last; Patroni tells Citus by itself."""
+    """What we were told last; Patroni tells Citus by itself. A segment that was retired meanwhile stays so."""
     with superuser(databases) as connection:
-        _remember(connection, group, endpoints)
+        connection.execute(
+            "UPDATE pgherd.segment SET endpoints = %s WHERE group_id = %s", [_listed(endpoints), group]
+        )
 
 
 def retire(databases: Databases, group: int) -> None:
