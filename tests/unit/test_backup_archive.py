@@ -182,6 +182,15 @@ def test_what_is_not_archived_is_not_fetched(member: Path, repository: Repositor
     assert not target.exists()
 
 
+def test_a_repository_that_is_away_is_not_taken_for_the_end_of_the_log(
+    member: Path, repository: Repository
+) -> None:
+    repository.root.rename(repository.root.with_name("elsewhere"))
+    done = run(member, "fetch", str(repository.logs(1) / "7123"), NAME, "pg_wal/RECOVERYXLOG")
+    assert done.returncode > 125, "PostgreSQL ends the server, instead of opening it where the log seems to end"
+    assert "No such file" in done.stderr
+
+
 def test_a_killed_archiver_leaves_nothing_under_the_name(member: Path, repository: Repository) -> None:
     place = repository.logs(1) / "7123"
     place.mkdir(parents=True)

@@ -144,6 +144,14 @@ def test_pgbackrest_is_not_given_the_file_in_which_a_timeline_was_left(data: Pat
     assert archiving(data, f"pg_wal/{FILE}") == []
 
 
+@pytest.mark.parametrize(("answer", "told"), [(0, 0), (1, 1), (39, 255), (103, 255), (125, 255)])
+def test_only_a_file_that_is_not_there_is_the_end_of_the_log(tmp_path: Path, answer: int, told: int) -> None:
+    """PostgreSQL takes every code up to 125 for a file that is not there, and opens where the log seems to end."""
+    command = config.restore_command(["/bin/sh", "-c", f"exit {answer}"], 0, SYSTEM)
+    command = command.replace("%f", "000000010000000000000001").replace("%p", "pg_wal/RECOVERYXLOG")
+    assert subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=False).returncode == told
+
+
 def test_no_secret_is_on_a_command_line() -> None:
     for command in (
         config.archive_command(["/usr/bin/pgbackrest", "--config=/x.conf"], LEFT, 0),

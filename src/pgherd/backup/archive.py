@@ -38,6 +38,8 @@ SEGMENT_LETTERS = 24
 """in the name of a file of the log: 8 each for its timeline and the two halves of its number"""
 CHUNK = 1 << 16
 _ZEROS = bytes(CHUNK)
+AWAY = 255
+"""above 125, by which PostgreSQL knows that a file's absence is not meant"""
 
 
 class Refused(Exception):
@@ -49,7 +51,9 @@ class Conflict(Refused):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0 done, 1 not done (PostgreSQL tries again, or takes the log to end here)."""
+    """Exit code: 0 done; 1 not done (PostgreSQL tries again, or takes the log to end here); 255 nobody can tell whether
+    there is such a file, for the repository is away: a server that recovers ends, and does not take that for the end of
+    the log."""
     try:
         command, folder, *rest = arguments
         if command == "push":
@@ -65,7 +69,7 @@ def main(arguments: list[str]) -> int:
             return 0 if fetch(folder, rest[0], rest[1]) else 1
     except (OSError, Refused) as error:
         print(f"pgherd: {error}", file=sys.stderr)
-        return 1
+        return AWAY if arguments[:1] == ["fetch"] else 1
     return 0
 
 
@@ -196,12 +200,24 @@ def fetch(folder: str, name: str, path: str) -> bool:
 
     :param folder: of one database system
     :return: whether there is such a file
+    :raises OSError: nobody can tell: the repository is away, or can't be read; or there is no room for the file
     """
     source = os.path.join(folder, name)
-    if not os.path.exists(source):
+    try:
+        os.stat(source)
+    except FileNotFoundError:
+        os.stat(
+            _above(folder, 3)
+        )  # the cluster's folder is there with its first backup, or the repository is away
         return False
     _copy(source, path, durable=False)
     return True
+
+
+def _above(folder: str, levels: int) -> str:
+    for _ in range(levels):
+        folder = os.path.dirname(os.path.abspath(folder))
+    return folder
 
 
 def system_of(data: str) -> str:

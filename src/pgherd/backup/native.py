@@ -175,6 +175,11 @@ class Native(BackupMethod):
                 last = time.monotonic()
 
         tools.run([*programs.prefix, *command], stopping=stopping, watch=watch)
+        # The caller writes down that it is there, and that must not be on the disk before it is.
+        tools.run(
+            [*programs.prefix, programs.find("initdb"), "--sync-only", "--pgdata", target], stopping=stopping
+        )
+        files.sync_directory(target.parent)
         report(total, total)
 
     def restore_command(self, group: int, system: str) -> str:

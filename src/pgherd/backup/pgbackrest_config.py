@@ -163,8 +163,13 @@ def archive_command(command: Sequence[str], left: Sequence[str], group: int) -> 
 
 
 def restore_command(command: Sequence[str], group: int, system: str) -> str:
-    """What a recovering server runs to get a file of the log."""
-    return f'{_shell(command)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
+    """What a recovering server runs to get a file of the log.
+
+    Only "there is no such file" (1) may count as that. To PostgreSQL every exit code up to 125 does: it would take a
+    moment's trouble for the end of the log, or a timeline's number for a free one. With a higher one it gives up.
+    """
+    get = f'{_shell(command)} --stanza={stanza(group, system)} {_OWN} archive-get %f "%p"'
+    return f"{get}; code=$?; [ $code -le 1 ] || exit 255; exit $code"
 
 
 _OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'

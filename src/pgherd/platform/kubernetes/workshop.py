@@ -42,7 +42,12 @@ START_SECONDS = 60.0
 STATE_KEY = "state.json"
 
 _PLACE = f"""\
-[ -d "$1" ] || exit 0
+if [ ! -d "$1" ]; then
+    # Placed before, or on a volume that is another one by now.
+    [ -s {patroni_files.DATA_PATH}/global/pg_control ] && exit 0
+    echo "there are no restored data in $1" >&2
+    exit 1
+fi
 cd "$1"
 rm -f patroni.dynamic.json backup_manifest postmaster.opts backup_label.old
 cd ..

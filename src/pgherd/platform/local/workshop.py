@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pgherd.errors import PgherdError
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import Workshop
 from pgherd.platform.local import files, processes
@@ -64,7 +65,9 @@ class LocalWorkshop(Workshop):
         layout = self._layout.member(member)
         with self._locked():
             if not data.is_dir():
-                return
+                if (layout.data / "global" / "pg_control").is_file():
+                    return  # placed before
+                raise PgherdError(f"there are no restored data of {member.name} in {data}")
             for name in OF_THE_SOURCE:
                 (data / name).unlink(missing_ok=True)
             with files.explained(f"put {layout.data} in its place"):
