@@ -56,7 +56,7 @@ pytestmark = [pytest.mark.local, pytest.mark.skipif(REASON is not None, reason=s
 
 def with_pgbackrest(repository: dict[str, Any], secret: Path | None = None, **more: Any) -> str:
     """A declaration with backups by pgBackRest, points every second."""
-    shape = {key: more.pop(key) for key in ("name", "standbys", "segments") if key in more}
+    shape = {key: more.pop(key) for key in ("name", "standbys", "segments", "shards") if key in more}
     backup = {"method": "pgbackrest", "repository": repository, "restorePointEvery": "1s", **more}
     if secret is not None:
         backup["secretRef"] = str(secret)
