@@ -187,7 +187,9 @@ def test_a_repository_that_is_away_is_not_taken_for_the_end_of_the_log(
 ) -> None:
     repository.root.rename(repository.root.with_name("elsewhere"))
     done = run(member, "fetch", str(repository.logs(1) / "7123"), NAME, "pg_wal/RECOVERYXLOG")
-    assert done.returncode > 125, "PostgreSQL ends the server, instead of opening it where the log seems to end"
+    assert done.returncode > 125, (
+        "PostgreSQL ends the server, instead of opening it where the log seems to end"
+    )
     assert "No such file" in done.stderr
 
 
