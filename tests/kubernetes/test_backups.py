@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgherd.backup.records import now
 from pgherd.remote.client import KubernetesClient
 from tests.kubernetes.conftest import installed
 from tests.kubernetes.kube import Cluster, Namespace, wait_for
@@ -65,7 +66,7 @@ class Bank:
 
     def await_point_after(self, moment: str) -> dict[str, Any]:
         """The first restorable point that holds all that is there now, and is later than ``moment``."""
-        after = max(moment, datetime.now(UTC).isoformat(timespec="milliseconds"))
+        after = max(moment, now())
         with self.connected() as connection:
             stir(connection)
 
@@ -78,7 +79,7 @@ class Bank:
 
     def write(self) -> str:
         """Change a row, without which no point is made; returns a time right before."""
-        before = datetime.now(UTC).isoformat(timespec="milliseconds")
+        before = now()
         with self.connected() as connection:
             connection.execute("UPDATE account SET balance = balance WHERE id = 1")
         return before
@@ -316,7 +317,7 @@ def test_an_operator_that_is_killed_in_a_backup_is_followed_by_one_that_goes_on(
     for pod in bank.cluster.pods():
         running = bank.namespace.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", PROCESSES)
         assert "--log-level-console=detail" not in running, "no backup goes on in a pod"
-    bank.await_point_after(datetime.now(UTC).isoformat(timespec="milliseconds")[:10])
+    bank.await_point_after(now()[:10])
 
 
 def test_an_operator_that_is_killed_at_every_step_of_a_restore_is_followed_by_one_that_goes_on(
@@ -365,7 +366,7 @@ def settled_point(bank: Bank, transfers: int) -> tuple[str, tuple[int, int]]:
         assert highest is not None
         for transfer in range(highest[0] + 1, highest[0] + 1 + transfers):
             move(connection, transfer, *random.sample(range(1, ACCOUNTS + 1), 2))
-        last = datetime.now(UTC).isoformat(timespec="milliseconds")
+        last = now()
         # Without a write no point would follow.
         connection.execute("UPDATE account SET balance = balance WHERE id = 1")
     return bank.await_point_after(last)["name"], contents(bank)

@@ -12,11 +12,11 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from pgherd.backup.records import now
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.restore_pods import RESTORE_LABEL
 from tests.kubernetes.damage import damage
@@ -73,7 +73,7 @@ class Till(Bank):
             connection.execute(
                 f"INSERT INTO note SELECT {number} * 1000 + g, {number} FROM generate_series(1, {SHARDS}) g"
             )
-        return datetime.now(UTC).isoformat(timespec="milliseconds")
+        return now()
 
     def notes(self) -> dict[int, int]:
         """How many rows there are of each number."""

@@ -6,11 +6,12 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 import psycopg
 import pytest
 
+from pgherd.backup.records import now
 from tests.support.citus import citus_home, needs_citus
 from tests.support.home import Home, wait_for
 from tests.support.money import audit, make_tables, movers
@@ -34,10 +35,6 @@ def herd() -> Iterator[Home]:
             make_tables(connection)
         await_first_backup(home)
         yield home
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def superuser(home: Home, group: str, name: str = "shop") -> psycopg.Connection[tuple[object, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup.gaps import file_name
+from pgherd.backup.records import now
 from pgherd.backup.wal import SEGMENT_BYTES, parse_lsn
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
@@ -39,10 +40,6 @@ STEPS = (
     *("restore:planned", "restore:copied:1", "restore:copied", "restore:reached:2", "restore:reached"),
     *("restore:opened:0", "restore:opened", "restore:settled", "restore:placed:0", "restore:placed"),
 )
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def make_items(home: Home) -> None:

@@ -7,13 +7,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from pgherd.backup.records import now
 from pgherd.backup.wal import parse_lsn
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import (
@@ -37,10 +37,6 @@ pytestmark = [
 LIMIT_MIB = 64
 SHAPE: dict[str, Any] = {"segments": 1, "standbys": 0, "shards": 2}
 KEPT = f", retention: {{full: 1, days: 0}}, walLimit: {LIMIT_MIB}Mi"
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 
 from pgherd.backup import pgbackrest_program
 from pgherd.backup.object_store import ObjectStore
+from pgherd.backup.records import now
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.spec import RepositorySpec
 from pgherd.platform.local import binaries
@@ -80,10 +81,6 @@ def make_items(home: Home, name: str = "shop") -> None:
 
 def contents(home: Home, name: str = "shop") -> tuple[object, ...]:
     return home.query("SELECT count(*), sum(id)::bigint, count(DISTINCT note) FROM item", name)[0]
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def in_file(path: Path, repository: dict[str, Any], secret: Path, *, encrypt: bool) -> str:

@@ -46,10 +46,6 @@ def home() -> Iterator[Home]:
         yield home
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def kill_primary(home: Home, group: str) -> None:
     before = home.member(group, "primary")["name"]
     psutil.Process(home.postmaster(before)).kill()

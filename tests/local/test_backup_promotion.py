@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from pgherd.backup.records import now
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import assert_sound, await_first_backup, await_point_after, with_backups
 
@@ -29,10 +29,6 @@ def home() -> Iterator[Home]:
             connection.execute("INSERT INTO item SELECT generate_series(1, 100)")
         await_first_backup(home)
         yield home
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def log_of_segment(home: Home) -> Path:

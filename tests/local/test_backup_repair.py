@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pgherd.backup.records import now
 from pgherd.engine.registry import make_engine
 from pgherd.errors import Unavailable
 from pgherd.platform.local.platform import LocalPlatform
@@ -46,10 +47,6 @@ STEPS = tuple(
     )
 )
 ROWS = 2_000
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def members(home: Home, group: str) -> list[Path]:

@@ -144,15 +144,18 @@ class Home:
 
     def member(self, group: str, role: str, name: str = "shop") -> dict[str, Any]:
         """The first member of a group that has this role."""
+        return next(iter(self.members(group, role, name)))
+
+    def members(self, group: str, role: str, name: str = "shop") -> list[dict[str, Any]]:
+        """All members of a group that have this role; during a failover nobody may be its primary."""
         groups = {entry["name"]: entry for entry in self.status(name)["groups"]}
-        return next(dict(member) for member in groups[group]["members"] if member["role"] == role)
+        return [dict(member) for member in groups[group]["members"] if member["role"] == role]
 
     def await_another_primary(self, group: str, before: str, timeout: float = 90.0) -> str:
         """Until a group is led by another member than ``before``; returns its name. Meanwhile it may have none."""
 
         def other() -> str | None:
-            groups = {entry["name"]: entry for entry in self.status()["groups"]}
-            led = [str(member["name"]) for member in groups[group]["members"] if member["role"] == "primary"]
+            led = [str(member["name"]) for member in self.members(group, "primary")]
             return next((name for name in led if name != before), None)
 
         return str(wait_for(other, f"another one than {before} leads", timeout, every=0.3))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from pgherd.backup.records import now
 from tests.support.home import Home, declaration, wait_for
 
 
@@ -45,7 +45,7 @@ def await_first_backup(home: Home, name: str = "shop") -> dict[str, Any]:
 
 def await_point_after(home: Home, time: str, name: str = "shop") -> dict[str, Any]:
     """The first restorable point that holds all that is there now, and is later than ``time``."""
-    after = max(time, datetime.now(UTC).isoformat(timespec="milliseconds"))
+    after = max(time, now())
     with home.connect(name) as connection:
         stir(connection)
 

@@ -206,18 +206,11 @@ def fetch(folder: str, name: str, path: str) -> bool:
     try:
         os.stat(source)
     except FileNotFoundError:
-        os.stat(
-            _above(folder, 3)
-        )  # the cluster's folder is there with its first backup, or the repository is away
+        # The cluster's own folder is there since its first backup, or the repository is away.
+        os.stat(os.path.abspath(os.path.join(folder, *3 * [os.pardir])))
         return False
     _copy(source, path, durable=False)
     return True
-
-
-def _above(folder: str, levels: int) -> str:
-    for _ in range(levels):
-        folder = os.path.dirname(os.path.abspath(folder))
-    return folder
 
 
 def system_of(data: str) -> str:

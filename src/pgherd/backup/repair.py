@@ -30,7 +30,7 @@ from pgherd.backup import choice, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
-from pgherd.backup.private_server import PrivateServer
+from pgherd.backup.private_server import Controlled, PrivateServer
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.restore import (
     CONNECT_SECONDS,
@@ -236,11 +236,12 @@ class Repair:
         """All of the archived log; then the database leaves recovery, alone."""
         site, server = self._site, self._server()
         command = site.method.restore_command(site.group, self._state["system"])
-        if server.controlled().in_recovery:
+        control = server.controlled()
+        if control.in_recovery:
             files.write(self._data / "recovery.signal", "")
         server.start(
             {
-                **self._settings(server),
+                **self._settings(control),
                 # It is asked only when it is open again: parameters that only matter to those who ask do not stop it.
                 "hot_standby": "off",
                 "restore_command": command,
@@ -259,8 +260,8 @@ class Repair:
         folder = self._site.bench.folder()
         return PrivateServer(self._site.machine, self._data, folder, folder / "server.log")
 
-    def _settings(self, server: PrivateServer) -> dict[str, str]:
-        known = server.controlled().settings
+    def _settings(self, control: Controlled) -> dict[str, str]:
+        known = control.settings
         wanted = {name: int(value) for name, value in self._state.get("settings", {}).items()}
         return {name: str(max(wanted.get(name, 0), known.get(name, 0))) for name in {*known, *wanted}}
 
@@ -321,7 +322,7 @@ class Repair:
 
     def _settle(self) -> None:
         site, server = self._site, self._server()
-        server.start(self._settings(server))
+        server.start(self._settings(server.controlled()))
         try:
             server.wait(_is_open, site.stopping)
             private = Databases(

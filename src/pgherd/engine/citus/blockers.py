@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from datetime import datetime
 
 import psycopg
 
 from pgherd.engine.citus import nodes
 from pgherd.engine.citus.session import superuser
+from pgherd.engine.wording import transaction_of
 from pgherd.errors import Unavailable
 from pgherd.model.topology import group_name
 from pgherd.postgres.connections import Databases
@@ -57,13 +59,13 @@ class SlotWait:
             return ""
         return "" if row is None else f", waiting for {self._described(*row)}"
 
-    def _described(self, pid: int | None, application: str | None, since: object) -> str:
+    def _described(self, pid: int | None, application: str | None, since: datetime | None) -> str:
         if pid is None:
             return f"a prepared transaction on {group_name(self._source.group)}"
         node, process = origin(application or "")
         group = self._groups.get(node) if node is not None else None
         where, number = (self._source.group, pid) if group is None or process is None else (group, process)
-        return f"process {number} on {group_name(where)}, in a transaction since {since:%H:%M:%S}"
+        return transaction_of(number, group_name(where), since)
 
 
 def origin(application: str) -> tuple[int | None, int | None]:

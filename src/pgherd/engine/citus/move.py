@@ -74,14 +74,16 @@ def move(
     with superuser(databases) as desk:
         session = f"pgherd move {group}"
         end_predecessor(desk, session)
-        route = _route(desk, group, target, session)
+        known = nodes.nodes(desk)
+        route = _route(desk, known, group, target, session)
         if route is None:
             return
         _record(desk, operation, group, route)
         control.checkpoint("recorded")
+        slots = SlotWait(databases, route.source, known)
         mover = _Mover(databases, route, "block_writes" if blocking else "auto")
         try:
-            _watch(desk, mover, control, route, SlotWait(databases, route.source, nodes.nodes(desk)))
+            _watch(desk, mover, control, route, slots)
         except Cancelled:
             if not mover.call_off():
                 cleanup.clean_up(databases, operation)
@@ -105,7 +107,9 @@ def alone_in(version: str) -> Callable[[ShardGroupId], object]:
     return lambda group: group.colocation or group
 
 
-def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> Route | None:
+def _route(
+    desk: Connection, known: Mapping[int, nodes.Node], group: ShardGroupId, target: int, session: str
+) -> Route | None:
     """None: it is there already."""
     row = desk.execute(
         "SELECT min(shard_id), min(group_id) FROM pgherd.shard_map WHERE colocation_id = %s AND index = %s",
@@ -113,7 +117,6 @@ def _route(desk: Connection, group: ShardGroupId, target: int, session: str) -> 
     ).fetchone()
     if row is None or row[0] is None:
         raise BadInput(f"there is no shard group {group}")
-    known = nodes.nodes(desk)
     if row[1] == target:
         return None
     for each in (row[1], target):

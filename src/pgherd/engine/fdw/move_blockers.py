@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from psycopg import sql
 
 from pgherd.engine.fdw.move_catalog import Parcel, Shard
 from pgherd.engine.fdw.move_copy import leaf
+from pgherd.engine.wording import transaction_of
 from pgherd.postgres.connections import Connection
 
 LONG_SECONDS = 0.1
@@ -95,8 +98,7 @@ def _tables(parcel: Parcel) -> list[str]:
     return [shard.table for shard in parcel.shards]
 
 
-def _described(row: tuple[object, ...] | None, where: str) -> str:
+def _described(row: tuple[Any, ...] | None, where: str) -> str:
     if row is None:
         return f"others on {where}"
-    since = f"{row[1]:%H:%M:%S}" if row[1] is not None else "an unknown time"
-    return f"process {row[0]} on {where}, in a transaction since {since}"
+    return transaction_of(row[0], where, row[1])
