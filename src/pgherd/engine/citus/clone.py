@@ -6,7 +6,8 @@ from then on each of the two has its part. Our own rows (who takes part) are wri
 
 What that function leaves open is done here, before it or after it:
 
-* It keeps writers of the coordinator out, but not those of other nodes: the shards are locked on all of them.
+* It keeps writers of the coordinator out, but not those of other nodes: the shards are locked on all of them, until the
+  commit has reached each (``holding``).
 * Making and changing tables meanwhile would reach one of the two only: ``pg_dist_node`` is locked, these wait for it.
 * What a crash left prepared on the source would be on the copy too, where nobody knows how it ended: that is resolved.
 * It looks at the first standby that comes from the copy's address, whichever that is (``clone_place``).
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import Clone, MoveControl
 from pgherd.engine.citus import cleanup, clone_place, nodes
+from pgherd.engine.citus.holding import Hold
 from pgherd.engine.citus.move import end_predecessor
 from pgherd.engine.citus.session import superuser, value
 from pgherd.engine.citus.versions import numbers
@@ -213,14 +215,17 @@ def split(databases: Databases, operation: int, group: int, source: int, control
         end_predecessor(desk, session)
         if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
             return
+        for segment in nodes.segments(databases):
+            with superuser(databases, segment) as node:
+                end_predecessor(node, session)
         _require_standby(databases, desk, group)
         cleanup.clean_up(databases, operation)
         desk.execute("SELECT recover_prepared_transactions()")
         try:
             with clone_place.in_front(databases, group, source):
-                node = _registered(databases, desk, group, source)
+                number = _registered(databases, desk, group, source)
                 control.checkpoint("registered")
-                _part(databases, operation, group, source, node, session)
+                _part(databases, operation, group, source, number, session)
         except Cancelled:
             raise
         except (psycopg.Error, PgherdError) as error:
@@ -258,13 +263,15 @@ def _registered(databases: Databases, desk: Connection, group: int, source: int)
 def _part(databases: Databases, operation: int, group: int, source: int, node: int, session: str) -> None:
     # All sessions are there before the first writer has to wait.
     with (
+        superuser(databases) as desk,
         ExitStack() as closed,
         databases.connect(group, read_only=True) as copy,
         superuser(databases, source) as original,
         superuser(databases, autocommit=False, application_name=session, lock_timeout=PATIENCE) as connection,
     ):
         others = [
-            closed.enter_context(_to_be_closed(databases, segment)) for segment in nodes.segments(databases)
+            closed.enter_context(_to_be_closed(databases, segment, session))
+            for segment in nodes.segments(databases)
         ]
         connection.execute("SET LOCAL client_min_messages TO error; SET LOCAL statement_timeout TO 0")
         connection.execute(_GIVE_WAY)
@@ -278,15 +285,34 @@ def _part(databases: Databases, operation: int, group: int, source: int, node: i
         _await_last_byte(original, copy, group)
         connection.execute("SELECT citus_promote_clone_and_rebalance(%s)", [node])
         _take_in(connection, operation, group, source)
+        has_shards = sql.SQL("EXISTS (SELECT FROM pg_catalog.pg_dist_placement WHERE groupid = {})").format(
+            group
+        )
+        if not value(connection, f"SELECT {has_shards.as_string(connection)}"):
+            connection.commit()
+            return
+        held = Hold(others, has_shards)
+        held.start()
+        connection.commit()
+        held.wait(lambda: _finish_prepared(desk))
+
+
+def _finish_prepared(desk: Connection) -> None:
+    """Bring what was decided to the nodes that were away when it was."""
+    with suppress(psycopg.Error):
+        desk.execute("SELECT recover_prepared_transactions()")
 
 
 @contextmanager
-def _to_be_closed(databases: Databases, group: int) -> Iterator[Connection]:
+def _to_be_closed(databases: Databases, group: int, session: str) -> Iterator[Connection]:
     """A session in which writers through this node can be kept out; it changes nothing."""
-    with superuser(databases, group, autocommit=False, lock_timeout=PATIENCE) as connection:
+    with superuser(
+        databases, group, autocommit=False, application_name=session, lock_timeout=PATIENCE
+    ) as connection:
         connection.execute(_GIVE_WAY)
         yield connection
-        connection.rollback()
+        if not connection.closed:  # its server may be gone, and with it whoever was kept out
+            connection.rollback()
 
 
 def _require_settled(desk: Connection, original: Connection, source: int) -> None:
