@@ -224,7 +224,7 @@ class Repair:
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)
         # Before any server ran here: what was copied does not know that it has to be recovered.
         files.write(self._data / "recovery.signal", "")
-        self._pass("copied", phase="replaying")
+        self._pass("copied", phase="replaying", timeline=self._server().controlled().timeline)
 
     def _report(self, done: int, total: int) -> None:
         if done < total and time.monotonic() - self._told < 0.5:
@@ -237,7 +237,12 @@ class Repair:
         site, server = self._site, self._server()
         command = site.method.restore_command(site.group, self._state["system"])
         control = server.controlled()
-        if control.in_recovery:
+        known = self._timeline_before()
+        if control.timeline <= known:
+            # It has not left recovery, whatever it began in order to: the timeline it chose then is nobody's.
+            for history in self._data.glob("pg_wal/*.history"):
+                if int(history.stem, 16) > known:
+                    files.remove(history)
             files.write(self._data / "recovery.signal", "")
         server.start(
             {
@@ -255,6 +260,11 @@ class Repair:
         finally:
             server.stop()
         self._pass("replayed", reached=asdict(reached))
+
+    def _timeline_before(self) -> int:
+        """The newest that there was before a server ran here: one that has left recovery is on a later one."""
+        archived = self._site.method.histories(self._site.group, self._state["system"])
+        return max([int(self._state.get("timeline", 1)), *(history.timeline for history in archived)])
 
     def _server(self) -> PrivateServer:
         folder = self._site.bench.folder()
@@ -302,17 +312,21 @@ class Repair:
         known = marks_of(
             method.repository.points(days=2), group, system, reached, method.histories(group, system)
         )
-        return {**known, **self._beyond_a_gap()}
+        return {**known, **self._archived_marks()}
 
-    def _beyond_a_gap(self) -> dict[int, str]:
+    def _archived_marks(self) -> dict[int, str]:
+        """Where the archived log begins anew after its last hole, and where its last file begins."""
         method, group, system = self._site.method, self._site.group, self._state["system"]
         logs = Logs(method.log_names, method.histories)
         timeline = logs.newest_timeline(group, system)
         there = None if timeline is None else logs.present(group, system, timeline)
-        if there is None or not there.gaps:
+        if there is None:
             return {}
-        first = there.gaps[-1].last + 1
-        return {first * SEGMENT_BYTES: "its log goes on in the repository after a part that is missing"}
+        marks = {there.last * SEGMENT_BYTES: "that file of it is in the repository"}
+        if there.gaps:
+            after = (there.gaps[-1].last + 1) * SEGMENT_BYTES
+            marks[after] = "its log goes on in the repository after a part that is missing"
+        return marks
 
     @property
     def _is_lossy(self) -> bool:

@@ -61,10 +61,14 @@ class Repository(Catalogue):
         return self.root / "wal" / group_name(group)
 
     def log_files(self, group: int, system: str) -> dict[str, os.DirEntry[str]]:
-        """The archived files of one database system's log, by name."""
+        """The archived files of one database system's log, by name; whatever else is there is none of them."""
         try:
             with os.scandir(self.logs(group) / system) as entries:
-                return {entry.name: entry for entry in entries if not entry.name.startswith(".")}
+                return {
+                    entry.name: entry
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.is_file()
+                }
         except FileNotFoundError:
             return {}
 

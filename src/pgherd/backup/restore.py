@@ -437,6 +437,7 @@ class Restore:
     def _start_and_reach(self, group: int) -> None:
         point, at = self._point, self._point.groups[group]
         member, data, machine = self._site.member(group), self._data(group), self._machine(group)
+        self._workshop.end_processes(member, data)  # the machine may be another one since somebody looked
         server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
         control = server.controlled()
         if control.timeline <= at.timeline:  # else a process that was killed had come so far that it is open
@@ -480,7 +481,22 @@ class Restore:
             if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 connection.execute("SELECT pg_promote(false)")
         server.wait(_is_open, self._site.stopping)
+        if self._in_place:
+            self._require_timeline_of_its_own(group, server)
         crash_point(f"restore:opened:{group}")
+
+    def _require_timeline_of_its_own(self, group: int, server: PrivateServer) -> None:
+        """:raises PgherdError: the repository has a timeline of that number already: their logs would be mixed up"""
+        with server.connect() as connection:
+            row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
+        assert row is not None
+        timeline = int(str(row[0])[:8], 16)
+        known = self._site.method.histories(group, self._point.groups[group].system)
+        if any(history.timeline == timeline for history in known):
+            raise PgherdError(
+                f"{group_name(group)} took timeline {timeline}, which the repository has already: it did not see all "
+                "of the repository: try again"
+            )
 
     # 4: a cluster of its own
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -224,6 +225,15 @@ def end_postgres(directory: Path, data: Path) -> None:
     # With nothing left below them they end by themselves.
     keepers = keepers_of(directory)
     wait_gone(keepers, 2.0) or end(keepers, signal.SIGKILL, 2.0)
+    _remove_stale_note(directory, data)
+
+
+def _remove_stale_note(directory: Path, data: Path) -> None:
+    """Of a server that was killed. After a restart of the machine its number may be another process's, and a zombie
+    still has it: PostgreSQL would take that for itself, and refuse to start."""
+    if postmaster_of(data) is None and not postgres_of(directory):
+        with suppress(OSError):
+            (data / "postmaster.pid").unlink()
 
 
 def end_home(home: Path) -> None:
