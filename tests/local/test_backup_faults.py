@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -51,7 +52,7 @@ def make_items(home: Home) -> None:
         )
 
 
-def contents(home: Home, name: str = "shop") -> tuple[object, ...]:
+def contents(home: Home, name: str = "shop") -> tuple[Any, ...]:
     return home.query("SELECT count(*), sum(id)::bigint, count(DISTINCT note) FROM item", name)[0]
 
 
@@ -139,6 +140,43 @@ def test_a_cluster_is_taken_back_in_place_and_can_be_restored_from_then_on(home:
     assert home.query("SELECT count(*) FROM item WHERE id = -3", "later") == [(1,)]
     home.run("delete", "later", "--purge", "--yes")
     home.query("DELETE FROM item WHERE id = -3 RETURNING 1")
+
+
+def test_a_history_that_the_repository_lacks_is_sent_again(home: Home) -> None:
+    """With nothing written: it does not have to wait for a file of the log."""
+    logs = home.path.parent / "repository" / "shop" / "wal"
+    gone = [*logs.glob("*/*/*.history")]
+    assert len(gone) >= 3, "the cluster was restored in place before"
+    for history in gone:
+        history.unlink()
+    supervisor = home.supervisor()
+    assert supervisor is not None
+    supervisor.kill()
+    home.run("start", "shop")
+    wait_for(lambda: all(history.exists() for history in gone), "they are there again", 90)
+
+
+def test_a_wish_to_go_back_to_fewer_segments_is_carried_out_though_who_asked_was_killed(
+    home: Home, tmp_path: Path
+) -> None:
+    before, written = contents(home), now()
+    home.query("INSERT INTO item VALUES (-4, 'for a point') RETURNING 1")
+    target = await_point_after(home, written)
+    home.run("scale", "shop", "--segments", "3", timeout=400)
+    home.query("DELETE FROM item RETURNING 1")
+    mortal = Home(
+        home.path, {"PGHERD_CRASH_AT": "in-place:asked", "PGHERD_CRASH_LOG": str(tmp_path / "crashes")}
+    )
+    asked = ("restore", "shop", "--in-place", "--point", target["name"], "--yes", "--no-wait")
+    assert mortal.run(*asked, check=False).returncode == -signal.SIGKILL
+    wait_for(
+        lambda: home.status()["phase"] == "Running" and contents(home)[0] > 0, "it is back", 300, every=1
+    )
+    assert home.status()["segments"] == 2
+    assert contents(home)[0] == before[0] + 1
+    assert_sound(home, "shop")
+    home.run("restore", "shop", "--confirm")
+    home.query("DELETE FROM item WHERE id = -4 RETURNING 1")
 
 
 def test_a_drill_restores_examines_and_removes(home: Home) -> None:

@@ -118,6 +118,12 @@ def test_a_file_that_a_dead_primary_kept_to_itself_is_found_on_the_next_timeline
     assert readable_timeline(1, lost, [history], {"000000020000000000000003": 1}) is None
 
 
+def test_a_position_on_a_later_timeline_can_not_be_reached_before_that_ones_history_is_there() -> None:
+    archived = {"000000020000000000000003": 1}
+    assert readable_timeline(2, 0x3800000, [], archived) is None
+    assert readable_timeline(2, 0x3800000, [History(2, {1: 0x3000000})], archived) == 2
+
+
 def test_a_file_that_ends_where_its_timeline_was_left_holds_no_point_from_after_that() -> None:
     """Its name is there: archived by a standby that had received it up to the promotion."""
     history = parse_history(2, "1\t0/3800000\tno recovery target specified\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, points
+from pgherd.backup import choice, gaps, histories, points
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.maker import Job, Maker, request
@@ -38,6 +38,8 @@ FAR_LOOK_SECONDS = 2.0
 RETENTION_SECONDS = 3600.0
 GAPS_SECONDS = 5.0
 """between two looks for holes in the archived logs"""
+HISTORIES_SECONDS = 5.0
+"""between two looks whether histories that were not there have come"""
 AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
 LOST_AGAIN_SECONDS = 60.0
@@ -84,6 +86,9 @@ class Keeper(threading.Thread):
         self._last_point = float("-inf")
         self._retained = float("-inf")
         self._looked_for_gaps = float("-inf")
+        self._looked_for_histories = float("-inf")
+        self._complete: set[tuple[int, str, int]] = set()
+        """groups, with their systems and timelines, all of whose histories are in the repository"""
         self._lost = points.Lost(kept.method)
         self._maker: threading.Thread | None = None
         self._leaving = threading.Event()
@@ -157,6 +162,8 @@ class Keeper(threading.Thread):
             return
         if time.monotonic() - self._last_point >= parse_duration(declared.restore_point_every):
             self._make_point()
+        if time.monotonic() - self._looked_for_histories >= HISTORIES_SECONDS:
+            self._see_to_histories()
         self._see_to_backups()
         if time.monotonic() - self._retained >= RETENTION_SECONDS:
             self.retain(declared)
@@ -234,6 +241,22 @@ class Keeper(threading.Thread):
         if done is None and self._lost.is_certain(point):
             self._look_again[point.name] = time.monotonic() + LOST_AGAIN_SECONDS
         return done
+
+    def _see_to_histories(self) -> None:
+        self._looked_for_histories = time.monotonic()
+        for group, standing in self._standing.items():
+            key = (group, standing.system, standing.timeline)
+            if standing.timeline == 1 or key in self._complete:
+                continue
+            known = {each.timeline for each in self._kept.method.histories(group, standing.system)}
+            sent = histories.send_again(self._kept.databases, group, known)
+            if not sent:
+                self._complete.add(key)
+                continue
+            text = ", ".join(map(str, sent))
+            logger.info(
+                "%s: %s archives the histories of its timelines %s", self._kept.name, group_name(group), text
+            )
 
     def _forget(self, name: str) -> None:
         self._open_points().pop(name, None)

@@ -163,6 +163,7 @@ def begin(
         )
     wish.require_open(written, cluster)
     anew = written.get("phase") in restore.ENDED
+    cluster = _with_its_segments(platform, cluster, known)
 
     def stopping() -> bool:
         if stop.is_set():
@@ -197,6 +198,17 @@ def begin(
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
     return Restore(Site(platform, cluster, method, make_engine, stopping, *own, anew=anew))
+
+
+def _with_its_segments(
+    platform: Platform, cluster: PostgresCluster, known: Mapping[str, Any]
+) -> PostgresCluster:
+    """As many segments as there were at the point. Who asked for it may have been killed before he declared them."""
+    counts = known.get("segments") or {}
+    if "point" in known or known.get("failure") or cluster.spec.segments.count != counts.get("before"):
+        return cluster
+    platform.declare_segments(cluster.metadata.name, counts["at"])
+    return platform.declaration(cluster.metadata.name).cluster
 
 
 def _is_called_off(platform: Platform, name: str, known: Mapping[str, Any]) -> bool:

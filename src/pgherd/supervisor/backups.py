@@ -22,6 +22,7 @@ from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.faults import crash_point
 from pgherd.model import spec as declaration
 from pgherd.model import spec_yaml
 from pgherd.model.spec import BackupSpec, PostgresCluster
@@ -248,7 +249,7 @@ def plan(
 
 
 def restore_in_place(platform: LocalPlatform, name: str, target: Target) -> None:
-    """Write the wish down: first where to, then that it is to be done.
+    """Write the wish down; whoever carries it out declares what follows from it, if this process does not come to it.
 
     :raises BadInput: the last one has not been confirmed, or another is going on
     """
@@ -265,12 +266,16 @@ def restore_in_place(platform: LocalPlatform, name: str, target: Target) -> None
     ):
         raise BadInput(f"{name} is being restored already: 'pgherd status {name}' shows how far it is")
     before, at = platform.declaration(name).cluster.spec.segments.count, target.cluster.spec.segments.count
-    platform.declare(target.cluster)
     counts = {"segments": {"before": before, "at": at}} if before != at else {}
-    workshop.write_state({**restore.IN_PLACE, **counts})
-    # A generation of its own: what was seen before says nothing of this wish.
-    platform.set_stopped(name, True)
-    platform.set_stopped(name, False)
+    asked = declaration.to_mapping(target.cluster)["spec"]["bootstrap"]["recovery"]
+    with platform.locked():
+        # The wish comes first. With another number of segments alone data would be moved to meet it.
+        workshop.write_state({**restore.IN_PLACE, "recovery": asked, **counts})
+        crash_point("in-place:asked")
+        platform.declare(target.cluster)
+        # A generation of its own: what was seen before says nothing of this wish.
+        platform.set_stopped(name, True)
+        platform.set_stopped(name, False)
 
 
 def outcome(platform: LocalPlatform, name: str) -> str | None:

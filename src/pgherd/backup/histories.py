@@ -1,0 +1,34 @@
+"""The histories of timelines that a repository lacks, sent again.
+
+A server hands each history over once. It may be let go with everything else that waits when a repository is away for
+too long, or somebody removes it; without it no point on its timeline can be restored. Servers keep them for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from psycopg import sql
+
+from pgherd.model.topology import SUPERUSER
+from pgherd.postgres.connections import Databases
+
+
+def send_again(databases: Databases, group: int, known: Collection[int]) -> list[int]:
+    """Have a group's primary archive the histories that are not among the known ones.
+
+    :param known: timelines
+    :return: those that it hands over now
+    :raises Unavailable: the group has no primary that answers
+    """
+    with databases.connect(group, database=SUPERUSER) as connection:
+        rows = connection.execute(
+            "SELECT name, current_setting('data_directory') FROM pg_ls_waldir()"
+            " WHERE name ~ '^[0-9A-F]{8}[.]history$' ORDER BY 1"
+        ).fetchall()
+        missing = {name: f"{data}/pg_wal/archive_status/{name}.ready" for name, data in rows}
+        lacking = [name for name in missing if int(name[:8], 16) not in known]
+        for name in lacking:
+            # An empty file of this name is how a server asks its archiver for one.
+            connection.execute(sql.SQL("COPY (SELECT WHERE false) TO {}").format(sql.Literal(missing[name])))
+    return [int(name[:8], 16) for name in lacking]
