@@ -97,8 +97,13 @@ chart: install ## what of the Helm chart is generated
 helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it the chart's tests lint and render, too
 	@test -x $(LAB_CACHE)/bin/helm || GOBIN=$(LAB_CACHE)/bin nice -n 10 go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
 
-.PHONY: e2e
+.PHONY: e2e e2e-beside
+
+ON_KUBERNETES = $(BIN)/pytest tests/kubernetes -p no:cacheprovider
 
 e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root); files side by side, then what must be alone
-	$(BIN)/pytest tests/kubernetes -p no:cacheprovider -n 3 --dist loadfile -m "not alone"
-	PGHERD_E2E_IMAGES=loaded $(BIN)/pytest tests/kubernetes -p no:cacheprovider -s -m alone
+	$(ON_KUBERNETES) -n 3 --dist loadfile -m "not alone"
+	PGHERD_E2E_IMAGES=loaded $(ON_KUBERNETES) -s -m alone
+
+e2e-beside: install ## of these what may run side by side and does not take long: what .ci/run runs
+	$(ON_KUBERNETES) -n 3 --dist loadfile -m "not alone and not long"

@@ -320,6 +320,7 @@ def test_an_operator_that_is_killed_in_a_backup_is_followed_by_one_that_goes_on(
     bank.await_point_after(now()[:10])
 
 
+@pytest.mark.long
 def test_an_operator_that_is_killed_at_every_step_of_a_restore_is_followed_by_one_that_goes_on(
     bank: Bank, operator: Namespace
 ) -> None:
@@ -401,6 +402,7 @@ def test_a_restore_waits_for_its_keys_and_a_mistyped_point_is_mended_by_an_edit(
         namespace.kubectl("delete", "secret", "copy-keys", check=False)
 
 
+@pytest.mark.long
 def test_another_point_that_is_declared_in_the_middle_of_a_restore_is_the_one_that_is_restored(
     bank: Bank, store: Objects
 ) -> None:
@@ -444,6 +446,7 @@ def test_a_restore_that_is_stopped_goes_on_and_one_that_is_purged_leaves_nothing
         bank.run("delete", "bank-twice", "--purge", "--yes", check=False)
 
 
+@pytest.mark.long
 def test_a_cluster_whose_volumes_were_removed_by_hand_is_restored_again_when_it_is_declared_again(
     bank: Bank, store: Objects
 ) -> None:
@@ -497,6 +500,7 @@ def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else
         late.run("delete", "late", "--purge", "--yes", check=False)
 
 
+@pytest.mark.long
 def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository_alone(
     bank: Bank, store: Objects
 ) -> None:
@@ -544,6 +548,7 @@ def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository
         assert bank.cluster.condition("BackupsHealthy")["status"] == "True"
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it_is_told_to(
     namespace: Namespace, store: Objects
 ) -> None:

@@ -22,7 +22,7 @@ from tests.kubernetes.test_operator import patched, survived
 from tests.support.money import ACCOUNTS, SUM, await_transfers, make_tables, movers, pause
 from tests.support.objects import Objects
 
-pytestmark = pytest.mark.kubernetes
+pytestmark = [pytest.mark.kubernetes, pytest.mark.long]
 
 NAME, SCRATCH, COPY = "vault", "vault-drill", "vault-copy"
 LONG = 900.0

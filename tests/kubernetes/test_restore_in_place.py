@@ -37,7 +37,7 @@ from tests.kubernetes.test_operator import around, patched, survived
 from tests.support.money import audit, await_transfers, make_tables, movers, pause
 from tests.support.objects import SECRET, Objects
 
-pytestmark = pytest.mark.kubernetes
+pytestmark = [pytest.mark.kubernetes, pytest.mark.long]
 
 NAME = "till"
 LONG = 900.0
