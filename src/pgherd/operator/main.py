@@ -25,7 +25,7 @@ from pgherd.operator.keeper import Keeper
 from pgherd.operator.lease import ANSWER_SECONDS, Lease
 from pgherd.operator.strays import Strays
 from pgherd.operator.waiting import answering
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import names, zone
 from pgherd.platform.kubernetes.api import ALL_NAMESPACES, CLUSTER, Api
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import GROUP, PLURAL, VERSION
@@ -158,6 +158,7 @@ def main() -> None:
     )
     for noisy in ("httpx", "httpx2", "kopf.objects", "kopf._core", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    zone.learn()
     namespace = os.environ.get("PGHERD_WATCH_NAMESPACE") or ALL_NAMESPACES
     operator = Operator(Api(Client()), namespace, Defaults.from_environment())
     lease = make_lease(namespace)

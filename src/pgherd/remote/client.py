@@ -27,7 +27,7 @@ from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import COORDINATOR, Member, group_id, group_name
 from pgherd.model.tuning import check_fit
 from pgherd.operations.copy import Summary, Tell
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import names, zone
 from pgherd.platform.kubernetes.tunnel import HOST, Tunnel
 from pgherd.platform.local import binaries
 from pgherd.reconcile import steering
@@ -364,7 +364,7 @@ class KubernetesClient(Backups, Drills, Schedules):
             services = [f"{name}-ro", name] if read_only else [name]
             return ",".join(f"{service}.{namespace}.svc:{port}" for service in services)
         members = [Member(name, number, ordinal) for ordinal in range(cluster.spec.segments.standbys + 1)]
-        return ",".join(f"{names.host(member, namespace)}:{port}" for member in members)
+        return ",".join(f"{names.host(member, zone.of(namespace))}:{port}" for member in members)
 
     def psql_command(self, name: str) -> tuple[list[str], dict[str, str]]:
         """Program and environment of an interactive session as the owner, through a tunnel of this process.

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pgherd.model.topology import COORDINATOR
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import names, zone
 
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 90
@@ -121,15 +121,11 @@ def make_authority(cluster: str, now: datetime) -> Authority:
 def hosts(cluster: str, group: int, namespace: str) -> list[str]:
     """The names by which a group's members are reached."""
     service = names.group_object(cluster, group)
-    found = [f"*.{service}.{namespace}.svc", f"*.{service}.{namespace}.svc.cluster.local"]
+    ends = dict.fromkeys((f"{namespace}.svc", f"{namespace}.svc.cluster.local", zone.of(namespace)))
+    found = [f"*.{service}.{end}" for end in ends]
     if group == COORDINATOR:
         for name in (cluster, f"{cluster}-ro"):
-            found += [
-                name,
-                f"{name}.{namespace}",
-                f"{name}.{namespace}.svc",
-                f"{name}.{namespace}.svc.cluster.local",
-            ]
+            found += [name, f"{name}.{namespace}", *(f"{name}.{end}" for end in ends)]
     return [*found, "localhost", "127.0.0.1"]
 
 

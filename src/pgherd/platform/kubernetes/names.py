@@ -102,9 +102,12 @@ def volume_claim(member: Member, epoch: int) -> str:
     return f"{volume(epoch)}-{member.name}"
 
 
-def host(member: Member, namespace: str) -> str:
-    """The stable name under which a member is reached from everywhere in the Kubernetes cluster."""
-    return f"{member.name}.{member.scope}.{namespace}.svc"
+def host(member: Member, zone: str) -> str:
+    """The stable name under which a member is reached from everywhere in the Kubernetes cluster.
+
+    :param zone: how the names of its namespace's Services end (:mod:`~pgherd.platform.kubernetes.zone`)
+    """
+    return f"{member.name}.{member.scope}.{zone}"
 
 
 def credentials_secret(cluster: str) -> str:

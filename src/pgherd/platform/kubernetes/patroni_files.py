@@ -15,7 +15,7 @@ from pgherd.engine import registry
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
 from pgherd.patroni.config import REST_USER, member_config
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import names, zone
 
 DIRECTORY = "/etc/pgherd"
 TLS_DIRECTORY = "/etc/pgherd-tls"
@@ -247,7 +247,7 @@ def environment(cluster: PostgresCluster, group: int, namespace: str) -> list[di
     name = cluster.metadata.name
     secret = names.credentials_secret(name)
     # Where members' addresses become the engine's node names they must be the stable ones.
-    stable = f"$(PATRONI_NAME).{names.group_object(name, group)}.{namespace}.svc"
+    stable = f"$(PATRONI_NAME).{names.group_object(name, group)}.{zone.of(namespace)}"
     host = stable if registry.patroni_section(cluster, group) else "$(POD_IP)"
     return [
         _field("PATRONI_NAME", "metadata.name"),

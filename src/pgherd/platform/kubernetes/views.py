@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import names, zone
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
@@ -101,7 +101,7 @@ def _view(
 ) -> MemberView:
     node = (pod["spec"].get("nodeName") or "") if pod is not None else ""
     lost = silent.get(node)
-    host = names.host(member, namespace)
+    host = names.host(member, zone.of(namespace))
     address = ((pod or {}).get("status") or {}).get("podIP") or host
     return MemberView(
         member,

@@ -19,7 +19,7 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
 from pgherd.platform.base import ENDED, FAILED, Workshop
-from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
+from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views, zone
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -160,10 +160,8 @@ class PodWorkshop(Workshop):
         )
 
     def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
-        namespace = self._platform.namespace
-        return {
-            member.name: Endpoint(names.host(member, namespace), names.POSTGRES_PORT) for member in members
-        }
+        ends = zone.of(self._platform.namespace)
+        return {member.name: Endpoint(names.host(member, ends), names.POSTGRES_PORT) for member in members}
 
     def place(self, member: Member, data: Path) -> None:
         machine = self.machine(member)
