@@ -189,6 +189,8 @@ def _pod(
     ]
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
+        # As docs/kubernetes.md advises applications: a name server on a dead node costs a second, not five.
+        "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "3"}]},
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": 999,

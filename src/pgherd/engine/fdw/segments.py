@@ -22,11 +22,13 @@ from pgherd.postgres.connections import Connection, Databases
 
 SERVER_OPTIONS: Mapping[str, str] = {
     "target_session_attrs": "read-write",
+    # PostgreSQL 16 and later does not heed it where a server is the client (libpq-be-fe-helpers.h): what bounds the time
+    # for which a session asks the host of a dead member, before it asks the next one, is tcp_user_timeout.
     "connect_timeout": "2",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
-    "tcp_user_timeout": "8000",
+    "tcp_user_timeout": "2500",
     "batch_size": "500",
     "fetch_size": "2000",
     # Nearer the truth than the defaults: a question costs a round trip, and a row that comes over costs what many rows
