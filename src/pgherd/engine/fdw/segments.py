@@ -22,8 +22,8 @@ from pgherd.postgres.connections import Connection, Databases
 
 SERVER_OPTIONS: Mapping[str, str] = {
     "target_session_attrs": "read-write",
-    # PostgreSQL 16 and later does not heed it where a server is the client (libpq-be-fe-helpers.h): what bounds the time
-    # for which a session asks the host of a dead member, before it asks the next one, is tcp_user_timeout.
+    # From 16 on PostgreSQL does not heed it where a server is the client (libpq-be-fe-helpers.h): how long a session
+    # asks the host of a dead member, before it asks the next one, is bounded by tcp_user_timeout.
     "connect_timeout": "2",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
