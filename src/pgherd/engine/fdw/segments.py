@@ -28,7 +28,7 @@ SERVER_OPTIONS: Mapping[str, str] = {
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
-    "tcp_user_timeout": "2500",
+    "tcp_user_timeout": "2000",
     "batch_size": "500",
     "fetch_size": "2000",
     # Nearer the truth than the defaults: a question costs a round trip, and a row that comes over costs what many rows
