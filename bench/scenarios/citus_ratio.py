@@ -1,6 +1,8 @@
 """A cluster of pgherd's beside one of the same shape made by hand: coordinator, two workers, Citus, the same memory.
 
-Both are asked in turn; each ratio is the median of those of the pairs (above 1: the hand-made one was faster).
+Both are asked in turn; each ratio is the median of those of the pairs (above 1: the hand-made one was faster). Nodes of
+the same shape ask one another for passwords, too. A second hand-made one trusts whoever comes: Citus opens connections
+for a statement over many shards and closes them afterwards, so what proving oneself costs is part of such a statement.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pgherd.platform.local import binaries, runas
 NAME = "ratio"
 SCALE, CLIENTS, SECONDS, ROWS = 10, 8, 8, 300_000
 NODES = 3
+PASSWORD = "by-hand-4f1c9a7e2b"
 TABLES = {
     "pgbench_accounts": "aid",
     "pgbench_branches": "bid",
@@ -53,11 +56,15 @@ def run(lab: Lab, runs: int) -> Result:
                 "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY (%s)",
                 (list(SAME_SETTINGS),),
             ).fetchall()
-        with _hand_made(lab.directory / "hand", {str(name): str(value) for name, value in rows}) as theirs:
-            for dsn in (ours, theirs):
+        settings = {str(name): str(value) for name, value in rows}
+        with (
+            _hand_made(lab.directory / "hand", settings, "scram-sha-256") as theirs,
+            _hand_made(lab.directory / "trusting", settings, "trust") as trusting,
+        ):
+            for dsn in (ours, theirs, trusting):
                 _prepare(dsn)
             for key, (what, work) in _works(lab).items():
-                _pair(lab, result, key, what, work, (ours, theirs), runs)
+                _compare(lab, result, key, what, work, (ours, theirs, trusting), runs)
     return result
 
 
@@ -75,20 +82,25 @@ def _works(lab: Lab) -> dict[str, tuple[str, Work]]:
     return works
 
 
-def _pair(
-    lab: Lab, result: Result, key: str, what: str, work: Work, dsns: tuple[str, str], runs: int
+def _compare(
+    lab: Lab, result: Result, key: str, what: str, work: Work, dsns: tuple[str, str, str], runs: int
 ) -> None:
-    pairs = [(work(dsns[0]), work(dsns[1])) for _ in range(runs + 1)][1:]  # the first warms the caches
-    ratios = [ours / theirs for ours, theirs in pairs]
-    ours, theirs = (percentile([pair[side] for pair in pairs], 50) * 1000 for side in (0, 1))
-    ratio = percentile(ratios, 50)
+    rounds = [[work(dsn) for dsn in dsns] for _ in range(runs + 1)][1:]  # the first warms the caches
+    ours, theirs, trusting = (percentile([each[place] for each in rounds], 50) * 1000 for place in range(3))
+    ratios, to_trusting = ([each[0] / each[place] for each in rounds] for place in (1, 2))
     numbers = {
-        "ratio": ratio,
+        "ratio": percentile(ratios, 50),
         "ratios": [round(each, 3) for each in ratios],
+        "ratio_to_trusting": percentile(to_trusting, 50),
         "ms": ours,
         "by_hand_ms": theirs,
+        "trusting_ms": trusting,
     }
-    result.add(key, numbers, what, f"{ours:.2f} ms, by hand {theirs:.2f} ms: ratio {ratio:.3f}")
+    text = (
+        f"{ours:.2f} ms, by hand {theirs:.2f} ms: ratio {numbers['ratio']:.3f}; to one whose nodes trust one another "
+        f"({trusting:.2f} ms) {numbers['ratio_to_trusting']:.3f}"
+    )
+    result.add(key, numbers, what, text)
     lab.say(" ".join(result.rows[-1]))
 
 
@@ -138,18 +150,24 @@ def _cargo() -> list[str]:
 
 
 @contextmanager
-def _hand_made(directory: Path, settings: dict[str, str]) -> Iterator[str]:
-    """Three servers on this machine that trust it; gives the coordinator's address."""
+def _hand_made(directory: Path, settings: dict[str, str], authentication: str) -> Iterator[str]:
+    """Three servers on this machine; gives the coordinator's address.
+
+    :param authentication: of whoever connects, nodes too, as initdb takes it
+    """
     ports = [_free_port() for _ in range(NODES)]
     folders = [directory / str(number) for number in range(NODES)]
     try:
         for folder, port in zip(folders, ports, strict=True):
-            _server(folder, port, settings)
+            _server(folder, port, settings, authentication)
         for port in ports:
             with closing(psycopg.connect(_dsn(port, "postgres"), autocommit=True)) as connection:
                 connection.execute("CREATE DATABASE app")
             with closing(psycopg.connect(_dsn(port), autocommit=True)) as connection:
                 connection.execute("CREATE EXTENSION citus")
+                connection.execute(
+                    "INSERT INTO pg_dist_authinfo VALUES (0, 'postgres', %s)", [f"password={PASSWORD}"]
+                )
         with closing(psycopg.connect(_dsn(ports[0]), autocommit=True)) as connection:
             connection.execute("SELECT citus_set_coordinator_host('127.0.0.1', %s)", [ports[0]])
             for port in ports[1:]:
@@ -162,12 +180,14 @@ def _hand_made(directory: Path, settings: dict[str, str]) -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _server(folder: Path, port: int, settings: dict[str, str]) -> None:
+def _server(folder: Path, port: int, settings: dict[str, str], authentication: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    password = folder.parent / "password"
+    password.write_text(PASSWORD)
     _as_server(
-        "initdb", "-D", str(folder), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
-        "--no-instructions",
+        "initdb", "-D", str(folder), "-U", "postgres", "-A", authentication, "-E", "UTF8", "--locale=C.UTF-8",
+        "--no-instructions", f"--pwfile={password}",
     )  # fmt: skip
     wanted = {
         **settings,
@@ -193,7 +213,7 @@ def _free_port() -> int:
 
 
 def _dsn(port: int, database: str = "app") -> str:
-    return f"postgresql://postgres@127.0.0.1:{port}/{database}"
+    return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/{database}"
 
 
 def _as_server(program: str, *arguments: str) -> str:
