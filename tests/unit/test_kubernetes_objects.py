@@ -206,7 +206,7 @@ def test_the_clusters_own_objects() -> None:
     assert found["Service", "shop"]["spec"]["selector"][names.ROLE_LABEL] == "primary"
     assert found["Service", "shop-ro"]["spec"]["selector"][names.ROLE_LABEL] == "replica"
     owner = decoded(found["Secret", "shop-owner"])
-    assert owner["uri"] == "postgresql://app:owner%2Fsecret@shop.prod:5432/app?sslmode=require"
+    assert owner["uri"] == "postgresql://app:owner%2Fsecret@shop.prod.svc:5432/app?sslmode=require"
     assert owner["ca.crt"] == "certificate"
     assert "key" not in str(found["ConfigMap", "shop-ca"]["data"].values())
     for each in found.values():

@@ -38,12 +38,15 @@ FAR_LOOK_SECONDS = 2.0
 RETENTION_SECONDS = 3600.0
 GAPS_SECONDS = 5.0
 """between two looks for holes in the archived logs"""
-HISTORIES_SECONDS = 5.0
-"""between two looks whether histories that were not there have come"""
+HISTORIES_SECONDS = 30.0
+"""between two looks whether histories that were not there have come; an archiver looks for them once a minute"""
+HISTORIES_GOOD_SECONDS = 300.0
+"""how long it is believed that all are there"""
 AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
 LOST_AGAIN_SECONDS = 60.0
 """between two looks for a point that hardly comes any more"""
+NEVER = float("-inf")
 POINTS_SECONDS = 5.0
 """between two looks for points that others made, while no backup waits for its own"""
 
@@ -87,8 +90,8 @@ class Keeper(threading.Thread):
         self._retained = float("-inf")
         self._looked_for_gaps = float("-inf")
         self._looked_for_histories = float("-inf")
-        self._complete: set[tuple[int, str, int]] = set()
-        """groups, with their systems and timelines, all of whose histories are in the repository"""
+        self._complete: dict[tuple[int, str, int], float] = {}
+        """groups, with their systems and timelines, all of whose histories were in the repository, and when"""
         self._lost = points.Lost(kept.method)
         self._maker: threading.Thread | None = None
         self._leaving = threading.Event()
@@ -243,15 +246,15 @@ class Keeper(threading.Thread):
         return done
 
     def _see_to_histories(self) -> None:
-        self._looked_for_histories = time.monotonic()
+        self._looked_for_histories = now = time.monotonic()
         for group, standing in self._standing.items():
             key = (group, standing.system, standing.timeline)
-            if standing.timeline == 1 or key in self._complete:
+            if standing.timeline == 1 or now - self._complete.get(key, NEVER) < HISTORIES_GOOD_SECONDS:
                 continue
             known = {each.timeline for each in self._kept.method.histories(group, standing.system)}
             sent = histories.send_again(self._kept.databases, group, known)
             if not sent:
-                self._complete.add(key)
+                self._complete[key] = now
                 continue
             text = ", ".join(map(str, sent))
             logger.info(

@@ -39,7 +39,7 @@ from pgherd.backup.restore import (
 from pgherd.backup.verdict import Reached, Verdict, judge
 from pgherd.backup.wal import SEGMENT_BYTES, History, is_past, parse_history, parse_lsn
 from pgherd.engine.base import Engine
-from pgherd.errors import Cancelled, PgherdError, one_line
+from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
 from pgherd.platform.base import Bench
@@ -263,7 +263,12 @@ class Repair:
 
     def _timeline_before(self) -> int:
         """The newest that there was before a server ran here: one that has left recovery is on a later one."""
-        archived = self._site.method.histories(self._site.group, self._state["system"])
+        method = self._site.method
+        try:
+            method.repository.require()  # one that is away has no histories, either
+        except PgherdError as error:
+            raise Unavailable(str(error)) from error
+        archived = method.histories(self._site.group, self._state["system"])
         return max([int(self._state.get("timeline", 1)), *(history.timeline for history in archived)])
 
     def _server(self) -> PrivateServer:

@@ -37,6 +37,7 @@ from pgherd.backup.base import BackupMethod
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
+from pgherd.backup.wal import SEGMENT_NAME
 from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
@@ -491,8 +492,14 @@ class Restore:
             row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
         assert row is not None
         timeline = int(str(row[0])[:8], 16)
-        known = self._site.method.histories(group, self._point.groups[group].system)
-        if any(history.timeline == timeline for history in known):
+        method, system = self._site.method, self._point.groups[group].system
+        known = {history.timeline for history in method.histories(group, system)}
+        known |= {
+            int(name[:8], 16)
+            for name in method.log_names(group, system) or ()
+            if SEGMENT_NAME.fullmatch(name)
+        }
+        if timeline in known:
             raise PgherdError(
                 f"{group_name(group)} took timeline {timeline}, which the repository has already: it did not see all "
                 "of the repository: try again"

@@ -93,17 +93,16 @@ def readable_timeline(
 ) -> int | None:
     """On which timeline a position can be reached with what is archived; None: on none (yet).
 
-    One that is later than the first can be reached only with its history. As a rule it is the position's own. Where a
-    primary died before its last file was archived, the file of the timeline that its successor began holds the same up
-    to there. What the successor did not have is lost, whatever is archived under its name.
+    A timeline that is later than the first can be followed only with its history. As a rule it is the position's own.
+    Where a primary died before its last file was archived, the file of the timeline that its successor began holds the
+    same up to there. What the successor did not have is lost, whatever is archived under its name.
 
     :param histories: of all timelines
     :param archived: the archived files by name
     """
-    if timeline > 1 and not any(history.timeline == timeline for history in histories):
-        return None
+    known = timeline == 1 or any(history.timeline == timeline for history in histories)
     abandoned = any(history.abandons(timeline, lsn) for history in histories)
-    if not abandoned and segment_before(timeline, lsn) in archived:
+    if known and not abandoned and segment_before(timeline, lsn) in archived:
         return timeline
     for history in sorted(histories, key=lambda each: each.timeline):
         reaches = history.timeline > timeline and history.holds(timeline, lsn)

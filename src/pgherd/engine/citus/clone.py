@@ -18,7 +18,7 @@ What that function leaves open is done here, before it or after it:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 import psycopg
@@ -26,7 +26,7 @@ from psycopg import sql
 
 from pgherd.engine.base import Clone, MoveControl
 from pgherd.engine.citus import cleanup, clone_place, nodes
-from pgherd.engine.citus.holding import Hold
+from pgherd.engine.citus.holding import HOLD_SECONDS, Hold
 from pgherd.engine.citus.move import end_predecessor
 from pgherd.engine.citus.session import superuser, value
 from pgherd.engine.citus.versions import numbers
@@ -177,7 +177,8 @@ def what_is_missing(databases: Databases, group: int) -> str | None:
     follows = _follows(databases, group)
     if follows is False or (follows is None and clone.state == PARTING):
         with superuser(databases) as desk:
-            _set(desk, group, UNDONE)
+            if not _was_decided(databases, desk, group):
+                _set(desk, group, UNDONE)
         return f"{name} was interrupted: it is made anew"
     if follows is None:
         return f"{name} is being made"
@@ -210,14 +211,10 @@ def _follows(databases: Databases, group: int) -> bool | None:
 
 def split(databases: Databases, operation: int, group: int, source: int, control: MoveControl) -> None:
     """See :meth:`pgherd.engine.base.Engine.split`."""
-    session = f"pgherd split {group}"
     with superuser(databases) as desk:
-        end_predecessor(desk, session)
-        if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+        if _was_decided(databases, desk, group):
+            _finish_prepared(desk)
             return
-        for segment in nodes.segments(databases):
-            with superuser(databases, segment) as node:
-                end_predecessor(node, session)
         _require_standby(databases, desk, group)
         cleanup.clean_up(databases, operation)
         desk.execute("SELECT recover_prepared_transactions()")
@@ -225,12 +222,27 @@ def split(databases: Databases, operation: int, group: int, source: int, control
             with clone_place.in_front(databases, group, source):
                 number = _registered(databases, desk, group, source)
                 control.checkpoint("registered")
-                _part(databases, operation, group, source, number, session)
+                _part(databases, operation, group, source, number)
         except Cancelled:
             raise
         except (psycopg.Error, PgherdError) as error:
             raise _failure(databases, desk, group, error) from error
     control.checkpoint("switched")
+
+
+def _session(group: int) -> str:
+    return f"pgherd split {group}"
+
+
+def _was_decided(databases: Databases, desk: Connection, group: int) -> bool:
+    """Whether somebody who was killed had split it off. If not, whoever waits for his decision waits no more."""
+    end_predecessor(desk, _session(group))
+    if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+        return True
+    for segment in nodes.segments(databases):
+        with superuser(databases, segment) as node:
+            end_predecessor(node, _session(group))
+    return False
 
 
 def _require_standby(databases: Databases, desk: Connection, group: int) -> None:
@@ -260,18 +272,20 @@ def _registered(databases: Databases, desk: Connection, group: int, source: int)
     return int(node)
 
 
-def _part(databases: Databases, operation: int, group: int, source: int, node: int, session: str) -> None:
+def _part(databases: Databases, operation: int, group: int, source: int, node: int) -> None:
+    segments = nodes.segments(databases)
     # All sessions are there before the first writer has to wait.
     with (
         superuser(databases) as desk,
         ExitStack() as closed,
         databases.connect(group, read_only=True) as copy,
         superuser(databases, source) as original,
-        superuser(databases, autocommit=False, application_name=session, lock_timeout=PATIENCE) as connection,
+        superuser(
+            databases, autocommit=False, application_name=_session(group), lock_timeout=PATIENCE
+        ) as connection,
     ):
         others = [
-            closed.enter_context(_to_be_closed(databases, segment, session))
-            for segment in nodes.segments(databases)
+            closed.enter_context(_to_be_closed(databases, segment, _session(group))) for segment in segments
         ]
         connection.execute("SET LOCAL client_min_messages TO error; SET LOCAL statement_timeout TO 0")
         connection.execute(_GIVE_WAY)
@@ -292,9 +306,45 @@ def _part(databases: Databases, operation: int, group: int, source: int, node: i
             connection.commit()
             return
         held = Hold(others, has_shards)
-        held.start()
-        connection.commit()
+        _decide(connection, held)
         held.wait(lambda: _finish_prepared(desk))
+        _await_shown(databases, segments, has_shards, desk)
+
+
+def _decide(connection: Connection, held: Hold) -> None:
+    """Commit, with the writers of other nodes held."""
+    sent = False
+    try:
+        held.start()
+        sent = True
+        connection.commit()
+    except Exception:
+        # Who does not hear how it ended leaves it to the nodes: they see it.
+        if not (sent and connection.closed):
+            held.release()
+        raise
+
+
+def _await_shown(
+    databases: Databases, segments: Collection[int], shown: sql.Composed, desk: Connection
+) -> None:
+    """A node whose server was started anew meanwhile holds nobody any more, and has the decision prepared at most.
+
+    :raises Unavailable: one does not come back
+    """
+    deadline = time.monotonic() + HOLD_SECONDS
+    for segment in segments:
+        while not _shows(databases, segment, shown):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{group_name(segment)} does not show the new placement yet")
+            _finish_prepared(desk)
+            time.sleep(0.1)
+
+
+def _shows(databases: Databases, segment: int, shown: sql.Composed) -> bool:
+    with suppress(Unavailable, psycopg.OperationalError), superuser(databases, segment) as node:
+        return bool(value(node, f"SELECT {shown.as_string(node)}"))
+    return False
 
 
 def _finish_prepared(desk: Connection) -> None:
@@ -309,6 +359,7 @@ def _to_be_closed(databases: Databases, group: int, session: str) -> Iterator[Co
     with superuser(
         databases, group, autocommit=False, application_name=session, lock_timeout=PATIENCE
     ) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # it has to see what others commit
         connection.execute(_GIVE_WAY)
         yield connection
         if not connection.closed:  # its server may be gone, and with it whoever was kept out

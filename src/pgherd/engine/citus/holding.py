@@ -11,6 +11,7 @@ import logging
 import select
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import psycopg
 from psycopg import sql
@@ -22,8 +23,8 @@ from pgherd.postgres.connections import Connection
 logger = logging.getLogger(__name__)
 
 HOLD_SECONDS = 120
-"""what a decision may take: longer than a server's restart, with what is prepared there. If it was none, whoever comes
-next ends these sessions before"""
+"""what a decision may take: longer than a server's restart, with what is prepared there. Where none was made, these
+sessions are ended: by whoever failed to make it, or by whoever follows one that was killed"""
 START_SECONDS = 5.0
 NUDGE_SECONDS = 2.0
 _POLL_SECONDS = 0.2
@@ -80,25 +81,42 @@ class Hold:
             session.pgconn.flush()
         deadline = time.monotonic() + START_SECONDS
         while waiting:
-            if time.monotonic() > deadline or any(not _is_busy(session) for session in list(waiting)):
+            if time.monotonic() > deadline or not waiting <= self._busy():
                 raise Unavailable("a node does not keep its writers waiting")
             _await_news(waiting)
 
+    def release(self) -> None:
+        """Nothing was decided: nobody has to wait any more."""
+        for session in self._sessions:
+            with suppress(psycopg.Error):
+                session.cancel_safe(timeout=START_SECONDS)
+        deadline = time.monotonic() + START_SECONDS
+        while (busy := self._busy()) and time.monotonic() < deadline:
+            _await_news(busy)
+        for session in self._sessions:
+            if session not in busy:
+                _conclude(session, told=False)
+
     def wait(self, nudge: Callable[[], None]) -> None:
-        """Until the decision, which has been made, is to be seen at each node.
+        """Until the decision, which has been made, is to be seen at each node; each lets go as soon as it is.
 
         :param nudge: called now and then: it brings the decision to nodes that were away
         """
         next_nudge = time.monotonic() + NUDGE_SECONDS
-        busy = set(self._sessions)
-        while busy:
-            busy = {session for session in busy if _is_busy(session)}
-            if busy and time.monotonic() > next_nudge:
-                nudge()
-                next_nudge = time.monotonic() + NUDGE_SECONDS
-            _await_news(busy)
-        for session in self._sessions:
-            _conclude(session)
+        waiting = set(self._sessions)
+        while waiting:
+            busy = self._busy()
+            for session in waiting - busy:
+                _conclude(session)
+            waiting &= busy
+            if waiting:
+                _await_news(waiting)
+                if time.monotonic() > next_nudge:
+                    nudge()
+                    next_nudge = time.monotonic() + NUDGE_SECONDS
+
+    def _busy(self) -> set[Connection]:
+        return {session for session in self._sessions if _is_busy(session)}
 
 
 def _await_news(sessions: set[Connection]) -> None:
@@ -114,8 +132,10 @@ def _is_busy(session: Connection) -> bool:
         return False
 
 
-def _conclude(session: Connection) -> None:
-    while (result := session.pgconn.get_result()) is not None:
-        if result.status != ExecStatus.COMMAND_OK:
-            reason = result.error_message.decode(errors="replace")
-            logger.warning("a node's writers were not kept waiting to the end: %s", one_line(reason))
+def _conclude(session: Connection, *, told: bool = True) -> None:
+    with suppress(psycopg.OperationalError):
+        while (result := session.pgconn.get_result()) is not None:
+            if told and result.status != ExecStatus.COMMAND_OK:
+                reason = result.error_message.decode(errors="replace")
+                logger.warning("a node's writers were not kept waiting to the end: %s", one_line(reason))
+        session.rollback()

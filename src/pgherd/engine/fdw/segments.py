@@ -25,10 +25,11 @@ SERVER_OPTIONS: Mapping[str, str] = {
     # From 16 on PostgreSQL does not heed it where a server is the client (libpq-be-fe-helpers.h): how long a session
     # asks the host of a dead member, before it asks the next one, is bounded by tcp_user_timeout.
     "connect_timeout": "2",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
+    # Two probes, unanswered both, within tcp_user_timeout: it is what counts, keepalives_count does not beside it.
+    "keepalives_idle": "1",
+    "keepalives_interval": "1",
     "keepalives_count": "3",
-    "tcp_user_timeout": "2000",
+    "tcp_user_timeout": "2100",
     "batch_size": "500",
     "fetch_size": "2000",
     # Nearer the truth than the defaults: a question costs a round trip, and a row that comes over costs what many rows

@@ -129,7 +129,7 @@ def owner_secret(
 ) -> dict[str, Any]:
     """What an application needs to connect."""
     name, database = cluster.metadata.name, cluster.spec.database
-    host = f"{name}.{namespace}"  # of all that are good in every namespace the one that costs the fewest questions
+    host = f"{name}.{namespace}.svc"
     password = quote(credentials.owner, safe="")
     return {
         "apiVersion": "v1",

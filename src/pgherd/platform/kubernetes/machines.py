@@ -37,11 +37,7 @@ for round in $(seq 50); do
             kill -KILL "${each#/proc/}" 2> /dev/null
         done
     done
-    if [ -z "$left" ]; then
-        # A server starts beside no other, and this note's number may be any process's of this pod.
-        rm -f "$1/postmaster.pid"
-        exit 0
-    fi
+    [ -n "$left" ] || exit 0
     sleep 0.1
 done
 exit 1
@@ -62,7 +58,12 @@ for round in $(seq 50); do
             kill -KILL "${each#/proc/}" 2> /dev/null
         fi
     done
-    [ -n "$left" ] || exit 0
+    if [ -z "$left" ]; then
+        # Of a server that was killed, perhaps in another pod: its number may be any process's here, and PostgreSQL
+        # would refuse to start.
+        rm -f "$1/postmaster.pid"
+        exit 0
+    fi
     sleep 0.1
 done
 exit 1

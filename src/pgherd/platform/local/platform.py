@@ -6,7 +6,6 @@ import contextlib
 import logging
 import secrets
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -505,7 +504,6 @@ class LocalPlatform(Platform):
     def _remove_data(self, member: Member) -> None:
         layout = self._layout.member(member)
         processes.end_postgres(layout.directory, layout.data)
-        _remove_shared_memory(layout.data)
         files.remove(layout.data)
 
     def remove_member(self, member: Member) -> None:
@@ -523,7 +521,6 @@ class LocalPlatform(Platform):
         layout = self._layout.member(member)
         with self.locked():
             processes.end_postgres(layout.directory, layout.data)
-            _remove_shared_memory(layout.data)
             files.hide(layout.directory)
             logs.remove(layout.log)
             others = (view.member for view in self.members(member.cluster).values() if view.member != member)
@@ -560,15 +557,3 @@ def _is_status(value: Any) -> bool:
         and isinstance(conditions := value.get("conditions", []), list)
         and all(isinstance(each, dict) and each.keys() >= _CONDITION for each in conditions)
     )
-
-
-def _remove_shared_memory(data: Path) -> None:
-    """A server that was killed leaves a (tiny) System V segment, which its note names, for its next start to remove."""
-    try:
-        note = (data / "postmaster.pid").read_text().splitlines()
-        key, identifier = note[6].split()
-        listed = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
-    except (OSError, IndexError, ValueError):
-        return
-    if any(fields[:2] == [key, identifier] and fields[6] == "0" for fields in map(str.split, listed)):
-        subprocess.run(["ipcrm", "-m", identifier], capture_output=True, check=False)

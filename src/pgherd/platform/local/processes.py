@@ -232,8 +232,21 @@ def _remove_stale_note(directory: Path, data: Path) -> None:
     """Of a server that was killed. After a restart of the machine its number may be another process's, and a zombie
     still has it: PostgreSQL would take that for itself, and refuse to start."""
     if postmaster_of(data) is None and not postgres_of(directory):
+        _remove_shared_memory(data)
         with suppress(OSError):
             (data / "postmaster.pid").unlink()
+
+
+def _remove_shared_memory(data: Path) -> None:
+    """A server that was killed leaves a (tiny) System V segment, which its note names, for its next start to remove."""
+    try:
+        note = (data / "postmaster.pid").read_text().splitlines()
+        key, identifier = note[6].split()
+        listed = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    except (OSError, IndexError, ValueError):
+        return
+    if any(fields[:2] == [key, identifier] and fields[6] == "0" for fields in map(str.split, listed)):
+        subprocess.run(["ipcrm", "-m", identifier], capture_output=True, check=False)
 
 
 def end_home(home: Path) -> None:
