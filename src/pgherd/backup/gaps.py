@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pgherd.backup.records import Backup, GroupBackup, GroupPoint
-from pgherd.backup.wal import SEGMENT_BYTES, SEGMENT_NAME, History, is_past, parse_lsn, segment_number
+from pgherd.backup.wal import (
+    SEGMENT_BYTES,
+    SEGMENT_NAME,
+    History,
+    is_past,
+    parse_lsn,
+    segment_number,
+    timelines,
+)
 
 Names = Callable[[int, str], Collection[str] | None]
 """of a group's database system; None: nobody can tell"""
@@ -101,10 +109,7 @@ class Logs:
     def newest_timeline(self, group: int, system: str) -> int | None:
         """The last timeline of a system of which a file is archived."""
         names, _ = self._list(group, system)
-        found = [
-            int(name[:8], 16) for name in names or () if len(name) == 24 and SEGMENT_NAME.fullmatch(name)
-        ]
-        return max(found, default=None)
+        return max(timelines(name for name in names or () if len(name) == 24), default=None)
 
     def _list(self, group: int, system: str) -> tuple[Collection[str] | None, Sequence[History]]:
         if (group, system) not in self._listed:

@@ -26,9 +26,12 @@ def send_again(databases: Databases, group: int, known: Collection[int]) -> list
             "SELECT name, current_setting('data_directory') FROM pg_ls_waldir()"
             " WHERE name ~ '^[0-9A-F]{8}[.]history$' ORDER BY 1"
         ).fetchall()
-        missing = {name: f"{data}/pg_wal/archive_status/{name}.ready" for name, data in rows}
-        lacking = [name for name in missing if int(name[:8], 16) not in known]
-        for name in lacking:
+        lacking = {
+            timeline: f"{data}/pg_wal/archive_status/{name}.ready"
+            for name, data in rows
+            if (timeline := int(name[:8], 16)) not in known
+        }
+        for path in lacking.values():
             # An empty file of this name is how a server asks its archiver for one.
-            connection.execute(sql.SQL("COPY (SELECT WHERE false) TO {}").format(sql.Literal(missing[name])))
-    return [int(name[:8], 16) for name in lacking]
+            connection.execute(sql.SQL("COPY (SELECT WHERE false) TO {}").format(sql.Literal(path)))
+    return list(lacking)

@@ -19,7 +19,7 @@ import psycopg
 
 from pgherd.backup import choice, gaps, histories, points
 from pgherd.backup.base import BackupMethod
-from pgherd.backup.catalogue import Catalogue
+from pgherd.backup.catalogue import NEVER, Catalogue
 from pgherd.backup.maker import Job, Maker, request
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, Point, moment
@@ -46,7 +46,6 @@ AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
 LOST_AGAIN_SECONDS = 60.0
 """between two looks for a point that hardly comes any more"""
-NEVER = float("-inf")
 POINTS_SECONDS = 5.0
 """between two looks for points that others made, while no backup waits for its own"""
 
@@ -83,13 +82,13 @@ class Keeper(threading.Thread):
         self._quiet: dict[int, int] = {}
         self._known_histories: dict[tuple[int, str], Sequence[History]] = {}
         self._points_version: tuple[str, str | None] | None = None
-        self._looked_for_points = float("-inf")
+        self._looked_for_points = NEVER
         self._look_again: dict[str, float] = {}
         """when to look for a point that hardly comes any more"""
-        self._last_point = float("-inf")
-        self._retained = float("-inf")
-        self._looked_for_gaps = float("-inf")
-        self._looked_for_histories = float("-inf")
+        self._last_point = NEVER
+        self._retained = NEVER
+        self._looked_for_gaps = NEVER
+        self._looked_for_histories = NEVER
         self._complete: dict[tuple[int, str, int], float] = {}
         """groups, with their systems and timelines, all of whose histories were in the repository, and when"""
         self._lost = points.Lost(kept.method)
@@ -238,7 +237,7 @@ class Keeper(threading.Thread):
 
     def _archived(self, point: Point) -> Point | None:
         """The point as it can be offered; None: not yet. One that hardly comes any more is looked for now and then."""
-        if time.monotonic() < self._look_again.get(point.name, float("-inf")):
+        if time.monotonic() < self._look_again.get(point.name, NEVER):
             return None
         done = points.archived(self._kept.method, point)
         if done is None and self._lost.is_certain(point):
@@ -318,7 +317,7 @@ class Keeper(threading.Thread):
                 )
                 return
             self._interrupted = None
-            self._retained = float("-inf")
+            self._retained = NEVER
 
         self._maker = threading.Thread(target=make, name=f"backup-{self._kept.name}", daemon=True)
         self._maker.start()

@@ -160,6 +160,13 @@ class PrivateServer:
         if self._process is None or not self._process.is_running():
             raise PgherdError(f"the server on {self.data} ended: {self.last_words()}")
 
+    def timeline(self) -> int:
+        """On which it writes, once it is open."""
+        with self.connect() as connection:
+            row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
+        assert row is not None
+        return int(str(row[0])[:8], 16)
+
     def stop(self) -> None:
         """End it, with a last checkpoint; no-op if it does not run."""
         if self._process is not None:

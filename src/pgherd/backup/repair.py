@@ -255,8 +255,7 @@ class Repair:
         )
         try:
             server.wait(_is_open, site.stopping)
-            with server.connect() as connection:
-                reached = self._reached(connection)
+            reached = self._reached(server.timeline())
         finally:
             server.stop()
         self._pass("replayed", reached=asdict(reached))
@@ -280,10 +279,7 @@ class Repair:
         wanted = {name: int(value) for name, value in self._state.get("settings", {}).items()}
         return {name: str(max(wanted.get(name, 0), known.get(name, 0))) for name in {*known, *wanted}}
 
-    def _reached(self, connection: Connection) -> Reached:
-        row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
-        assert row is not None
-        timeline = int(str(row[0])[:8], 16)
+    def _reached(self, timeline: int) -> Reached:
         path = self._data / "pg_wal" / f"{timeline:08X}.history"
         with files.explained(f"read {path}"):
             left = parse_history(timeline, path.read_text()).left

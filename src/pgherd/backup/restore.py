@@ -37,7 +37,7 @@ from pgherd.backup.base import BackupMethod
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer
 from pgherd.backup.records import Point
-from pgherd.backup.wal import SEGMENT_NAME
+from pgherd.backup.wal import timelines
 from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
@@ -488,18 +488,10 @@ class Restore:
 
     def _require_timeline_of_its_own(self, group: int, server: PrivateServer) -> None:
         """:raises PgherdError: the repository has a timeline of that number already: their logs would be mixed up"""
-        with server.connect() as connection:
-            row = connection.execute("SELECT pg_walfile_name(pg_current_wal_lsn())").fetchone()
-        assert row is not None
-        timeline = int(str(row[0])[:8], 16)
+        timeline = server.timeline()
         method, system = self._site.method, self._point.groups[group].system
         known = {history.timeline for history in method.histories(group, system)}
-        known |= {
-            int(name[:8], 16)
-            for name in method.log_names(group, system) or ()
-            if SEGMENT_NAME.fullmatch(name)
-        }
-        if timeline in known:
+        if timeline in known | timelines(method.log_names(group, system) or ()):
             raise PgherdError(
                 f"{group_name(group)} took timeline {timeline}, which the repository has already: it did not see all "
                 "of the repository: try again"

@@ -41,6 +41,11 @@ def segment_number(name: str) -> int | None:
     return None if match is None else int(match[2], 16) * _PER_ID + int(match[3], 16)
 
 
+def timelines(names: Iterable[str]) -> set[int]:
+    """Those of which files of the log are among these."""
+    return {int(name[:8], 16) for name in names if SEGMENT_NAME.fullmatch(name)}
+
+
 @dataclass(frozen=True)
 class History:
     """Where a timeline comes from: which earlier ones it goes through, and where it left each."""

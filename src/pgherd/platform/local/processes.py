@@ -231,10 +231,12 @@ def end_postgres(directory: Path, data: Path) -> None:
 def _remove_stale_note(directory: Path, data: Path) -> None:
     """Of a server that was killed. After a restart of the machine its number may be another process's, and a zombie
     still has it: PostgreSQL would take that for itself, and refuse to start."""
-    if postmaster_of(data) is None and not postgres_of(directory):
+    note = data / "postmaster.pid"
+    # Most have none: who ended as asked took it along, and nobody has to be looked for.
+    if note.exists() and postmaster_of(data) is None and not postgres_of(directory):
         _remove_shared_memory(data)
         with suppress(OSError):
-            (data / "postmaster.pid").unlink()
+            note.unlink()
 
 
 def _remove_shared_memory(data: Path) -> None:
