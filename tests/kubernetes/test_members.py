@@ -137,3 +137,30 @@ def test_a_primary_in_a_long_recovery_is_not_killed(shop: Cluster, in_lab: bool)
     shop.wait_phase("Running")
     assert restarts(shop.namespace.get("pod", member)) == before + 1
     assert shop.psql(member, "SELECT count(*) FROM public.long") == str(ROWS)
+
+
+def patronis(pod_uid: str) -> list[int]:
+    """Patroni's processes, in a pod."""
+    return [pid for pid, command in processes(pod_uid).items() if "bin/patroni" in command]
+
+
+def test_a_member_whose_former_address_is_another_members_starts_again(shop: Cluster, in_lab: bool) -> None:
+    """Pods get new addresses when their node was away. Patroni asks at its old one whether it runs already."""
+    if not in_lab:
+        pytest.skip("kills processes of a pod from outside: runs in the lab only")
+    member, other = str(shop.leader("segment-1")), str(shop.leader("coordinator"))
+    pods = {name: shop.namespace.get("pod", name) for name in (member, other)}
+    uid, own, foreign = (pods[member]["metadata"]["uid"], *(pod["status"]["podIP"] for pod in pods.values()))
+    signal_all(patronis(uid), signal.SIGSTOP)  # or it would write its own address again
+    note = pods[member]["metadata"]["annotations"]["status"]
+    assert own in note
+    shop.namespace.kubectl("annotate", "pod", member, "--overwrite", f"status={note.replace(own, foreign)}")
+    kill_container(shop, member)
+
+    def knows_itself() -> bool:
+        return own in (shop.namespace.get("pod", member)["metadata"]["annotations"].get("status") or "")
+
+    wait_for(knows_itself, "it serves under its own address", 60)
+    shop.wait_phase("Running")
+    assert restarts(shop.namespace.get("pod", member)) == restarts(pods[member]) + 1
+    assert "has another address than before" in shop.namespace.kubectl("logs", member)

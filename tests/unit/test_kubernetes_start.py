@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,7 @@ class Containers:
             (folder / "tls" / name).touch()
         self._program("patroni", PATRONI.format(python=sys.executable, bin=folder / "bin"))
         self._program("postgres", "#!/bin/sh\nexec sleep 600\n")
+        self._program("python3", '#!/bin/sh\nbasename "$1" >> "$JOURNAL.python"\n')
         script = objects()["ConfigMap"]["data"]["start.sh"]
         for path, here in (
             (patroni_files.VOLUME_PATH, self.volume),
@@ -57,7 +59,7 @@ class Containers:
         path.write_text(text)
         path.chmod(0o755)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, **variables: str) -> subprocess.Popen[str]:
         """Another container."""
         environment = {
             **os.environ,
@@ -65,6 +67,8 @@ class Containers:
             "DATA": str(self.volume / "data"),
             "JOURNAL": str(self.journal),
             "PGHERD_AUTHORITY": str(self._folder / "authority"),
+            "POD_IP": "10.1.0.2",
+            **variables,
         }
         out = (self._folder / f"out{len(self.started)}").open("w")
         made = subprocess.Popen(
@@ -76,6 +80,11 @@ class Containers:
     def said(self, number: int) -> str:
         """What a container printed."""
         return (self._folder / f"out{number}").read_text()
+
+    def asked(self) -> str:
+        """The Python programs that the script ran."""
+        journal = Path(f"{self.journal}.python")
+        return journal.read_text() if journal.exists() else ""
 
     def servers(self) -> list[tuple[int, int]]:
         """Patroni's and the server's process, of every container that came so far."""
@@ -143,3 +152,23 @@ def test_a_restore_that_nobody_knows_of_any_more_is_not_taken_for_a_database(con
     assert containers.start().wait(10) == 2
     assert "a restore that was not finished" in containers.said(0)
     assert not containers.servers()
+
+
+def noted(address: str) -> str:
+    """What Patroni notes on a pod, as the container finds it in its environment."""
+    status = {"conn_url": f"postgres://{address}:5432/postgres", "api_url": f"https://{address}:8008/patroni"}
+    return json.dumps(status, separators=(",", ":"))
+
+
+def test_a_pod_with_a_new_address_forgets_the_old_one_before_patroni_starts(containers: Containers) -> None:
+    """Patroni finds its former address there, asks who has it now, and would not start for ever."""
+    containers.start(PGHERD_NOTED=noted("10.1.0.22"))
+    until(containers.servers, "it serves")
+    assert containers.asked() == "forget.py\n"
+
+
+@pytest.mark.parametrize("found", ["", noted("10.1.0.2")], ids=["new pod", "same address"])
+def test_a_pod_with_its_own_address_has_nothing_to_forget(containers: Containers, found: str) -> None:
+    containers.start(PGHERD_NOTED=found)
+    until(containers.servers, "it serves")
+    assert not containers.asked()

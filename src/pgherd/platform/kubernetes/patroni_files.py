@@ -33,6 +33,9 @@ BACKUP_DIRECTORY = "/etc/pgherd-backup"
 RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
 """the same for what a cluster is made from"""
 
+NOTE_VARIABLE = "PGHERD_NOTED"
+"""the variable with what Patroni noted on the pod before this container began"""
+
 _ENVIRONMENT = Credentials("", "", "", "")
 """passwords are in the environment"""
 
@@ -65,6 +68,15 @@ if [ -e {VOLUME_PATH}/{UNFINISHED} ]; then
     echo "$message" > /dev/termination-log || true
     exit 2
 fi
+# Its node was away and gave it another address. Under the old one another member may answer by now: Patroni would ask
+# there whether it runs already, and believe it; others would take that one's state for ours.
+case ${{{NOTE_VARIABLE}:-}} in
+    "" | *"//$POD_IP:"*) ;;
+    *)
+        echo "this pod has another address than before: removing the old one from its annotations"
+        python3 {DIRECTORY}/forget.py < /dev/null || echo "that failed; it is tried again at the next start"
+        ;;
+esac
 ending= patroni= code=0 told=
 trap 'ending=1; [ -z "$patroni" ] || kill -TERM "$patroni"' TERM INT
 trap '[ -z "$patroni" ] || kill -HUP "$patroni"' HUP
@@ -121,6 +133,29 @@ done
 exit "$code"
 """
 
+FORGET_SCRIPT = """\
+# Removes what Patroni noted on this pod, by the pod's own rights. In Python since an image need not have curl.
+import os, ssl, urllib.request
+
+mounted = "/var/run/secrets/kubernetes.io/serviceaccount"
+host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+host = f"[{host}]" if ":" in host else host
+with open(f"{mounted}/namespace") as file:
+    pod = f"api/v1/namespaces/{file.read().strip()}/pods/{os.environ['PATRONI_NAME']}"
+with open(f"{mounted}/token") as file:
+    token = file.read().strip()
+urllib.request.urlopen(
+    urllib.request.Request(
+        f"https://{host}:{port}/{pod}",
+        b'{"metadata": {"annotations": {"status": null}}}',
+        {"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"},
+        method="PATCH",
+    ),
+    timeout=10,
+    context=ssl.create_default_context(cafile=f"{mounted}/ca.crt"),
+)
+"""
+
 SERVICE_FILE = f"""\
 # An address whose pod is gone never answers and never refuses: who copies or rewinds from it would wait for ever.
 [{SERVICE}]
@@ -156,6 +191,7 @@ def files(
         "patroni.yml": yaml.safe_dump(config, sort_keys=False),
         "start.sh": start_script(cluster, server_major),
         "mark.sh": MARK_SCRIPT,
+        "forget.py": FORGET_SCRIPT,
         "pg_service.conf": SERVICE_FILE,
     }
 
@@ -252,6 +288,7 @@ def environment(cluster: PostgresCluster, group: int, namespace: str) -> list[di
     return [
         _field("PATRONI_NAME", "metadata.name"),
         _field("POD_IP", "status.podIP"),
+        _field(NOTE_VARIABLE, "metadata.annotations['status']"),
         {"name": "PATRONI_RESTAPI_CONNECT_ADDRESS", "value": f"$(POD_IP):{names.REST_PORT}"},
         {"name": "PATRONI_POSTGRESQL_CONNECT_ADDRESS", "value": f"{host}:{names.POSTGRES_PORT}"},
         {"name": "PATRONI_SUPERUSER_USERNAME", "value": SUPERUSER},
