@@ -110,7 +110,13 @@ def scheduler(settings: Settings) -> Service:
     kubeconfig = settings.pki / "scheduler.kubeconfig"
     return Service(
         "kube-scheduler",
-        [str(settings.bin / "kube-scheduler"), f"--kubeconfig={kubeconfig}", "--leader-elect=false"],
+        [
+            str(settings.bin / "kube-scheduler"),
+            f"--kubeconfig={kubeconfig}",
+            "--leader-elect=false",
+            # A pod is tried again when its claim is bound; where that is seen before the binding, only after this.
+            "--pod-max-in-unschedulable-pods-duration=10s",
+        ],
     )
 
 

@@ -158,7 +158,8 @@ def test_a_member_whose_former_address_is_another_members_starts_again(shop: Clu
     kill_container(shop, member)
 
     def knows_itself() -> bool:
-        return own in (shop.namespace.get("pod", member)["metadata"]["annotations"].get("status") or "")
+        pod = shop.namespace.get("pod", member)
+        return f"//{pod['status']['podIP']}:" in pod["metadata"]["annotations"].get("status", "")
 
     wait_for(knows_itself, "it serves under its own address", 60)
     shop.wait_phase("Running")
