@@ -260,6 +260,7 @@ def test_the_definition_has_what_kubectl_shows() -> None:
         "Segments",
         "Ready",
         "Engine",
+        "Seen",
         "Age",
     ]
     assert version["subresources"]["scale"]["specReplicasPath"] == ".spec.segments.count"

@@ -420,6 +420,24 @@ class TestBinaries:
         with pytest.raises(PgherdError, match=r"there is no initdb, .*postgres in .*--bin-dir"):
             binaries.find(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("broken", "told"),
+        [
+            ("echo no libpq.so.5 >&2; exit 127", "initdb does not run: no libpq.so.5"),
+            ("echo 'initdb (PostgreSQL) 9.6'", r"has postgres \d+\.\d+ and initdb 9\.6"),
+        ],
+    )
+    def test_a_directory_whose_programs_do_not_run_or_fit_is_refused(
+        self, tmp_path: Path, broken: str, told: str
+    ) -> None:
+        for name in binaries.NEEDED:
+            (tmp_path / name).symlink_to(binaries.find().directory / name)
+        (tmp_path / "initdb").unlink()
+        (tmp_path / "initdb").write_text(f"#!/bin/sh\n{broken}\n")
+        (tmp_path / "initdb").chmod(0o755)
+        with pytest.raises(PgherdError, match=told):
+            binaries.find(tmp_path)
+
     def test_a_program_that_is_not_there_is_named(self) -> None:
         with pytest.raises(PgherdError, match="no program pg_nothing"):
             binaries.find().program("pg_nothing")

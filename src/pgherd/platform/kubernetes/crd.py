@@ -120,6 +120,8 @@ def _version() -> dict[str, Any]:
             _column("Segments", ".spec.segments.count", kind="integer"),
             _column("Ready", _READY),
             _column("Engine", ".status.engine"),
+            # How long ago the operator looked last: what the other columns say may be older than that.
+            _column("Seen", ".status.observedAt", kind="date"),
             _column("Age", ".metadata.creationTimestamp", kind="date"),
         ],
     }

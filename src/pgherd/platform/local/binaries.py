@@ -65,13 +65,21 @@ def _inspect(directory: Path) -> Binaries:
     missing = [name for name in NEEDED if not os.access(directory / name, os.X_OK)]
     if missing:
         raise PgherdError(f"there is no {', '.join(missing)} in {directory}: {_ADVICE}")
+    # Not the server alone: others have libpq besides, and may lack it.
+    version, other = _version(directory / "postgres"), _version(directory / "initdb")
+    if version != other:
+        raise PgherdError(f"{directory} has postgres {version} and initdb {other}: {_ADVICE}")
+    return Binaries(directory, version)
+
+
+def _version(program: Path) -> str:
     try:
-        answer = subprocess.run(
-            [directory / "postgres", "--version"], capture_output=True, text=True, timeout=30, check=True
-        ).stdout
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        raise PgherdError(f"{directory / 'postgres'} does not run: {error}") from error
-    match = re.search(r"(\d+)(\.\d+|devel|beta\d+|rc\d+)", answer)
+        raise PgherdError(f"{program} does not run: {error}") from error
+    if done.returncode != 0:
+        raise PgherdError(f"{program} does not run: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    match = re.search(r"(\d+)(\.\d+|devel|beta\d+|rc\d+)", done.stdout)
     if match is None:
-        raise PgherdError(f"{directory / 'postgres'} does not tell its version: {answer.strip()!r}")
-    return Binaries(directory, match.group(0))
+        raise PgherdError(f"{program} does not tell its version: {done.stdout.strip()!r}")
+    return match.group(0)
