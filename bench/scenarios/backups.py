@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 
-from bench.scenarios.base import DECLARATION, Lab, Result
+from bench.scenarios.base import Lab, Result
 from bench.support import Pgherd, RunError, await_true, percentile, timed
 from pgherd.platform.local import binaries
 
@@ -50,24 +50,21 @@ def run(lab: Lab, runs: int) -> Result:
 
 @contextmanager
 def _cluster(lab: Lab, name: str, segments: int) -> Iterator[Pgherd]:
-    pgherd, repository = lab.home(), lab.directory / "repository"
+    repository = lab.directory / "repository"
     shutil.rmtree(repository, ignore_errors=True)
-    file = lab.directory / f"{name}.yaml"
     backup = f"  backup: {{repository: {{path: {repository}}}, restorePointEvery: 1s}}\n"
-    file.write_text(DECLARATION.format(name=name, segments=segments, standbys=0, shards=16) + backup)
     try:
-        pgherd("up", "-f", str(file), timeout=600)
-        with closing(psycopg.connect(pgherd.dsn(name), autocommit=True)) as connection:
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, n int, filler text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            lab.say(f"loading {ROWS * segments} rows")
-            connection.execute(
-                f"INSERT INTO item SELECT g, 0, repeat('x', 450) FROM generate_series(1, {ROWS * segments}) g"
-            )
-        await_true(lambda: _ended(pgherd, name), 600, "the first backup to be done")
-        yield pgherd
+        with lab.cluster(name, segments=segments, standbys=0, more=backup) as pgherd:
+            with closing(psycopg.connect(pgherd.dsn(name), autocommit=True)) as connection:
+                connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, n int, filler text)")
+                connection.execute("SELECT create_distributed_table('item', 'id')")
+                lab.say(f"loading {ROWS * segments} rows")
+                connection.execute(
+                    f"INSERT INTO item SELECT g, 0, repeat('x', 450) FROM generate_series(1, {ROWS * segments}) g"
+                )
+            await_true(lambda: _ended(pgherd, name), 600, "the first backup to be done")
+            yield pgherd
     finally:
-        pgherd.remove_everything()
         shutil.rmtree(repository, ignore_errors=True)
 
 

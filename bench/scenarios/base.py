@@ -53,8 +53,12 @@ class Lab:
         shards: int = 16,
         engine: str = "fdw",
         parallel_moves: int = 2,
+        more: str = "",
     ) -> Iterator[Pgherd]:
-        """A fresh cluster for the length of a ``with`` block."""
+        """A fresh cluster for the length of a ``with`` block.
+
+        :param more: further lines of its ``spec``
+        """
         pgherd = self.home()
         declaration = self.directory / f"{name}.yaml"
         declaration.write_text(
@@ -66,6 +70,7 @@ class Lab:
                 shards=shards,
                 parallel_moves=parallel_moves,
             )
+            + more
         )
         try:
             pgherd("up", "-f", str(declaration))

@@ -14,11 +14,12 @@ from pgherd.reconcile.plan import segment_configuration
 from pgherd.reconcile.state import Catalogue, MemberState, Observed, Operation
 
 
-def cluster(segments: int = 2, standbys: int = 1, **spec: Any) -> PostgresCluster:
+def cluster(segments: int = 2, standbys: int = 1, engine: str = "fdw", **spec: Any) -> PostgresCluster:
     """A declaration named ``shop``."""
     extra = "".join(f"  {key}: {value}\n" for key, value in spec.items())
     return load(
-        "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\nspec:\n  engine: fdw\n"
+        "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
+        f"spec:\n  engine: {engine}\n"
         f"  coordinator: {{standbys: {standbys}}}\n  segments: {{count: {segments}, standbys: {standbys}}}\n{extra}",
         source="test",
     )

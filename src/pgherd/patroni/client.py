@@ -16,7 +16,7 @@ import urllib3
 
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import Endpoint
-from pgherd.patroni.config import REST_USER
+from pgherd.patroni.config import REST_USER, RETRY_SECONDS, TTL_SECONDS
 
 Role = Literal["primary", "standby", "unknown"]
 State = Literal[
@@ -217,6 +217,24 @@ class PatroniClient:
         """
         body = {"leader": leader, **({"candidate": candidate} if candidate else {})}
         return self._change("POST", endpoint, "/switchover", body, timeout=30.0)
+
+    def announce_primary(self, coordinator: Endpoint, group: int, leader: str) -> None:
+        """Tell the coordinator's Patroni that a segment's new primary serves, as that one's own Patroni does later.
+
+        It believes it only of whom its store calls the group's leader (Patroni's ``handle_event``), and whoever is no
+        coordinator does nothing.
+
+        :param leader: name of the new primary
+        :raises Unavailable: no answer
+        :raises PgherdError: refused
+        """
+        limits = {"timeout": TTL_SECONDS, "cooldown": RETRY_SECONDS}
+        self._change(
+            "POST",
+            coordinator,
+            "/citus",
+            {"type": "after_promote", "group": group, "leader": leader, **limits},
+        )
 
     def reinitialize(self, endpoint: Endpoint) -> None:
         """Throw a standby's data away and copy it anew from the primary; returns when that has begun."""

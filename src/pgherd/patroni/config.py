@@ -19,6 +19,11 @@ from pgherd.model.tuning import memory_parameters
 REST_USER = "pgherd"
 """Basic authentication of the REST calls that change something"""
 
+TTL_SECONDS = 20
+"""how long a primary that is not heard of keeps the lead; no less is allowed by Patroni"""
+RETRY_SECONDS = 3
+"""how long a call to the store is tried again, and how long Citus waits for a lock before it ends who has it"""
+
 LOOPBACK = ("127.0.0.1/32",)
 
 _MEBIBYTE = 1024 * 1024
@@ -82,9 +87,9 @@ def dynamic_config(
     """
     has_standbys = standbys(cluster, group_id) > 0
     return {
-        "ttl": 20,
+        "ttl": TTL_SECONDS,
         "loop_wait": 1,
-        "retry_timeout": 3,
+        "retry_timeout": RETRY_SECONDS,
         # The store may be away for a moment: a primary that still reaches its whole group stays primary.
         "failsafe_mode": True,
         "maximum_lag_on_failover": _lag_on_failover(cluster),

@@ -11,7 +11,7 @@ from functools import singledispatchmethod
 from pgherd.errors import BadInput
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.operations import store
-from pgherd.reconcile import plan, steps
+from pgherd.reconcile import handover, plan, steps
 from pgherd.reconcile.observe import World
 from pgherd.reconcile.state import Observed
 
@@ -86,8 +86,8 @@ class Actor:
 
     @act.register
     def _(self, step: steps.Switchover, seen: Observed) -> None:
-        rest = seen.members[step.leader.name].view.rest
-        self.world.patroni.switchover(rest, step.leader.name, step.candidate.name)
+        leader, candidate = (seen.members[each.name] for each in (step.leader, step.candidate))
+        handover.switchover(self.world, seen, leader, candidate)
 
     @act.register
     def _(self, step: steps.Initialise, seen: Observed) -> None:

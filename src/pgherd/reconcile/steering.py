@@ -15,7 +15,7 @@ from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import group_id, group_name
 from pgherd.operations import copy, store
 from pgherd.operations.rebalance import plan_rebalance
-from pgherd.reconcile import observe, status
+from pgherd.reconcile import handover, observe, status
 from pgherd.reconcile.state import MemberState, Observed
 
 POLL_SECONDS = 0.2
@@ -111,7 +111,8 @@ def switchover(world: observe.World, group: str, to: str | None) -> str:
     if to == primary.member.name:
         return to
     candidate = to or _heir(seen, number, primary)
-    world.patroni.switchover(primary.view.rest, primary.member.name, candidate)
+    heir = next(state for state in seen.of_group(number) if state.member.name == candidate)
+    handover.switchover(world, seen, primary, heir)
     return _await_primary(world, number, candidate)
 
 
