@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -74,6 +75,19 @@ def test_killed_standbys_and_patronis_come_back(home: Home) -> None:
     home.wait_phase("Running")
     with home.connect() as connection:
         audit(connection, journal)
+
+
+def test_a_server_that_can_not_start_says_why_in_the_status(home: Home) -> None:
+    standby = home.member("segment-2", "standby")["name"]
+    settings = next(home.path.glob(f"*/members/{standby}/data")) / "postgresql.auto.conf"
+    good = settings.read_text()
+    settings.write_text(f"{good}this is no setting\n")
+    kill(home.postmaster(standby))
+    told = f"{standby} is [a-z]+ \\(its log says: FATAL: .*postgresql.auto.conf"
+    wait_for(lambda: re.search(told, json.dumps(home.status()["conditions"])), "the status says why", 60)
+    settings.write_text(good)
+    home.wait_phase("Running")
+    assert "its log says" not in json.dumps(home.status()["conditions"])
 
 
 def listen_on(port: int) -> socket.socket | None:

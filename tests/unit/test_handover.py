@@ -30,21 +30,22 @@ class Patronis(PatroniClient):
             replace(primary, state="starting"),
             primary,
         ]
-        if refusal:
-            self._looks = [standby]
         self._refusal = refusal
         self.asked: list[str] = []
-        self.looked = threading.Event()
+        self.looked, self.granted = threading.Event(), threading.Event()
 
     def member_status(self, endpoint: Endpoint) -> MemberStatus | None:
         self.looked.set()
+        if not self.granted.is_set():
+            return None
         return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
 
     def switchover(self, endpoint: Endpoint, leader: str, candidate: str | None = None) -> str:
         self.asked.append(f"{candidate} for {leader}")
         if self._refusal:
             raise PgherdError(self._refusal)
-        return "done"
+        self.granted.set()
+        return f"Successfully switched over to {candidate!r}"
 
     def announce_primary(self, coordinator: Endpoint, group: int, leader: str) -> None:
         self.asked.append(
@@ -61,16 +62,19 @@ def hand_over(patronis: Patronis, engine: str, group: int = 1) -> list[str]:
     return patronis.asked
 
 
+def heralds() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == f"herald of {HEIR}"]
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "LOOK_SECONDS", 0.001)
 
 
 def test_citus_is_told_of_a_segments_new_primary_as_soon_as_it_serves() -> None:
-    assert set(hand_over(Patronis(), "citus")) == {
-        f"{HEIR} for shop-segment-1-0",
-        f"port 8000: {HEIR} leads 1, 0 looks too early",
-    }
+    asked, *told = hand_over(Patronis(), "citus")
+    assert asked == f"{HEIR} for shop-segment-1-0"
+    assert told == [f"port 8000: {HEIR} leads 1, 0 looks too early"] * handover.TELLINGS
 
 
 @pytest.mark.parametrize(("engine", "group"), [("fdw", 1), ("citus", 0)])
@@ -84,4 +88,8 @@ def test_a_switchover_that_is_refused_is_not_told() -> None:
     patronis = Patronis("candidate is not healthy")
     with pytest.raises(PgherdError, match="not healthy"):
         hand_over(patronis, "citus")
+    patronis.granted.set()  # it comes to lead for another reason
+    for herald in heralds():
+        herald.join(10)
     assert len(patronis.asked) == 1
+    assert not heralds()

@@ -43,7 +43,7 @@ class Containers:
             (folder / "tls" / name).touch()
         self._program("patroni", PATRONI.format(python=sys.executable, bin=folder / "bin"))
         self._program("postgres", "#!/bin/sh\nexec sleep 600\n")
-        self._program("python3", '#!/bin/sh\nbasename "$1" >> "$JOURNAL.python"\n')
+        self._program("python3", '#!/bin/sh\nbasename "$1" >> "$JOURNAL.python"\neval "$PYTHON_DOES"\n')
         script = objects()["ConfigMap"]["data"]["start.sh"]
         for path, here in (
             (patroni_files.VOLUME_PATH, self.volume),
@@ -68,6 +68,7 @@ class Containers:
             "JOURNAL": str(self.journal),
             "PGHERD_AUTHORITY": str(self._folder / "authority"),
             "POD_IP": "10.1.0.2",
+            "PYTHON_DOES": "",
             **variables,
         }
         out = (self._folder / f"out{len(self.started)}").open("w")
@@ -172,3 +173,17 @@ def test_a_pod_with_its_own_address_has_nothing_to_forget(containers: Containers
     containers.start(PGHERD_NOTED=found)
     until(containers.servers, "it serves")
     assert not containers.asked()
+
+
+def test_a_pod_that_can_not_forget_its_old_address_starts_all_the_same(containers: Containers) -> None:
+    containers.start(PGHERD_NOTED=noted("10.1.0.22"), PYTHON_DOES="echo no way >&2; exit 1")
+    until(containers.servers, "it serves")
+    assert "that failed" in containers.said(0)
+
+
+def test_a_pod_that_is_told_to_go_meanwhile_goes(containers: Containers) -> None:
+    first = containers.start(PGHERD_NOTED=noted("10.1.0.22"), PYTHON_DOES="sleep 2")
+    until(containers.asked, "it forgets")
+    first.terminate()
+    assert first.wait(20) == 143
+    assert not containers.servers()

@@ -423,7 +423,7 @@ class TestBinaries:
     @pytest.mark.parametrize(
         ("broken", "told"),
         [
-            ("echo no libpq.so.5 >&2; exit 127", "initdb does not run: no libpq.so.5"),
+            ("echo no libpq.so.5 >&2; exit 127", r"initdb does not run \(no libpq.so.5\): name"),
             ("echo 'initdb (PostgreSQL) 9.6'", r"has postgres \d+\.\d+ and initdb 9\.6"),
         ],
     )

@@ -3,7 +3,8 @@
 Where the engine has Patroni know of the other groups, the coordinator's Patroni holds statements that need the segment
 from before its primary ends until it hears of the new one. The new one's Patroni looks once a second whether its server
 serves, and tells it at its next look: that is up to two seconds in which a server that could answer is not asked. So it
-is told here, as soon as the new primary says that it is one; to be told twice changes nothing.
+is told here, as soon as the new primary says that it is one. Patroni takes it from its store who leads, and to be told
+twice changes nothing, unless the new primary is asked to go in that moment: then statements fail instead of waiting.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pgherd.reconcile.state import MemberState, Observed
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
+TELLINGS = 3
+"""Patroni says nothing of news that its view of the store does not have yet, and forgets them"""
 SERVES_SECONDS = 10.0
 """how long after Patroni's word the new primary is waited for; its own Patroni tells the coordinator in any case"""
 
@@ -37,8 +40,8 @@ def switchover(world: World, seen: Observed, leader: MemberState, candidate: Mem
     try:
         if herald is not None:
             herald.start()
-        world.patroni.switchover(leader.view.rest, leader.member.name, candidate.member.name)
-        if herald is not None:
+        answer = world.patroni.switchover(leader.view.rest, leader.member.name, candidate.member.name)
+        if herald is not None and candidate.member.name in answer:  # Patroni may have found another one
             herald.join(SERVES_SECONDS)
     finally:
         if herald is not None:
@@ -58,7 +61,8 @@ class _Herald(threading.Thread):
         self._dismissed.set()
 
     def run(self) -> None:
-        while not self._dismissed.wait(LOOK_SECONDS):
+        told = 0
+        while told < TELLINGS and not self._dismissed.wait(LOOK_SECONDS):
             status = self._patroni.member_status(self._heir.view.rest)
             if status is None or not (
                 status.leader and status.role == "primary" and status.state == "running"
@@ -69,4 +73,4 @@ class _Herald(threading.Thread):
                 self._patroni.announce_primary(self._coordinator.view.rest, member.group, member.name)
             except PgherdError as error:
                 logger.info("the coordinator's Patroni was not told of %s: %s", member.name, error)
-            return
+            told += 1

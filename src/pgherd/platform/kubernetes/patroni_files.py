@@ -68,15 +68,6 @@ if [ -e {VOLUME_PATH}/{UNFINISHED} ]; then
     echo "$message" > /dev/termination-log || true
     exit 2
 fi
-# Its node was away and gave it another address. Under the old one another member may answer by now: Patroni would ask
-# there whether it runs already, and believe it; others would take that one's state for ours.
-case ${{{NOTE_VARIABLE}:-}} in
-    "" | *"//$POD_IP:"*) ;;
-    *)
-        echo "this pod has another address than before: removing the old one from its annotations"
-        python3 {DIRECTORY}/forget.py < /dev/null || echo "that failed; it is tried again at the next start"
-        ;;
-esac
 ending= patroni= code=0 told=
 trap 'ending=1; [ -z "$patroni" ] || kill -TERM "$patroni"' TERM INT
 trap '[ -z "$patroni" ] || kill -HUP "$patroni"' HUP
@@ -93,6 +84,15 @@ until flock -n 9; do
     sleep 0.2
 done
 [ -z "$told" ] || : > /dev/termination-log || true
+# Its node was away and gave it another address. Under the old one another member may answer by now: Patroni would ask
+# there whether it runs already, and believe it; others would take that one's state for ours.
+case ${{{NOTE_VARIABLE}:-}} in
+    "" | *"//$POD_IP:"*) ;;
+    *)
+        echo "this pod has another address than before: removing the old one from its annotations"
+        python3 {DIRECTORY}/forget.py < /dev/null || echo "that failed; it is tried again at the next start"
+        ;;
+esac
 mkdir -p "$data"
 chmod 0700 "$data"
 if [ ! -f "$data/global/pg_control" ]; then
@@ -134,26 +134,35 @@ exit "$code"
 """
 
 FORGET_SCRIPT = """\
-# Removes what Patroni noted on this pod, by the pod's own rights. In Python since an image need not have curl.
-import os, ssl, urllib.request
+# Removes what Patroni noted on this pod, by the pod's own rights; not on its namesake. In Python, for an image need not
+# have curl.
+import os, ssl, sys, urllib.request
 
 mounted = "/var/run/secrets/kubernetes.io/serviceaccount"
+uid, name = os.environ["PGHERD_POD_UID"], os.environ["PATRONI_NAME"]
 host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
 host = f"[{host}]" if ":" in host else host
-with open(f"{mounted}/namespace") as file:
-    pod = f"api/v1/namespaces/{file.read().strip()}/pods/{os.environ['PATRONI_NAME']}"
-with open(f"{mounted}/token") as file:
-    token = file.read().strip()
-urllib.request.urlopen(
-    urllib.request.Request(
+try:
+    with open(f"{mounted}/namespace") as file:
+        pod = f"api/v1/namespaces/{file.read().strip()}/pods/{name}"
+    with open(f"{mounted}/token") as file:
+        token = file.read().strip()
+    context = ssl.create_default_context(cafile=f"{mounted}/ca.crt")
+    # Python 3.13 refuses authorities without a key identifier, as many clusters have one; Kubernetes does not.
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+    request = urllib.request.Request(
         f"https://{host}:{port}/{pod}",
-        b'{"metadata": {"annotations": {"status": null}}}',
+        ('{"metadata": {"uid": "' + uid + '", "annotations": {"status": null}}}').encode(),
         {"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"},
         method="PATCH",
-    ),
-    timeout=10,
-    context=ssl.create_default_context(cafile=f"{mounted}/ca.crt"),
-)
+    )
+    # Never by a proxy that somebody set for other things.
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    direct.open(request, timeout=10)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
 """
 
 SERVICE_FILE = f"""\
@@ -288,6 +297,7 @@ def environment(cluster: PostgresCluster, group: int, namespace: str) -> list[di
     return [
         _field("PATRONI_NAME", "metadata.name"),
         _field("POD_IP", "status.podIP"),
+        _field("PGHERD_POD_UID", "metadata.uid"),
         _field(NOTE_VARIABLE, "metadata.annotations['status']"),
         {"name": "PATRONI_RESTAPI_CONNECT_ADDRESS", "value": f"$(POD_IP):{names.REST_PORT}"},
         {"name": "PATRONI_POSTGRESQL_CONNECT_ADDRESS", "value": f"{host}:{names.POSTGRES_PORT}"},

@@ -78,7 +78,8 @@ def _version(program: Path) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise PgherdError(f"{program} does not run: {error}") from error
     if done.returncode != 0:
-        raise PgherdError(f"{program} does not run: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise PgherdError(f"{program} does not run ({why}): {_ADVICE}")
     match = re.search(r"(\d+)(\.\d+|devel|beta\d+|rc\d+)", done.stdout)
     if match is None:
         raise PgherdError(f"{program} does not tell its version: {done.stdout.strip()!r}")

@@ -33,7 +33,7 @@ from pgherd.platform.local import (
 from pgherd.platform.local.bench import LocalBench
 from pgherd.platform.local.declarations import Declarations
 from pgherd.platform.local.founding import Erase, Foundings
-from pgherd.platform.local.last_words import last_words
+from pgherd.platform.local.last_words import last_words, serves
 from pgherd.platform.local.layout import Layout, parse_member
 from pgherd.platform.local.machine import LocalMachine
 from pgherd.platform.local.ports import HOST, PortBook, Ports, configured_ports
@@ -378,7 +378,7 @@ class LocalPlatform(Platform):
         ports = ports or self._reserve(member)
         layout = self._layout.member(member)
         postgres, rest = Endpoint(HOST, ports["postgres"]), Endpoint(HOST, ports["rest"])
-        said = "" if (layout.data / "postmaster.pid").exists() else last_words(layout.log)
+        said = "" if serves(layout.data) else last_words(layout.log)
         note = f"its log says: {said}" if said else ""
         return MemberView(member, running, layout.has_data, postgres, rest, note=note)
 
