@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from pgherd.model.topology import group_id
 from pgherd.remote import objects
 
 LAB_STATE = Path(os.environ.get("LAB_STATE", "/var/lib/pgherd-lab"))
@@ -197,7 +198,9 @@ class Cluster:
 
     def leader(self, group: str) -> str | None:
         """Who holds the group's leader lock in Patroni's store."""
-        found = self.namespace.get("configmap", f"{self.name}-{group}-leader")
+        # Groups of Citus share a scope, in which they have numbers.
+        known_as = group_id(group) if ENGINE == "citus" else group
+        found = self.namespace.get("configmap", f"{self.name}-{known_as}-leader")
         leader: str | None = (found["metadata"].get("annotations") or {}).get("leader")
         return leader
 

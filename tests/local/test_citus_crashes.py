@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from pgherd.operations.runner import crash_points
-from tests.support.citus import citus_home, needs_citus
+from tests.support.citus import SEEN_BY_CHANCE, citus_home, needs_citus
 from tests.support.home import declaration
 from tests.support.writers import audit, make_table, writers
 
 pytestmark = needs_citus
 
 ROWS = 3000
-SEEN_BY_CHANCE = {"created", "slot", "copied", "subscribed", "caught-up", "attached", "detached", "cleaned"}
-"""moments of a move that Citus tells while somebody looks, or not at all"""
 
 
 @pytest.mark.parametrize(("kind", "before", "after"), [("expand", 2, 3), ("shrink", 3, 2)])

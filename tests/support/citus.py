@@ -22,6 +22,9 @@ import pytest
 
 from tests.support.home import Home, temporary_home
 
+SEEN_BY_CHANCE = {"created", "slot", "copied", "subscribed", "caught-up", "attached", "detached", "cleaned"}
+"""moments of a move that Citus tells while somebody looks, or not at all"""
+
 
 @cache
 def bin_dir() -> Path | None:
