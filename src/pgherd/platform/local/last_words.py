@@ -54,7 +54,7 @@ def last_words(log: Path) -> str:
 
 
 def serves(data: Path) -> bool:
-    """Whether the server of a data directory notes that it takes connections, or did when it was killed.
+    """Whether the server of a data directory notes that it takes connections; one that was killed did.
 
     The eighth line of ``postmaster.pid`` (PostgreSQL: ``PM_STATUS_READY``, ``PM_STATUS_STANDBY``).
     """

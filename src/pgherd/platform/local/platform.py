@@ -378,7 +378,8 @@ class LocalPlatform(Platform):
         ports = ports or self._reserve(member)
         layout = self._layout.member(member)
         postgres, rest = Endpoint(HOST, ports["postgres"]), Endpoint(HOST, ports["rest"])
-        said = "" if serves(layout.data) else last_words(layout.log)
+        serving = serves(layout.data) and processes.postmaster_of(layout.data) is not None
+        said = "" if serving else last_words(layout.log)
         note = f"its log says: {said}" if said else ""
         return MemberView(member, running, layout.has_data, postgres, rest, note=note)
 
