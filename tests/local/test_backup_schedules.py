@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.home import Home, declaration, temporary_home, wait_for
@@ -154,6 +156,40 @@ def test_a_drill_by_hand_finds_what_is_damaged(home: Home) -> None:
     )
     assert told["reason"] == "DrillFailed"
     assert not (home.path / "shop-drill").exists()
+
+
+def test_a_drill_that_hangs_fails_in_time_and_leaves_nothing() -> None:
+    """Its scratch stands still: nothing in it answers, and nothing ends."""
+    with temporary_home() as home:
+        home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0), timeout=400)
+        make_tables(home)
+        await_first_backup(home)
+        slow = "  drill: {every: 365d, timeout: 1m}\n"
+        home.up(SCHEDULE.replace("* * * * *", "0 0 1 1 *") + slow)
+
+        def halted() -> bool:
+            servers = [each for each in home.running("shop-drill") if "postgres" in each.name()]
+            for server in servers:
+                with suppress(psutil.Error):
+                    server.suspend()
+            return bool(servers)
+
+        wait_for(halted, "a server of the scratch stands still", 60, every=0.05)
+        told = wait_for(
+            lambda: (found := condition(home, "RestoreProven")).get("status") == "False" and found,
+            "it is told",
+            240,
+            every=2,
+        )
+        assert told["reason"] == "DrillFailed"
+        assert "after" in told["message"]
+        assert "60 s" in told["message"], told
+        wait_for(lambda: not (home.path / "shop-drill").exists(), "no scratch is left", 120, every=1)
+        assert not home.running("shop-drill")
+        home.run("drill", "shop", timeout=400)
+        wait_for(
+            lambda: condition(home, "RestoreProven")["status"] == "True", "the next one passes", 60, every=1
+        )
 
 
 def test_what_can_not_be_is_refused_in_one_line_and_changes_nothing(home: Home) -> None:

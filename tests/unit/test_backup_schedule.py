@@ -171,8 +171,10 @@ def test_a_schedule_is_described_with_what_comes_next(drill: dict[str, object] |
     else:
         assert shown["drill"] == {
             "every": "7d",
+            "timeout": "1d",
             "keep": False,
             "tables": ["account"],
             "dueAt": "2026-11-20T12:00:30+00:00",
+            "overdueAt": "2026-11-21T12:00:30+00:00",
             "overdue": True,
         }

@@ -489,6 +489,7 @@ def test_a_schedules_drill_is_made_when_it_is_due(yard: Yard) -> None:
     assert seen_to(yard, NOW, keep=True, tables=["account"]) is None
     state = yard.ended()
     assert (state.ask.schedule, state.ask.keep, state.ask.tables) == ("nightly", True, ("account",))
+    assert state.ask.timeout == 86400.0, "a day, unless something else is declared"
     assert seen_to(yard, NOW.replace(day=26)) == ""
     assert len(Made.courses) == 1
     assert seen_to(yard, NOW.replace(day=27)) is None
@@ -511,6 +512,24 @@ def test_a_schedules_drill_that_can_not_be_made_is_said_and_tried_again_after_a_
     assert seen_to(yard, NOW.replace(minute=2)) is None
     yard.ended()
     assert seen_to(yard, NOW.replace(minute=3)) == ""
+
+
+def test_a_drill_that_does_not_end_in_time_loses_its_scratch(
+    yard: Yard, points: list[Point], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr(Made, "at", let_go)
+    monkeypatch.setattr(registry, "make_method", lambda platform, cluster: yard.method)
+    Bench(yard.platform).scratch.declare("p1")
+    seen_to(yard, NOW, timeout="1m")
+    wait_for(lambda: STATE in yard.kube.objects and yard.state().restore_point, "it is at work", 10)
+    yard.drills.look(backups=True)
+    assert SCRATCH in yard.kube.objects
+    monkeypatch.setattr(module, "LATE_SECONDS", -60.1)
+    yard.drills.look(backups=True)
+    assert SCRATCH not in yard.kube.objects
+    let_go.set()
+    yard.ended()
 
 
 def test_a_drill_that_is_overdue_is_told_once(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgherd.backup import scheduling
+from pgherd.backup import records, scheduling
 from pgherd.backup.records import Backup
 from pgherd.backup.repository import Repository
 from pgherd.cli.main import run
@@ -23,6 +25,7 @@ from pgherd.model.documents import schedule_from
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile import steering
 from pgherd.reconcile.drills import Course, Drill, Ground, Wish
 from pgherd.supervisor import backups, drill, schedules
 from pgherd.supervisor.client import Client
@@ -45,6 +48,7 @@ class Day:
         self.now = BEGIN
         self.drills: list[dict[str, Any]] = []
         self.swept = 0
+        self.ended = threading.Event()
         self.begin()
 
     def begin(self) -> None:
@@ -87,6 +91,9 @@ class Day:
 
     def sweep_drill(self, name: str) -> None:
         self.swept += 1
+
+    def end_drill(self, name: str) -> None:
+        self.ended.set()
 
 
 def declared(name: str, cron: str, **extra: Any) -> PostgresBackupSchedule:
@@ -259,6 +266,7 @@ def test_drills_are_made_as_often_as_declared(day: Day, possible: list[bool]) ->
     day.look("20T12:00:01")
     wait_for(drilled(day, 1), "the first drill is made at once", 10)
     assert (day.drills[0]["keep"], day.drills[0]["tables"]) == (True, ("account",))
+    assert day.drills[0]["timeout"] == 86400.0, "a day, unless something else is declared"
     day.look("27T12:00:00")
     assert len(day.drills) == 1
     day.look("27T12:00:01")
@@ -308,6 +316,62 @@ def test_a_drill_that_can_not_be_made_is_said_and_tried_again_after_a_rest(
     assert (day.row()["problem"] is None, len(tried)) == (False, 1)
     day.look("20T12:02:00")
     wait_for(drilled(day, 1), "the drill is made", 10)
+
+
+def test_a_drill_that_does_not_end_in_time_is_said_and_loses_its_scratch(
+    day: Day, possible: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(name: str, **options: Any) -> dict[str, Any]:
+        assert day.ended.wait(20), "nobody ends it"
+        raise PgherdError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(day, "drill", hang, raising=False)
+    day.declare(drill={"every": "7d", "timeout": "2h"})
+    day.look("20T12:00:01")
+    day.look("20T14:00:30")
+    assert not day.ended.is_set(), "it may still end by itself"
+    day.look("20T14:01:02")
+    wait_for(day.ended.is_set, "its scratch is removed", 10)
+    wait_for(lambda: not day.scheduler._is_drilling("shop"), "it is over", 10)
+    wait_for(lambda: "server closed" in (day.row()["problem"] or ""), "it is said", 10)
+    monkeypatch.undo()
+    monkeypatch.setattr(drill, "is_possible", lambda method: True)
+    day.look("20T14:03:00")
+    wait_for(drilled(day, 1), "another one is made", 10)
+
+
+def test_a_drill_that_nothing_ends_is_a_problem_of_its_schedule(
+    day: Day, possible: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr(day, "drill", lambda name, **options: let_go.wait(20), raising=False)
+    day.declare(drill={"every": "7d", "timeout": "2h"})
+    day.look("20T12:00:01")
+    day.look("20T14:02:00")
+    wait_for(lambda: day.row()["problem"] == schedules.LATE, "it is said", 10)
+    let_go.set()
+    wait_for(lambda: not day.scheduler._is_drilling("shop"), "it is over", 10)
+
+
+def test_a_repository_that_keeps_who_asks_holds_up_no_other_cluster(
+    day: Day, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day.platform.declare(cluster("other", backup={"repository": {"path": str(tmp_path / "silent")}}))
+    let_go, looked = threading.Event(), threading.Event()
+
+    def look(name: str) -> None:
+        if name == "other":  # comes first
+            let_go.wait(20)
+        else:
+            looked.set()
+
+    monkeypatch.setattr(schedules, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(day.scheduler, "look", look)
+    day.scheduler.start()
+    assert looked.wait(10)
+    day.scheduler._stop_asked.set()
+    let_go.set()
+    day.scheduler.join(10)
 
 
 def test_a_drill_that_was_cut_short_is_swept_up(day: Day) -> None:
@@ -369,6 +433,39 @@ def test_a_scratch_that_does_not_answer_is_asked_again_before_that_is_a_finding(
     found = Drill(ground, Wish(), Course("1", BEGIN.isoformat())).run()
     assert ground.paused == 2
     assert found["problems"] == ["shop-drill-segment-1-0 does not run"]
+
+
+class Endless(Scratch):
+    """One that never comes up, or is examined for ever."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__(PgherdError("not asked"))
+        self._at = at
+
+    def world(self, name: str) -> Any:
+        return SimpleNamespace(databases=SimpleNamespace(addresses=lambda: {0: [], 1: []}))
+
+    def wait(self, wish: Wish) -> None:
+        while self._at == "wait":
+            Ground.pause(self, 0.01)
+
+    def amcheck(self, world: Any, group: int, watch: Callable[[str], None]) -> None:
+        while True:
+            watch("1/100 pages")
+
+
+@pytest.mark.parametrize(
+    ("at", "doing"),
+    [("wait", "restoring p .* into shop-drill"), ("amcheck", "reading every table and index")],
+)
+def test_a_drill_that_takes_longer_than_it_may_has_failed(
+    at: str, doing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "findings", lambda world: [])
+    found = Drill(Endless(at), Wish(timeout=0.2), Course("1", records.now())).run()
+    assert not found["passed"]
+    (problem,) = found["problems"]
+    assert re.fullmatch(f"it was not done after 0 s: {doing}.*", problem)
 
 
 def test_a_drill_that_is_to_stop_is_no_failed_one() -> None:

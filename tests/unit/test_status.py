@@ -225,6 +225,23 @@ def test_whether_a_restore_is_proven_is_told(
     assert (found["status"], found["reason"]) == expected
 
 
+def test_while_a_repository_is_silent_a_drill_that_it_holds_up_becomes_overdue() -> None:
+    drill = {
+        "dueAt": "2025-12-31T00:00:00+00:00",
+        "overdueAt": "2026-01-01T00:00:30+00:00",
+        "overdue": False,
+    }
+    seen = {"lastDrill": {"passed": True, "restorePoint": "p"}, "schedules": [{"drill": drill}]}
+    silent = {"problems": ["/mnt/backups/shop does not answer"]}
+    before = status(replace(look(), backups={**seen, "problems": []}))
+    for backups in ({**seen, **silent}, silent):
+        now = status(replace(look(), backups=backups), previous=before)
+        assert condition(now, "RestoreProven")["status"] == "True"
+        late = status(replace(look(), backups=backups), now=LATER, previous=now)
+        told = condition(late, "RestoreProven")
+        assert (told["status"], told["reason"]) == ("False", "DrillOverdue")
+
+
 def test_where_no_drills_are_made_nothing_is_said_of_them() -> None:
     told = status(replace(look(), backups={"schedules": [{"drill": None}], "problems": []}))
     assert "RestoreProven" not in {entry["type"] for entry in told["conditions"]}

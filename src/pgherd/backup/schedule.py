@@ -133,10 +133,16 @@ def is_overdue(schedule: PostgresBackupSchedule, at: datetime | None, now: datet
 
     :param at: from :func:`drill_due`
     """
+    late = overdue_at(schedule, at)
+    return late is not None and now > late
+
+
+def overdue_at(schedule: PostgresBackupSchedule, at: datetime | None) -> datetime | None:
+    """From when on a drill that was due then is late enough to worry."""
     declared = schedule.spec.drill
     if declared is None or at is None:
-        return False
-    return now > at + min(timedelta(seconds=parse_duration(declared.every)), DAY)
+        return None
+    return at + min(timedelta(seconds=parse_duration(declared.every)), DAY)
 
 
 def described(
@@ -148,6 +154,7 @@ def described(
     """
     spec, known = schedule.spec, adjusted(standing, schedule, now)
     following, drill_at = next_due(known, schedule), drill_due(known, schedule, last)
+    late = overdue_at(schedule, drill_at)
     return {
         "name": schedule.metadata.name,
         "cluster": spec.cluster,
@@ -161,9 +168,11 @@ def described(
         "drill": spec.drill
         and {
             "every": spec.drill.every,
+            "timeout": spec.drill.timeout,
             "keep": spec.drill.keep,
             "tables": list(spec.drill.tables),
             "dueAt": drill_at and drill_at.isoformat(timespec="seconds"),
+            "overdueAt": late and late.isoformat(timespec="seconds"),
             "overdue": is_overdue(schedule, drill_at, now),
         },
     }

@@ -80,6 +80,11 @@ class DrillSpec(Model):
         "is made as soon as there is something to restore. One that is later than that by more than a day (or by this "
         "time again, if that is shorter) is overdue, which the status says.",
     )
+    timeout: Annotated[str, duration_between("1m", "365d")] = Field(
+        default="1d",
+        description="How long one may take, from its beginning to its verdict, such as 12h or 2d, from 1m to 365d. One "
+        "that takes longer is ended, and has failed.",
+    )
     keep: bool = Field(
         default=False, description="Leave the scratch cluster NAME-drill there until the next drill."
     )

@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,11 +24,12 @@ from pgherd.backup.base import BackupMethod
 from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.model.backup_kinds import PostgresBackupSchedule
+from pgherd.model.spec_quantity import parse_duration
 from pgherd.operator.scratch import Scratch
 from pgherd.platform.kubernetes import drills
 from pgherd.platform.kubernetes.drills import BEGUN, ENDED, ENDING, Ask, State
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
-from pgherd.reconcile.drills import Course, Drill, Wish, verdict
+from pgherd.reconcile.drills import LATE_SECONDS, Course, Drill, Wish, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Drills:
         :param backups: whether any are declared: without them a drill only comes to its end
         """
         if self._is_at_work():
+            self._end_if_late()
             return
         state, resource = self._platform.drill(self._name), self._platform.resource_of(self._name)
         if state is not None and state.is_open:
@@ -98,7 +101,8 @@ class Drills:
         if not restore.restorable(method):
             self._rest(name, now)
             return "a drill is overdue: there is no restore point to restore" if overdue else ""
-        ask = Ask(new_id(), declared.keep, tuple(declared.tables), schedule=name)
+        limit = float(parse_duration(declared.timeout))
+        ask = Ask(new_id(), declared.keep, tuple(declared.tables), limit, schedule=name)
         self._begin(State(ask, BEGUN, records.now()))
         return None
 
@@ -124,6 +128,23 @@ class Drills:
         """Wait for the thread's end, once :attr:`stop` is set."""
         if self._thread is not None:
             self._thread.join(seconds)
+
+    def _end_if_late(self) -> None:
+        """What a drill may wait for without ever looking at the clock is its scratch: without that it ends."""
+        state = self._platform.drill(self._name)
+        if state is None or state.phase != BEGUN or state.restore_point is None or not _is_late(state):
+            return
+        logger.warning("%s: its drill takes too long and does not end: its scratch is removed", self._name)
+        scratch = Scratch(
+            self._platform,
+            self._name,
+            state.ask.id,
+            wait=self._stop.wait,
+            stopping=self._stop.is_set,
+            write=lambda course: None,
+        )
+        with suppress(BadInput):  # what has its name is not ours
+            scratch.remove()
 
     def _is_at_work(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -304,6 +325,12 @@ class _Run:
 def new_id() -> str:
     """A name that no other drill has."""
     return secrets.token_hex(6)
+
+
+def _is_late(state: State) -> bool:
+    """Whether it takes longer than it may, though it should have ended itself."""
+    passed = (records.moment(records.now()) - records.moment(state.started_at)).total_seconds()
+    return state.ask.timeout is not None and passed > state.ask.timeout + LATE_SECONDS
 
 
 def _given_up(state: State, error: str, *, refused: bool = False) -> State:

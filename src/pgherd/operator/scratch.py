@@ -128,6 +128,7 @@ class Scratch(Ground):
             self._wait(seconds)
         if self._stopping():
             raise Cancelled(f"the drill of {self.name} pauses")
+        self.in_time()
 
     def rest(self, seconds: float) -> None:
         # A server that can't be asked because the API server is away is no finding.
@@ -147,15 +148,22 @@ class Scratch(Ground):
         :raises BadInput: what has its name is no scratch
         :raises Cancelled: this process is to end
         """
+        self.remove()
+        while self._resource() is not None or self._volumes():
+            self.pause(LOOK_SECONDS)
+            self._require_free()  # somebody may have had its volumes kept
+
+    def remove(self) -> None:
+        """Have the scratch go. Returns at once.
+
+        :raises BadInput: what has its name is no scratch
+        """
         found = self._require_free()
         if found is not None and "deletionTimestamp" not in found["metadata"]:
             # This very one: what somebody may have put in its place is not ours.
             patch = {"metadata": {"uid": found["metadata"]["uid"]}, "spec": {"deletionPolicy": "Delete"}}
             self._platform.api.merge(CLUSTER, self._platform.namespace, self.scratch, patch)
             self._platform.api.delete_this(CLUSTER, self._platform.namespace, found)
-        while self._resource() is not None or self._volumes():
-            self.pause(LOOK_SECONDS)
-            self._require_free()  # somebody may have had its volumes kept
 
     def _require_free(self) -> Object | None:
         found = self._resource()

@@ -40,6 +40,8 @@ TRIES = 3
 """of an examination that reaches nobody"""
 AGAIN_SECONDS = 10.0
 """between two of them"""
+LATE_SECONDS = 60.0
+"""how long after its time a drill may still wait for its scratch to answer; then that goes, and the drill with it"""
 PAGE_BYTES = 8192
 AMCHECK = ("--no-password", "--install-missing", "--progress")
 """what ``pg_amcheck`` is told everywhere"""
@@ -55,14 +57,14 @@ class Wish:
 
     :param keep: leave the scratch cluster there
     :param tables: those whose rows are compared with what they were at the point
-    :param timeout: seconds for the restore
+    :param timeout: seconds from its beginning to the verdict
     :param told: told what is being done
     :param progress: fed with statuses while it goes on
     """
 
     keep: bool = False
     tables: Sequence[str] = ()
-    timeout: float = 3600.0
+    timeout: float = float("inf")
     told: Told = lambda text: None
     progress: Progress | None = None
 
@@ -81,15 +83,21 @@ class Course:
     """when that was made"""
 
 
+class TimeIsUp(PgherdError):
+    """The drill takes longer than it may."""
+
+
 class Ground(ABC):
     """One platform's part in the drills of one cluster.
 
     :ivar name: the cluster
     :ivar scratch: what is made of its backups
+    :ivar in_time: raises :class:`TimeIsUp`; asked whenever something is waited for
     """
 
     name: str
     scratch: str
+    in_time: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def method(self) -> BackupMethod:
@@ -134,8 +142,10 @@ class Ground(ABC):
         """Wait so long.
 
         :raises Cancelled: this process is to end
+        :raises TimeIsUp: the drill takes longer than it may
         """
         time.sleep(seconds)
+        self.in_time()
 
     def rest(self, seconds: float) -> None:
         """Wait so long, and until the platform itself can be asked.
@@ -182,7 +192,8 @@ class Drill:
 
     def __init__(self, ground: Ground, wish: Wish, course: Course) -> None:
         self._ground, self._wish, self._course = ground, wish, course
-        self._since = records.now()
+        self._since, self._doing = records.now(), "it was beginning"
+        ground.in_time = self._require_time
 
     def run(self) -> dict[str, Any]:
         """Go on to the end; returns what is to be remembered. The scratch is still there.
@@ -218,7 +229,7 @@ class Drill:
             self._told(
                 f"restoring {self._course.restore_point} ({self._course.time}) into {self._ground.scratch}"
             )
-            self._ground.wait(self._wish)
+            self._ground.wait(replace(self._wish, timeout=self._left()))
             crash_point("drill:restored")
             return self._examine_patiently()
         except Cancelled:
@@ -232,11 +243,22 @@ class Drill:
         self._ground.note(self._course)
 
     def _told(self, text: str) -> None:
-        self._since = records.now()
+        self._since, self._doing = records.now(), text
+        self._require_time()
         self._wish.told(text)
+
+    def _left(self) -> float:
+        """Seconds that it may still take: by the clock, for whoever goes on with it is not its beginner."""
+        passed = (records.moment(records.now()) - records.moment(self._course.started_at)).total_seconds()
+        return self._wish.timeout - passed
+
+    def _require_time(self) -> None:
+        if self._left() < 0:
+            raise TimeIsUp(f"it was not done after {self._wish.timeout:.0f} s: {self._doing}")
 
     def _report(self, doing: str, done: int, total: int, *, unit: str = "") -> None:
         """What a bar shows: bytes where no unit is given."""
+        self._require_time()
         if self._wish.progress is None:
             return
         amount: dict[str, Any] = {"movesDone": done, "movesTotal": total, "unit": unit}
@@ -342,6 +364,7 @@ class Drill:
         """What ``pg_amcheck`` finds, a line for each group."""
 
         def watch(text: str) -> None:
+            self._require_time()
             if amounts := _PAGES.findall(text):
                 done, total = (int(amount) * PAGE_BYTES for amount in amounts[-1])
                 self._report("reading every table and index", done, total)
@@ -350,7 +373,7 @@ class Drill:
         for group in sorted(world.databases.addresses()):
             try:
                 self._ground.amcheck(world, group, watch)
-            except (Cancelled, Unavailable):
+            except (Cancelled, TimeIsUp, Unavailable):
                 raise
             except PgherdError as error:
                 found.append(f"{group_name(group)}: {error}")

@@ -7,6 +7,8 @@ says more than was seen: what did not answer is ``unknown``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from pgherd.model.topology import COORDINATOR, Member, group_name
@@ -41,6 +43,7 @@ def build(
     :param hindrances: what keeps things around the members from being as declared
     :param fatal: trying again can't help, somebody must change something
     """
+    seen = replace(seen, backups=_with_drills(seen.backups, previous))
     problems = [*find_problems(seen), *hindrances]
     phase = _phase(seen, steps, problems, previous, fatal)
     spec = seen.declaration.cluster.spec
@@ -364,7 +367,7 @@ def _conditions(
         conditions.append(
             ("BackupsHealthy", not trouble, reason, "; ".join(trouble) or "logs are archived as they fill")
         )
-        conditions += _drills(seen.backups)
+        conditions += _drills(seen.backups, now)
     conditions += _repair_condition(seen)
     conditions += _restore_condition(seen)
     before = by_type(previous)
@@ -374,11 +377,21 @@ def _conditions(
     ]
 
 
-def _drills(backups: Mapping[str, Any]) -> list[tuple[str, bool | None, str, str]]:
+def _with_drills(
+    backups: Mapping[str, Any] | None, previous: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Of a repository that does not answer is known what was seen last: a drill that it holds up becomes overdue."""
+    before = (previous or {}).get("backups")
+    if backups is None or "schedules" in backups or not isinstance(before, Mapping):
+        return backups
+    return {**{key: before[key] for key in ("schedules", "lastDrill") if key in before}, **backups}
+
+
+def _drills(backups: Mapping[str, Any], now: str) -> list[tuple[str, bool | None, str, str]]:
     """Whether a restore has been proven, where drills are made at all."""
     last = backups.get("lastDrill")
     drills = [each["drill"] for each in backups.get("schedules", ()) if each.get("drill")]
-    overdue = [each["dueAt"] for each in drills if each["overdue"]]
+    overdue = [each["dueAt"] for each in drills if each["overdue"] or _is_past(each.get("overdueAt"), now)]
     if last is not None and not last.get("passed"):
         return [("RestoreProven", False, "DrillFailed", "; ".join(last.get("problems", ())))]
     if overdue:
@@ -387,6 +400,10 @@ def _drills(backups: Mapping[str, Any]) -> list[tuple[str, bool | None, str, str
         text = f"{last.get('restorePoint')} was restored and is sound ({last.get('finishedAt')})"
         return [("RestoreProven", True, "DrillPassed", text)]
     return [("RestoreProven", None, "NoDrillYet", "the first drill is due")] if drills else []
+
+
+def _is_past(moment: str | None, now: str) -> bool:
+    return bool(moment) and datetime.fromisoformat(str(moment)) < datetime.fromisoformat(now)
 
 
 def _condition(

@@ -22,7 +22,7 @@ from pgherd.remote.api import Api, NotFound
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60.0
-"""what making a point, the examination and the removal may take beyond what the restore may"""
+"""what the removal may take, when the time for all the rest is up"""
 Progress = Callable[[dict[str, Any]], None]
 
 

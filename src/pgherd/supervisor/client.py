@@ -208,6 +208,10 @@ class Client(BackupCommands):
         """Remove what a drill left whose process is gone."""
         drilling.sweep(self, self._platform, name)
 
+    def end_drill(self, name: str) -> None:
+        """Remove the scratch of a drill that does not end by itself: it fails then."""
+        drilling.remove_scratch(self, name)
+
     # looks
 
     def names(self) -> list[str]:

@@ -121,6 +121,14 @@ def _check_free(client: Client, name: str, scratch: str) -> None:
         raise BadInput(f"{scratch} is a cluster of its own: a drill of {name} needs that name")
 
 
+def remove_scratch(client: Client, name: str) -> None:
+    """Remove what a drill made of a cluster's backups; whatever waits for it ends.
+
+    :raises BadInput: it is another cluster
+    """
+    _clear(client, name, drilling.scratch_name(name))
+
+
 def _clear(client: Client, name: str, scratch: str) -> None:
     """Remove a scratch cluster, also one that a killed drill left."""
     _check_free(client, name, scratch)

@@ -1,15 +1,17 @@
 """Schedules of one home: what the commands ask for, and the thread in the supervisor that does what is due.
 
 What is due is decided in ``backup.schedule``. The thread only asks for backups, like a person at the command line; the
-cluster's own keeper makes them. Drills it makes itself, one at a time for each cluster, in threads of their own. All it
-knows is written down; killed anywhere, the next supervisor goes on: a backup that was to be asked for is asked for, a
-drill that was cut short is swept up and made anew.
+cluster's own keeper makes them. Drills it makes itself, one at a time for each cluster, in threads of their own; one
+that takes longer than it may ends as a failed one. A repository that does not answer holds up nobody but its cluster.
+All it knows is written down; killed anywhere, the next supervisor goes on: a backup that was to be asked for is asked
+for, a drill that was cut short is swept up and made anew.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,10 +22,11 @@ from pgherd.backup import scheduling
 from pgherd.backup.schedule import Standing
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
+from pgherd.model.spec_quantity import parse_duration
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.schedules import Schedules
-from pgherd.reconcile.drills import verdict
+from pgherd.reconcile.drills import LATE_SECONDS, verdict
 from pgherd.supervisor import backups
 from pgherd.supervisor import drill as drilling
 
@@ -35,7 +38,9 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 60.0
 """until a drill that could not even begin is tried again"""
-FOR_EVER = float("inf")
+LATE = "the drill that is going on takes longer than it may, and does not end"
+SILENT_SECONDS = 60.0
+"""a look that takes longer is told in the log"""
 
 
 # what the commands ask for
@@ -124,7 +129,11 @@ class Scheduler(threading.Thread):
         super().__init__(name="schedules", daemon=True)
         self._platform, self._client, self._stop_asked, self._clock = platform, client, stop, clock
         self._known = Schedules(Layout(platform.home))
+        self._looks: dict[str, tuple[threading.Thread, float]] = {}
         self._drills: dict[str, threading.Thread] = {}
+        self._latest: dict[str, tuple[PostgresBackupSchedule, datetime]] = {}
+        """of whom the drill that is going on is, and when it has taken too long, though it should have ended itself"""
+        self._enders: dict[str, threading.Thread] = {}
         self._not_before: dict[str, datetime] = {}
         self._complaints: dict[str, str] = {}
 
@@ -132,12 +141,30 @@ class Scheduler(threading.Thread):
         """Looks, until the end."""
         while not self._stop_asked.wait(LOOK_SECONDS):
             for cluster in self._platform.clusters():
-                try:
-                    self.look(cluster)
-                except NoSuchCluster:  # gone meanwhile
-                    continue
-                except Exception as error:  # the thread must outlive whatever one look ran into
-                    self._complain(cluster, error)
+                self._begin_look(cluster)
+
+    def _begin_look(self, cluster: str) -> None:
+        """In a thread of its own: a repository on a disk that does not answer keeps whoever asks."""
+        thread, begun = self._looks.get(cluster, (None, 0.0))
+        if thread is not None and thread.is_alive():
+            if time.monotonic() - begun > SILENT_SECONDS:
+                self._complain(
+                    cluster, PgherdError("what is due can't be found out: its repository is silent")
+                )
+            return
+        thread = threading.Thread(
+            target=self._try_to_look, args=(cluster,), name=f"schedules-{cluster}", daemon=True
+        )
+        self._looks[cluster] = (thread, time.monotonic())
+        thread.start()
+
+    def _try_to_look(self, cluster: str) -> None:
+        try:
+            self.look(cluster)
+        except NoSuchCluster:  # gone meanwhile
+            return
+        except Exception as error:  # whatever one look ran into, the next one begins anew
+            self._complain(cluster, error)
 
     def _complain(self, name: str, error: Exception) -> None:
         text = one_line(error) or type(error).__name__
@@ -154,8 +181,9 @@ class Scheduler(threading.Thread):
         if declaration.deleting or declaration.stopped:
             return
         if self._is_drilling(cluster):
-            pass
+            self._end_if_late(cluster)
         elif drilling.was_cut_short(self._platform, cluster):
+            self._latest.pop(cluster, None)
             self._begin(cluster, lambda: self._client.sweep_drill(cluster))
         for schedule in self._known.of_cluster(cluster):
             self._see_to(schedule)
@@ -200,6 +228,24 @@ class Scheduler(threading.Thread):
     def _is_drilling(self, cluster: str) -> bool:
         return cluster in self._drills and self._drills[cluster].is_alive()
 
+    def _end_if_late(self, cluster: str) -> None:
+        """What a drill may wait for without ever looking at the clock is its scratch: without that it ends."""
+        known, ender = self._latest.get(cluster), self._enders.get(cluster)
+        if known is None or self._clock() <= known[1] or (ender is not None and ender.is_alive()):
+            return
+        schedule = known[0]
+
+        def end() -> None:
+            try:
+                self._note(schedule, LATE)
+                self._client.end_drill(cluster)
+            except Exception as error:  # the next look tries again
+                self._complain(cluster, error)
+
+        self._complain(cluster, PgherdError(f"{LATE}: its scratch is removed"))
+        self._enders[cluster] = threading.Thread(target=end, name=f"end-drill-{cluster}", daemon=True)
+        self._enders[cluster].start()
+
     def _see_to_drill(
         self, schedule: PostgresBackupSchedule, standing: Standing, now: datetime
     ) -> str | None:
@@ -219,7 +265,9 @@ class Scheduler(threading.Thread):
             self._rest(schedule, now)
             overdue = rules.is_overdue(schedule, at, now)
             return "a drill is overdue: there is no restore point to restore" if overdue else ""
-        self._begin(cluster, lambda: self._drill(schedule))
+        limit = parse_duration(declared.timeout)
+        self._latest[cluster] = (schedule, now + timedelta(seconds=limit + LATE_SECONDS))
+        self._begin(cluster, lambda: self._drill(schedule, limit))
         return None
 
     def _rest(self, schedule: PostgresBackupSchedule, now: datetime) -> None:
@@ -235,7 +283,7 @@ class Scheduler(threading.Thread):
         self._drills[cluster] = threading.Thread(target=run, name=f"drill-{cluster}", daemon=True)
         self._drills[cluster].start()
 
-    def _drill(self, schedule: PostgresBackupSchedule) -> None:
+    def _drill(self, schedule: PostgresBackupSchedule, limit: float) -> None:
         declared, cluster = schedule.spec.drill, schedule.spec.cluster
         assert declared is not None, "begun only where drills are declared"
         name = schedule.metadata.name
@@ -245,7 +293,7 @@ class Scheduler(threading.Thread):
 
         try:
             result = self._client.drill(
-                cluster, keep=declared.keep, tables=declared.tables, timeout=FOR_EVER, told=told
+                cluster, keep=declared.keep, tables=declared.tables, timeout=limit, told=told
             )
         except Exception as error:  # whatever it was, the next one would meet it, too
             self._rest(schedule, self._clock())

@@ -36,7 +36,7 @@ class Ask:
     keep: bool = False
     tables: tuple[str, ...] = ()
     timeout: float | None = None
-    """seconds for the restore; None: for ever"""
+    """seconds from its beginning to the verdict; None: for ever"""
     schedule: str = ""
     """that wants it; empty: a person"""
 
