@@ -375,7 +375,9 @@ def test_members_archive_only_where_it_is_known_that_it_is_their_own_place(
     office: Office, monkeypatch: pytest.MonkeyPatch, own: bool
 ) -> None:
     equipped: list[bool] = []
-    method = SimpleNamespace(is_own=lambda: own, equip=lambda: equipped.append(True))
+    method = SimpleNamespace(
+        is_own=lambda: own, equip=lambda: equipped.append(True), repository=office.method.repository
+    )
     monkeypatch.setattr(loop, "make_method", lambda platform, cluster: method)
     monkeypatch.setattr(loop, "OWN_SECONDS", 0.2)
     made = loop.ClusterLoop(office.platform, "shop", threading.Event())

@@ -1,8 +1,8 @@
 """One file of a group's log on its way into the repository, or back: PostgreSQL's archive and restore commands.
 
-    archive.py push [--let-go BYTES] FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
-    archive.py fetch FOLDER NAME PATH                     the other way round
-    archive.py left PATH NAME                             whether PATH is a file that nobody archives (see below)
+    archive.py push [--owner ID] [--let-go BYTES] FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
+    archive.py fetch FOLDER NAME PATH                                  the other way round
+    archive.py left PATH NAME                                          whether nobody archives PATH (see below)
 
 Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file and
 must neither be slow nor depend on how pgherd is installed. PostgreSQL starts it in the member's data directory;
@@ -11,7 +11,8 @@ Patroni, which archives what a member that died had not, somewhere else, with an
 A file appears in the repository whole, flushed to disk, under its final name, or not at all. Every member of a group
 archives, so that nothing is missing when one dies: the same content a second time is fine, other content under the same
 name is refused. What belongs to another database system (a cluster of the same name, made anew) has a folder of its
-own. A repository that is not there (not mounted) is never made.
+own. A repository that is not there (not mounted) is never made, and nothing is put into one that is another cluster's
+than ID, or nobody's yet: a cluster that was restored has the database system of the one that it was restored from.
 
 A file in which its timeline was left is not archived: a standby that follows a promotion has received it up to there
 only, the rest is whatever the file held before, and differs from member to member. PostgreSQL wants it archived all the
@@ -57,12 +58,10 @@ def main(arguments: list[str]) -> int:
     try:
         command, folder, *rest = arguments
         if command == "push":
-            _enter(rest[-2])
-        if command == "push" and folder == "--let-go":
-            push_or_let_go(int(rest[0]), rest[1], rest[2], rest[3])
-        elif command == "push":
-            push(folder, rest[0], rest[1])
-            _forget_note()
+            given, (folder, path, name) = _options(arguments[1:])
+            _enter(path)
+            limit = given.get("--let-go")
+            push_or_let_go(None if limit is None else int(limit), folder, path, name, given.get("--owner"))
         elif command == "left":
             return 0 if is_left_inside(folder, rest[0]) else 1
         else:
@@ -73,23 +72,34 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    given: dict[str, str] = {}
+    while arguments and arguments[0].startswith("--"):
+        given[arguments[0]] = arguments[1]
+        arguments = arguments[2:]
+    return given, arguments
+
+
 def _enter(path: str) -> None:
     """Work in the data directory that a file is of; a relative path stays true."""
     os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(path))))
 
 
-def push_or_let_go(limit: int, folder: str, path: str, name: str) -> None:
+def push_or_let_go(limit: int | None, folder: str, path: str, name: str, owner: str | None = None) -> None:
     """:func:`push`, or let the file go if it can't be done and more than ``limit`` bytes wait.
 
+    :param owner: the cluster; None: it has no id
     :raises Conflict: the repository has other content under this name
     """
     try:
+        if owner is not None:
+            require_own(folder, owner)
         push(folder, path, name)
         _forget_note()
     except Conflict:
         raise
     except (OSError, Refused) as error:
-        if _waiting() <= limit:
+        if limit is None or _waiting() <= limit:
             raise
         _note(name, str(error))
         print(f"pgherd: {name} is let go, more than {limit} bytes wait: {error}", file=sys.stderr)
@@ -114,6 +124,28 @@ def _note(name: str, reason: str) -> None:
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump({**known, "last": name, "count": known["count"] + 1, "reason": reason}, file)
     os.replace(temporary, NOTE)
+
+
+def require_own(folder: str, owner: str) -> None:
+    """Refuse a repository that is not this cluster's. One from before owners were written down is that of the cluster
+    whose systems it names.
+
+    :raises Refused: in one line
+    """
+    root = os.path.dirname(os.path.dirname(folder))
+    try:
+        with open(os.path.join(root, MARK), encoding="utf-8") as file:
+            known = json.load(file)
+        holder = known.get("owner", "")
+        system = known.get("systems", {}).get(os.path.basename(folder))
+    except FileNotFoundError:
+        return  # there is no repository, which is told below
+    except (ValueError, AttributeError):
+        raise Refused(f"{root}/{MARK} is damaged: nobody can tell whose repository it is") from None
+    if holder not in ("", owner):
+        raise Refused(f"{root} holds the backups of another cluster, {holder}")
+    if not holder and system != system_of("."):
+        raise Refused(f"whose backups {root} holds is known once all groups answer")
 
 
 def push(folder: str, path: str, name: str) -> None:

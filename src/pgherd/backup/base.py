@@ -74,6 +74,10 @@ class BackupMethod(ABC):
         """
         return
 
+    def unequip(self) -> None:
+        """See to it that members archive nothing any more: the repository is another cluster's."""
+        return
+
     def admit(self, systems: Mapping[int, str], databases: Databases) -> None:
         """See to it that these groups' logs and copies are taken.
 

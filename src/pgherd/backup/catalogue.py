@@ -174,7 +174,7 @@ class Catalogue:
         """Refuse a repository that is not known to be this cluster's.
 
         :raises NotOurs: it is another's
-        :raises Unavailable: it is from before owners were written down, or is to be taken over: its keeper tells
+        :raises Unavailable: nobody has claimed it yet, or it is to be taken over: its keeper tells
         """
         if self.store.near or time.monotonic() - self._owned >= FRESH_SECONDS:
             known, me = self.refuse_anothers(), self._owner()
@@ -192,14 +192,19 @@ class Catalogue:
 
         :raises BadInput: the repository holds the backups of another one
         """
-        known, me = self.refuse_anothers(), self._owner()
+        me = self._owner()
         named = {group_name(group): system for group, system in systems.items()}
-        check_owner(self.location, known, named.get(group_name(COORDINATOR)), self._method)
-        systems_now = {**known.systems, **named}
-        wanted = replace(known, declared=dict(declared), systems=systems_now, owner=me.id or known.owner)
-        if wanted != known:
+
+        def wanted(known: Identity) -> Identity:
+            check_owner(self.location, known, named.get(group_name(COORDINATOR)), self._method)
+            systems_now = {**known.systems, **named}
+            return replace(known, declared=dict(declared), systems=systems_now, owner=me.id or known.owner)
+
+        known = self.refuse_anothers()
+        if wanted(known) != known:
             with self.locked():
-                self._write(MARK, wanted.as_json())
+                # Of two that claim it at once the second one sees whose it is by now.
+                self._write(MARK, wanted(self.refuse_anothers()).as_json())
         if me.id:
             self._owned = time.monotonic()
 

@@ -19,7 +19,7 @@ import psycopg
 
 from pgherd.backup import choice, gaps, histories, points
 from pgherd.backup.base import BackupMethod
-from pgherd.backup.catalogue import NEVER, Catalogue
+from pgherd.backup.catalogue import NEVER, Catalogue, NotOurs
 from pgherd.backup.maker import Job, Maker, request
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, Point, moment
@@ -154,8 +154,7 @@ class Keeper(threading.Thread):
 
     def _round(self) -> None:
         self._repository.require()
-        if not self._repository.is_own():
-            self._repository.refuse_anothers()
+        self._refuse_anothers()
         self._note_archived()
         if not self._kept.ready():
             return
@@ -169,6 +168,15 @@ class Keeper(threading.Thread):
         self._see_to_backups()
         if time.monotonic() - self._retained >= RETENTION_SECONDS:
             self.retain(declared)
+
+    def _refuse_anothers(self) -> None:
+        if self._repository.is_own():
+            return
+        try:
+            self._repository.refuse_anothers()
+        except NotOurs:
+            self._kept.method.unequip()
+            raise
 
     @property
     def _repository(self) -> Catalogue:

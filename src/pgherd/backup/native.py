@@ -26,7 +26,7 @@ from pgherd.backup.repository import Repository
 from pgherd.errors import PgherdError
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_id, group_name
-from pgherd.platform.base import Programs
+from pgherd.platform.base import Owner, Programs
 from pgherd.platform.local import files, tools
 
 SUMMARIES_SINCE = 17
@@ -45,6 +45,7 @@ class Native(BackupMethod):
     :param programs: asked for when one is needed
     :param with_log: a copy brings the log along that was written while it was made: it waits for no archiving
     :param let_go: with so many bytes waiting a member lets go of what the repository does not take; None: never
+    :param owner: tells which cluster asks
     """
 
     name = "native"
@@ -56,8 +57,10 @@ class Native(BackupMethod):
         *,
         with_log: bool = False,
         let_go: int | None = None,
+        owner: Callable[[], Owner] = Owner,
     ) -> None:
-        self._repository = Repository(root)
+        self._repository = Repository(root, owner)
+        self._owner = owner
         self._programs = programs
         self._with_log = with_log
         self._let_go = let_go
@@ -72,7 +75,8 @@ class Native(BackupMethod):
 
     def parameters(self, group: int) -> Mapping[str, str]:
         limit = ["--let-go", str(self._let_go)] if self._let_go is not None else []
-        push = [*_SCRIPT, "push", *limit, str(self._repository.logs(group))]
+        me = self._owner().id
+        push = [*_SCRIPT, "push", *(["--owner", me] if me else []), *limit, str(self._repository.logs(group))]
         return {
             # Every member archives: what a primary did not get rid of before it died, its standbys have.
             "archive_mode": "always",

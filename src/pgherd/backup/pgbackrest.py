@@ -120,6 +120,9 @@ class PgBackRest(BackupMethod):
     def equip(self) -> None:
         self._runner.prepare(self._place.settings())
 
+    def unequip(self) -> None:
+        self._runner.withdraw()
+
     def parameters(self, group: int) -> Mapping[str, str]:
         command = config.archive_command(self._runner.command, self._runner.left, group)
         return {"archive_mode": "always", "archive_command": command}

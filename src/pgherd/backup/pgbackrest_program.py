@@ -89,6 +89,10 @@ class Runner(ABC):
     def prepare(self, settings: Settings) -> None:
         """See to it that the configuration is up to date."""
 
+    def withdraw(self) -> None:
+        """See to it that there is none. Where members are pods, whoever looks after their Secret does that."""
+        return
+
     @abstractmethod
     def at(self, host: str) -> Machine:
         """Where the server runs that is reached under this name."""
@@ -182,6 +186,9 @@ class Here(Runner):
         find()
         for file, text in config_files(settings).items():
             _update(self._folder / file, text)
+
+    def withdraw(self) -> None:
+        files.remove(self._config)
 
     def at(self, host: str) -> Machine:
         return LocalMachine(self._programs())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,8 @@ def open_method(
         compress = declared.compress
         let_go = parse_bytes(declared.wal_limit) if declared.when_full == "drop" else None
     if declared.method == "native":
-        return native(platform, declared.repository, cluster, let_go)
+        owner = partial(platform.owner, cluster) if own else Owner
+        return native(platform, declared.repository, cluster, let_go, owner)
     source = _Source(
         platform,
         machines,
@@ -90,10 +91,16 @@ def _pgbackrest(source: _Source, stamp: str) -> PgBackRest:
         return known[2]
 
 
-def native(platform: Platform, repository: RepositorySpec, cluster: str, let_go: int | None = None) -> Native:
+def native(
+    platform: Platform,
+    repository: RepositorySpec,
+    cluster: str,
+    let_go: int | None = None,
+    owner: Callable[[], Owner] = Owner,
+) -> Native:
     """The backups of a cluster, declared or not, in a directory."""
     assert repository.path is not None, "native writes to a path"
-    return Native(Path(repository.path) / cluster, platform.programs, let_go=let_go)
+    return Native(Path(repository.path) / cluster, platform.programs, let_go=let_go, owner=owner)
 
 
 def source_of(declared: BackupSpec, cluster: str) -> dict[str, object]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pgherd.backup.archive import MARK
@@ -17,6 +18,7 @@ from pgherd.backup.catalogue import Catalogue, Identity, check_owner
 from pgherd.backup.store import DirectoryStore
 from pgherd.backup.wal import History, parse_history
 from pgherd.model.topology import group_name
+from pgherd.platform.base import Owner
 from pgherd.platform.local import files
 
 __all__ = ["Identity", "Repository", "check_owner"]
@@ -26,10 +28,11 @@ class Repository(Catalogue):
     """The repository of one cluster.
 
     :param root: ``PATH/CLUSTER``
+    :param owner: tells who asks
     """
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(DirectoryStore(root))
+    def __init__(self, root: Path, owner: Callable[[], Owner] = Owner) -> None:
+        super().__init__(DirectoryStore(root), owner=owner)
         self.root = root
 
     def is_there(self) -> bool:

@@ -57,10 +57,11 @@ def view(
     ]
     try:
         coordinator = archiving.get(COORDINATOR)
-        if not method.repository.is_own():
-            method.repository.require_own()
         if coordinator is not None:
-            check_owner(method.location, method.repository.identity(), coordinator["system"], method.name)
+            known = method.repository.refuse_anothers()
+            check_owner(method.location, known, coordinator["system"], method.name)
+        elif not method.repository.is_own():
+            method.repository.require_own()
         points, backups = method.repository.points(days=2), method.repository.backups()
         drills, damaged = method.repository.drills(), method.repository.damaged()
     except (PgherdError, OSError) as error:

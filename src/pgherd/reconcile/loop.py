@@ -19,6 +19,7 @@ import psycopg
 
 from pgherd.backup import restoring
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import NotOurs
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.registry import make_method
 from pgherd.engine.base import Engine
@@ -281,10 +282,24 @@ class ClusterLoop(threading.Thread):
         """A new member that gets it with its start need not wait until it is brought there: so this waits a little."""
         if self._own_until is None:
             self._own_until = time.monotonic() + OWN_SECONDS
+            if not method.is_own():
+                threading.Thread(target=self._find_out_whose, args=(method,), daemon=True).start()
         while not (own := method.is_own()) and time.monotonic() < self._own_until:
             if self._stop_asked.wait(0.1):
                 break
         return own
+
+    def _find_out_whose(self, method: BackupMethod) -> None:
+        """Beside the loop: the repository may be silent. Whose it is may be known only when the databases answer."""
+        while (self._own_until or 0.0) > time.monotonic() and not self._stop_asked.is_set():
+            try:
+                if not method.repository.refuse_anothers().owner:
+                    self._own_until = 0.0
+                return
+            except NotOurs:
+                self._own_until = 0.0
+            except PgherdError:  # it is away, or not there yet
+                self._stop_asked.wait(0.5)
 
     def _act(self, world: observe.World, seen: Observed, steps: list[Step]) -> None:
         actor = Actor(

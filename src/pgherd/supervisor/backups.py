@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pgherd.backup import archive, choice, listing, maker, planning, registry, restore
 from pgherd.backup.base import BackupMethod
-from pgherd.backup.catalogue import check_owner
+from pgherd.backup.catalogue import NotOurs, check_owner
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.faults import crash_point
@@ -59,7 +59,7 @@ def prepare(platform: LocalPlatform, cluster: PostgresCluster) -> None:
     repository = method.repository
     if repository.is_there():
         system = _coordinator_system(platform, name)
-        check_owner(method.location, repository.identity(), system, method.name)
+        check_owner(method.location, repository.refuse_anothers(), system, method.name)
     elif not _had(platform, cluster):
         # One that was there before and is away now is not made anew: its disk may not be mounted.
         repository.create(name)
@@ -86,7 +86,7 @@ def method_of(platform: LocalPlatform, name: str, repository: str | None) -> Bac
     """The backups of a cluster, or of one that is gone.
 
     :param repository: the path as it was declared, or a file that says what ``spec.backup`` said
-    :raises BadInput: none are declared, or nothing is there
+    :raises BadInput: none are declared, nothing is there, or it is another cluster's
     """
     if repository is not None:
         method = registry.open_method(platform, _repository(repository), name, _temporary())
@@ -101,7 +101,20 @@ def method_of(platform: LocalPlatform, name: str, repository: str | None) -> Bac
         raise BadInput(
             f"{name} has no backups: spec.backup says where they should go ('pgherd explain backup')"
         )
-    return registry.make_method(platform, cluster)
+    method = registry.make_method(platform, cluster)
+    _refuse_anothers(method)
+    return method
+
+
+def _refuse_anothers(method: BackupMethod) -> None:
+    """Nothing is asked of another cluster's repository, and nothing of it is shown as this one's."""
+    try:
+        if not method.repository.is_own() and method.repository.is_there():
+            method.repository.refuse_anothers()
+    except NotOurs:
+        raise
+    except PgherdError:  # whoever asks it for something is told
+        return
 
 
 def declared_of(platform: LocalPlatform, name: str, repository: str | None) -> BackupSpec:

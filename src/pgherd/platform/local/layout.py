@@ -7,6 +7,7 @@
     HOME/raft/                           Patroni's store: raft.yml, data/, controller.log
     HOME/NAME/cluster.yaml               the declaration (and what was asked for besides: stopped, deleting)
     HOME/NAME/credentials.json           passwords
+    HOME/NAME/owner.json                 who the cluster is to a repository of backups
     HOME/NAME/status.json                the status written last
     HOME/NAME/restore.json               how far the cluster's making from a backup is, if it is made from one
     HOME/NAME/backup/                    what the cluster's backups need here: pgbackrest.conf, locks
@@ -130,6 +131,10 @@ class Layout:
     def credentials(self, name: str) -> Path:
         """A cluster's ``credentials.json``"""
         return self.cluster(name) / "credentials.json"
+
+    def owner(self, name: str) -> Path:
+        """A cluster's ``owner.json``"""
+        return self.cluster(name) / "owner.json"
 
     def status(self, name: str) -> Path:
         """A cluster's ``status.json``"""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import secrets
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster, with_segment_count
 from pgherd.model.topology import Credentials, Endpoint, Member, group_id, group_name
 from pgherd.patroni.config import member_config
-from pgherd.platform.base import Declaration, MemberView, Platform, Programs
+from pgherd.platform.base import Declaration, MemberView, Owner, Platform, Programs
 from pgherd.platform.local import (
     binaries,
     endings,
@@ -131,6 +132,25 @@ class LocalPlatform(Platform):
     def secret_stamp(self, reference: str | None) -> str:
         """Differs whenever the file was changed."""
         return secret_file.stamp(reference)
+
+    def owner(self, name: str) -> Owner:
+        """Drawn once, and kept with the cluster's data: what is deleted without purging and declared again is the same
+        cluster. One that is not declared is nobody yet."""
+        path = self._layout.owner(name)
+        known = files.read_json(path)
+        if known is None:
+            with self.locked() if self._layout.declaration(name).exists() else contextlib.nullcontext():
+                known = self._drawn(name, path)
+        return Owner(
+            str((known or {}).get("id", "")), hint="name another path, or call the cluster something else"
+        )
+
+    def _drawn(self, name: str, path: Path) -> Any:
+        known = files.read_json(path)
+        if known is None and self._layout.declaration(name).exists():
+            known = {"id": f"{socket.gethostname()}/{name}/{secrets.token_hex(8)}"}
+            files.write_json(path, known)
+        return known
 
     def backup_folder(self, name: str) -> Path:
         """Within the cluster's own, which goes with it."""
