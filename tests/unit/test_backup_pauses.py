@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from pgherd.backup.restore import Restore, Site
 from pgherd.backup.wal import History
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import Member
+from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.workshop import LocalWorkshop
@@ -88,7 +90,8 @@ class Home:
 
     def site(self, method: Any = None) -> Site:
         nothing: Any = None
-        return Site(self.platform, cluster(engine="fdw", segments=2), method, nothing, lambda: False, "shop")
+        there: Any = method or SimpleNamespace(repository=SimpleNamespace(require=lambda: None))
+        return Site(self.platform, cluster(engine="fdw", segments=2), there, nothing, lambda: False, "shop")
 
     def fails(self, error: Exception, step: str = "reached") -> dict[str, Any]:
         """One try, which comes as far as this step again and ends so; what is written down then."""
@@ -149,6 +152,57 @@ def test_what_is_being_taken_back_is_taken_back_by_whoever_comes_next(
     state = home.workshop.read_state() or {}
     assert (state["phase"], state["error"]) == (restore.REVERTED, " ".join(str(GONE).split()))
     assert home.data.read_text() == "precious"
+
+
+def test_killed_while_it_puts_the_data_back_it_goes_on_with_that(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not aside any more is in its place: it was not removed by somebody."""
+
+    remove = files.remove
+
+    def killed(path: Path) -> None:
+        if path.name == "before-restore":
+            raise KeyboardInterrupt
+        remove(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            home.fails(GONE)
+    assert home.data.read_text() == "precious"
+    Restore(home.site()).run()
+    assert (home.workshop.read_state() or {})["phase"] == restore.REVERTED
+    assert home.data.read_text() == "precious"
+    assert home.workshop.kept == []
+
+
+def test_what_can_not_be_taken_back_because_the_old_data_were_removed_goes_on_and_says_so(home: Home) -> None:
+    home.fails(Unavailable("it begins"), "copied")
+    [aside] = home.workshop.kept
+    shutil.rmtree(aside)
+    state = home.fails(GONE, "settled")
+    assert state["phase"] == "copying"
+    assert "is gone" in state["noWayBack"]
+    told = restoring.operation_status(state)["message"]
+    assert "so it can't be taken back (could not open file" in told
+    assert restore.is_due(state, cluster(engine="fdw"), True)
+    for _ in range(2 * pauses.TRIES):
+        state = home.fails(PgherdError("a copy is damaged"), "settled")
+    assert state["phase"] == "copying", "there is nothing else to be had"
+    assert "a copy is damaged" in restoring.operation_status(state)["message"]
+    known = restoring.in_place(home.platform, "shop")
+    assert known is not None
+    assert known["noWayBack"] == state["noWayBack"]
+
+    class Done(Restore):
+        def _carry_on(self) -> None:
+            self._tell(phase=restore.DONE, finishedAt="now")
+
+    Done(home.site()).run()
+    known = restoring.in_place(home.platform, "shop")
+    assert known is not None
+    assert (known["phase"], known["kept"], known["noWayBack"]) == (restore.DONE, [], None)
 
 
 @pytest.mark.parametrize("left", [None, restore.DONE, restore.REVERTED])

@@ -391,7 +391,8 @@ def restored(lab: Lab, error: Exception | None = None) -> None:
     """One try, by whoever looks after it now."""
     known = lab.workshop.read_state() or {}
     nothing: Any = None
-    site = Site(lab.platform, cluster(), nothing, nothing, lambda: False, "shop", None, known.get("id"))
+    there: Any = SimpleNamespace(repository=SimpleNamespace(require=lambda: None))
+    site = Site(lab.platform, cluster(), there, nothing, lambda: False, "shop", None, known.get("id"))
     made = Failing(site)
     made.lab, made.error = lab, error or made.error
     with suppress(PgherdError):
@@ -411,6 +412,23 @@ def test_a_restore_that_fails_ends_where_it_began(lab: Lab) -> None:
     for _ in range(2):
         lab.platform.align(cluster(), {0: {}})
     assert lab.claims() == ["data-shop-coordinator-0"]
+
+
+def test_without_the_old_volumes_a_restore_goes_on_and_can_not_be_called_off(lab: Lab) -> None:
+    counts = {"before": 3, "at": cluster().spec.segments.count}
+    lab.annotate(Wish("a", RECOVERY, segments=counts).as_text(UID))
+    lab.stop()
+    restored(lab, Unavailable("it begins"))
+    lab.kube.remove(f"{CORE}/persistentvolumeclaims/data-shop-coordinator-0")
+    restored(lab)
+    state = lab.state()
+    assert (state["phase"], state["failure"]) == ("copying", None)
+    assert state["noWayBack"] == (
+        "the volumes that shop had before are gone, so it can't be taken back (it is damaged) and goes on"
+    )
+    lab.annotate("")
+    assert (lab.workshop.read_state() or {}).get("failure") is None, "there is nothing to go back to"
+    assert lab.claims() == ["data1-shop-coordinator-0"], "what was made stays"
 
 
 def test_what_was_taken_back_has_as_many_segments_as_before(lab: Lab) -> None:

@@ -200,6 +200,30 @@ def test_a_restore_that_is_done_is_left_alone_whoever_saw_it_last(home: Home) ->
     assert home.begin() is None
 
 
+def test_a_restore_that_fails_while_its_data_are_put_in_their_places_keeps_them_and_goes_on(
+    home: Home,
+) -> None:
+    """They are whole, and nobody has served them: what is in the way is mended, or the cluster is deleted."""
+    home.know(phase="copying", bases=BASES, steps=["copied", "reached", "opened", "settled"])
+    made = [
+        Layout(home.folder).member(Member("shop", group, 0)).directory / restore.FOLDER for group in range(3)
+    ]
+    for folder in made:
+        folder.mkdir(parents=True)
+    full = PgherdError("could not put segment-1 in its place: no space left on device: make room")
+    for _ in range(2 * pauses.TRIES):
+        home.fails(full)
+    assert home.state["phase"] == "copying"
+    assert restoring.operation_status(home.state)["message"].endswith(str(full))
+    assert restoring.operation_status(home.state)["phase"] == "placing"
+    assert all(folder.is_dir() for folder in made)
+    assert home.due()["steps"][-1] == "settled", "it goes on from there"
+    home.know(phase="copying", bases=BASES, steps=["copied", "reached", "opened"])
+    home.fails(full)
+    assert home.state["phase"] == "failed", "before that it is cleared away"
+    assert not any(folder.exists() for folder in made)
+
+
 # what is waited for
 
 

@@ -53,6 +53,26 @@ def declared(
     return declaration.from_mapping(raw, source=target, platform=platform)
 
 
+def check_fits(cluster: PostgresCluster, point: Point) -> None:
+    """Refuse a declaration that does not fit what is restored.
+
+    :raises BadInput: with every difference
+    """
+    spec, segments = cluster.spec, max(point.groups)
+    pairs = (
+        ("spec.engine", spec.engine, point.engine),
+        ("spec.database", spec.database, point.database),
+        ("spec.segments.count", spec.segments.count, segments),
+    )
+    problems = [
+        f"{path}: must be {there} as in the backup, got {here}"
+        for path, here, there in pairs
+        if here != there
+    ]
+    if problems:
+        raise BadInput(*problems)
+
+
 def reason(error: ValidationError) -> str:
     """What is wrong, in one line."""
     return error.errors()[0]["msg"].removeprefix("Value error, ")

@@ -223,3 +223,16 @@ def _refused_since(error: Exception, before: float | None) -> float | None:
     if time.monotonic() - since > REFUSED_SECONDS:
         raise PgherdError(f"the server lets nobody in: {one_line(error)}") from error
     return since
+
+
+def is_open(connection: Connection) -> bool:
+    """It has left recovery."""
+    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+
+
+def is_paused_or_open(connection: Connection) -> bool:
+    """It waits at its target, or has left recovery."""
+    row = connection.execute(
+        "SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = 'paused'"
+    ).fetchone()
+    return row == (True,)

@@ -13,7 +13,10 @@ anywhere, the next process takes it up at the last step that is written down; wh
 again.
 
 In place, the members' old data are set aside first, as a whole, and stay until somebody confirms. If the restore fails,
-that is written down, and they are put back.
+that is written down, and they are put back. If somebody removed them there is only one way, on.
+
+A new cluster whose restore fails is cleared away, up to the fourth step. After that its data are whole, some perhaps in
+their places: nothing of them is removed, and what keeps the others from their places is tried again until it is mended.
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, records, settle, wish
+from pgherd.backup import choice, gaps, planning, records, settle, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
-from pgherd.backup.private_server import PrivateServer
+from pgherd.backup.private_server import PrivateServer, is_open, is_paused_or_open
 from pgherd.backup.records import Point
 from pgherd.backup.wal import timelines
 from pgherd.engine.base import Engine
@@ -44,10 +47,10 @@ from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
 from pgherd.platform import base
-from pgherd.platform.base import Platform
+from pgherd.platform.base import NO_WAY_BACK, NothingBefore, Platform
 from pgherd.platform.local import files
 from pgherd.platform.machine import Machine
-from pgherd.postgres.connections import Connection, Databases
+from pgherd.postgres.connections import Databases
 
 logger = logging.getLogger(__name__)
 
@@ -74,23 +77,12 @@ def restorable(method: BackupMethod) -> list[Point]:
     repository = method.repository
     repository.require()
     backups = [backup for backup in repository.backups() if backup.phase == "done"]
-    histories, logs = _remembered(method.histories), gaps.Logs(method.log_names, method.histories)
+    histories, logs = cache(method.histories), gaps.Logs(method.log_names, method.histories)
     return [
         point
         for point in repository.points()
         if point.archived and choice.bases(point, backups, histories, logs) is not None
     ]
-
-
-def _remembered(histories: choice.Histories) -> choice.Histories:
-    known: dict[tuple[int, str], Any] = {}
-
-    def ask(group: int, system: str) -> Any:
-        if (group, system) not in known:
-            known[group, system] = histories(group, system)
-        return known[group, system]
-
-    return ask
 
 
 def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
@@ -223,8 +215,8 @@ class Restore:
             logger.info("%s: its restore pauses: %s", self._site.name, error)
             raise
         except Exception as error:  # whatever it was, somebody has to be told
-            obstacle = None if self._in_place else self._obstacle(error)
-            if obstacle is not None or is_worth_a_try(error, self._state):
+            obstacle = None if self._has_way_back else self._obstacle(error)
+            if obstacle is not None or is_worth_a_try(error, self._state) or self._has_only_one_way:
                 self._pause(obstacle or error)
             else:
                 self._fail(error)
@@ -264,16 +256,27 @@ class Restore:
         """The cluster is what it was before."""
         self._remove(self._end_strays)
         self._remove(self._drop_scratch)
-        back = self._workshop.put_back()
-        self._put_segments_back()
+        try:
+            back = self._workshop.put_back()
+        except NothingBefore as error:
+            self._go_on(error)
+            return
+        self._put_segments_back("at", "before")
         crash_point("restore:put-back")
         self._tell(phase=REVERTED, error=self._state["failure"], finishedAt=records.now(), **back)
 
-    def _put_segments_back(self) -> None:
+    def _go_on(self, error: NothingBefore) -> None:
+        """What is restored is all that there will be of the cluster, whatever failed, or whoever called it off."""
+        why = self._state.get("failure")
+        logger.error("%s: its restore can't be taken back (%s): %s: it goes on", self._site.name, why, error)
+        self._put_segments_back("before", "at")
+        self._tell(**{NO_WAY_BACK: f"{error}, so it can't be taken back ({why}) and goes on"}, failure=None)
+
+    def _put_segments_back(self, now: str, wanted: str) -> None:
         """As many are declared as before, unless somebody wants yet another number: data would be moved for nothing."""
         counts, platform = self._state.get("segments") or {}, self._site.platform
-        if platform.declaration(self._site.name).cluster.spec.segments.count == counts.get("at"):
-            platform.declare_segments(self._site.name, counts["before"])
+        if platform.declaration(self._site.name).cluster.spec.segments.count == counts.get(now):
+            platform.declare_segments(self._site.name, counts[wanted])
 
     def _carry_on(self) -> None:
         self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
@@ -303,6 +306,15 @@ class Restore:
     @property
     def _in_place(self) -> bool:
         return bool(self._state.get("inPlace"))
+
+    @property
+    def _has_way_back(self) -> bool:
+        return self._in_place and not self._state.get(NO_WAY_BACK)
+
+    @property
+    def _has_only_one_way(self) -> bool:
+        """Whether what fails now is tried until it is mended: the data are whole, or there are no others."""
+        return not self._has_way_back and (self._in_place or not self._reached("settled"))
 
     # where it stands
 
@@ -359,10 +371,10 @@ class Restore:
                 phase="copying", steps=[], bases={}, startedAt=records.now(), message="choosing the point"
             )
             point = find_point(site.method, site.wanted)
-        check_fits(site.cluster, point)
+        planning.check_fits(site.cluster, point)
         repository = site.method.repository
         backups = [backup for backup in repository.backups() if backup.phase == "done"]
-        bases = choice.bases(point, backups, _remembered(site.method.histories))
+        bases = choice.bases(point, backups, cache(site.method.histories))
         if bases is None:
             raise PgherdError(
                 f"{point.name} can't be restored any more: a copy that it needs is gone from {site.method.location}"
@@ -456,7 +468,7 @@ class Restore:
         with self._guard:
             self._servers[group] = server
         try:
-            server.wait(_is_paused_or_open, self._site.stopping)
+            server.wait(is_paused_or_open, self._site.stopping)
         except (Cancelled, Unavailable):
             raise
         except PgherdError as error:
@@ -481,7 +493,7 @@ class Restore:
         with server.connect() as connection:
             if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
                 connection.execute("SELECT pg_promote(false)")
-        server.wait(_is_open, self._site.stopping)
+        server.wait(is_open, self._site.stopping)
         if self._in_place:
             self._require_timeline_of_its_own(group, server)
         crash_point(f"restore:opened:{group}")
@@ -578,34 +590,3 @@ def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
         connect_timeout=CONNECT_SECONDS,
         members_options=site.platform.connection_options(site.name),
     )
-
-
-def check_fits(cluster: PostgresCluster, point: Point) -> None:
-    """Refuse a declaration that does not fit what is restored.
-
-    :raises BadInput: with every difference
-    """
-    spec, segments = cluster.spec, max(point.groups)
-    pairs = (
-        ("spec.engine", spec.engine, point.engine),
-        ("spec.database", spec.database, point.database),
-        ("spec.segments.count", spec.segments.count, segments),
-    )
-    problems = [
-        f"{path}: must be {there} as in the backup, got {here}"
-        for path, here, there in pairs
-        if here != there
-    ]
-    if problems:
-        raise BadInput(*problems)
-
-
-def _is_open(connection: Connection) -> bool:
-    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-
-
-def _is_paused_or_open(connection: Connection) -> bool:
-    row = connection.execute(
-        "SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = 'paused'"
-    ).fetchone()
-    return row == (True,)

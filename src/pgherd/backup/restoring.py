@@ -15,7 +15,7 @@ from pgherd.backup.restore import MAKE_ENGINE, STEPS, Restore, Site
 from pgherd.engine.base import Engine
 from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster
-from pgherd.platform.base import Platform
+from pgherd.platform.base import NO_WAY_BACK, Platform
 from pgherd.postgres.connections import Databases
 
 
@@ -66,6 +66,7 @@ def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
         "restorePoint": (own.get("point") or {}).get("name"),
         "error": own.get("error") if phase == restore.REVERTED else None,
         "refused": workshop.refused,
+        "noWayBack": own.get(NO_WAY_BACK) if phase not in restore.ENDED else None,
         "kept": list(workshop.kept) if phase == restore.DONE else [],
     }
 
@@ -104,7 +105,7 @@ def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
         "movesTotal": 0,
         "movesDone": 0,
         "etaSeconds": left,
-        "message": with_pause(_failure(known) or str(known.get("message") or ""), known),
+        "message": with_pause(_failure(known) or _onward(known), known),
     }
 
 
@@ -122,6 +123,11 @@ _DOING = ("copying", "replaying", "opening", "settling", "placing")
 def _failure(known: Mapping[str, Any]) -> str:
     """Why it is being taken back."""
     return "" if known.get("phase") == restore.REVERTED else str(known.get("failure") or "")
+
+
+def _onward(known: Mapping[str, Any]) -> str:
+    """What is being done, and that it can't be undone."""
+    return "; ".join(filter(None, [str(known.get("message") or ""), known.get(NO_WAY_BACK)]))
 
 
 def _doing(known: Mapping[str, Any]) -> str:

@@ -196,5 +196,5 @@ def shape(cluster: PostgresCluster, point: Point, scratch: str) -> PostgresClust
     recovery: dict[str, Any] = dict(registry.source_of(cluster.spec.backup, cluster.metadata.name))
     recovery["restorePoint"] = point.name
     found = planning.declared(raw, scratch, point, recovery, own_segments=False, platform="kubernetes")
-    restore.check_fits(found, point)
+    planning.check_fits(found, point)
     return found

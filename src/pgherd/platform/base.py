@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgherd.errors import BadInput
+from pgherd.errors import BadInput, PgherdError
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
@@ -23,6 +23,12 @@ DONE, FAILED, REVERTED = "done", "failed", "reverted"
 """phases in which the making of a cluster from a backup has ended; the last one: it is as it was before"""
 ENDED = (DONE, REVERTED)
 """those of them in which there is a whole cluster"""
+NO_WAY_BACK = "noWayBack"
+"""in the state of a restore in place: why it can't be taken back, and so goes on whatever happens"""
+
+
+class NothingBefore(PgherdError):
+    """A restore in place can't be taken back: what the cluster was before is gone."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,7 @@ class Workshop(ABC):
         """Undo :meth:`set_aside`, whatever was made in the places meanwhile; no-op if nothing is aside.
 
         :return: what is to be written down with that, in the state in which it is in force
+        :raises NothingBefore: somebody removed what was set aside; what was made is left as it is
         """
 
     @property

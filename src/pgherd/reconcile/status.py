@@ -316,6 +316,8 @@ def _restore_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
     kind = "RestoredInPlace"
     if restore.get("refused"):
         return [(kind, False, "Refused", str(restore["refused"]))]
+    if restore.get("noWayBack"):
+        return [(kind, False, "NoWayBack", str(restore["noWayBack"]))]
     if restore.get("error"):
         return [
             (kind, False, "TakenBack", f"{name} is as it was before, the restore failed: {restore['error']}")

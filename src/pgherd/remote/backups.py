@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 
 from lightkube.resources.core_v1 import ConfigMap
 
-from pgherd.backup import choice, planning, records, registry, restore
+from pgherd.backup import choice, planning, records, registry
 from pgherd.backup.records import TYPES, Point, moment
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model import spec as declaration
@@ -243,7 +243,7 @@ class Backups(InPlace):
         if point is None:
             self.up(cluster)
             return {"restorePoint": None, "time": None, "following": None}
-        restore.check_fits(cluster, point)
+        planning.check_fits(cluster, point)
         if in_place:
             self.ask_for_restore(target, recovery, cluster.spec.segments.count)
         else:

@@ -79,10 +79,15 @@ class InPlace:
         self._patch(name, change)
 
     def call_off_restore(self, name: str) -> bool:
-        """Take the wish back; whether there was one to take back."""
+        """Take the wish back; whether there was one to take back.
+
+        :raises BadInput: there is nothing to go back to
+        """
         resource = self._get(name)
         if not objects.is_being_restored(resource):
             return False
+        if way := objects.restore_of(resource).get("noWayBack"):
+            raise BadInput(f"{name} can't be called back: {way}")
         change: dict[str, Any] = {"metadata": {"annotations": {names.RESTORE_ANNOTATION: None}}}
         wish = wish_of(resource)
         counts = (wish and wish.segments) or {}

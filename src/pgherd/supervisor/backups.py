@@ -257,7 +257,7 @@ def plan(
     cluster = planning.declared(
         shape, target, point, exact, own_segments=declared is not None and not in_place
     )
-    restore.check_fits(cluster, point)
+    planning.check_fits(cluster, point)
     return Target(point, choice.after(points, point), cluster)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pgherd.model.spec import RecoverySpec
-from pgherd.platform.base import DONE, ENDED, REVERTED
+from pgherd.platform.base import DONE, ENDED, NO_WAY_BACK, REVERTED
 from pgherd.platform.kubernetes import names
 
 State = Mapping[str, Any]
@@ -137,7 +137,8 @@ def with_wish(
     if is_under_way(state):
         assert state is not None
         is_wanted = wish is not None and wish.id == state.get("id")
-        return state if is_wanted or state.get("failure") else {**state, "failure": CALLED_OFF}
+        has_one_way = state.get("failure") or state.get(NO_WAY_BACK)
+        return state if is_wanted or has_one_way else {**state, "failure": CALLED_OFF}
     if wish is None or wish.confirmed or refused(name, state, wish):
         return state
     if state is not None and wish.id == state.get("id"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
-from pgherd.platform.base import ENDED, FAILED, Workshop
+from pgherd.platform.base import ENDED, FAILED, NothingBefore, Workshop
 from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views, zone
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
@@ -213,10 +213,7 @@ class PodWorkshop(Workshop):
         state = self.read_state() or {}
         kept = self._claims(int(state["kept"]))
         if not any(member.group == COORDINATOR for member in kept):
-            raise PgherdError(
-                f"the volumes that {self._cluster} had before are gone: what was restored is all there is of it, and "
-                "is left as it is"
-            )
+            raise NothingBefore(f"the volumes that {self._cluster} had before are gone")
         self.close()
         for claim in kept.values():
             self._mark(claim, None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Endpoint, Member
-from pgherd.platform.base import Workshop
+from pgherd.platform.base import NothingBefore, Workshop
 from pgherd.platform.local import files, processes
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.machine import Machine
@@ -92,6 +92,7 @@ class LocalWorkshop(Workshop):
         aside, members = self._layout.aside(self._cluster), self._layout.members(self._cluster)
         groups = self._layout.groups(self._cluster)
         with self._locked(), files.explained(f"put {members} back"):
+            self._begin_return(aside / members.name)
             if not aside.exists():
                 return {}
             if (aside / members.name).exists():
@@ -103,6 +104,16 @@ class LocalWorkshop(Workshop):
             files.remove(aside)
         files.sweep(members.parent, members.name)
         return {}
+
+    def _begin_return(self, kept: Path) -> None:
+        """Written down before anything is moved: afterwards nobody can tell what was put back from what was removed."""
+        state = self.read_state() or {}
+        if state.get("returning"):
+            return
+        if kept.exists():
+            self.write_state({**state, "returning": True})
+        elif "aside" in state.get("steps", ()):
+            raise NothingBefore(f"what {self._cluster} was before its restore is gone from {kept.parent}")
 
     @property
     def kept(self) -> Sequence[str]:
