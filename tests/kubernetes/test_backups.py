@@ -6,6 +6,7 @@ members and operator know from the Secret alone; everything in the bucket is enc
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import tempfile
@@ -550,7 +551,7 @@ def test_a_cluster_restored_onto_its_sources_place_leaves_its_sources_repository
 
 @pytest.mark.long
 def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it_is_told_to(
-    namespace: Namespace, store: Objects
+    namespace: Namespace, store: Objects, tmp_path: Path
 ) -> None:
     phoenix, backup = Bank(namespace, "phoenix"), declared(store)
     try:
@@ -566,6 +567,7 @@ def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it
             lambda: not namespace.list("pvc", "pgherd.io/cluster=phoenix"), "its volumes are gone", PATIENCE
         )
         source = {key: backup[key] for key in ("method", "repository", "secretRef", "encrypt")}
+        restored_by_command(phoenix, "ashes", source, tmp_path)
         recovery = {**source, "cluster": "phoenix"}
         phoenix.cluster.apply(segments=1, standbys=0, backup=backup, bootstrap={"recovery": recovery})
         phoenix.cluster.wait_phase("Running", timeout=600)
@@ -588,6 +590,21 @@ def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it
         assert phoenix.rows("backups"), "the old ones are listed, too"
     finally:
         phoenix.run("delete", "phoenix", "--purge", "--yes", check=False)
+
+
+def restored_by_command(gone: Bank, name: str, source: dict[str, Any], folder: Path) -> None:
+    """Of a cluster that is gone, nothing but files says where its backups are, and what the new one should be."""
+    where, what = folder / "gone.yaml", folder / f"{name}.yaml"
+    made = Bank(gone.namespace, name)
+    where.write_text(json.dumps(source))
+    what.write_text(json.dumps(made.cluster.declaration(segments=1, standbys=0)))
+    try:
+        options = ("--repository", str(where), "--file", str(what))
+        made.run("restore", gone.name, name, *options, timeout=600)
+        with made.connected() as connection:
+            assert connection.execute("SELECT count(*) FROM account").fetchone() == (64,)
+    finally:
+        made.run("delete", name, "--purge", "--yes", check=False)
 
 
 def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:

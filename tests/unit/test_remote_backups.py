@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from pgherd.backup.schedule import Standing
 from pgherd.errors import BadInput, PgherdError
+from pgherd.model import spec
 from pgherd.model.spec import PostgresCluster
 from pgherd.platform.kubernetes import drills, epochs, names
 from pgherd.platform.kubernetes.api import SCHEDULE
@@ -95,7 +97,8 @@ def test_the_newest_point_that_can_be_restored_is_meant_if_none_is_named(
     [
         ("shop2", {"restore_point": "p3"}, "no restore point 'p3' can be restored: there are 2, from p1"),
         ("plain", {}, "plain is here already"),
-        ("shop2", {"repository": "/mnt"}, "--repository: is for the local platform"),
+        ("shop2", {"repository": "/mnt"}, r"--repository: say with --file what shop2 should be"),
+        ("shop", {"repository": "/mnt", "in_place": True}, "--in-place .*: leave --repository out"),
         ("shop2", {"time": "2026-11-21T09:15:00"}, "--time: must be a time with its zone"),
     ],
 )
@@ -106,6 +109,37 @@ def test_a_restore_that_can_not_be_changes_nothing(
     with pytest.raises(BadInput, match=told):
         commands.restore("shop", target, **options)
     assert commands.declared_clusters == []
+
+
+def test_a_cluster_that_is_gone_is_restored_from_the_repository_that_a_file_names(
+    kube: tuple[Kube, Commands], tmp_path: Path
+) -> None:
+    _, commands = kube
+    gone, shape = tmp_path / "gone.yaml", tmp_path / "shop2.yaml"
+    gone.write_text(json.dumps(DECLARED))
+    shape.write_text(json.dumps({**resource({**SPEC, "backup": DECLARED}), "metadata": {"name": "shop2"}}))
+    declared = spec.load(shape.read_text(), source="shop2.yaml", platform="kubernetes")
+    options: dict[str, Any] = {"repository": str(gone), "declared": declared, "time": at(1.5)}
+    found = commands.restore("lost", "shop2", **options)
+    assert found == {"restorePoint": None, "time": None, "following": None}
+    [made] = commands.declared_clusters
+    assert made.spec.bootstrap is not None
+    recovery = made.spec.bootstrap.recovery
+    assert recovery is not None
+    assert (recovery.cluster, recovery.time, recovery.secret_ref) == ("lost", at(1.5), "keys")
+    assert recovery.repository.kind == "s3"
+    assert (made.metadata.name, made.spec.segments.count) == ("shop2", 2)
+    refusals: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("plain", {}, "plain is here already"),
+        ("shop3", {"time": "yesterday"}, "--time: "),
+        ("shop3", {"repository": str(tmp_path)}, "repository"),
+    )
+    for target, more, told in refusals:
+        with pytest.raises(BadInput, match=told):
+            commands.restore("lost", target, **{**options, **more})
+    assert len(commands.declared_clusters) == 1
+    with pytest.raises(BadInput, match="--repository: on kubernetes only the operator"):
+        commands.restore_points("lost", str(gone))
 
 
 CLUSTER = f"{GROUP}/postgresclusters/shop"

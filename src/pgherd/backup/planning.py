@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +10,9 @@ from pydantic import ValidationError
 from pgherd.backup.records import Point
 from pgherd.errors import BadInput
 from pgherd.model import spec as declaration
-from pgherd.model.spec import PostgresCluster, RecoverySpec
+from pgherd.model import spec_yaml
+from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
+from pgherd.platform.local import files
 
 
 def wanted(raw: dict[str, Any]) -> RecoverySpec:
@@ -22,6 +25,22 @@ def wanted(raw: dict[str, Any]) -> RecoverySpec:
     except ValidationError as error:
         text = reason(error)
         raise BadInput(f"--time: {text}" if "time" in raw and "zone" in text else text) from None
+
+
+def repository(named: str) -> BackupSpec:
+    """Where the backups of a cluster are that is gone.
+
+    :param named: a path, as it was declared, or a file that says what ``spec.backup`` said
+    :raises BadInput: it makes no sense
+    """
+    raw: Any = {"repository": {"path": str(Path(named).absolute())}}
+    if named.endswith((".yaml", ".yml")) and Path(named).is_file():
+        with files.explained(f"read {named}"):
+            raw = spec_yaml.read(Path(named).read_text(), named).value
+    try:
+        return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise BadInput(f"--repository {named}: {reason(error)}") from None
 
 
 def declared(

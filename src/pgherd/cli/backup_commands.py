@@ -28,8 +28,9 @@ FOR_EVER = 0
 Repository = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH",
-        help="Where the backups are (repository.path), if the cluster is gone.",
+        metavar="PATH|FILE",
+        help="Where the backups are, if the cluster is gone: repository.path, or a FILE.yaml with what spec.backup "
+        "said. On Kubernetes: such a file, with restore.",
         show_default=False,
     ),
 ]
@@ -317,10 +318,7 @@ def drills(name: Name, output: OutputOption = Output.table) -> None:
 def as_of(source: str, found: dict[str, object]) -> str:
     """What is made, of whom."""
     if found["restorePoint"] is None:
-        return (
-            f"{source} as asked; which restore point that is, one from before those that are listed, is found out in "
-            "the repository"
-        )
+        return f"{source} as asked; which restore point that is, is found out in the repository"
     return f"{source} as of restore point {found['restorePoint']} ({found['time']}); {between(found)}"
 
 

@@ -157,8 +157,8 @@ class Backups(InPlace):
     ) -> BackupSpec:
         if repository is not None:
             raise BadInput(
-                "--repository: is for the local platform: on kubernetes declare a cluster with "
-                "spec.bootstrap.recovery, which names the repository"
+                "--repository: on kubernetes only the operator need reach a repository, and lists what its clusters "
+                "have: 'pgherd restore' takes it, with --time or --point"
             )
         found = self._get(name)
         declared = objects.cluster_of(found).spec.backup
@@ -208,19 +208,26 @@ class Backups(InPlace):
     ) -> dict[str, Any]:
         """Declare a new cluster made from backups, or ask for this one to be taken back; wait for it as for any other.
 
+        :param repository: a file that says what ``spec.backup`` said, if the cluster is gone
         :param as_clone: without backups of its own
         :return: the point, its time and what follows; None where the operator has to find out what the point is
         :raises BadInput: there is no such point, or the new name is taken
         """
-        kept = self._require_backups(source, repository, stopped=True)
+        asked = {"restorePoint": restore_point, "time": time, "backup": backup}
+        wanted: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+        wanted |= {} if inclusive else {"inclusive": False}
+        if repository is not None:
+            if in_place:
+                raise BadInput("--in-place takes a cluster back from its own backups: leave --repository out")
+            self._restore_from(planning.repository(repository), source, target, wanted, declared)
+            return {"restorePoint": None, "time": None, "following": None}
+        kept = self._require_backups(source, stopped=True)
         if in_place:
             self.require_restorable(target)
         else:
             self._require_free(target)
         from_there = registry.source_of(kept, source)
-        asked = {"restorePoint": restore_point, "time": time, "backup": backup}
-        as_asked = {**from_there, **{key: value for key, value in asked.items() if value is not None}}
-        as_asked |= {} if inclusive else {"inclusive": False}
+        as_asked = {**from_there, **wanted}
         points = [
             _point(row) for row in self._listed(source, "restorePoints") if row["state"] == "restorable"
         ]
@@ -254,6 +261,29 @@ class Backups(InPlace):
             "time": point.time,
             "following": following and {"name": following.name, "time": following.time},
         }
+
+    def _restore_from(
+        self,
+        kept: BackupSpec,
+        source: str,
+        target: str,
+        wanted: Mapping[str, Any],
+        declared: PostgresCluster | None,
+    ) -> None:
+        """Declare a new cluster made from backups of one that is gone: the operator finds the point in the repository.
+
+        :raises BadInput: nobody says what the new cluster should be, or its name is taken
+        """
+        self._require_free(target)
+        if declared is None:
+            raise BadInput(
+                f"--repository: say with --file what {target} should be, with as many segments as {source} had: on "
+                "kubernetes only the operator reaches the repository, which knows what it was"
+            )
+        recovery = {**registry.source_of(kept, source), **wanted}
+        planning.wanted(recovery)
+        shape = declaration.to_mapping(declared)
+        self.up(planning.declared(shape, target, None, recovery, own_segments=True, platform="kubernetes"))
 
     def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any]:
         """Declare a new cluster that is what a restore point of another holds, or its newest one.

@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pgherd.backup import archive, choice, listing, maker, planning, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import NotOurs, check_owner
@@ -24,7 +22,6 @@ from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.faults import crash_point
 from pgherd.model import spec as declaration
-from pgherd.model import spec_yaml
 from pgherd.model.spec import BackupSpec, PostgresCluster
 from pgherd.model.topology import COORDINATOR
 from pgherd.platform.local import files
@@ -89,7 +86,7 @@ def method_of(platform: LocalPlatform, name: str, repository: str | None) -> Bac
     :raises BadInput: none are declared, nothing is there, or it is another cluster's
     """
     if repository is not None:
-        method = registry.open_method(platform, _repository(repository), name, _temporary())
+        method = registry.open_method(platform, planning.repository(repository), name, _temporary())
         if not method.repository.is_there():
             raise BadInput(f"--repository {repository}: holds no backups of {name}")
         return method
@@ -120,21 +117,12 @@ def _refuse_anothers(method: BackupMethod) -> None:
 def declared_of(platform: LocalPlatform, name: str, repository: str | None) -> BackupSpec:
     """What is declared, or named, of the backups that :func:`method_of` gives."""
     declared = (
-        platform.declaration(name).cluster.spec.backup if repository is None else _repository(repository)
+        platform.declaration(name).cluster.spec.backup
+        if repository is None
+        else planning.repository(repository)
     )
     assert declared is not None, "method_of has refused it"
     return declared
-
-
-def _repository(named: str) -> BackupSpec:
-    raw: Any = {"repository": {"path": str(Path(named).absolute())}}
-    if named.endswith((".yaml", ".yml")) and Path(named).is_file():
-        with files.explained(f"read {named}"):
-            raw = spec_yaml.read(Path(named).read_text(), named).value
-    try:
-        return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise BadInput(f"--repository {named}: {planning.reason(error)}") from None
 
 
 @cache
