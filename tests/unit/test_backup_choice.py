@@ -191,11 +191,17 @@ def test_a_group_gets_a_new_copy_if_none_is_known_to_lead_to_where_it_is(
 
 
 def let_go(
-    points: Sequence[Point], backups: Sequence[Backup], full: int, days: int, hours: float
+    points: Sequence[Point],
+    backups: Sequence[Backup],
+    full: int,
+    days: int,
+    hours: float,
+    histories: choice.Histories = no_histories,
+    present: choice.Present | None = None,
 ) -> choice.Waste:
     now = BEGIN + timedelta(hours=hours)
     systems = [(group, SYSTEM) for group in range(3)]
-    return choice.waste(points, backups, no_histories, systems, full=full, days=days, now=now)
+    return choice.waste(points, backups, histories, systems, full=full, days=days, now=now, present=present)
 
 
 def test_old_backups_go_once_there_are_enough_newer_ones_and_nobody_needs_them() -> None:
@@ -218,6 +224,51 @@ def test_points_within_the_days_keep_what_they_need() -> None:
 def test_nothing_goes_while_no_whole_backup_is_done() -> None:
     gone = let_go([point(1)], [backup(0, phase="failed")], full=1, days=0, hours=10_000)
     assert gone == choice.Waste(frozenset(), (), {})
+
+
+BACK = left_at(30)
+"""a restore in place to the point that was made at 30; what was there since is left behind"""
+TAKEN_BACK: choice.Present = dict.fromkeys(range(3), (SYSTEM, 2))
+
+
+def test_right_after_a_restore_in_place_what_leads_to_the_present_stays() -> None:
+    """The youngest copy is of the branch that was left, and there is no point on the new one yet."""
+    backups = [backup(0), backup(24, "incremental", "f0"), backup(48)]
+    points = [point(30), point(49)]
+    gone = let_go(points, backups, full=1, days=0, hours=60, histories=BACK, present=TAKEN_BACK)
+    assert (gone.backups, gone.points) == ((), frozenset())
+    assert gone.logs == {(group, SYSTEM): (1, parse_lsn(lsn(0))) for group in range(3)}
+
+
+def test_what_leads_to_the_present_stays_however_much_was_made_on_the_branch_that_was_left() -> None:
+    backups = [backup(0), *(backup(hours) for hours in (48, 72, 96)), backup(120, timeline=2)]
+    gone = let_go([], backups, full=2, days=0, hours=130, histories=BACK, present=TAKEN_BACK)
+    assert gone.backups == (), "two of them lead to the present, and what was made since the older one stays"
+    segment_alone = Backup("f121", "full", "done", at(121), {1: copy(121, timeline=2)}, (1,))
+    gone = let_go(
+        [], [*backups[:-1], segment_alone], full=1, days=0, hours=130, histories=BACK, present=TAKEN_BACK
+    )
+    assert "f0" not in gone.backups, "the other groups have nothing else"
+
+
+def test_the_branch_that_was_left_goes_once_there_are_enough_copies_of_the_new_one() -> None:
+    backups = [backup(0), backup(24), backup(48), backup(72, timeline=2)]
+    points = [point(25), point(49), point(73, timeline=2)]
+    gone = let_go(points, backups, full=1, days=0, hours=80, histories=BACK, present=TAKEN_BACK)
+    assert gone.backups == ("f48", "f24", "f0")
+    assert gone.points == {"p25", "p49"}
+    gone = let_go(points, backups, full=1, days=2, hours=80, histories=BACK, present=TAKEN_BACK)
+    assert gone.backups == ("f24", "f0"), "within the days the branch that was left can still be restored"
+    assert gone.points == {"p25"}
+
+
+def test_nothing_goes_while_nobody_can_tell_what_leads_to_the_present() -> None:
+    backups, points = [backup(0), backup(48)], [point(30), point(49), point(50, timeline=2)]
+    gone = let_go(points, backups, full=1, days=0, hours=60, present=TAKEN_BACK)
+    assert gone == choice.Waste(frozenset(), (), {})
+    before = dict.fromkeys(range(3), (SYSTEM, 1))
+    gone = let_go(points, backups, full=1, days=0, hours=60, present=before)
+    assert gone.backups == ("f0",), "what never was anywhere else has no history"
 
 
 @st.composite
@@ -261,3 +312,37 @@ def test_retention_never_removes_what_a_kept_point_needs(
     assert {each.id for each in whole[-full:]} <= {each.id for each in left}
     for kept in left:
         assert all(choice.chain(kept.id, group, {b.id: b for b in left}) for group in kept.groups)
+
+
+@given(
+    pasts(),
+    st.integers(0, 80),
+    st.lists(st.integers(1, 20), unique=True),
+    st.integers(1, 4),
+    st.integers(0, 4),
+)
+def test_retention_keeps_what_leads_to_the_present_after_a_restore_in_place(
+    past: tuple[list[Point], list[Backup]], back_to: int, since: list[int], full: int, days: int
+) -> None:
+    points, before = past
+    histories = left_at(back_to + 0.5)
+    backups = [*before, *(backup(90 + hours, timeline=2) for hours in sorted(since))]
+    gone = let_go(points, backups, full, days, 120, histories, TAKEN_BACK)
+    left = [each for each in backups if each.id not in gone.backups]
+
+    def leading(those: Sequence[Backup]) -> list[str]:
+        """Full ones that a point of now can be brought back from."""
+        now = point(119, timeline=2)
+        return [
+            each.id
+            for each in those
+            if each.type == "full" and choice.bases(now, [each], histories) is not None
+        ]
+
+    assert leading(left)[-full:] == leading(backups)[-full:]
+    by_id = {each.id: each for each in left}
+    for kept in left:
+        assert all(choice.chain(kept.id, group, by_id) for group in kept.groups)
+        for group, made in kept.groups.items():
+            kept_from = gone.logs.get((group, SYSTEM))
+            assert kept_from is None or kept_from[1] <= parse_lsn(made.start)

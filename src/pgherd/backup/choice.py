@@ -20,6 +20,8 @@ from pgherd.model.topology import COORDINATOR
 
 Histories = Callable[[int, str], Sequence[History]]
 """of a group's database system"""
+Present = Mapping[int, tuple[str, int]]
+"""each group's database system and timeline"""
 
 
 def base_for(
@@ -173,13 +175,20 @@ def waste(
     full: int,
     days: int,
     now: datetime,
+    present: Present | None = None,
 ) -> Waste:
     """What retention lets go.
 
     Kept are the last ``full`` full backups and what was made since the oldest of them, and whatever the points of the
     last ``days`` days need. A backup that has not ended is kept, and nothing is let go while there is no full one.
 
+    After a restore in place the youngest copies are of a branch that nobody goes on with. They are kept as others of
+    their age, for they can still be restored; but of the full ones only those count that lead to where the groups are
+    now, and the newest copies that do are kept, however old they are. While the histories are not archived that tell
+    which these are, nothing is let go: there is hardly anything younger than the restore then.
+
     :param systems: group and system of every archived log
+    :param present: where the groups are
     """
     # Those without the coordinator are of single segments that were new.
     whole = [
@@ -187,11 +196,13 @@ def waste(
         for each in backups
         if each.phase == "done" and each.type == "full" and COORDINATOR in each.groups
     ]
-    if not whole:
-        return Waste(frozenset(), (), {})
     histories = cache(histories)
-    limit = min(moment(whole[-full:][0].requested_at), now - timedelta(days=days))
-    kept = _kept(points, backups, histories, limit)
+    present = present or {}
+    if not whole or not all(_is_told(group, *at, histories) for group, at in present.items()):
+        return Waste(frozenset(), (), {})
+    count = [each for each in whole if _leads_on(each, present, histories)] or whole
+    limit = min(moment(count[-full:][0].requested_at), now - timedelta(days=days))
+    kept = _kept(points, backups, histories, limit, present)
     by_id = {backup.id: backup for backup in backups}
     gone = tuple(backup.id for backup in reversed(backups) if backup.id not in kept and not backup.is_open)
     left = [by_id[each] for each in kept]
@@ -209,8 +220,26 @@ def waste(
     return Waste(lost, gone, logs)
 
 
+def _is_told(group: int, system: str, timeline: int, histories: Histories) -> bool:
+    """Whether it is archived what a group's present timeline came from."""
+    return timeline == 1 or any(each.timeline == timeline for each in histories(group, system))
+
+
+def _leads_on(backup: Backup, present: Present, histories: Histories) -> bool:
+    """Whether nothing in its copies was left behind by what the groups are now."""
+    return all(
+        is_on_path(made, group, present[group][1], histories)
+        for group, made in backup.groups.items()
+        if group in present and made.system == present[group][0]
+    )
+
+
 def _kept(
-    points: Sequence[Point], backups: Sequence[Backup], histories: Histories, limit: datetime
+    points: Sequence[Point],
+    backups: Sequence[Backup],
+    histories: Histories,
+    limit: datetime,
+    present: Present,
 ) -> set[str]:
     by_id = {backup.id: backup for backup in backups}
     kept = {each.id for each in backups if each.is_open or moment(each.requested_at) >= limit}
@@ -219,6 +248,14 @@ def _kept(
             kept.update(
                 each for copies in (bases(point, backups, histories) or {}).values() for each in copies
             )
+    done = [each for each in backups if each.phase == "done"]
+    for group, (system, timeline) in present.items():
+        newest = next(
+            (each.id for each in reversed(done) if _serves(each, group, system, timeline, by_id, histories)),
+            None,
+        )
+        if newest is not None:
+            kept.add(newest)
     for backup in tuple(kept):
         kept.update(each for group in by_id[backup].groups for each in chain(backup, group, by_id))
     return kept
@@ -234,9 +271,30 @@ def _beginning(group: int, system: str, backups: Iterable[Backup]) -> tuple[int,
     return (min(starts)[1], min(starts)[0]) if starts else None
 
 
-def missing_base(
-    present: Mapping[int, tuple[str, int]], backups: Sequence[Backup], histories: Histories
-) -> list[int]:
+def _serves(
+    backup: Backup,
+    group: int,
+    system: str,
+    timeline: int,
+    backups: Mapping[str, Backup],
+    histories: Histories,
+    *,
+    unknown: bool = False,
+) -> bool:
+    """Whether a backup's copy of a group leads to where that is now.
+
+    :param unknown: see :func:`~pgherd.backup.wal.is_past`
+    """
+    made = backup.groups.get(group)
+    if made is None or made.system != system:
+        return False
+    copies = [backups[each].groups[group] for each in chain(backup.id, group, backups)]
+    return bool(copies) and all(
+        is_on_path(each, group, timeline, histories, unknown=unknown) for each in copies
+    )
+
+
+def missing_base(present: Present, backups: Sequence[Backup], histories: Histories) -> list[int]:
     """Groups which no base copy leads to as they are now.
 
     A history that is not archived yet makes none of them: right after a failover it will be.
@@ -244,20 +302,13 @@ def missing_base(
     :param present: each group's database system and timeline
     """
     by_id = {backup.id: backup for backup in backups}
-
-    def serves(backup: Backup, group: int, system: str, timeline: int) -> bool:
-        made = backup.groups.get(group)
-        if made is None or made.system != system:
-            return False
-        copies = [by_id[each].groups[group] for each in chain(backup.id, group, by_id)]
-        return bool(copies) and all(
-            is_on_path(each, group, timeline, histories, unknown=True) for each in copies
-        )
-
     return [
         group
         for group, (system, timeline) in sorted(present.items())
-        if not any(serves(backup, group, system, timeline) for backup in reversed(backups))
+        if not any(
+            _serves(backup, group, system, timeline, by_id, histories, unknown=True)
+            for backup in reversed(backups)
+        )
     ]
 
 

@@ -283,14 +283,18 @@ class Keeper(threading.Thread):
         if due is None:
             systems = {group: standing.system for group, standing in self._standing.items()}
             usable = [backup for backup in known if backup.phase == "done"]
-            present = {group: (each.system, each.timeline) for group, each in self._standing.items()}
-            missing = choice.missing_base(present, usable, self._histories) or self._cut_off(systems, usable)
+            missing = choice.missing_base(self._present(), usable, self._histories) or self._cut_off(
+                systems, usable
+            )
             if not missing or (known and _failed_lately(known[-1])):
                 return
             # Without it no point could be restored: the first of all, that of a segment that is new, or one after a
             # part of the log that is not in the repository.
             due = request(self._repository, "full", missing)
         self._start(due)
+
+    def _present(self) -> choice.Present:
+        return {group: (each.system, each.timeline) for group, each in self._standing.items()}
 
     def _histories(self, group: int, system: str) -> Sequence[History]:
         """Asked for until that of the present timeline is there: none ever changes."""
@@ -350,6 +354,7 @@ class Keeper(threading.Thread):
             full=declared.retention.full,
             days=declared.retention.days,
             now=datetime.now(UTC),
+            present=self._present(),
         )
         if gone.points:
             repository.forget_points(set(gone.points))
