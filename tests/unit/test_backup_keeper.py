@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgherd.backup import keeper, points
+from pgherd.backup import histories, keeper, points
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.native import Native
 from pgherd.backup.pgbackrest import PgBackRest, Place
@@ -188,6 +189,47 @@ class Places:
 
         nobody: Any = None
         return PgBackRest(Place("s3://safe/shop", declared, stamp, opened, nobody), nobody)
+
+
+def standing(timeline: int) -> points.Standing:
+    return points.Standing(SYSTEM, "", timeline, 9, 9, {})
+
+
+def test_each_groups_histories_are_looked_for_in_their_own_time(
+    herd: Herd, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    """One whose primary does not answer keeps nobody from sending those of the others."""
+    asked: list[int] = []
+    away, lacking = {1}, {2}
+
+    def send(databases: object, group: int, known: object) -> list[int]:
+        asked.append(group)
+        if group in away:
+            raise Unavailable(f"group {group} has no primary")
+        return [2] if group in lacking else []
+
+    monkeypatch.setattr(histories, "send_again", send)
+    herd.keeper._standing = {group: standing(2 if group else 1) for group in range(4)}
+
+    def look() -> list[int]:
+        asked.clear()
+        for _ in range(4):
+            with suppress(Unavailable):
+                herd.keeper._see_to_histories()
+        return list(asked)
+
+    assert look() == [1, 2, 3], "the first one has none"
+    assert look() == []
+    away.clear()
+    clock(keeper.HISTORIES_SECONDS + 1)
+    assert look() == [1, 2], "all are there of the last one"
+    lacking.clear()
+    clock(keeper.HISTORIES_SECONDS + 1)
+    assert look() == [2]
+    clock(keeper.HISTORIES_GOOD_SECONDS)
+    assert look() == [1, 2, 3]
+    herd.keeper._standing = {3: standing(3)}
+    assert look() == [3], "another timeline has another history"
 
 
 def test_keys_that_are_renewed_do_not_end_a_backup_while_the_old_ones_do(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ RETENTION_SECONDS = 3600.0
 GAPS_SECONDS = 5.0
 """between two looks for holes in the archived logs"""
 HISTORIES_SECONDS = 30.0
-"""between two looks whether histories that were not there have come; an archiver looks for them once a minute"""
+"""until histories of a group that were not there are looked for again; an archiver looks for them once a minute"""
 HISTORIES_GOOD_SECONDS = 300.0
-"""how long it is believed that all are there"""
+"""the same where all were there"""
 AGAIN_SECONDS = 60.0
 """until a backup that is needed and failed is tried again"""
 LOST_AGAIN_SECONDS = 60.0
@@ -88,9 +88,8 @@ class Keeper(threading.Thread):
         self._last_point = NEVER
         self._retained = NEVER
         self._looked_for_gaps = NEVER
-        self._looked_for_histories = NEVER
-        self._complete: dict[tuple[int, str, int], float] = {}
-        """groups, with their systems and timelines, all of whose histories were in the repository, and when"""
+        self._histories_due: dict[tuple[int, str, int], float] = {}
+        """when to look for the histories of a group, with its system and timeline, again"""
         self._lost = points.Lost(kept.method)
         self._maker: threading.Thread | None = None
         self._leaving = threading.Event()
@@ -163,8 +162,7 @@ class Keeper(threading.Thread):
             return
         if time.monotonic() - self._last_point >= parse_duration(declared.restore_point_every):
             self._make_point()
-        if time.monotonic() - self._looked_for_histories >= HISTORIES_SECONDS:
-            self._see_to_histories()
+        self._see_to_histories()
         self._see_to_backups()
         if time.monotonic() - self._retained >= RETENTION_SECONDS:
             self.retain(declared)
@@ -253,15 +251,17 @@ class Keeper(threading.Thread):
         return done
 
     def _see_to_histories(self) -> None:
-        self._looked_for_histories = now = time.monotonic()
+        now = time.monotonic()
         for group, standing in self._standing.items():
             key = (group, standing.system, standing.timeline)
-            if standing.timeline == 1 or now - self._complete.get(key, NEVER) < HISTORIES_GOOD_SECONDS:
+            if standing.timeline == 1 or now < self._histories_due.get(key, NEVER):
                 continue
+            # First of all: a group that can't be asked now is no reason to ask the repository all the time.
+            self._histories_due[key] = now + HISTORIES_SECONDS
             known = {each.timeline for each in self._kept.method.histories(group, standing.system)}
             sent = histories.send_again(self._kept.databases, group, known)
             if not sent:
-                self._complete[key] = now
+                self._histories_due[key] = now + HISTORIES_GOOD_SECONDS
                 continue
             text = ", ".join(map(str, sent))
             logger.info(
