@@ -23,6 +23,8 @@ DONE, FAILED, REVERTED = "done", "failed", "reverted"
 """phases in which the making of a cluster from a backup has ended; the last one: it is as it was before"""
 ENDED = (DONE, REVERTED)
 """those of them in which there is a whole cluster"""
+CALLED_OFF = "calledOff"
+"""in what a repair is asked to do: nobody wants it any more"""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,53 @@ class Bench(ABC):
 
     @abstractmethod
     def folder(self) -> Path:
-        """A folder of this repair alone."""
+        """A folder of this repair alone, on :meth:`machine`."""
+
+    @property
+    @abstractmethod
+    def data(self) -> Path:
+        """The data directory while it is made."""
+
+    @abstractmethod
+    def machine(self) -> Machine:
+        """Where that is.
+
+        :raises Unavailable: it can't be used yet
+        """
+
+    def machines(self) -> Machines | None:
+        """The same for whoever copies; None: this machine."""
+        return None
+
+    def heed(self, stopping: Callable[[], bool]) -> None:
+        """Wait for nothing any more once this says so."""
+        return
+
+    def rest(self) -> None:
+        """Nobody works here for now; what was made stays.
+
+        :raises Unavailable: what was needed only for the work is still going
+        """
+        return
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Remove what was made and is in nobody's place; no-op if there is nothing."""
+
+    @property
+    def asked(self) -> str | None:
+        """Which repair was asked for last, where that is known beside what was begun."""
+        return None
+
+    @property
+    def refused(self) -> str:
+        """Why that one is not made; empty: it is, or none is asked for."""
+        return ""
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether what is under way is to end: nobody wants it any more, or something else."""
+        return False
 
     @abstractmethod
     def last_words(self) -> LastWords:
@@ -234,11 +282,14 @@ class Bench(ABC):
         """Undo :meth:`set_aside`, unless :meth:`place` was done; no-op if nothing is aside."""
 
     @abstractmethod
-    def place(self, data: Path) -> None:
-        """Make a finished data directory that of the group's first member; no-op if that was done before."""
+    def place(self, prepare: Callable[[Machine, Path], None]) -> None:
+        """Make the finished data directory that of the group's first member; no-op if that was done before.
+
+        :param prepare: called before, with where it is
+        """
 
     @abstractmethod
-    def end_processes(self, data: Path) -> None:
+    def end_processes(self) -> None:
         """End every PostgreSQL process that works on the unfinished data directory."""
 
     @abstractmethod
@@ -251,7 +302,7 @@ class Bench(ABC):
 
     @property
     @abstractmethod
-    def kept(self) -> Path | None:
+    def kept(self) -> str | None:
         """What was set aside, while it is there."""
 
     @abstractmethod

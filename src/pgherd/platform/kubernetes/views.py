@@ -19,6 +19,8 @@ from pgherd.platform.kubernetes.advice import advised
 Object = Mapping[str, Any]
 AnObject = TypeVar("AnObject", bound=Object)
 Hint = Callable[[str, str], str]
+Epochs = Callable[[int], int]
+"""of each group"""
 
 
 def members(
@@ -33,7 +35,8 @@ def members(
     silent: Mapping[str, float],
     hint: Hint = lambda name, uid: "",
     put_together: Collection[Member] = (),
-    epoch: int = 0,
+    epoch: Epochs = lambda group: 0,
+    halted: Collection[int] = (),
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
@@ -42,7 +45,8 @@ def members(
     :param hint: the newest warning about an object, by name and uid
     :param put_together: members whose data are still being made, and must not be any longer
     :param silent: nodes that don't report any more, and for how many seconds
-    :param epoch: whose volumes are the cluster's own
+    :param epoch: whose volumes are a group's own
+    :param halted: groups of which nothing may run: other volumes are put in the place of theirs
     """
     by_pod = {
         member: pod
@@ -58,7 +62,8 @@ def members(
             namespace,
             by_pod.get(member),
             by_claim.get(member),
-            member in put_together or (winding_down and (member in expected or member in by_pod)),
+            member in put_together
+            or ((winding_down or member.group in halted) and (member in expected or member in by_pod)),
             templates.get(member.group),
             silent,
             lambda obj: hint(obj["metadata"]["name"], obj["metadata"].get("uid", "")) if obj else "",
@@ -68,14 +73,28 @@ def members(
     }
 
 
-def claims_by_member(cluster: str, claims: Sequence[AnObject], epoch: int) -> dict[Member, AnObject]:
-    """Whose volume claims of an epoch there are: by their names, which nobody can change."""
+def claims_by_member(cluster: str, claims: Sequence[AnObject], epoch: Epochs) -> dict[Member, AnObject]:
+    """Whose volume claims of each group's epoch there are: by their names, which nobody can change."""
     found = {}
     for claim in claims:
         own = names.claim_of(cluster, claim["metadata"]["name"])
-        if own is not None and own[1] == epoch:
+        if own is not None and own[1] == epoch(own[0].group):
             found[own[0]] = claim
     return found
+
+
+def templates(sets: Sequence[AnObject]) -> dict[str, Any]:
+    """What pods are to be made of, by StatefulSet."""
+    return {each["metadata"]["name"]: each["spec"]["template"] for each in sets}
+
+
+def fingerprints(cluster: str, sets: Sequence[AnObject]) -> dict[int, str]:
+    """The fingerprint of the pod template of each group."""
+    return {
+        group: template_of(each["spec"]["template"]) or ""
+        for each in sets
+        if (group := names.group_of(cluster, each["metadata"]["name"])) is not None
+    }
 
 
 def _expected(cluster: str, sets: Sequence[Object]) -> set[Member]:
