@@ -590,13 +590,6 @@ def test_a_cluster_that_is_gone_comes_back_and_goes_on_in_its_repository_once_it
         phoenix.run("delete", "phoenix", "--purge", "--yes", check=False)
 
 
-def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
-    for command in (("repair", bank.name, "--group", "segment-1"),):
-        refused = bank.run(*command, check=False)
-        assert refused.code == 2, refused
-        assert "not available on kubernetes in this version" in refused.err
-
-
 PROCESSES = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done"
 
 

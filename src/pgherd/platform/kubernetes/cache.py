@@ -271,6 +271,7 @@ def _matter(kind: Kind, obj: Object) -> object:
             metadata["generation"],
             annotations.get(names.STOPPED_ANNOTATION),
             annotations.get(names.RESTORE_ANNOTATION),
+            {key: text for key, text in annotations.items() if key.startswith(names.REPAIR_ANNOTATION)},
             "deletionTimestamp" in metadata,
         )
     if kind == POD:
