@@ -53,17 +53,21 @@ class Vault(Bank):
         return self.run("repair", self.name, "--group", group, *options, **{"timeout": LONG, **how})
 
     def lose(self, group: str = "segment-1") -> None:
-        """All volumes of a group, for good; Kubernetes makes empty ones in their place."""
+        """All volumes of a group, for good; of one that is not stopped Kubernetes makes empty ones in their place."""
         claims = {claim: self.namespace.get("pvc", claim)["metadata"]["uid"] for claim in self.claims(group)}
         pods = [pod["metadata"]["name"] for pod in self.cluster.pods(group)]
         self.namespace.kubectl("delete", "pvc", *claims, "--wait=false")
-        self.namespace.kubectl("delete", "pod", *pods, timeout=180)
+        if pods:
+            self.namespace.kubectl("delete", "pod", *pods, timeout=180)
 
         def are_gone() -> bool:
             left = {each["metadata"]["uid"] for each in self.namespace.list("pvc")}
             return not left.intersection(claims.values())
 
         wait_for(are_gone, f"the volumes of {group} are gone", 120)
+
+    def await_told(self, group: str = "segment-1") -> None:
+        """Until the status says what is lost."""
         told = wait_for(
             lambda: self.cluster.condition("DataLost").get("message"), "a condition says so", PATIENCE
         )
@@ -143,13 +147,42 @@ def test_a_wish_that_makes_no_sense_is_told_and_changes_nothing(vault: Vault) ->
     assert vault.epochs() == {0}
 
 
-def test_a_segment_that_lost_all_its_volumes_comes_back_with_every_row(vault: Vault) -> None:
+def test_a_segment_that_was_shut_down_comes_back_complete(vault: Vault) -> None:
+    with vault.dsn() as dsn, movers(dsn) as ledger:
+        await_transfers(ledger, 60)
+        pause(ledger)
+    assert not ledger.errors, ledger.errors[:3]
+    vault.run("stop", NAME, timeout=LONG)
+    vault.lose()
+    vault.run("start", NAME, "--no-wait")
+    vault.await_told()
+    assert not vault.cluster.pods("segment-1"), "nothing empty is put in place of the data"
+    done = vault.repair()
+    assert "segment-1 is back after" in done.out, done
+    assert "(rung: repository)" in done.out
+    assert "was shut down at" in done.out
+    vault.is_well()
+    with vault.connected() as connection:
+        end = datetime.now(UTC)
+        assert audit(connection, ledger, since=end, until=end) >= len(ledger.acknowledged)
+    assert vault.told()["findings"] == []
+    assert len(vault.cluster.pods("segment-1")) == 2, "its standby was copied from it"
+    assert vault.epochs() == {1}
+    vault.repair("--confirm")
+    assert not vault.told()
+    vault.archived()
+
+
+def test_a_segment_whose_volumes_are_lost_while_it_serves_comes_back_if_that_is_accepted(
+    vault: Vault,
+) -> None:
     with vault.dsn() as dsn, movers(dsn) as ledger:
         await_transfers(ledger, 60)
         pause(ledger)
         vault.await_point_after(newest(ledger))
     assert not ledger.errors, ledger.errors[:3]
     vault.lose()
+    vault.await_told()
     doubted = vault.repair(check=False)
     assert (doubted.code, len(doubted.err.splitlines()[-1:])) == (1, 1), doubted
     assert "it may not get back all it had: the archived log ends at" in doubted.err
@@ -159,7 +192,7 @@ def test_a_segment_that_lost_all_its_volumes_comes_back_with_every_row(vault: Va
     assert (told["status"], told["reason"]) == ("False", "InDoubt")
     assert vault.told()["phase"] == "in doubt"
     assert not vault.namespace.list("pods", RESTORE_LABEL), "nobody waits in a pod for somebody to decide"
-    assert vault.epochs() == {0, 1}
+    assert vault.epochs() == {1, 2}
     refused = vault.run("restore", NAME, "--in-place", "--yes", check=False)
     assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused
     assert f"segment-1 of {NAME} is being rebuilt" in refused.err
@@ -176,10 +209,10 @@ def test_a_segment_that_lost_all_its_volumes_comes_back_with_every_row(vault: Va
 
 def test_what_was_before_is_kept_until_somebody_confirms(vault: Vault) -> None:
     kept = vault.told()["kept"]
-    assert kept == f"data-{NAME}-segment-1-0, data-{NAME}-segment-1-1"
-    assert vault.epochs() == {0, 1}
+    assert kept == f"data1-{NAME}-segment-1-0, data1-{NAME}-segment-1-1"
+    assert vault.epochs() == {1, 2}
     vault.repair("--confirm")
-    assert vault.epochs() == {1}
+    assert vault.epochs() == {2}
     assert not vault.told()
     annotations = vault.cluster.resource["metadata"].get("annotations") or {}
     assert names.repair_annotation(1) not in annotations
@@ -196,6 +229,7 @@ def test_an_operator_that_is_killed_at_every_step_is_followed_by_one_that_goes_o
         pause(ledger)
         vault.await_point_after(newest(ledger))
     vault.lose()
+    vault.await_told()
     with dying(operator, (*CRASHES, *ACCEPTED, *CONFIRMED)):
         assert vault.repair(check=False).code == 1
         survived(operator, *CRASHES)
@@ -215,6 +249,7 @@ def test_a_repair_that_nobody_wants_any_more_leaves_nothing_behind(vault: Vault)
     vault.archived()
     before = vault.epochs()
     vault.lose()
+    vault.await_told()
     assert vault.repair(check=False).code == 1
     assert len(vault.epochs()) == 2
     vault.namespace.kubectl("annotate", "pgc", NAME, f"{names.repair_annotation(1)}-")

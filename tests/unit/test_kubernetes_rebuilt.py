@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,9 +13,10 @@ from pgherd.backup import repair, restoring
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.spec import to_mapping
 from pgherd.model.topology import Member
-from pgherd.platform.base import CALLED_OFF
-from pgherd.platform.kubernetes import epochs, names, rebuilt, stands
+from pgherd.platform.base import CALLED_OFF, Ending
+from pgherd.platform.kubernetes import endings, epochs, names, rebuilt, stands, views
 from pgherd.platform.kubernetes.bench import PodBench
+from pgherd.platform.kubernetes.cache import Direct
 from pgherd.platform.kubernetes.epochs import Own
 from pgherd.platform.kubernetes.machines import PodMachine
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
@@ -376,7 +377,8 @@ def test_a_group_is_rebuilt_anew_on_other_volumes(lab: Lab) -> None:
 def test_what_is_left_of_the_data_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.begin()
     words = lab.bench.last_words()
-    assert (words.endings, words.data, words.store_lsn) == ({"shop-segment-1-0": None}, [], None)
+    assert words.endings == {"shop-segment-1-0": None, "shop-segment-1-1": None}
+    assert (words.data, words.store_lsn) == ([], None)
     monkeypatch.setattr(PodMachine, "shell", lambda *arguments: b"PG_VERSION\n")
     assert lab.bench.last_words().data == ["data-shop-segment-1-0"]
     lab.platform.stop_member(Member("shop", 1, 0))
@@ -475,3 +477,82 @@ def test_a_deletion_keeps_what_says_which_volumes_are_in_force(lab: Lab) -> None
 
 def test_the_data_of_a_repair_have_a_name_that_no_member_starts_on(lab: Lab) -> None:
     assert lab.bench.data == Path("/var/lib/postgresql/from-backup")
+
+
+# how servers ended
+
+
+CONTROL = """\
+how its server ended:
+Database cluster state:               shut down
+Latest checkpoint location:           0/5000028
+Latest checkpoint's TimeLineID:       3
+"""
+
+
+def ended(said: str, **metadata: Any) -> dict[str, Any]:
+    status = {"name": "postgres", "state": {"terminated": {"message": said}}}
+    return {
+        "metadata": {"name": "shop-segment-1-0", "deletionTimestamp": "now", **metadata},
+        "status": {"containerStatuses": [status]},
+    }
+
+
+def test_a_container_that_was_told_to_end_says_where_its_log_ended() -> None:
+    assert endings.of_pod(ended(CONTROL)) == Ending(True, 3, 0x5000028)
+    standby = CONTROL.replace("shut down", "shut down in recovery")
+    assert endings.of_pod(ended(standby)) == Ending(False, 3, 0x5000028)
+    for nothing in (
+        ended(CONTROL.replace("shut down", "in production")),
+        ended(CONTROL.replace("0/5000028", "nowhere")),
+        ended("how its server ended:"),
+        ended("Error"),
+        ended(""),
+        {"metadata": {"deletionTimestamp": "now"}},
+    ):
+        assert endings.of_pod(nothing) is None
+    alive = ended(CONTROL)
+    del alive["metadata"]["deletionTimestamp"]
+    assert endings.of_pod(alive) is None, "it may be started again"
+    assert views.why_not(ended(CONTROL)) == "", "that is no complaint"
+    assert views.why_not(ended("no such disk")) == "no such disk"
+
+
+def test_what_was_written_of_endings_is_read() -> None:
+    known = {1: {"shop-segment-1-0": Ending(True, 3, 7)}, 2: {}}
+    assert endings.read(endings.config_map("shop", known)) == {1: known[1]}
+    for nonsense in (
+        None,
+        {},
+        {"data": {"endings.json": "{"}},
+        {"data": {"endings.json": '{"1": {"a": {}}}'}},
+    ):
+        assert endings.read(nonsense) == {}
+
+
+class Watching(Direct):
+    """Who saw pods go."""
+
+    seen: ClassVar[list[dict[str, Any]]] = []
+
+    def last_of(self, namespace: str, cluster: str) -> list[dict[str, Any]]:
+        return self.seen
+
+
+def test_how_servers_ended_is_known_until_one_may_be_started(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watching, "seen", [ended(CONTROL)])
+    platform = KubernetesPlatform(lab.api, "prod", Watching(lab.api), Defaults())
+    platform.has_stopped("shop")
+    assert platform.endings("shop", 1) == {}, "one runs"
+    platform.stop_member(Member("shop", 1, 0))
+    platform.has_stopped("shop")
+    assert platform.endings("shop", 1) == {"shop-segment-1-0": Ending(True, 3, 0x5000028)}
+    lab.begin()
+    words = platform.bench("shop", 1).last_words()
+    assert words.endings == {"shop-segment-1-0": Ending(True, 3, 0x5000028), "shop-segment-1-1": None}
+    platform.start_member(DECLARATION, Member("shop", 1, 0), {})
+    assert platform.endings("shop", 1) == {}
+    platform.has_stopped("shop")
+    assert platform.endings("shop", 1) == {}

@@ -426,6 +426,10 @@ class Platform(ABC):
         """Begin to build a lost member anew elsewhere, without what it had. Returns at once."""
         self.remove_member(member)
 
+    def has_stopped(self, name: str) -> None:
+        """All members of a stopped cluster have ended: what has to be known of that is written down."""
+        return
+
     def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
         """Bring what is around the members that are there into line with the declaration; cheap when it is.
 

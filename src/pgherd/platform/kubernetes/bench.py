@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
+from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member, group_name
 from pgherd.platform.base import CALLED_OFF, Bench, LastWords
-from pgherd.platform.kubernetes import epochs, names, patroni_files, rebuilt, views
+from pgherd.platform.kubernetes import epochs, names, patroni_files, pods, rebuilt, views
 from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, POD, STATEFUL_SET, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.machines import PodMachine
 from pgherd.platform.kubernetes.notes import Notes
@@ -202,25 +203,34 @@ class PodBench(Bench):
     # what is lost
 
     def last_words(self) -> LastWords:
-        """Of a server whose volume is lost nothing tells how it ended."""
-        members = sorted({self._first, *self._claims(self._own()), *self._members()})
+        """How a server ended is known only of a stopped cluster: Kubernetes may end and start pods by itself."""
+        endings = self._platform.endings(self._cluster, self._group)
+        members = {
+            each.name for each in (*self._declared_members(), *self._claims(self._own()), *self._members())
+        }
         store = names.store_object(self._declared(), self._group, "leader", self._base())
         found = self._platform.api.get(CONFIG_MAP, self._platform.namespace, store)
         told = ((found or {}).get("metadata", {}).get("annotations") or {}).get("optime", "")
         return LastWords(
-            {member.name: None for member in members}, int(told) if told.isdecimal() else None, self._left()
+            {name: endings.get(name) for name in sorted({*members, *endings})},
+            int(told) if told.isdecimal() else None,
+            self._left(),
         )
 
-    def _declared(self) -> Any:
+    def _declared_members(self) -> list[Member]:
+        standbys = pods.group_spec(self._declared(), self._group).standbys
+        return [Member(self._cluster, self._group, ordinal) for ordinal in range(standbys + 1)]
+
+    def _declared(self) -> PostgresCluster:
         return self._platform.declaration(self._cluster).cluster
 
     def _left(self) -> list[str]:
         """Volumes on which something may be: of which nobody can say that they are empty."""
-        pods = {pod["metadata"]["name"]: pod for pod in self._pods()}
+        running = {pod["metadata"]["name"]: pod for pod in self._pods()}
         return sorted(
             claim["metadata"]["name"]
             for member, claim in self._claims(self._own()).items()
-            if not self._is_empty(claim, pods.get(member.name))
+            if not self._is_empty(claim, running.get(member.name))
         )
 
     def _is_empty(self, claim: Object, pod: Object | None) -> bool:

@@ -23,14 +23,15 @@ from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
 from pgherd.model.topology import COORDINATOR, Member
-from pgherd.platform.base import Owner, Platform
-from pgherd.platform.kubernetes import drills, epochs, names, rebuilt, restore_pods, views
+from pgherd.platform.base import Ending, Owner, Platform
+from pgherd.platform.kubernetes import drills, endings, epochs, names, rebuilt, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
     POD,
     SCHEDULE,
     SECRET,
+    STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
     Kind,
@@ -408,6 +409,38 @@ class KeepsBackups(Platform):
         base = epochs.current(notes.state(asked=True))
         if member.group in rebuilt.halted(notes.repairs(asked=True), base):
             raise Unavailable(f"{member.name} waits: its group is being rebuilt")
+
+    def has_stopped(self, name: str) -> None:
+        """See :class:`~pgherd.platform.base.Platform`."""
+        if self.declaration(name).cluster.spec.backup is None:
+            return
+        found = endings.of_pods(name, self._reader.last_of(self.namespace, name))
+        wanted = names.endings(name)
+        known = endings.read(self.look_up(CONFIG_MAP, wanted))
+        news = {group: {**known.get(group, {}), **members} for group, members in found.items()}
+        if not news or {**known, **news} == known or self._may_run(name):
+            return
+        self.put(owned(endings.config_map(name, {**known, **news}), self.resource_of(name)))
+
+    def _may_run(self, name: str) -> bool:
+        """Whether a member runs, or somebody could start one; asked, and by name."""
+        pods = self.api.list(POD, self.namespace)
+        sets = self.api.list(STATEFUL_SET, self.namespace)
+        return any(names.member_of(name, _name(each)) is not None for each in pods) or any(
+            names.group_of(name, _name(each)) is not None for each in sets
+        )
+
+    def endings(self, name: str, group: int) -> Mapping[str, Ending]:
+        """How the servers of a group's members ended, of those of which it is known; asked."""
+        found = self.api.get(CONFIG_MAP, self.namespace, names.endings(name))
+        return endings.read(found).get(group, {})
+
+    def forget_endings(self, name: str, group: int) -> None:
+        """Members of a group may be started from now on."""
+        known = endings.read(self.look_up(CONFIG_MAP, names.endings(name)))
+        if group in known:
+            left = {each: members for each, members in known.items() if each != group}
+            self.put(owned(endings.config_map(name, left), self.resource_of(name)))
 
     def bench(self, name: str, group: int) -> PodBench:
         """Where a group is rebuilt from the backups."""

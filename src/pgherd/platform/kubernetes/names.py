@@ -177,6 +177,11 @@ def owner_secret(cluster: str) -> str:
     return f"{cluster}-owner"
 
 
+def endings(cluster: str) -> str:
+    """Name of the ConfigMap that says how members' servers ended when the cluster was stopped."""
+    return f"{cluster}.endings"
+
+
 def repair_annotation(group: int) -> str:
     """The annotation that asks for a group's repair."""
     return f"{REPAIR_ANNOTATION}{group_name(group)}"

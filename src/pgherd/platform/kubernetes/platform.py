@@ -490,6 +490,7 @@ class KubernetesPlatform(KeepsBackups):
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
     ) -> list[str]:
         owner, own = self.resource_of(cluster.metadata.name), self.settled(cluster.metadata.name)
+        self.forget_endings(cluster.metadata.name, group)
         self._trust.ensure_certificate(cluster.metadata.name, group)
         objects = group_objects(
             cluster,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import names, zone
+from pgherd.platform.kubernetes import names, patroni_files, zone
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
@@ -222,6 +222,12 @@ def is_running(pod: Object) -> bool:
     return any("running" in (status.get("state") or {}) for status in container_statuses(pod))
 
 
+def _complaint(detail: Object) -> str:
+    """What a container said last, unless that is how a server ended that was told to."""
+    said = str(detail.get("message") or "").strip()
+    return "" if said.startswith(patroni_files.LAST_WORDS) else said
+
+
 def why_not(pod: Object) -> str:
     """Why a pod's container does not run, in Kubernetes' words."""
     status = pod.get("status") or {}
@@ -229,11 +235,11 @@ def why_not(pod: Object) -> str:
         state = container.get("state") or {}
         # What the container itself said last is worth more than that it is started over and over.
         ended = (container.get("lastState") or {}).get("terminated") or {}
-        if "waiting" in state and ended.get("message"):
-            return str(ended["message"]).strip()
+        if "waiting" in state and _complaint(ended):
+            return _complaint(ended)
         for kind in ("waiting", "terminated"):
             if detail := state.get(kind):
-                return ": ".join(filter(None, (detail.get("reason"), detail.get("message"))))
+                return ": ".join(filter(None, (detail.get("reason"), _complaint(detail))))
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
