@@ -8,8 +8,9 @@ nothing is changed, and the status says what may be missing. (4) Somebody accept
 Each step is persisted and done once: *copied* (the base copy), *replayed* (all of the log; the database has left
 recovery, alone), *judged*, *settled* (what hangs on other groups), *aside* (what is left in the members' places, kept),
 *placed* (the first member's data), *joined* (Patroni leads, the other members are copied from it, and the catalogue is
-compared with the group). Until *aside* nothing but a folder of the repair's own was touched. Killed anywhere the next
-process goes on with the step that is due; what fails for good before *placed* is undone.
+compared with the group). Until *aside* nothing but a place of the repair's own (its *bench*) was touched. Killed anywhere
+the next process goes on with the step that is due; what fails for good before *placed* is undone. A repository that is
+away is waited for.
 """
 
 from __future__ import annotations
@@ -232,11 +233,14 @@ class Repair:
         if done < total and time.monotonic() - self._told < 0.5:
             return
         self._told = time.monotonic()
-        self._tell(bytesDone=done, bytesTotal=total)
+        with suppress(PgherdError):  # how far it is is no reason to begin it anew
+            self._tell(bytesDone=done, bytesTotal=total)
 
     def _replay(self) -> None:
         """All of the archived log; then the database leaves recovery, alone."""
-        site, server = self._site, self._server()
+        site = self._site
+        site.method.equip()
+        server = self._server()
         command = site.method.restore_command(site.group, self._state["system"])
         control = server.controlled()
         known = self._timeline_before()

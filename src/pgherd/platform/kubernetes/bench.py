@@ -22,7 +22,7 @@ from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, POD, STATEFUL_SE
 from pgherd.platform.kubernetes.machines import PodMachine
 from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.rebuilt import Record
-from pgherd.platform.kubernetes.stands import StandMachines, Stands
+from pgherd.platform.kubernetes.stands import StandMachines, Stands, waited_for
 from pgherd.platform.machine import Machine, Machines
 
 if TYPE_CHECKING:
@@ -309,7 +309,8 @@ class PodBench(Bench):
             self._change(lambda known, base, there: known.placed(base))
             crash_point("repair:in-force")
         # Of the data that are lost: it would decide who of the new members may lead.
-        self._platform.forget_store(self._declared(), self._group, self._base())
+        with waited_for():
+            self._platform.forget_store(self._declared(), self._group, self._base())
 
     # ends
 
