@@ -8,9 +8,9 @@ nothing is changed, and the status says what may be missing. (4) Somebody accept
 Each step is persisted and done once: *copied* (the base copy), *replayed* (all of the log; the database has left
 recovery, alone), *judged*, *settled* (what hangs on other groups), *aside* (what is left in the members' places, kept),
 *placed* (the first member's data), *joined* (Patroni leads, the other members are copied from it, and the catalogue is
-compared with the group). Until *aside* nothing but a place of the repair's own (its *bench*) was touched. Killed anywhere
-the next process goes on with the step that is due; what fails for good before *placed* is undone. A repository that is
-away is waited for.
+compared with the group). Until *aside* nothing but a place of the repair's own (its *bench*) was touched. Killed
+anywhere the next process goes on with the step that is due; what fails for good before *placed* is undone. A repository
+that is away is waited for.
 """
 
 from __future__ import annotations
