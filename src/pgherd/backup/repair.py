@@ -392,10 +392,18 @@ class Repair:
 
     def _join(self) -> None:
         site = self._site
-        self._wait(site.has_primary)
+        self._wait(lambda: site.has_primary() and self._answers())
         done = [*self._state.get("done", ()), *filter(None, [site.call_off()])]
         self._pass("joined", done=done, findings=self._findings(), phase=DONE, finishedAt=records.now())
         logger.info("%s: %s is rebuilt: %s", site.name, site.title, self._state["reason"])
+
+    def _answers(self) -> bool:
+        """Whether it is reached again by everybody's way: a name may be known a moment later than who has it."""
+        try:
+            with self._site.databases.connect(self._site.group):
+                return True
+        except (PgherdError, psycopg.Error):
+            return False
 
     def _findings(self) -> list[str]:
         """What the catalogue and the groups disagree on: rows and shards that refer to what is lost."""
