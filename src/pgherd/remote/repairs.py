@@ -20,10 +20,13 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.rebuilt import Wish, wish_of
 from pgherd.reconcile import fulfilment, observe, steering
 from pgherd.reconcile.observe import World
+from pgherd.reconcile.state import Observed
 from pgherd.remote import objects
 from pgherd.remote.in_place import InPlace
 
 POLL_SECONDS = 0.5
+ANSWER_SECONDS = 30.0
+"""how long a member that runs may be silent until nobody can say how its group is"""
 REMOVAL_SECONDS = 120.0
 """how long the removal of volumes is waited for"""
 Progress = Callable[[dict[str, Any]], None]
@@ -47,7 +50,7 @@ class Repairs(InPlace):
         resource = self._ready(name)
         with self._world(name) as there:
             number = steering.group_number(there, group)
-            seen = observe.observe(there)
+            seen = _looked(there, number)
             if seen.primary(number) is not None:
                 return {"id": None, "message": steering.copy_anew(there, seen, number)}
         if objects.cluster_of(resource).spec.backup is None:
@@ -123,6 +126,24 @@ class Repairs(InPlace):
                     f"{', '.join(sorted(left)) or 'the record of the repair'}; the operator goes on removing it"
                 )
             time.sleep(POLL_SECONDS)
+
+
+def _looked(there: World, group: int) -> Observed:
+    """What is there of a group.
+
+    :raises Unavailable: a member that runs does not answer, and none leads: it may be that one
+    """
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        seen = observe.observe(there)
+        silent = [state for state in seen.of_group(group) if state.view.running and state.patroni is None]
+        if seen.primary(group) is not None or not silent:
+            return seen
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"{silent[0].member.name} runs and does not answer, it may be the primary: ask again"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _asked(name: str, group: str, resource: Mapping[str, Any], *, accept: bool) -> Wish:
