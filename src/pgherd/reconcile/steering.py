@@ -165,6 +165,11 @@ def _await_running(world: observe.World, member: str, timeout: float = 60.0) -> 
     )
 
 
+def nothing_is_wrong(name: str, group: str, primary: str) -> BadInput:
+    """There is nothing to repair."""
+    return BadInput(f"nothing is wrong with {group} of {name}: {primary} leads and all its members run")
+
+
 def copy_anew(world: observe.World, seen: Observed, group: int) -> str:
     """Have what is wrong with the members of a group that has a primary put right from it, by Patroni: the ladder's
     second rung.
@@ -177,10 +182,7 @@ def copy_anew(world: observe.World, seen: Observed, group: int) -> str:
     primary = seen.primary(group)
     assert primary is not None, "asked only where there is one"
     if not broken:
-        raise BadInput(
-            f"nothing is wrong with {group_name(group)} of {world.name}: {primary.member.name} leads and all its "
-            "members run"
-        )
+        raise nothing_is_wrong(world.name, group_name(group), primary.member.name)
     for state in broken:
         _reinitialise(world, state)
     names = ", ".join(state.member.name for state in broken)

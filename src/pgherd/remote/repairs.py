@@ -15,18 +15,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pgherd.errors import BadInput, PgherdError, Unavailable
-from pgherd.model.topology import group_id
+from pgherd.model.topology import group_id, group_name
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.rebuilt import Wish, wish_of
 from pgherd.reconcile import fulfilment, observe, steering
 from pgherd.reconcile.observe import World
-from pgherd.reconcile.state import Observed
 from pgherd.remote import objects
 from pgherd.remote.in_place import InPlace
 
 POLL_SECONDS = 0.5
-ANSWER_SECONDS = 30.0
-"""how long a member that runs may be silent until nobody can say how its group is"""
+PRIMARY_SECONDS = 15.0
+"""how long a group that has not lost its data may be without a primary until that is no failover any more"""
 REMOVAL_SECONDS = 120.0
 """how long the removal of volumes is waited for"""
 Progress = Callable[[dict[str, Any]], None]
@@ -48,11 +47,9 @@ class Repairs(InPlace):
         :raises Unavailable: a member that is to be copied anew can't be told so now
         """
         resource = self._ready(name)
-        with self._world(name) as there:
-            number = steering.group_number(there, group)
-            seen = _looked(there, number)
-            if seen.primary(number) is not None:
-                return {"id": None, "message": steering.copy_anew(there, seen, number)}
+        number = _number(name, group, resource)
+        if (primary := self._primary(name, group)) is not None:
+            return {"id": None, "message": self._copy_anew(name, group, number, primary)}
         if objects.cluster_of(resource).spec.backup is None:
             raise BadInput(
                 f"{name} has no backups to rebuild {group} from: bring the volumes of its members back"
@@ -60,6 +57,33 @@ class Repairs(InPlace):
         wish = _asked(name, group, resource, accept=accept_data_loss)
         self._ask(name, resource, wish, number)
         return {"id": wish.id, "message": f"rebuilding {group} from the backups"}
+
+    def _primary(self, name: str, group: str) -> str | None:
+        """Who leads a group, as the operator sees it; None: it has lost its data, or nobody has for some time.
+
+        :raises PgherdError: nothing is heard of the operator
+        """
+        deadline = time.monotonic() + PRIMARY_SECONDS
+        while True:
+            resource = self._get(name)
+            now = objects.status_of(resource)
+            if objects.is_stale(now, datetime.now(UTC)) or not resource.get("status"):
+                raise PgherdError(f"{name}: {objects.SILENCE}")
+            if (primary := objects.primary_of(resource, group)) is not None:
+                return primary
+            if "DataLost" in fulfilment.conditions(now) or time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_SECONDS)
+
+    def _copy_anew(self, name: str, group: str, number: int, primary: str) -> str:
+        """The group has a primary: the second rung, by Patroni."""
+        if all(each["state"] == "running" for each in objects.members_of(self._get(name), group)):
+            raise steering.nothing_is_wrong(name, group, primary)
+        with self._world(name) as there:
+            seen = observe.observe(there)
+            if seen.primary(number) is None:
+                raise Unavailable(f"{primary} leads {group} of {name}, and does not answer: ask again")
+            return steering.copy_anew(there, seen, number)
 
     def _ready(self, name: str) -> dict[str, Any]:
         resource = self._get(name)
@@ -109,8 +133,7 @@ class Repairs(InPlace):
         resource = self._ready(name)
         found = objects.repair_of(resource, group)
         if not found:
-            with self._world(name) as there:
-                steering.group_number(there, group)
+            _number(name, group, resource)
             raise BadInput(f"{name}: {group} was not repaired, nothing is kept")
         if found.get("phase") != "done":
             raise BadInput(
@@ -128,22 +151,20 @@ class Repairs(InPlace):
             time.sleep(POLL_SECONDS)
 
 
-def _looked(there: World, group: int) -> Observed:
-    """What is there of a group.
+def _number(name: str, group: str, resource: Mapping[str, Any]) -> int:
+    """The number of a group by its name.
 
-    :raises Unavailable: a member that runs does not answer, and none leads: it may be that one
+    :raises BadInput: the cluster has no such group
     """
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
-        seen = observe.observe(there)
-        silent = [state for state in seen.of_group(group) if state.view.running and state.patroni is None]
-        if seen.primary(group) is not None or not silent:
-            return seen
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                f"{silent[0].member.name} runs and does not answer, it may be the primary: ask again"
-            )
-        time.sleep(POLL_SECONDS)
+    try:
+        number = group_id(group)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    known = {*range(objects.cluster_of(resource).spec.segments.count + 1), *objects.groups_of(resource)}
+    if number not in known:
+        there = ", ".join(group_name(one) for one in sorted(known))
+        raise BadInput(f"{name} has no {group}: it has {there}")
+    return number
 
 
 def _asked(name: str, group: str, resource: Mapping[str, Any], *, accept: bool) -> Wish:
