@@ -607,13 +607,6 @@ def restored_by_command(gone: Bank, name: str, source: dict[str, Any], folder: P
         made.run("delete", name, "--purge", "--yes", check=False)
 
 
-def test_what_is_not_there_yet_is_refused_in_one_line(bank: Bank) -> None:
-    for command in (("repair", bank.name, "--group", "segment-1"),):
-        refused = bank.run(*command, check=False)
-        assert refused.code == 2, refused
-        assert "not available on kubernetes in this version" in refused.err
-
-
 PROCESSES = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done"
 
 

@@ -292,6 +292,10 @@ class Bench:
     def __init__(self) -> None:
         self.known: dict[str, Any] = {"wish": repair.new_wish("1", accept=False)}
         self.kept = None
+        self.refused = ""
+
+    def heed(self, stopping: object) -> None:
+        return
 
     def read(self, what: str) -> Any:
         return self.known.get(what)
@@ -299,14 +303,11 @@ class Bench:
     def write(self, what: str, value: Any) -> None:
         self.known[what] = dict(value)
 
-    def end_processes(self, data: Path) -> None:
-        return
-
     def put_back(self) -> None:
         return
 
-    def folder(self) -> Path:
-        return Path("/nonexistent")
+    def drop(self) -> None:
+        return
 
 
 def repaired(bench: Bench, error: Exception, *past: str) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def repaired(bench: Bench, error: Exception, *past: str) -> dict[str, Any]:
                     self._pass(step)
             raise error
 
-    site: Any = SimpleNamespace(name="shop", title="segment-1", bench=bench)
+    site: Any = SimpleNamespace(name="shop", title="segment-1", bench=bench, stopping=lambda: False)
     with pytest.raises(type(error)):
         Failing(site).run()
     return dict(bench.known["state"])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -19,6 +20,10 @@ PODS = "/api/v1/namespaces/prod/pods"
 
 def a_pod(**labels: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {**names.labels("shop", 1), **labels}}}
+
+
+def is_none(found: Callable[[], object]) -> bool:
+    return found() is None
 
 
 def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
@@ -124,3 +129,20 @@ def test_only_the_very_object_is_deleted(server: tuple[Kube, Api]) -> None:
     client.delete_this(POD, "prod", kube.objects[f"{PODS}/a"], grace=0)
     assert f"{PODS}/a" not in kube.objects
     client.delete_this(POD, "prod", seen)
+
+
+def test_what_a_pod_was_when_it_went_is_known_until_it_comes_back(server: tuple[Kube, Api]) -> None:
+    kube, client = server
+    ended = {**a_pod(), "status": {"phase": "Failed"}}
+    with followed(client) as watched:
+        for path, metadata in (("a", {"deletionTimestamp": "now"}), ("b", {})):
+            kube.put(f"{PODS}/{path}", {**ended, "metadata": {**ended["metadata"], **metadata}})
+            found = partial(watched.get, POD, "prod", path)
+            until(found)
+            kube.remove(f"{PODS}/{path}")
+            until(partial(is_none, found))
+        until(lambda: watched.last_of("prod", "shop"))
+        assert [each["metadata"]["name"] for each in watched.last_of("prod", "shop")] == ["a"]
+        assert watched.last_of("prod", "other") == []
+        kube.put(f"{PODS}/a", a_pod())
+        until(lambda: not watched.last_of("prod", "shop"))

@@ -41,7 +41,7 @@ def cluster(**spec: Any) -> PostgresCluster:
 
 
 def objects(
-    declared: PostgresCluster | None = None, group: int = 1, epoch: int = 0
+    declared: PostgresCluster | None = None, group: int = 1, epoch: int = 0, volumes: int | None = None
 ) -> dict[str, dict[str, Any]]:
     declared = declared or cluster()
     found = group_objects(
@@ -53,6 +53,7 @@ def objects(
         server_major=17,
         dcs_config=dynamic_config(declared, group, {}, (), networks=["0.0.0.0/0"], local=False, tls=True),
         epoch=epoch,
+        volumes=volumes,
     )
     return {each["kind"]: each for each in found}
 
@@ -247,7 +248,9 @@ def test_the_longest_names_fit() -> None:
         },
         platform="kubernetes",
     )
-    made = pods.stateful_set(longest, 256, namespace="n", replicas=9, image="pg:17", files={}, epoch=999)
+    made = pods.stateful_set(
+        longest, 256, namespace="n", replicas=9, image="pg:17", files={}, epoch=999, volumes=999
+    )
     # Kubernetes adds a hash of 10 letters and a hyphen for its revisions' label.
     assert len(made["metadata"]["name"]) + 11 <= 63
     assert len(made["spec"]["template"]["metadata"]["labels"][names.SCOPE_LABEL]) <= 63

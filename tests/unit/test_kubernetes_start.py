@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import restore
-from pgherd.platform.kubernetes import patroni_files
+from pgherd.platform.base import Ending
+from pgherd.platform.kubernetes import endings, patroni_files
 from tests.unit.test_kubernetes_objects import objects
 
 PATRONI = """\
@@ -31,6 +32,16 @@ if __name__ == "__main__":
 """
 
 
+CONTROLDATA = """\
+#!/bin/sh
+echo "pg_control version number:            1700"
+echo "Database cluster state:               shut down"
+echo "Latest checkpoint location:           0/5000028"
+echo "Latest checkpoint's REDO location:    0/5000028"
+echo "Latest checkpoint's TimeLineID:       3"
+"""
+
+
 class Containers:
     """Containers of one volume, as plain processes."""
 
@@ -43,12 +54,14 @@ class Containers:
             (folder / "tls" / name).touch()
         self._program("patroni", PATRONI.format(python=sys.executable, bin=folder / "bin"))
         self._program("postgres", "#!/bin/sh\nexec sleep 600\n")
+        self._program("pg_controldata", CONTROLDATA)
         self._program("python3", '#!/bin/sh\nbasename "$1" >> "$JOURNAL.python"\neval "$PYTHON_DOES"\n')
         script = objects()["ConfigMap"]["data"]["start.sh"]
         for path, here in (
             (patroni_files.VOLUME_PATH, self.volume),
             (patroni_files.TLS_DIRECTORY, folder / "tls"),
             ("/dev/termination-log", folder / "log"),
+            ("/usr/lib/postgresql/17/bin", folder / "bin"),
         ):
             script = script.replace(path, str(here))
         self._script = script
@@ -81,6 +94,11 @@ class Containers:
     def said(self, number: int) -> str:
         """What a container printed."""
         return (self._folder / f"out{number}").read_text()
+
+    def last_words(self) -> str:
+        """What Kubernetes would be told."""
+        path = self._folder / "log"
+        return path.read_text() if path.exists() else ""
 
     def asked(self) -> str:
         """The Python programs that the script ran."""
@@ -187,3 +205,34 @@ def test_a_pod_that_is_told_to_go_meanwhile_goes(containers: Containers) -> None
     first.terminate()
     assert first.wait(20) == 143
     assert not containers.servers()
+
+
+def test_a_container_that_is_told_to_end_says_how_its_server_ended(containers: Containers) -> None:
+    told = containers.start()
+    until(containers.servers, "it serves")
+    control = containers.volume / "data" / "global" / "pg_control"
+    control.parent.mkdir()
+    control.touch()
+    told.terminate()
+    told.wait(20)
+    pod = {
+        "metadata": {"deletionTimestamp": "now"},
+        "status": {
+            "containerStatuses": [
+                {"name": "postgres", "state": {"terminated": {"message": containers.last_words()}}}
+            ]
+        },
+    }
+    assert endings.of_pod(pod) == Ending(True, 3, 0x5000028)
+
+
+def test_a_container_whose_patroni_ends_by_itself_says_nothing_of_its_server(containers: Containers) -> None:
+    ended = containers.start()
+    until(containers.servers, "it serves")
+    control = containers.volume / "data" / "global" / "pg_control"
+    control.parent.mkdir()
+    control.touch()
+    patroni, _ = containers.servers()[0]
+    os.kill(patroni, signal.SIGKILL)
+    ended.wait(20)
+    assert containers.last_words() == ""

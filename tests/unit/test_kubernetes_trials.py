@@ -28,7 +28,7 @@ def declared(**segments: Any) -> PostgresCluster:
 
 
 def template(image: str = "members:1", **segments: Any) -> dict[str, Any]:
-    made = pods.pod_template(declared(**segments), 1, image, "default", 0)
+    made = pods.pod_template(declared(**segments), 1, image, "default", 0, 0)
     made["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: f"{image} {segments}"}
     return made
 

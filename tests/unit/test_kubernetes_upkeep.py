@@ -14,6 +14,7 @@ from pgherd.operator.main import Operator
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import POD, Api
 from pgherd.platform.kubernetes.cache import Direct, Watched
+from pgherd.platform.kubernetes.epochs import Own
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
@@ -74,7 +75,7 @@ def test_a_lock_is_released_only_if_nobody_renewed_it_since(
     kube.put(f"{CORE}/pods/shop-segment-1-1", a_pod("replica"))
     kube.put(LOCK, a_lock(renewed))
     told: list[str] = []
-    Upkeep(api, "prod", Direct(api), lambda name, what: told.append(what)).group(cluster(), 1, 2, 0)
+    Upkeep(api, "prod", Direct(api), lambda name, what: told.append(what)).group(cluster(), 1, 2, Own(0))
     assert [text.split()[0] for text in told] == (["release"] if released else [])
     assert holder(kube) == (None if released else "shop-segment-1-0")
 
@@ -86,7 +87,7 @@ def test_a_primary_that_lives_keeps_its_lock_whatever_is_at_hand(server: tuple[K
         reader.put(POD, dict(kube.put(path, pod)))
     kube.put(PRIMARY, a_pod())
     kube.put(LOCK, a_lock("2026-01-01T09:00:00+00:00"))
-    Upkeep(api, "prod", reader, lambda name, what: None).group(cluster(), 1, 2, 0)
+    Upkeep(api, "prod", reader, lambda name, what: None).group(cluster(), 1, 2, Own(0))
     assert holder(kube) == "shop-segment-1-0"
 
 

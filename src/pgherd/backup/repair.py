@@ -8,8 +8,9 @@ nothing is changed, and the status says what may be missing. (4) Somebody accept
 Each step is persisted and done once: *copied* (the base copy), *replayed* (all of the log; the database has left
 recovery, alone), *judged*, *settled* (what hangs on other groups), *aside* (what is left in the members' places, kept),
 *placed* (the first member's data), *joined* (Patroni leads, the other members are copied from it, and the catalogue is
-compared with the group). Until *aside* nothing but a folder of the repair's own was touched. Killed anywhere the next
-process goes on with the step that is due; what fails for good before *placed* is undone.
+compared with the group). Until *aside* nothing but a place of the repair's own (its *bench*) was touched. Killed
+anywhere the next process goes on with the step that is due; what fails for good before *placed* is undone. A repository
+that is away is waited for.
 """
 
 from __future__ import annotations
@@ -39,12 +40,10 @@ from pgherd.backup.restore import (
 from pgherd.backup.verdict import Reached, Verdict, judge
 from pgherd.backup.wal import SEGMENT_BYTES, History, is_past, parse_history, parse_lsn
 from pgherd.engine.base import Engine
-from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
+from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
-from pgherd.platform.base import Bench
-from pgherd.platform.local import files
-from pgherd.platform.machine import Machine
+from pgherd.platform.base import CALLED_OFF, Bench
 from pgherd.postgres.connections import Connection, Databases, is_passing
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ STEPS = ("copied", "replayed", "judged", "settled", "aside", "placed", "joined")
 REPOSITORY, LOSS = "repository", "accepted loss"
 """the rungs of the ladder that are climbed here"""
 OPEN = ("requested", "copying", "replaying", "settling", "placing", "joining")
-DOUBT, DONE, FAILED = "in doubt", "done", "failed"
+DOUBT, DONE, FAILED, REFUSED = "in doubt", "done", "failed", "refused"
 POLL_SECONDS = 0.5
 _FAR = "FFFFFFFF/FFFFFFFF"
 _LAST_COMMIT = re.compile(r"last completed transaction was at log time (.+)")
@@ -71,6 +70,8 @@ def is_due(wish: Mapping[str, Any] | None, state: Mapping[str, Any] | None) -> b
     """Whether a group is (still) to be rebuilt."""
     if wish is None:
         return False
+    if wish.get(CALLED_OFF):
+        return True
     if state is None or state.get("id") != wish["id"]:
         return True
     phase = state.get("phase")
@@ -92,7 +93,6 @@ class Site:
     name: str
     group: int
     bench: Bench
-    machine: Machine
     method: BackupMethod
     engine: Engine
     databases: Databases
@@ -123,10 +123,17 @@ class Repair:
         :raises PgherdError, psycopg.Error: it failed for good, which is written down and undone
         """
         site = self._site
+        site.bench.heed(site.stopping)
         wish = site.bench.read("wish")
         self._state = site.bench.read("state") or {}
         if wish is None or not is_due(wish, self._state):
             return  # it came to its end since somebody looked
+        if wish.get(CALLED_OFF):
+            logger.info("%s: rebuilding %s was called off", site.name, site.title)
+            site.bench.put_back()
+            site.bench.drop()
+            site.bench.clear()
+            return
         if self._state.get("id") != wish["id"]:
             self._begin(str(wish["id"]))
         try:
@@ -144,20 +151,20 @@ class Repair:
             raise
 
     def _may_go_on(self, error: Exception) -> bool:
-        # Most servers that are asked are the running cluster's: they may be away for long. And from its place nothing
-        # is taken back.
+        # Most servers that are asked are the running cluster's: they may be away for long, and so may the repository.
+        # And from its place nothing is taken back.
         kept = self._is_past("placed") and not isinstance(error, PgherdError)
-        return kept or is_passing(error) or is_worth_a_try(error, self._state)
+        return kept or isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
 
     def _fail(self, error: Exception) -> None:
         site = self._site
         logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
         site.bench.put_back()
-        self._drop_data()
         self._tell(**NO_PAUSE, phase=FAILED, error=reason_of(error), finishedAt=records.now())
+        site.bench.drop()
 
     def _begin(self, identity: str) -> None:
-        self._drop_data()
+        self._site.bench.drop()
         self._state = {}
         self._tell(
             id=identity,
@@ -171,7 +178,7 @@ class Repair:
 
     def _carry_on(self) -> None:
         site = self._site
-        site.bench.end_processes(self._data)
+        site.bench.end_processes()
         if not self._is_past("settled") and site.has_primary():
             self._give_way()
             return
@@ -189,19 +196,15 @@ class Repair:
 
     def _give_way(self) -> None:
         """A member came back by itself: nothing was touched."""
-        self._drop_data()
         reason = "a member of the group came back by itself: nothing was changed"
         self._tell(**NO_PAUSE, phase=DONE, rung="none", reason=reason, finishedAt=records.now())
+        self._site.bench.drop()
 
     # where it stands
 
     @property
     def _data(self) -> Path:
-        return self._site.bench.folder() / "data"
-
-    def _drop_data(self) -> None:
-        self._site.bench.end_processes(self._data)
-        files.remove(self._data)
+        return self._site.bench.data
 
     def _is_past(self, step: str) -> bool:
         return step in self._state.get("steps", ())
@@ -223,27 +226,31 @@ class Repair:
         self._tell(phase="copying", copies=copies, system=at.system, settings=dict(at.settings))
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)
         # Before any server ran here: what was copied does not know that it has to be recovered.
-        files.write(self._data / "recovery.signal", "")
+        site.bench.machine().write(self._data / "recovery.signal", "")
         self._pass("copied", phase="replaying", timeline=self._server().controlled().timeline)
 
     def _report(self, done: int, total: int) -> None:
         if done < total and time.monotonic() - self._told < 0.5:
             return
         self._told = time.monotonic()
-        self._tell(bytesDone=done, bytesTotal=total)
+        with suppress(PgherdError):  # how far it is is no reason to begin it anew
+            self._tell(bytesDone=done, bytesTotal=total)
 
     def _replay(self) -> None:
         """All of the archived log; then the database leaves recovery, alone."""
-        site, server = self._site, self._server()
+        site = self._site
+        site.method.equip()
+        server = self._server()
         command = site.method.restore_command(site.group, self._state["system"])
         control = server.controlled()
         known = self._timeline_before()
         if control.timeline <= known:
             # It has not left recovery, whatever it began in order to: the timeline it chose then is nobody's.
-            for history in self._data.glob("pg_wal/*.history"):
-                if int(history.stem, 16) > known:
-                    files.remove(history)
-            files.write(self._data / "recovery.signal", "")
+            machine, log = site.bench.machine(), self._data / "pg_wal"
+            for history in machine.names(log, ".history"):
+                if int(history.removesuffix(".history"), 16) > known:
+                    machine.remove(log / history)
+            machine.write(self._data / "recovery.signal", "")
         server.start(
             {
                 **self._settings(control),
@@ -254,8 +261,8 @@ class Repair:
             }
         )
         try:
-            server.wait(_is_open, site.stopping)
-            reached = self._reached(server.timeline())
+            self._await_open(server)
+            reached = self._reached(server)
         finally:
             server.stop()
         self._pass("replayed", reached=asdict(reached))
@@ -271,20 +278,35 @@ class Repair:
         return max([int(self._state.get("timeline", 1)), *(history.timeline for history in archived)])
 
     def _server(self) -> PrivateServer:
-        folder = self._site.bench.folder()
-        return PrivateServer(self._site.machine, self._data, folder, folder / "server.log")
+        bench = self._site.bench
+        folder = bench.folder()
+        return PrivateServer(bench.machine(), self._data, folder, folder / "server.log")
+
+    def _await_open(self, server: PrivateServer) -> None:
+        """All of the log is replayed.
+
+        :raises Withheld: the repository is away, or refuses the keys: that is not the log's end
+        """
+        try:
+            server.wait(_is_open, self._site.stopping)
+        except (Cancelled, Unavailable):
+            raise
+        except PgherdError as error:
+            if (hindrance := self._site.method.hindrance(server.said())) is not None:
+                raise Withheld(f"its log can't be read now: {hindrance}") from error
+            raise
 
     def _settings(self, control: Controlled) -> dict[str, str]:
         known = control.settings
         wanted = {name: int(value) for name, value in self._state.get("settings", {}).items()}
         return {name: str(max(wanted.get(name, 0), known.get(name, 0))) for name in {*known, *wanted}}
 
-    def _reached(self, timeline: int) -> Reached:
+    def _reached(self, server: PrivateServer) -> Reached:
+        timeline = server.timeline()
         path = self._data / "pg_wal" / f"{timeline:08X}.history"
-        with files.explained(f"read {path}"):
-            left = parse_history(timeline, path.read_text()).left
-            log = (self._site.bench.folder() / "server.log").read_text(errors="replace")
-        committed = _LAST_COMMIT.findall(log)
+        text = self._site.bench.machine().output(["/bin/cat", str(path)]).decode(errors="replace")
+        left = parse_history(timeline, text).left
+        committed = _LAST_COMMIT.findall(server.said())
         return Reached(max(left), left[max(left)], committed[-1].strip() if committed else None)
 
     # judgement
@@ -300,6 +322,7 @@ class Repair:
         since = site.down_since()
         reason = verdict.reason + (f"; it has been down since {since}" if since else "")
         if not accepted:
+            site.bench.rest()
             self._tell(**NO_PAUSE, phase=DOUBT, verdict=asdict(verdict), reason=reason)
             logger.warning("%s: rebuilding %s waits: %s", site.name, site.title, reason)
             return False
@@ -363,18 +386,24 @@ class Repair:
         if not self._is_past("aside"):
             site.bench.set_aside()
             self._pass("aside")
-        if self._data.is_dir():
-            have_histories_archived(site.machine, self._data)
-        site.bench.place(self._data)
+        site.bench.place(have_histories_archived)
         crash_point("repair:moved")
         self._pass("placed", phase="joining")
 
     def _join(self) -> None:
         site = self._site
-        self._wait(site.has_primary)
+        self._wait(lambda: site.has_primary() and self._answers())
         done = [*self._state.get("done", ()), *filter(None, [site.call_off()])]
         self._pass("joined", done=done, findings=self._findings(), phase=DONE, finishedAt=records.now())
         logger.info("%s: %s is rebuilt: %s", site.name, site.title, self._state["reason"])
+
+    def _answers(self) -> bool:
+        """Whether it is reached again by everybody's way: a name may be known a moment later than who has it."""
+        try:
+            with self._site.databases.connect(self._site.group):
+                return True
+        except (PgherdError, psycopg.Error):
+            return False
 
     def _findings(self) -> list[str]:
         """What the catalogue and the groups disagree on: rows and shards that refer to what is lost."""

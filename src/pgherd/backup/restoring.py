@@ -76,16 +76,20 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
     found = {}
     for group, bench in sorted(platform.benches(name).items()):
         wish, known = bench.read("wish"), bench.read("state")
+        if refused := bench.refused:
+            told = {"id": bench.asked, "phase": repair.REFUSED, "error": refused}
+            found[group] = {**told, "due": False, "kept": bench.kept}
+            continue
         if wish is None:
             continue
         current = known if known is not None and known.get("id") == wish["id"] else {"phase": "requested"}
-        kept = bench.kept
         found[group] = {
             **current,
             "reason": with_pause(str(current.get("reason") or ""), current),
             "id": wish["id"],
+            "accepted": bool(wish["accept"]),
             "due": repair.is_due(wish, known),
-            "kept": str(kept) if kept is not None else None,
+            "kept": bench.kept,
         }
     return found
 

@@ -25,6 +25,8 @@ ENDED = (DONE, REVERTED)
 """those of them in which there is a whole cluster"""
 NO_WAY_BACK = "noWayBack"
 """in the state of a restore in place: why it can't be taken back, and so goes on whatever happens"""
+CALLED_OFF = "calledOff"
+"""in what a repair is asked to do: nobody wants it any more"""
 
 
 class NothingBefore(PgherdError):
@@ -219,7 +221,53 @@ class Bench(ABC):
 
     @abstractmethod
     def folder(self) -> Path:
-        """A folder of this repair alone."""
+        """A folder of this repair alone, on :meth:`machine`."""
+
+    @property
+    @abstractmethod
+    def data(self) -> Path:
+        """The data directory while it is made."""
+
+    @abstractmethod
+    def machine(self) -> Machine:
+        """Where that is.
+
+        :raises Unavailable: it can't be used yet
+        """
+
+    def machines(self) -> Machines | None:
+        """The same for whoever copies; None: this machine."""
+        return None
+
+    def heed(self, stopping: Callable[[], bool]) -> None:
+        """Wait for nothing any more once this says so."""
+        return
+
+    def rest(self) -> None:
+        """Nobody works here for now; what was made stays.
+
+        :raises Unavailable: what was needed only for the work is still going
+        """
+        return
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Remove what was made and is in nobody's place; no-op if there is nothing."""
+
+    @property
+    def asked(self) -> str | None:
+        """Which repair was asked for last, where that is known beside what was begun."""
+        return None
+
+    @property
+    def refused(self) -> str:
+        """Why that one is not made; empty: it is, or none is asked for."""
+        return ""
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether what is under way is to end: nobody wants it any more, or something else."""
+        return False
 
     @abstractmethod
     def last_words(self) -> LastWords:
@@ -241,11 +289,14 @@ class Bench(ABC):
         """Undo :meth:`set_aside`, unless :meth:`place` was done; no-op if nothing is aside."""
 
     @abstractmethod
-    def place(self, data: Path) -> None:
-        """Make a finished data directory that of the group's first member; no-op if that was done before."""
+    def place(self, prepare: Callable[[Machine, Path], None]) -> None:
+        """Make the finished data directory that of the group's first member; no-op if that was done before.
+
+        :param prepare: called before, with where it is
+        """
 
     @abstractmethod
-    def end_processes(self, data: Path) -> None:
+    def end_processes(self) -> None:
         """End every PostgreSQL process that works on the unfinished data directory."""
 
     @abstractmethod
@@ -258,7 +309,7 @@ class Bench(ABC):
 
     @property
     @abstractmethod
-    def kept(self) -> Path | None:
+    def kept(self) -> str | None:
         """What was set aside, while it is there."""
 
     @abstractmethod
@@ -381,6 +432,10 @@ class Platform(ABC):
     def rebuild_member(self, member: Member) -> None:
         """Begin to build a lost member anew elsewhere, without what it had. Returns at once."""
         self.remove_member(member)
+
+    def has_stopped(self, name: str) -> None:
+        """All members of a stopped cluster have ended: what has to be known of that is written down."""
+        return
 
     def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
         """Bring what is around the members that are there into line with the declaration; cheap when it is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pgherd.errors import PgherdError
+from pgherd.errors import BadInput, PgherdError
 
 AT_REST = ("Running", "Stopped")
 
@@ -64,3 +64,34 @@ def obstacle(now: Mapping[str, Any] | None, silence: str) -> str:
     degraded = found.get("Degraded", {})
     telling = degraded if degraded.get("status") == "True" else found.get("Progressing", {})
     return str(telling.get("message", now["phase"]))
+
+
+def repaired(name: str, group: str, now: Mapping[str, Any]) -> dict[str, Any]:
+    """What became of a repair that is not due any more.
+
+    :param now: as ``status.repairs`` or whoever knows more says it
+    :raises BadInput: it is not made
+    :raises PgherdError: it failed, or waits for somebody to accept a loss
+    """
+    why = now.get("error") or now.get("reason")
+    if now["phase"] == "refused":
+        raise BadInput(str(why))
+    if now["phase"] == "failed":
+        raise PgherdError(f"{name}: {group} could not be rebuilt, nothing was changed: {why}")
+    if now["phase"] == "in doubt":
+        raise PgherdError(
+            f"{name}: {group} is not rebuilt yet, it may not get back all it had: {why}: "
+            f"'pgherd repair {name} --group {group} --accept-data-loss' goes on without it"
+        )
+    return dict(now)
+
+
+def repairing(name: str, group: str, now: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a repair is, as statuses say it."""
+    operation = {
+        "kind": f"repair of {group}",
+        "phase": now.get("phase"),
+        "bytesDone": now.get("bytesDone", 0),
+        "bytesTotal": now.get("bytesTotal", 0),
+    }
+    return {"name": name, "phase": "Repairing", "operation": operation}

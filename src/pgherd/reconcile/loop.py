@@ -141,8 +141,17 @@ class ClusterLoop(threading.Thread):
             raise NoSuchCluster(self.cluster)
         # Who comes next would begin the making anew beside one that has not heard of the stop yet.
         is_making = self._recovery is not None and self._recovery.is_alive()
+        if seen.declaration.stopped and not steps:
+            self._note_end()
         self._rests = seen.declaration.stopped and not steps and not is_making
         return self._pause(steps)
+
+    def _note_end(self) -> None:
+        """It is stopped either way: without a note less can be proven, should its volumes be lost."""
+        try:
+            self._platform.has_stopped(self.cluster)
+        except PgherdError as error:
+            logger.warning("%s: how its servers ended is not written down: %s", self.cluster, error)
 
     def _pause(self, steps: list[Step]) -> float:
         """Short while things happen, longer while the same steps wait for the same things."""

@@ -108,8 +108,8 @@ def _waits_for_repair(seen: Observed, group: int) -> bool:
     repair = seen.repairs.get(group)
     return (
         repair is not None
-        and repair.get("phase") not in ("done", "failed")
-        and not any(state.view.has_data for state in seen.of_group(group))
+        and repair.get("phase") not in ("done", "failed", "refused")
+        and not any(state.may_have_data for state in seen.of_group(group))
     )
 
 

@@ -7,11 +7,14 @@ import threading
 
 import psycopg
 
-from pgherd.backup.registry import make_method
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.registry import make_method, open_method
 from pgherd.backup.repair import Repair, Site
 from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import group_name
 from pgherd.operations import store
-from pgherd.platform.base import Platform
+from pgherd.platform.base import Bench, Platform
 from pgherd.reconcile import fulfilment
 from pgherd.reconcile.observe import World
 
@@ -55,18 +58,18 @@ class Repairs:
 
     def _site(self, world: World, group: int) -> Site:
         platform, name = self._platform, self._name
+        bench = platform.bench(name, group)
         return Site(
             name=name,
             group=group,
-            bench=platform.bench(name, group),
-            machine=platform.machine(),
-            method=make_method(platform, platform.declaration(name).cluster),
+            bench=bench,
+            method=_method(platform, platform.declaration(name).cluster, group, bench),
             engine=world.engine,
             databases=world.databases,
             has_primary=lambda: has_primary(world, group),
             down_since=self._down_since,
             call_off=lambda: call_off(world),
-            stopping=self._stopping,
+            stopping=lambda: self._stopping() or bench.unwanted,
         )
 
     def _down_since(self) -> str | None:
@@ -82,6 +85,15 @@ class Repairs:
         except NoSuchCluster:
             return True
         return declaration.deleting or declaration.stopped
+
+
+def _method(platform: Platform, cluster: PostgresCluster, group: int, bench: Bench) -> BackupMethod:
+    """The cluster's own backups, for who works at a bench."""
+    machines, declared, name = bench.machines(), cluster.spec.backup, cluster.metadata.name
+    if machines is None or declared is None:
+        return make_method(platform, cluster)
+    folder = platform.backup_folder(name) / f"repair-{group_name(group)}"
+    return open_method(platform, declared, name, folder, machines, own=True)
 
 
 def has_primary(world: World, group: int) -> bool:

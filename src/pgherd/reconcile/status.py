@@ -276,6 +276,8 @@ def _repair(group: int, repair: Mapping[str, Any]) -> dict[str, Any]:
         "group": group_name(group),
         "id": repair["id"],
         "phase": repair.get("phase"),
+        "accepted": repair.get("accepted", False),
+        "due": repair["due"],
         "rung": repair.get("rung"),
         "reason": repair.get("error") or repair.get("reason") or "",
         "missingBytes": verdict.get("missing_bytes"),
@@ -306,7 +308,8 @@ def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
         why = repair.get("error") or repair.get("reason") or "it begins"
         texts.append(f"{group_name(group)} is {repair.get('phase')}: {why}{way_out}")
     phases = {repair.get("phase") for _, repair in open_repairs}
-    reason = "InDoubt" if "in doubt" in phases else "Failed" if "failed" in phases else "FromRepository"
+    reasons = {"in doubt": "InDoubt", "failed": "Failed", "refused": "Refused"}
+    reason = next((reasons[phase] for phase in reasons if phase in phases), "FromRepository")
     return [("Repairing", any(repair["due"] for _, repair in open_repairs), reason, "; ".join(texts))]
 
 

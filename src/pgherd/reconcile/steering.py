@@ -164,3 +164,46 @@ def _await_running(world: observe.World, member: str, timeout: float = 60.0) -> 
     raise PgherdError(
         f"{member} did not come back within {timeout:.0f} s: see 'pgherd logs {world.name} {member}'"
     )
+
+
+def nothing_is_wrong(name: str, group: str, primary: str) -> BadInput:
+    """There is nothing to repair."""
+    return BadInput(f"nothing is wrong with {group} of {name}: {primary} leads and all its members run")
+
+
+def copy_anew(world: observe.World, seen: Observed, group: int) -> str:
+    """Have what is wrong with the members of a group that has a primary put right from it, by Patroni: the ladder's
+    second rung.
+
+    :return: what is done
+    :raises BadInput: nothing is wrong
+    :raises Unavailable: a member can't be told so now
+    """
+    broken = [state for state in seen.of_group(group) if not state.is_running]
+    primary = seen.primary(group)
+    assert primary is not None, "asked only where there is one"
+    if not broken:
+        raise nothing_is_wrong(world.name, group_name(group), primary.member.name)
+    for state in broken:
+        _reinitialise(world, state)
+    names = ", ".join(state.member.name for state in broken)
+    return (
+        f"{group_name(group)} has a primary: {names} is copied anew from {primary.member.name}, nothing is lost "
+        "(rung: base backup from the primary)"
+    )
+
+
+def _reinitialise(world: observe.World, state: MemberState) -> None:
+    """Have Patroni copy a member anew; one without data, or in the middle of a copy, is copied as it is.
+
+    :raises Unavailable: it can't be told that now
+    """
+    told = state.patroni
+    if not state.view.has_data or (told is not None and told.state == "creating"):
+        return
+    if told is None or told.state == "starting":
+        why = "does not answer" if told is None else "is starting"
+        raise Unavailable(
+            f"{state.member.name} {why}, it can't be told to begin anew: ask again if it does not come up"
+        )
+    world.patroni.reinitialize(state.view.rest)

@@ -10,7 +10,7 @@ import json
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from lightkube.resources.core_v1 import ConfigMap
 
@@ -24,14 +24,14 @@ from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, resource
 from pgherd.remote import objects
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound
-from pgherd.remote.in_place import InPlace
+from pgherd.remote.repairs import Repairs
 
 POLL_SECONDS = 0.5
 NAME_BYTES = 20
 """of a cluster's name, in the name of a backup that is made by hand"""
 
 
-class Backups(InPlace):
+class Backups(Repairs):
     """The commands' calls; the rest of the client is :class:`pgherd.remote.client.KubernetesClient`."""
 
     _api: Api
@@ -298,17 +298,6 @@ class Backups(InPlace):
             )
         return self.restore(source, target, restore_point=at, as_clone=True)
 
-    # what is not there yet
-
-    def repair(self, name: str, group: str, *, accept_data_loss: bool) -> NoReturn:
-        raise _not_yet("rebuilding a group is")
-
-    def wait_repair(self, name: str, group: str, identity: str, **options: Any) -> NoReturn:
-        raise _not_yet("rebuilding a group is")
-
-    def confirm_repair(self, name: str, group: str) -> NoReturn:
-        raise _not_yet("rebuilding a group is")
-
 
 def _chosen(points: Sequence[Point], since: str, wanted: RecoverySpec) -> Point | None:
     """The point that is meant; None: one that is not listed may be, which the operator finds out in the repository.
@@ -332,10 +321,6 @@ def _chosen(points: Sequence[Point], since: str, wanted: RecoverySpec) -> Point 
         return None
     is_named = wanted.inclusive and (wanted.restore_point or wanted.backup) is not None
     return found if is_named or not since or moment(found.time) >= moment(since) else None
-
-
-def _not_yet(what: str) -> BadInput:
-    return BadInput(f"{what} not available on kubernetes in this version")
 
 
 def _point(row: Mapping[str, Any]) -> Point:

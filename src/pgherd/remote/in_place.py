@@ -45,6 +45,8 @@ class InPlace:
             raise BadInput(
                 f"what {name} was before its last restore is still kept: 'pgherd restore {name} --confirm' removes it"
             )
+        if (group := objects.being_rebuilt(resource)) is not None:
+            raise BadInput(f"{group} of {name} is being rebuilt: 'pgherd status {name}' shows how far it is")
         if not self._kept(name):
             raise BadInput(f"{name} has no data yet that could be taken back")
 

@@ -49,6 +49,38 @@ def restore_of(resource: Mapping[str, Any]) -> Mapping[str, Any]:
     return (resource.get("status") or {}).get("restore") or {}
 
 
+def groups_of(resource: Mapping[str, Any]) -> set[int]:
+    """The groups of which the operator has seen anything."""
+    found = (resource.get("status") or {}).get("groups") or ()
+    return {each["id"] for each in found if isinstance(each.get("id"), int)}
+
+
+def members_of(resource: Mapping[str, Any], group: str) -> list[Mapping[str, Any]]:
+    """A group's members, as the operator saw them."""
+    found = (resource.get("status") or {}).get("groups") or ()
+    return [member for each in found if each.get("name") == group for member in each.get("members", ())]
+
+
+def primary_of(resource: Mapping[str, Any], group: str) -> str | None:
+    """Who leads a group and takes writes, as the operator saw it."""
+    leads = ("primary", "running")
+    found = [each for each in members_of(resource, group) if (each.get("role"), each.get("state")) == leads]
+    return str(found[0]["name"]) if len(found) == 1 else None
+
+
+def repair_of(resource: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    """How the operator said that the last repair of a group stands; empty: there was none."""
+    found = (resource.get("status") or {}).get("repairs") or ()
+    return next((each for each in found if each.get("group") == group), {})
+
+
+def being_rebuilt(resource: Mapping[str, Any]) -> str | None:
+    """A group that is being rebuilt, as far as anybody has said, or waits for somebody to accept a loss."""
+    found = (resource.get("status") or {}).get("repairs") or ()
+    open_ones = (each for each in found if each.get("due") or each.get("phase") == "in doubt")
+    return next((str(each["group"]) for each in open_ones), None)
+
+
 def is_restore_seen(resource: Mapping[str, Any]) -> bool:
     """Whether the operator has seen what is asked for of restoring in place."""
     wish = epochs.wish_of(resource)

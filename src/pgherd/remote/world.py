@@ -18,6 +18,7 @@ from pgherd.model.topology import Endpoint, group_name
 from pgherd.platform.base import MemberView
 from pgherd.platform.kubernetes import api as platform_api
 from pgherd.platform.kubernetes import epochs, names
+from pgherd.platform.kubernetes.bench import PodBench
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from pgherd.platform.kubernetes.tunnel import HOST, Tunnel
 from pgherd.reconcile import observe
@@ -92,6 +93,16 @@ class ReachedPlatform(KubernetesPlatform):
         with contextlib.suppress(PgherdError):
             return super().restored(name, resource, winding_down=True)
         return None
+
+    def own(self, name: str, state: epochs.State | None) -> tuple[epochs.Own, set[int]]:
+        """As far as this user may see it."""
+        with contextlib.suppress(PgherdError):
+            return super().own(name, state)
+        return epochs.Own(epochs.current(state)), set()
+
+    def benches(self, name: str) -> Mapping[int, PodBench]:
+        """The operator's affair."""
+        return {}
 
     def members(self, name: str) -> Mapping[str, MemberView]:
         """Every member that exists in any form, by name."""

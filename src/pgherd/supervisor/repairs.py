@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pgherd.backup import repair, restoring
 from pgherd.backup.registry import make_method
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.errors import BadInput, PgherdError
 from pgherd.model.topology import group_id, group_name
 from pgherd.platform.local.platform import LocalPlatform
-from pgherd.reconcile import observe, steering
-from pgherd.reconcile.state import MemberState, Observed
+from pgherd.reconcile import fulfilment, observe, steering
 
 POLL_SECONDS = 0.3
 Progress = Callable[[dict[str, Any]], None]
@@ -38,48 +37,13 @@ def request(platform: LocalPlatform, world: observe.World, group: str, *, accept
     if seen.recovery is not None:
         raise BadInput(f"{name} is being restored: 'pgherd status {name}' shows how far it is")
     if seen.primary(number) is not None:
-        return {"id": None, "message": _copy_anew(world, seen, number)}
+        return {"id": None, "message": steering.copy_anew(world, seen, number)}
     if platform.declaration(name).cluster.spec.backup is None:
         raise BadInput(
             f"{name} has no backups to rebuild {group} from: put the data of its members back in their places"
         )
     repair.newest_copy(make_method(platform, platform.declaration(name).cluster), number)
     return {"id": _wish(platform, name, number, accept), "message": f"rebuilding {group} from the backups"}
-
-
-def _copy_anew(world: observe.World, seen: Observed, group: int) -> str:
-    """The group has a primary: the second rung, by Patroni."""
-    broken = [state for state in seen.of_group(group) if not state.is_running]
-    primary = seen.primary(group)
-    assert primary is not None, "asked only where there is one"
-    if not broken:
-        raise BadInput(
-            f"nothing is wrong with {group_name(group)} of {world.name}: {primary.member.name} leads and all its "
-            "members run"
-        )
-    for state in broken:
-        _reinitialise(world, state)
-    names = ", ".join(state.member.name for state in broken)
-    return (
-        f"{group_name(group)} has a primary: {names} is copied anew from {primary.member.name}, nothing is lost "
-        "(rung: base backup from the primary)"
-    )
-
-
-def _reinitialise(world: observe.World, state: MemberState) -> None:
-    """Have Patroni copy a member anew; one without data, or in the middle of a copy, is copied as it is.
-
-    :raises Unavailable: it can't be told that now
-    """
-    told = state.patroni
-    if not state.view.has_data or (told is not None and told.state == "creating"):
-        return
-    if told is None or told.state == "starting":
-        why = "does not answer" if told is None else "is starting"
-        raise Unavailable(
-            f"{state.member.name} {why}, it can't be told to begin anew: ask again if it does not come up"
-        )
-    world.patroni.reinitialize(state.view.rest)
 
 
 def _wish(platform: LocalPlatform, name: str, group: int, accept: bool) -> str:
@@ -123,35 +87,14 @@ def wait(
         see_to_it()
         now = dict(restoring.repairs(platform, name).get(group_id(group), {}))
         if progress is not None:
-            progress(_as_status(name, group, now))
+            progress(fulfilment.repairing(name, group, now))
         if now.get("id") == identity and not now["due"]:
-            return _ended(name, group, now)
+            return fulfilment.repaired(name, group, now)
         if time.monotonic() > deadline:
             raise PgherdError(
                 f"{name}: the repair of {group} is not done after {timeout:.0f} s: {now.get('phase')}"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _ended(name: str, group: str, now: dict[str, Any]) -> dict[str, Any]:
-    if now["phase"] == repair.FAILED:
-        raise PgherdError(f"{name}: {group} could not be rebuilt, nothing was changed: {now['error']}")
-    if now["phase"] == repair.DOUBT:
-        raise PgherdError(
-            f"{name}: {group} is not rebuilt yet, it may not get back all it had: {now['reason']}: "
-            f"'pgherd repair {name} --group {group} --accept-data-loss' goes on without it"
-        )
-    return now
-
-
-def _as_status(name: str, group: str, now: Mapping[str, Any]) -> dict[str, Any]:
-    operation = {
-        "kind": f"repair of {group}",
-        "phase": now.get("phase"),
-        "bytesDone": now.get("bytesDone", 0),
-        "bytesTotal": now.get("bytesTotal", 0),
-    }
-    return {"name": name, "phase": "Repairing", "operation": operation}
 
 
 def confirm(platform: LocalPlatform, world: observe.World, group: str) -> None:

@@ -67,6 +67,9 @@ class Reader(Protocol):
     def put(self, kind: Kind, obj: Object) -> None:
         """An answer of the API server to a change of ours: at least this new is what comes next."""
 
+    def last_of(self, namespace: str, cluster: str) -> list[Object]:
+        """What a cluster's pods were when they went, of those that were seen to go and not to come back."""
+
     def revision(self, namespace: str, cluster: str) -> object:
         """Differs whenever something of the cluster changed that matters."""
 
@@ -89,6 +92,10 @@ class Direct:
 
     def put(self, kind: Kind, obj: Object) -> None:
         """Nothing to keep."""
+
+    def last_of(self, namespace: str, cluster: str) -> list[Object]:
+        """Nobody looked."""
+        return []
 
     def revision(self, namespace: str, cluster: str) -> object:
         """The cluster's own version."""
@@ -119,6 +126,7 @@ class Watched:
         self._filled = {kind: threading.Event() for kind in WATCHED}
         self._closed = threading.Event()
         self._tombs: dict[tuple[Kind, tuple[str, str]], tuple[int, float]] = {}
+        self._last: dict[tuple[str, str], Object] = {}
 
     def start(self) -> None:
         """Begin to watch; returns when the first look is complete.
@@ -157,6 +165,13 @@ class Watched:
         """An answer of the API server to a change of ours: at least this new is what comes next."""
         with self._guard:
             self._put(kind, obj)
+
+    def last_of(self, namespace: str, cluster: str) -> list[Object]:
+        """What a cluster's pods were when they went, of those that were seen to go and not to come back."""
+        with self._guard:
+            return [
+                obj for key, obj in self._last.items() if key[0] == namespace and _cluster(obj) == cluster
+            ]
 
     def revision(self, namespace: str, cluster: str) -> object:
         """Counts the changes of the cluster's objects, without those that say nothing."""
@@ -235,8 +250,12 @@ class Watched:
         with self._guard:
             if event == "DELETED":
                 self._drop(kind, _key(obj), _version(obj))
+                if kind == POD and "deletionTimestamp" in obj["metadata"]:
+                    self._last[_key(obj)] = obj
             elif event in ("ADDED", "MODIFIED"):
                 self._put(kind, obj)
+                if kind == POD:
+                    self._last.pop(_key(obj), None)
 
     def _fill(self, kind: Kind, objects: Iterable[Object], version: int) -> None:
         """Take a complete list.
@@ -244,6 +263,8 @@ class Watched:
         :param version: at which the list was true; what is newer was put here meanwhile, and stays
         """
         with self._guard:
+            if kind == POD:
+                self._last.clear()  # nobody knows what came and went meanwhile
             for old in [
                 tomb for tomb, (_, at) in self._tombs.items() if time.monotonic() - at > TOMB_SECONDS
             ]:
@@ -271,6 +292,7 @@ def _matter(kind: Kind, obj: Object) -> object:
             metadata["generation"],
             annotations.get(names.STOPPED_ANNOTATION),
             annotations.get(names.RESTORE_ANNOTATION),
+            {key: text for key, text in annotations.items() if key.startswith(names.REPAIR_ANNOTATION)},
             "deletionTimestamp" in metadata,
         )
     if kind == POD:

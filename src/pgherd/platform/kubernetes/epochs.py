@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,6 +34,21 @@ State = Mapping[str, Any]
 FIRST = 0
 """of every cluster that was never restored in place"""
 CALLED_OFF = "it was called off"
+
+
+@dataclass(frozen=True)
+class Own:
+    """Which volumes are a cluster's own: those of one epoch, but for the groups that were rebuilt since
+    (:mod:`~pgherd.platform.kubernetes.rebuilt`)."""
+
+    epoch: int
+    """that of its place in Patroni's store, too"""
+    rebuilt: Mapping[int, int] = field(default_factory=dict)
+    """by group"""
+
+    def of(self, group: int) -> int:
+        """The epoch of a group's volumes."""
+        return self.rebuilt.get(group, self.epoch)
 
 
 @dataclass(frozen=True)
@@ -109,10 +124,13 @@ def unconfirmed(state: State | None) -> int | None:
     return int(state["kept"])
 
 
-def refusal(name: str, state: State | None) -> str:
-    """Why this cluster can't be restored in place now; empty: it can."""
-    if state is None:
-        return ""
+def refusal(name: str, state: State | None, busy: str = "") -> str:
+    """Why this cluster can't be restored in place now; empty: it can.
+
+    :param busy: what else is going on
+    """
+    if busy or state is None:
+        return busy
     if unconfirmed(state) is not None:
         return f"what {name} was before its last restore is still kept: 'pgherd restore {name} --confirm' removes it"
     if state.get("phase") not in ENDED:
@@ -120,37 +138,45 @@ def refusal(name: str, state: State | None) -> str:
     return ""
 
 
-def refused(name: str, state: State | None, wish: Wish | None) -> str:
+def refused(name: str, state: State | None, wish: Wish | None, busy: str = "") -> str:
     """Why a wish is not fulfilled; empty: it is, or nothing is asked for."""
     if wish is None or (state is not None and wish.id == state.get("id")) or wish.confirmed:
         return ""
-    return wish.problem or refusal(name, state)
+    return wish.problem or refusal(name, state, busy)
 
 
 def with_wish(
-    name: str, state: State | None, wish: Wish | None, there: Collection[int] = (FIRST,)
+    name: str,
+    state: State | None,
+    wish: Wish | None,
+    there: Collection[int] = (FIRST,),
+    *,
+    used: Collection[int] = (),
+    busy: str = "",
 ) -> State | None:
     """What is to be done: what was written down, or what is newly asked for, or the end of it.
 
     :param there: epochs of which there are volumes
+    :param used: those of them, or of others, that repairs have taken
+    :param busy: what else is going on
     """
     if is_under_way(state):
         assert state is not None
         is_wanted = wish is not None and wish.id == state.get("id")
         has_one_way = state.get("failure") or state.get(NO_WAY_BACK)
         return state if is_wanted or has_one_way else {**state, "failure": CALLED_OFF}
-    if wish is None or wish.confirmed or refused(name, state, wish):
+    if wish is None or wish.confirmed or refused(name, state, wish, busy):
         return state
     if state is not None and wish.id == state.get("id"):
         return state
-    if current(state) not in there or (state is None and is_lost(there)):
+    if (current(state) not in there and not used) or (state is None and is_lost({*there} - {*used})):
         return state  # there is nothing in whose place anything could be put, or nobody knows what
     return {
         "phase": "requested",
         "inPlace": True,
         "id": wish.id,
         "recovery": wish.recovery,
-        "epoch": max((state or {}).get("epoch", FIRST), *there) + 1,
+        "epoch": max((state or {}).get("epoch", FIRST), *there, *used) + 1,
         "kept": current(state),
         "discard": discarded(state),
         **({"segments": dict(wish.segments)} if wish.segments else {}),
@@ -160,7 +186,7 @@ def with_wish(
 def is_lost(there: Collection[int]) -> bool:
     """Whether there must have been a state, if there is none now.
 
-    :param there: epochs of which there are volumes
+    :param there: epochs of which there are volumes, other than those of repairs
     """
     return any(epoch != FIRST for epoch in there)
 

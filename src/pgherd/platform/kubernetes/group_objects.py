@@ -19,12 +19,14 @@ def group_objects(
     server_major: int,
     dcs_config: Mapping[str, Any],
     epoch: int,
+    volumes: int | None = None,
 ) -> list[dict[str, Any]]:
     """Everything of one group, in the order in which it is needed.
 
     :param replicas: how many members there should be
     :param dcs_config: Patroni's dynamic configuration, used when the group is founded
-    :param epoch: whose volumes and place in Patroni's store the group has
+    :param epoch: whose place in Patroni's store the group has, and whose volumes
+    :param volumes: whose volumes, if they are of another one: the group was rebuilt
     """
     name, labels = (
         names.group_object(cluster.metadata.name, group),
@@ -48,6 +50,7 @@ def group_objects(
             image=image,
             files=patroni_files.lasting(cluster, group, namespace, server_major, epoch),
             epoch=epoch,
+            volumes=epoch if volumes is None else volumes,
         ),
     ]
 

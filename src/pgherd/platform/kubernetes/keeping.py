@@ -23,14 +23,15 @@ from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import PostgresCluster, parse_cpu
 from pgherd.model.topology import COORDINATOR, Member
-from pgherd.platform.base import Owner, Platform
-from pgherd.platform.kubernetes import drills, epochs, names, restore_pods, views
+from pgherd.platform.base import Ending, Owner, Platform
+from pgherd.platform.kubernetes import drills, endings, epochs, names, rebuilt, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
     POD,
     SCHEDULE,
     SECRET,
+    STATEFUL_SET,
     VOLUME_CLAIM,
     Api,
     Kind,
@@ -39,11 +40,13 @@ from pgherd.platform.kubernetes.api import (
     explained,
     kind_of,
 )
+from pgherd.platform.kubernetes.bench import PodBench
 from pgherd.platform.kubernetes.cache import Reader
 from pgherd.platform.kubernetes.cluster_objects import decoded, files_secret
 from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.machines import MemberMachines, wait_until
 from pgherd.platform.kubernetes.nodes import Nodes
+from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.platform.machine import Machines
 
@@ -360,15 +363,24 @@ class KeepsBackups(Platform):
         """
         workshop = self.workshop(name)
         state = workshop.state_of(resource)
-        if state is None and not winding_down and epochs.is_lost(workshop.epochs()):
+        if state is None and not winding_down and epochs.is_lost(self._unexplained(name, workshop)):
             raise PgherdError(
                 f"ConfigMap {names.recovery_state(name)} is gone, which says which volumes are those of {name} "
-                "since it was restored in place: bring it back (docs/backup.md says how)"
+                "since it was restored in place, or a group of it was repaired: bring it back (docs/backup.md says how)"
             )
         return state
 
+    def _unexplained(self, name: str, workshop: PodWorkshop) -> set[int]:
+        """Epochs of which there are volumes that no repair has made."""
+        there = workshop.epochs()
+        return there - rebuilt.numbers(Notes(self, name).repairs()) if epochs.is_lost(there) else there
+
     def settled_epoch(self, name: str, *, asked: bool = False) -> int:
-        """The epoch whose volumes and store the cluster has.
+        """The epoch whose place in Patroni's store the cluster has."""
+        return self.settled(name, asked=asked).epoch
+
+    def settled(self, name: str, *, asked: bool = False) -> epochs.Own:
+        """Which volumes, and which place in Patroni's store, the cluster has.
 
         :param asked: ask for it; else what is at hand will do
         :raises Unavailable: it is being restored in place: nothing of it may start
@@ -379,7 +391,73 @@ class KeepsBackups(Platform):
             state = self.workshop(name).state_of(resource, asked=True)
         if epochs.is_under_way(state):
             raise Unavailable(f"{name} is being restored in place")
-        return epochs.current(state)
+        return rebuilt.own(Notes(self, name).repairs(asked=asked), epochs.current(state))
+
+    # repairs
+
+    def own(self, name: str, state: epochs.State | None) -> tuple[epochs.Own, set[int]]:
+        """Which volumes are the cluster's own, and groups of which nothing may run: others are put in their place.
+
+        :param state: how its last restore in place stands
+        """
+        records, base = Notes(self, name).repairs(), epochs.current(state)
+        return rebuilt.own(records, base), rebuilt.halted(records, base)
+
+    def require_not_halted(self, member: Member) -> None:
+        """:raises Unavailable: its group's volumes are being replaced"""
+        notes = Notes(self, member.cluster)
+        base = epochs.current(notes.state(asked=True))
+        if member.group in rebuilt.halted(notes.repairs(asked=True), base):
+            raise Unavailable(f"{member.name} waits: its group is being rebuilt")
+
+    def has_stopped(self, name: str) -> None:
+        """See :class:`~pgherd.platform.base.Platform`."""
+        if self.declaration(name).cluster.spec.backup is None:
+            return
+        found = endings.of_pods(name, self._reader.last_of(self.namespace, name))
+        wanted = names.endings(name)
+        known = endings.read(self.look_up(CONFIG_MAP, wanted))
+        news = {group: {**known.get(group, {}), **members} for group, members in found.items()}
+        if not news or {**known, **news} == known or self._may_run(name):
+            return
+        self.put(owned(endings.config_map(name, {**known, **news}), self.resource_of(name)))
+
+    def _may_run(self, name: str) -> bool:
+        """Whether a member runs, or somebody could start one; asked, and by name."""
+        pods = self.api.list(POD, self.namespace)
+        sets = self.api.list(STATEFUL_SET, self.namespace)
+        return any(names.member_of(name, _name(each)) is not None for each in pods) or any(
+            names.group_of(name, _name(each)) is not None for each in sets
+        )
+
+    def endings(self, name: str, group: int) -> Mapping[str, Ending]:
+        """How the servers of a group's members ended, of those of which it is known; asked."""
+        found = self.api.get(CONFIG_MAP, self.namespace, names.endings(name))
+        return endings.read(found).get(group, {})
+
+    def forget_endings(self, name: str, group: int) -> None:
+        """Members of a group may be started from now on."""
+        known = endings.read(self.look_up(CONFIG_MAP, names.endings(name)))
+        if group in known:
+            left = {each: members for each, members in known.items() if each != group}
+            self.put(owned(endings.config_map(name, left), self.resource_of(name)))
+
+    def bench(self, name: str, group: int) -> PodBench:
+        """Where a group is rebuilt from the backups."""
+        return PodBench(self, name, group)
+
+    def benches(self, name: str) -> Mapping[int, PodBench]:
+        """Those of groups that are rebuilt or were, or are to be."""
+        notes = Notes(self, name)
+        known = notes.repairs().get(epochs.current(notes.state()), {})
+        asked = rebuilt.asked_groups(self.look_up(CLUSTER, name))
+        return {group: self.bench(name, group) for group in sorted({*known, *asked})}
+
+    def withdraw_repair(self, name: str, group: int, identity: str) -> None:
+        """What somebody asked for is done, unless he asks for something else by now."""
+        wish = rebuilt.wish_of(self.api.get(CLUSTER, self.namespace, name), group)
+        if wish is not None and wish.id == identity:
+            self._change(name, {"metadata": {"annotations": {names.repair_annotation(group): None}}})
 
     # Patroni's store
 
@@ -455,6 +533,13 @@ class KeepsBackups(Platform):
     def put(self, obj: Mapping[str, Any]) -> None:
         """Make or replace an object of ours that outlives its cluster's resource."""
         self._reader.put(kind_of(obj), self.api.apply(self.namespace, obj))
+
+    def put_new(self, obj: Mapping[str, Any]) -> bool:
+        """Make such an object; whether that was done: False, there is one of its name."""
+        made = self.api.create(self.namespace, obj)
+        if made is not None:
+            self._reader.put(kind_of(obj), complete(kind_of(obj), made))
+        return made is not None
 
     def put_owned(self, name: str, obj: Mapping[str, Any]) -> None:
         """Make or replace an object that goes with its cluster's resource."""

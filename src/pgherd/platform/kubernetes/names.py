@@ -6,7 +6,8 @@ engine has it know all groups of a cluster (one scope) to ``NAME-GROUPID``.
 
 A restore in place gives the members new volumes and the groups a new place in Patroni's store, and leaves the old ones
 as they are. So the names of both have the number of the cluster's *epoch* in them
-(:mod:`~pgherd.platform.kubernetes.epochs`), unless it is the first one, 0.
+(:mod:`~pgherd.platform.kubernetes.epochs`), unless it is the first one, 0. The repair of a group gives that group's
+members new volumes, too (:mod:`~pgherd.platform.kubernetes.rebuilt`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 STOPPED_ANNOTATION = f"{DOMAIN}/stopped"
 RESTORE_ANNOTATION = f"{DOMAIN}/restore-in-place"
 """on a cluster: the restore in place that is asked for, or confirmed, as JSON"""
+REPAIR_ANNOTATION = f"{DOMAIN}/repair-"
+"""on a cluster, with a group's name behind it: the repair of that group that is asked for, or confirmed, as JSON"""
 KEPT_LABEL = f"{DOMAIN}/kept"
-"""on volume claims: they are what the cluster was before a restore in place"""
+"""on volume claims: they are what the cluster was before a restore in place, or a group before its repair"""
 TAKES_OVER_ANNOTATION = f"{DOMAIN}/takes-over"
 """on a cluster that was restored: the cluster, gone for good, with whose repository it goes on"""
 TEMPLATE_ANNOTATION = f"{DOMAIN}/template"
@@ -172,6 +175,16 @@ def drill_state(cluster: str) -> str:
 def owner_secret(cluster: str) -> str:
     """Name of the Secret for applications."""
     return f"{cluster}-owner"
+
+
+def endings(cluster: str) -> str:
+    """Name of the ConfigMap that says how members' servers ended when the cluster was stopped."""
+    return f"{cluster}.endings"
+
+
+def repair_annotation(group: int) -> str:
+    """The annotation that asks for a group's repair."""
+    return f"{REPAIR_ANNOTATION}{group_name(group)}"
 
 
 def group_of(cluster: str, name: str) -> int | None:

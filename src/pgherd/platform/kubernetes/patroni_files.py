@@ -33,6 +33,9 @@ BACKUP_DIRECTORY = "/etc/pgherd-backup"
 RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
 """the same for what a cluster is made from"""
 
+LAST_WORDS = "how its server ended:"
+"""begins what a container says that was told to end"""
+
 NOTE_VARIABLE = "PGHERD_NOTED"
 """the variable with what Patroni noted on the pod before this container began"""
 
@@ -130,6 +133,14 @@ while kill -0 "$patroni" 2> /dev/null; do
     code=0
     wait "$patroni" || code=$?
 done
+# The last checkpoint is the proof of where the log ended, should the volume be lost.
+if [ -n "$ending" ] && [ -f "$data/global/pg_control" ]; then
+    {{
+        echo "@LAST_WORDS@"
+        LC_ALL=C "@BIN@/pg_controldata" "$data" |
+            grep -E "^(Database cluster state|Latest checkpoint('s TimeLineID| location)):"
+    }} > /dev/termination-log 2> /dev/null || true
+fi
 exit "$code"
 """
 
@@ -216,6 +227,8 @@ def lasting(
 def start_script(cluster: PostgresCluster, server_major: int) -> str:
     """What a pod runs. An image that lacks the engine ends it at once, with one line that Kubernetes keeps."""
     script = START_SCRIPT.replace("@REQUIRED@", " ".join(required_files(cluster, server_major)))
+    script = script.replace("@BIN@", f"/usr/lib/postgresql/{server_major}/bin")
+    script = script.replace("@LAST_WORDS@", LAST_WORDS)
     return script.replace("@ENGINE@", str(cluster.spec.engine))
 
 

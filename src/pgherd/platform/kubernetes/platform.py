@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -278,6 +278,7 @@ class KubernetesPlatform(KeepsBackups):
         state = self.restored(name, resource, winding_down=winding_down)
         # Of what is put in place of these nothing may start before they are gone altogether.
         winding_down = winding_down or epochs.is_under_way(state)
+        own, halted = self.own(name, state)
         sets = self._reader.of_cluster(STATEFUL_SET, self.namespace, name)
         pods_now = self._reader.of_cluster(POD, self.namespace, name)
         found = views.members(
@@ -286,23 +287,25 @@ class KubernetesPlatform(KeepsBackups):
             pods=pods_now,
             claims=self._reader.of_cluster(VOLUME_CLAIM, self.namespace, name),
             sets=sets,
-            epoch=epochs.current(state),
+            epoch=own.of,
+            halted=halted,
             winding_down=winding_down,
             put_together=restore_pods.members_of(name, pods_now) if _is_winding_down(resource) else (),
-            templates=_fingerprints(name, sets),
+            templates=views.fingerprints(name, sets),
             hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
-        templates = _templates(sets)
-        return {each: _with_verdict(view, found, pods_now, templates) for each, view in found.items()}
+        templates = views.templates(sets)
+        return {each: trials.with_verdict(view, found, pods_now, templates) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
         with self._changing(member.cluster):
-            epoch = self.settled_epoch(member.cluster, asked=True)
-            if not self._has_claims(member.cluster, member.group, epoch):
-                self.require_never_founded(cluster, member.group, epoch)
-                self.forget_store(cluster, member.group, epoch)
+            own = self.settled(member.cluster, asked=True)
+            self.require_not_halted(member)
+            if not self._has_claims(member.cluster, member.group, own):
+                self.require_never_founded(cluster, member.group, own.epoch)
+                self.forget_store(cluster, member.group, own.epoch)
             self._ensure_cluster(cluster)
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
@@ -318,7 +321,8 @@ class KubernetesPlatform(KeepsBackups):
         changed: list[str] = []
         problems: list[str] = []
         with self._changing(name):
-            present = self._groups(name, configs)
+            halted = self.own(name, self.workshop(name).state_of(self.look_up(CLUSTER, name)))[1]
+            present = [group for group in self._groups(name, configs) if group not in halted]
             chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
                 chores.insert(0, partial(self._ensure_cluster, cluster))
@@ -339,19 +343,19 @@ class KubernetesPlatform(KeepsBackups):
         self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
     ) -> list[str]:
         name = cluster.metadata.name
-        epoch = self.settled_epoch(name)
+        own = self.settled(name)
         if group not in configs:
-            if not self._has_claims(name, group, epoch) and not self._has_pods(name, group):
-                self._remove_group(cluster, group, epoch)
+            if not self._has_claims(name, group, own) and not self._has_pods(name, group):
+                self._remove_group(cluster, group, own.epoch)
             return []
         replicas = self._replicas(name, group)
         changed = self._ensure_group(cluster, group, replicas, configs[group])
-        self._upkeep.group(cluster, group, replicas, epoch)
+        self._upkeep.group(cluster, group, replicas, own)
         return changed
 
     def _end_trials(self, name: str) -> list[str]:
         pods = self._reader.of_cluster(POD, self.namespace, name)
-        templates = _templates(self._reader.of_cluster(STATEFUL_SET, self.namespace, name))
+        templates = views.templates(self._reader.of_cluster(STATEFUL_SET, self.namespace, name))
         for pod in pods:
             if trials.TRIAL_LABEL in pod["metadata"]["labels"] and trials.is_over(pods, pod, templates):
                 self.api.delete(POD, self.namespace, pod["metadata"]["name"], grace=0)
@@ -359,6 +363,8 @@ class KubernetesPlatform(KeepsBackups):
 
     def _remove_discarded(self, name: str) -> list[str]:
         self.workshop(name).tidy()
+        for bench in self.benches(name).values():
+            bench.tidy()
         return []
 
     def _look_at_fence(self, name: str) -> list[str]:
@@ -407,7 +413,7 @@ class KubernetesPlatform(KeepsBackups):
         That it is lost was seen of a pod that may be gone by now: what took its place stays as it is.
         """
         seen = self._reader.get(POD, self.namespace, member.name)
-        claim_name = names.volume_claim(member, self.settled_epoch(member.cluster, asked=True))
+        claim_name = names.volume_claim(member, self.settled(member.cluster, asked=True).of(member.group))
         claim = self.api.get(VOLUME_CLAIM, self.namespace, claim_name)
         pod = self.api.get(POD, self.namespace, member.name)
         if seen is None or pod is None or pod["metadata"]["uid"] != seen["metadata"]["uid"]:
@@ -429,7 +435,7 @@ class KubernetesPlatform(KeepsBackups):
 
     def remove_member(self, member: Member) -> None:
         """Take a member out of its group, and its volume. Returns at once; both go when its pod has ended."""
-        claim = names.volume_claim(member, self.settled_epoch(member.cluster, asked=True))
+        claim = names.volume_claim(member, self.settled(member.cluster, asked=True).of(member.group))
         with self._changing(member.cluster):
             if self._replicas(member.cluster, member.group) > member.ordinal:
                 patch = {"spec": {"replicas": member.ordinal}}
@@ -483,7 +489,8 @@ class KubernetesPlatform(KeepsBackups):
     def _ensure_group(
         self, cluster: PostgresCluster, group: int, replicas: int, dcs_config: Mapping[str, Any]
     ) -> list[str]:
-        owner = self.resource_of(cluster.metadata.name)
+        owner, own = self.resource_of(cluster.metadata.name), self.settled(cluster.metadata.name)
+        self.forget_endings(cluster.metadata.name, group)
         self._trust.ensure_certificate(cluster.metadata.name, group)
         objects = group_objects(
             cluster,
@@ -493,7 +500,8 @@ class KubernetesPlatform(KeepsBackups):
             image=self.image_of(cluster),
             server_major=server_major(cluster),
             dcs_config=dcs_config,
-            epoch=self.settled_epoch(cluster.metadata.name),
+            epoch=own.epoch,
+            volumes=own.of(group),
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
@@ -529,10 +537,10 @@ class KubernetesPlatform(KeepsBackups):
         ordinals = (member.ordinal for member in self._with_pods(cluster) if member.group == group)
         return max(ordinals, default=-1) + 1
 
-    def _has_claims(self, cluster: str, group: int, epoch: int) -> bool:
+    def _has_claims(self, cluster: str, group: int, own: epochs.Own) -> bool:
         """Whether a group has claims: asked, not looked up, and by name, for a store is given up on it."""
         found = self.api.list(VOLUME_CLAIM, self.namespace)
-        return any(member.group == group for member in views.claims_by_member(cluster, found, epoch))
+        return any(member.group == group for member in views.claims_by_member(cluster, found, own.of))
 
     def _has_pods(self, cluster: str, group: int) -> bool:
         found = _members(cluster, self.api.list(POD, self.namespace))
@@ -560,35 +568,6 @@ def _is_purging(found: Object) -> bool:
 
 def _is_winding_down(found: Object) -> bool:
     return is_stopped(found) or "deletionTimestamp" in found["metadata"]
-
-
-def _templates(sets: Sequence[Object]) -> dict[str, Object]:
-    """What pods are to be made of, by StatefulSet."""
-    return {each["metadata"]["name"]: each["spec"]["template"] for each in sets}
-
-
-def _fingerprints(cluster: str, sets: Sequence[Object]) -> dict[int, str]:
-    return {
-        group: views.template_of(each["spec"]["template"]) or ""
-        for each in sets
-        if (group := names.group_of(cluster, each["metadata"]["name"])) is not None
-    }
-
-
-def _with_verdict(
-    view: MemberView,
-    found: Mapping[str, MemberView],
-    pods: Sequence[Object],
-    templates: Mapping[str, Object],
-) -> MemberView:
-    """What a trial said of an outdated member."""
-    template = templates.get(view.member.scope)
-    if not view.outdated or template is None:
-        return view
-    pod, trial = trials.find(view.member, pods)
-    alone = sum(1 for other in found.values() if other.member.group == view.member.group) == 1
-    tried, obstacle = trials.verdict(pod, template, trial, alone=alone)
-    return replace(view, tried=tried, obstacle=obstacle)
 
 
 def _members(cluster: str, objects: Sequence[Object]) -> list[Member]:

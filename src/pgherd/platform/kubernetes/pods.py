@@ -50,15 +50,17 @@ def stateful_set(
     image: str,
     files: Mapping[str, str],
     epoch: int,
+    volumes: int,
 ) -> dict[str, Any]:
     """The StatefulSet of a group.
 
-    :param epoch: whose volumes its members have
+    :param epoch: whose place in Patroni's store it has
+    :param volumes: of which epoch its members' volumes are
     :param replicas: how many members there should be
     :param files: what pods take up only when they start, besides what their template says
     """
     name = cluster.metadata.name
-    template = pod_template(cluster, group, image, namespace, epoch)
+    template = pod_template(cluster, group, image, namespace, epoch, volumes)
     template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template, files)}
     return {
         "apiVersion": "apps/v1",
@@ -73,7 +75,7 @@ def stateful_set(
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
             "selector": {"matchLabels": names.selector(name, group)},
             "template": template,
-            "volumeClaimTemplates": [claim(cluster, group, names.volume(epoch))],
+            "volumeClaimTemplates": [claim(cluster, group, names.volume(volumes))],
         },
     }
 
@@ -106,7 +108,7 @@ def claim(cluster: PostgresCluster, group: int, name: str) -> dict[str, Any]:
 
 
 def pod_template(
-    cluster: PostgresCluster, group: int, image: str, namespace: str, epoch: int
+    cluster: PostgresCluster, group: int, image: str, namespace: str, epoch: int, volumes: int
 ) -> dict[str, Any]:
     """The template of a group's pods, without annotations."""
     name = cluster.metadata.name
@@ -125,7 +127,7 @@ def pod_template(
             # A name server may be on the node that died: ask another one soon.
             "dnsConfig": {"options": [{"name": "timeout", "value": "1"}, {"name": "attempts", "value": "3"}]},
             "securityContext": dict(POD_SECURITY),
-            "containers": [_container(cluster, group, namespace, image, epoch)],
+            "containers": [_container(cluster, group, namespace, image, volumes)],
             "volumes": _volumes(cluster, group),
             **_placement(cluster, spec, group),
         },
@@ -133,7 +135,7 @@ def pod_template(
 
 
 def _container(
-    cluster: PostgresCluster, group: int, namespace: str, image: str, epoch: int
+    cluster: PostgresCluster, group: int, namespace: str, image: str, volumes: int
 ) -> dict[str, Any]:
     return {
         "name": names.CONTAINER,
@@ -152,7 +154,7 @@ def _container(
         # Not Patroni's /readiness, which wants a standby to stream: the next primary must not leave its Service just
         # because the one before died.
         "readinessProbe": _probe("/health", initial=1, period=2, failures=2),
-        "volumeMounts": _mounts(cluster, epoch),
+        "volumeMounts": _mounts(cluster, volumes),
     }
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster, parse_bytes, parse_cpu
 from pgherd.model.topology import Member
+from pgherd.platform.base import MemberView
 from pgherd.platform.kubernetes import names, patroni_files, views
 from pgherd.platform.kubernetes.advice import advised
 
@@ -184,3 +186,19 @@ def _more(old: Object, new: Object) -> dict[str, Any]:
     memory = parse_bytes(str(after.get("memory", "0"))) - parse_bytes(str(before.get("memory", "0")))
     requests = {"cpu": f"{max(cpu, 1)}m", "memory": str(max(memory, 1))}
     return {"requests": requests, "limits": {"memory": str(max(memory, parse_bytes(MEMORY_LIMIT)))}}
+
+
+def with_verdict(
+    view: MemberView,
+    found: Mapping[str, MemberView],
+    pods: Sequence[Object],
+    templates: Mapping[str, Object],
+) -> MemberView:
+    """What a trial said of an outdated member."""
+    template = templates.get(view.member.scope)
+    if not view.outdated or template is None:
+        return view
+    pod, trial = find(view.member, pods)
+    alone = sum(1 for other in found.values() if other.member.group == view.member.group) == 1
+    tried, obstacle = verdict(pod, template, trial, alone=alone)
+    return replace(view, tried=tried, obstacle=obstacle)

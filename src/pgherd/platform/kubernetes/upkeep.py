@@ -12,6 +12,7 @@ from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import names, pods, views
 from pgherd.platform.kubernetes.api import CONFIG_MAP, POD, VOLUME_CLAIM, Api, Kind, Object, complete
 from pgherd.platform.kubernetes.cache import Reader
+from pgherd.platform.kubernetes.epochs import Own
 
 Announce = Callable[[str, str], None]
 """tells whoever follows a cluster (by name) what was done"""
@@ -31,36 +32,37 @@ class Upkeep:
         self._announce = announce
         self._unfounded: dict[str, float] = {}
 
-    def group(self, cluster: PostgresCluster, group: int, replicas: int, epoch: int) -> None:
+    def group(self, cluster: PostgresCluster, group: int, replicas: int, own: Own) -> None:
         """Look after one group.
 
         :param replicas: how many members it has, by what it is made of
-        :param epoch: whose volumes and place in Patroni's store it has
+        :param own: whose volumes and place in Patroni's store it has
         :raises PgherdError: the API server refused something
         """
-        self._label(cluster, group, replicas, epoch)
+        epoch = own.epoch
+        self._label(cluster, group, replicas, own)
         found = self._pods(cluster.metadata.name, group)
         self._give_up_founding(cluster, group, epoch, found)
         self._release_lock(cluster, group, epoch, found)
         self._relabel(cluster, group, epoch, found)
-        self._grow_volumes(cluster, group, epoch)
+        self._grow_volumes(cluster, group, own)
 
     def _pods(self, cluster: str, group: int) -> list[Object]:
         found = self._reader.of_cluster(POD, self._namespace, cluster)
         members = [names.member_of(cluster, each["metadata"]["name"]) for each in found]
         return [each for each, member in zip(found, members, strict=True) if member and member.group == group]
 
-    def _claims(self, cluster: str, group: int, epoch: int) -> list[Object]:
+    def _claims(self, cluster: str, group: int, own: Own) -> list[Object]:
         found = self._reader.of_cluster(VOLUME_CLAIM, self._namespace, cluster)
-        claims = views.claims_by_member(cluster, found, epoch)
+        claims = views.claims_by_member(cluster, found, own.of)
         return [claim for member, claim in claims.items() if member.group == group]
 
-    def _label(self, cluster: PostgresCluster, group: int, replicas: int, epoch: int) -> None:
+    def _label(self, cluster: PostgresCluster, group: int, replicas: int, own: Own) -> None:
         """Put our labels back on pods and claims: nobody else does, and who is not found is taken for absent."""
         for ordinal in range(replicas):
             member = Member(cluster.metadata.name, group, ordinal)
-            pod, claim = self._both(member, epoch)
-            self._put_labels(member, POD, pod, names.pod_labels(cluster, group, epoch))
+            pod, claim = self._both(member, own.of(group))
+            self._put_labels(member, POD, pod, names.pod_labels(cluster, group, own.epoch))
             self._put_labels(member, VOLUME_CLAIM, claim, names.labels(member.cluster, group))
 
     def _both(self, member: Member, epoch: int) -> tuple[Object | None, Object | None]:
@@ -153,9 +155,9 @@ class Upkeep:
                 patch: dict[str, Any] = {"metadata": {"labels": {names.ROLE_LABEL: None}}}
                 self._api.merge(POD, self._namespace, name, patch)
 
-    def _grow_volumes(self, cluster: PostgresCluster, group: int, epoch: int) -> None:
+    def _grow_volumes(self, cluster: PostgresCluster, group: int, own: Own) -> None:
         size = pods.group_spec(cluster, group).storage.size
-        for claim in self._claims(cluster.metadata.name, group, epoch):
+        for claim in self._claims(cluster.metadata.name, group, own):
             if parse_bytes(claim["spec"]["resources"]["requests"]["storage"]) < parse_bytes(size):
                 patch = {"spec": {"resources": {"requests": {"storage": size}}}}
                 changed = self._api.merge(VOLUME_CLAIM, self._namespace, claim["metadata"]["name"], patch)

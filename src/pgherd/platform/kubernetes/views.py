@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import names, zone
+from pgherd.platform.kubernetes import names, patroni_files, zone
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
 AnObject = TypeVar("AnObject", bound=Object)
 Hint = Callable[[str, str], str]
+Epochs = Callable[[int], int]
+"""of each group"""
 
 
 def members(
@@ -33,7 +35,8 @@ def members(
     silent: Mapping[str, float],
     hint: Hint = lambda name, uid: "",
     put_together: Collection[Member] = (),
-    epoch: int = 0,
+    epoch: Epochs = lambda group: 0,
+    halted: Collection[int] = (),
 ) -> dict[str, MemberView]:
     """Every member that exists in any form, by name.
 
@@ -42,7 +45,8 @@ def members(
     :param hint: the newest warning about an object, by name and uid
     :param put_together: members whose data are still being made, and must not be any longer
     :param silent: nodes that don't report any more, and for how many seconds
-    :param epoch: whose volumes are the cluster's own
+    :param epoch: whose volumes are a group's own
+    :param halted: groups of which nothing may run: other volumes are put in the place of theirs
     """
     by_pod = {
         member: pod
@@ -58,7 +62,8 @@ def members(
             namespace,
             by_pod.get(member),
             by_claim.get(member),
-            member in put_together or (winding_down and (member in expected or member in by_pod)),
+            member in put_together
+            or ((winding_down or member.group in halted) and (member in expected or member in by_pod)),
             templates.get(member.group),
             silent,
             lambda obj: hint(obj["metadata"]["name"], obj["metadata"].get("uid", "")) if obj else "",
@@ -68,14 +73,28 @@ def members(
     }
 
 
-def claims_by_member(cluster: str, claims: Sequence[AnObject], epoch: int) -> dict[Member, AnObject]:
-    """Whose volume claims of an epoch there are: by their names, which nobody can change."""
+def claims_by_member(cluster: str, claims: Sequence[AnObject], epoch: Epochs) -> dict[Member, AnObject]:
+    """Whose volume claims of each group's epoch there are: by their names, which nobody can change."""
     found = {}
     for claim in claims:
         own = names.claim_of(cluster, claim["metadata"]["name"])
-        if own is not None and own[1] == epoch:
+        if own is not None and own[1] == epoch(own[0].group):
             found[own[0]] = claim
     return found
+
+
+def templates(sets: Sequence[AnObject]) -> dict[str, Any]:
+    """What pods are to be made of, by StatefulSet."""
+    return {each["metadata"]["name"]: each["spec"]["template"] for each in sets}
+
+
+def fingerprints(cluster: str, sets: Sequence[AnObject]) -> dict[int, str]:
+    """The fingerprint of the pod template of each group."""
+    return {
+        group: template_of(each["spec"]["template"]) or ""
+        for each in sets
+        if (group := names.group_of(cluster, each["metadata"]["name"])) is not None
+    }
 
 
 def _expected(cluster: str, sets: Sequence[Object]) -> set[Member]:
@@ -203,6 +222,12 @@ def is_running(pod: Object) -> bool:
     return any("running" in (status.get("state") or {}) for status in container_statuses(pod))
 
 
+def _complaint(detail: Object) -> str:
+    """What a container said last, unless that is how a server ended that was told to."""
+    said = str(detail.get("message") or "").strip()
+    return "" if said.startswith(patroni_files.LAST_WORDS) else said
+
+
 def why_not(pod: Object) -> str:
     """Why a pod's container does not run, in Kubernetes' words."""
     status = pod.get("status") or {}
@@ -210,11 +235,11 @@ def why_not(pod: Object) -> str:
         state = container.get("state") or {}
         # What the container itself said last is worth more than that it is started over and over.
         ended = (container.get("lastState") or {}).get("terminated") or {}
-        if "waiting" in state and ended.get("message"):
-            return str(ended["message"]).strip()
+        if "waiting" in state and _complaint(ended):
+            return _complaint(ended)
         for kind in ("waiting", "terminated"):
             if detail := state.get(kind):
-                return ": ".join(filter(None, (detail.get("reason"), detail.get("message"))))
+                return ": ".join(filter(None, (detail.get("reason"), _complaint(detail))))
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))

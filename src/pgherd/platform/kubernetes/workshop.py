@@ -7,11 +7,9 @@ cluster's own: see :mod:`~pgherd.platform.kubernetes.epochs`.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
 from pgherd.platform.base import ENDED, FAILED, NothingBefore, Workshop
-from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views, zone
+from pgherd.platform.kubernetes import epochs, names, patroni_files, rebuilt, views, zone
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -27,36 +25,14 @@ from pgherd.platform.kubernetes.api import (
     STATEFUL_SET,
     VOLUME_CLAIM,
     Object,
-    is_conflict,
 )
-from pgherd.platform.kubernetes.cluster_objects import service_account
-from pgherd.platform.kubernetes.ensure import owned
-from pgherd.platform.kubernetes.machines import PodMachine, wait_until
+from pgherd.platform.kubernetes.machines import PodMachine
+from pgherd.platform.kubernetes.notes import Notes
+from pgherd.platform.kubernetes.stands import StandMachines, Stands
 from pgherd.platform.machine import Machine, Machines
 
 if TYPE_CHECKING:
     from pgherd.platform.kubernetes.keeping import KeepsBackups
-
-START_SECONDS = 60.0
-"""how long a pod may take to run until somebody is told why it does not"""
-STATE_KEY = "state.json"
-
-_PLACE = f"""\
-if [ ! -d "$1" ]; then
-    # Placed before, or on a volume that is another one by now.
-    [ -s {patroni_files.DATA_PATH}/global/pg_control ] && exit 0
-    echo "there are no restored data in $1" >&2
-    exit 1
-fi
-cd "$1"
-rm -f patroni.dynamic.json backup_manifest postmaster.opts backup_label.old
-cd ..
-rm -rf spool
-sync -f "$1"
-mv -T "$1" {patroni_files.DATA_PATH}
-touch {patroni_files.VOLUME_PATH}/founded
-sync -f .
-"""
 
 
 class PodWorkshop(Workshop):
@@ -65,20 +41,11 @@ class PodWorkshop(Workshop):
     def __init__(self, platform: KeepsBackups, cluster: str) -> None:
         self._platform = platform
         self._cluster = cluster
-        self._stopping: Callable[[], bool] = lambda: False
-        self._uid = self._uid_now()
+        self._stands = Stands(platform, cluster)
+        self._notes = Notes(platform, cluster)
 
     def heed(self, stopping: Callable[[], bool]) -> None:
-        self._stopping = stopping
-
-    def _uid_now(self) -> str | None:
-        found = self._platform.look_up(CLUSTER, self._cluster)
-        return str(found["metadata"]["uid"]) if found is not None else None
-
-    def _require_own(self) -> None:
-        """:raises Cancelled: another cluster has this one's name by now, and what is there is that one's"""
-        if self._uid is not None and self._uid_now() not in (self._uid, None):
-            raise Cancelled(f"{self._cluster} is another cluster by now")
+        self._stands.stopping = stopping
 
     def folder(self, member: Member) -> Path:
         return Path(patroni_files.VOLUME_PATH)
@@ -93,102 +60,34 @@ class PodWorkshop(Workshop):
         )
 
     def machines(self) -> Machines:
-        return _RestoreMachines(self._platform, self._cluster, self._platform.processes(self._cluster))
+        processes = self._platform.processes(self._cluster)
+        return _RestoreMachines(self._platform, self._cluster, processes)
 
     def machine(self, member: Member) -> Machine:
+        return self._machine(member)
+
+    def _machine(self, member: Member) -> PodMachine:
         state = self.read_state()
         if state is None or state.get("phase") in ENDED:
             raise PgherdError(f"{self._cluster} is not being made from a backup")
-        self._require_own()
         epoch = epochs.current(state)
-        name = restore_pods.restore_pod_name(member, epoch)
-
-        def why_not() -> str:
-            pod = self._pod(name)
-            return f"{name} does not run yet: {(pod and views.why_not(pod)) or 'it is being made'}"
-
-        with _waited_for():
-            wait_until(lambda: self._is_set_up(member, epoch), why_not, START_SECONDS, self._stopping)
-            return self._at(name)
+        cluster = self._platform.declaration(self._cluster).cluster
+        return self._stands.machine(
+            member, epoch, partial(self._platform.forget_store, cluster, member.group, epoch)
+        )
 
     def standing(self, member: Member) -> Machine | None:
-        self._require_own()
-        name = restore_pods.restore_pod_name(member, epochs.current(self.read_state()))
-        return self._at(name) if self._runs(name) else None
-
-    def _is_set_up(self, member: Member, epoch: int) -> bool:
-        """Whether its pod runs; it is made if it is not there, and let go if it is of no use any more."""
-        name = restore_pods.restore_pod_name(member, epoch)
-        pod = self._pod(name)
-        if pod is None:
-            self._make(member, epoch)
-        elif "deletionTimestamp" in pod["metadata"] or not self._is_own(pod):
-            self._platform.end_pod(pod)
-        return self._runs(name)
-
-    def _is_own(self, pod: Object) -> bool:
-        """Whether it goes when this cluster goes, and not with one that had its name."""
-        owners = {each.get("uid") for each in pod["metadata"].get("ownerReferences") or []}
-        return self._uid_now() in owners
-
-    def _at(self, pod: str) -> PodMachine:
-        return PodMachine(self._platform.reach, pod, self._platform.major(self._cluster))
-
-    def _make(self, member: Member, epoch: int) -> None:
-        platform = self._platform
-        owner = platform.resource_of(self._cluster)
-        cluster = platform.declaration(self._cluster).cluster
-        labels = {**cluster.metadata.labels, **names.labels(self._cluster)}
-        platform.put_owned(self._cluster, service_account(self._cluster, labels))
-        claim = names.volume_claim(member, epoch)
-        if platform.api.get(VOLUME_CLAIM, platform.namespace, claim) is None:
-            platform.forget_store(cluster, member.group, epoch)
-            platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member, epoch))
-        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch)
-        platform.api.create(platform.namespace, owned(pod, owner))
-
-    def _pod(self, name: str) -> Object | None:
-        return self._platform.api.get(POD, self._platform.namespace, name)
-
-    def _runs(self, name: str) -> bool:
-        pod = self._pod(name)
-        return (
-            pod is not None
-            and views.is_running(pod)
-            and "deletionTimestamp" not in pod["metadata"]
-            and self._is_own(pod)
-        )
+        return self._stands.standing(member, epochs.current(self.read_state()))
 
     def reserve(self, members: Sequence[Member]) -> Mapping[str, Endpoint]:
         ends = zone.of(self._platform.namespace)
         return {member.name: Endpoint(names.host(member, ends), names.POSTGRES_PORT) for member in members}
 
     def place(self, member: Member, data: Path) -> None:
-        machine = self.machine(member)
-        assert isinstance(machine, PodMachine)
-        machine.shell(f"set -e\n{_PLACE}", str(data))
+        self._stands.place(self._machine(member), data)
 
     def close(self) -> None:
-        platform, cluster = self._platform, self._cluster
-        self._require_own()
-
-        def left() -> list[Object]:
-            found = platform.api.list(POD, platform.namespace, names.selector(cluster))
-            made = restore_pods.pods_of(cluster, found)
-            return [pod for pod in found if pod["metadata"]["name"] in made]
-
-        def are_gone() -> bool:
-            for pod in left():
-                platform.end_pod(pod)
-            return not left()
-
-        def waits() -> str:
-            return f"{', '.join(pod['metadata']['name'] for pod in left())} has not ended yet"
-
-        try:
-            wait_until(are_gone, waits, START_SECONDS, self._stopping)
-        finally:
-            platform.unequip(cluster, names.recovery_secret(cluster))
+        self._stands.end()
 
     # in place
 
@@ -220,9 +119,11 @@ class PodWorkshop(Workshop):
         return {"discard": [*epochs.discarded(state), epochs.current(state)]}
 
     def _claims(self, epoch: int) -> dict[Member, Object]:
-        """Volume claims of an epoch; asked, and by name."""
+        """Volume claims that the cluster had in an epoch, those of groups that were rebuilt then among them; asked, and
+        by name."""
         found = self._platform.api.list(VOLUME_CLAIM, self._platform.namespace)
-        return views.claims_by_member(self._cluster, found, epoch)
+        own = rebuilt.own(self._notes.repairs(asked=True), epoch)
+        return views.claims_by_member(self._cluster, found, own.of)
 
     def _mark(self, claim: Object, kept: str | None) -> None:
         if (claim["metadata"].get("labels") or {}).get(names.KEPT_LABEL) != kept:
@@ -235,7 +136,8 @@ class PodWorkshop(Workshop):
         epoch = epochs.unconfirmed(self.read_state())
         if epoch is None:
             return []
-        found = views.claims_by_member(self._cluster, self._platform.claims(self._cluster), epoch)
+        own = rebuilt.own(self._notes.repairs(), epoch)
+        found = views.claims_by_member(self._cluster, self._platform.claims(self._cluster), own.of)
         return sorted(claim["metadata"]["name"] for claim in found.values())
 
     @property
@@ -245,17 +147,22 @@ class PodWorkshop(Workshop):
 
     @property
     def refused(self) -> str:
-        return epochs.refused(self._cluster, self._written(asked=False), self._wish())
+        return epochs.refused(self._cluster, self._notes.state(), self._wish(), self._busy())
+
+    def _busy(self) -> str:
+        """Why nothing can be restored in place meanwhile: a group is being rebuilt."""
+        benches = self._platform.benches(self._cluster).values()
+        return next((bench.busy for bench in benches if bench.busy), "")
 
     def _wish(self) -> epochs.Wish | None:
         return epochs.wish_of(self._platform.look_up(CLUSTER, self._cluster))
 
     def tidy(self) -> None:
         """What was kept goes once that is confirmed, and what a restore made that was taken back."""
-        state = self._written(asked=False)
+        state = self._notes.state()
         if state is None or not (self._is_to_go(state, self.kept) or state.get("discard")):
             return
-        state = self._written(asked=True)
+        state = self._notes.state(asked=True)
         if state is None or epochs.is_under_way(state):
             return
         unconfirmed = epochs.unconfirmed(state)
@@ -266,6 +173,8 @@ class PodWorkshop(Workshop):
         left = [epoch for epoch in epochs.discarded(state) if self._discard(epoch)]
         crash_point("restore:discarded")
         if not left and state.get("discard"):
+            gone = epochs.discarded(state)
+            self._notes.change_repairs(lambda records, there: rebuilt.without(records, gone))
             self.write_state({**state, "discard": []})
 
     def _is_to_go(self, state: Mapping[str, Any], kept: Collection[object]) -> bool:
@@ -275,10 +184,16 @@ class PodWorkshop(Workshop):
         )
 
     def _discard(self, epoch: int) -> bool:
-        """Remove an epoch's volumes and its place in Patroni's store; whether any is still there."""
-        platform = self._platform
-        claims = self._claims(epoch)
-        for claim in claims.values():
+        """Remove an epoch's volumes, all that repairs have made in it, and its place in Patroni's store; whether any is
+        still there."""
+        platform, records = self._platform, self._notes.repairs(asked=True)
+        claims = [
+            claim
+            for claim in platform.api.list(VOLUME_CLAIM, platform.namespace)
+            if (own := names.claim_of(self._cluster, claim["metadata"]["name"])) is not None
+            and own[1] in rebuilt.of_epoch(records, epoch, own[0].group)
+        ]
+        for claim in claims:
             if "deletionTimestamp" not in claim["metadata"]:
                 platform.api.delete_this(VOLUME_CLAIM, platform.namespace, claim)
         stores = self._stores(epoch)
@@ -296,10 +211,9 @@ class PodWorkshop(Workshop):
     # how far it is
 
     def end_processes(self, member: Member, data: Path) -> None:
-        self._require_own()
-        name = restore_pods.restore_pod_name(member, epochs.current(self.read_state()))
-        if self._runs(name):
-            self._at(name).end_in(data)
+        machine = self._stands.standing(member, epochs.current(self.read_state()))
+        if machine is not None:
+            machine.end_in(data)
 
     def read_state(self) -> dict[str, Any] | None:
         return self.state_of(self._platform.look_up(CLUSTER, self._cluster))
@@ -310,9 +224,13 @@ class PodWorkshop(Workshop):
         :param resource: the cluster's
         :param asked: ask for it; else what is at hand will do
         """
-        written, wish = self._written(asked=asked), epochs.wish_of(resource)
-        there = self.epochs() if wish is not None else ()
-        state = epochs.with_wish(self._cluster, written, wish, there)
+        written, wish = self._notes.state(asked=asked), epochs.wish_of(resource)
+        if wish is None:
+            state = epochs.with_wish(self._cluster, written, None)
+        else:
+            used = rebuilt.numbers(self._notes.repairs(asked=asked))
+            busy = self._busy()
+            state = epochs.with_wish(self._cluster, written, wish, self.epochs(), used=used, busy=busy)
         return dict(state) if state is not None else None
 
     def epochs(self) -> set[int]:
@@ -320,23 +238,6 @@ class PodWorkshop(Workshop):
         found = self._platform.claims(self._cluster)
         own = (names.claim_of(self._cluster, each["metadata"]["name"]) for each in found)
         return {claim[1] for claim in own if claim is not None}
-
-    def _written(self, *, asked: bool) -> dict[str, Any] | None:
-        platform, name = self._platform, names.recovery_state(self._cluster)
-        if asked:
-            return self._parsed(platform.api.get(CONFIG_MAP, platform.namespace, name))
-        return self._parsed(platform.look_up(CONFIG_MAP, name))
-
-    def _parsed(self, found: Object | None) -> dict[str, Any] | None:
-        try:
-            state = json.loads(((found or {}).get("data") or {}).get(STATE_KEY, "null"))
-        except ValueError:
-            raise PgherdError(
-                f"ConfigMap {names.recovery_state(self._cluster)} is damaged: nobody can tell any more how far the "
-                f"making of {self._cluster} from a backup is, or which volumes are its own; bring it back from a copy, "
-                "or delete the cluster"
-            ) from None
-        return state if isinstance(state, dict) else None
 
     def let_go(self, *, has_data: bool) -> None:
         """Its cluster goes. What is remembered beside its volumes is what the next one of its name needs to know.
@@ -351,25 +252,22 @@ class PodWorkshop(Workshop):
             self.write_state({"phase": "requested"})
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        platform = self._platform
-        if platform.look_up(CLUSTER, self._cluster) is None:
+        if self._platform.look_up(CLUSTER, self._cluster) is None:
             return  # not beside a deletion that has just removed it
-        self._require_own()
-        name = names.recovery_state(self._cluster)
-        there = platform.api.get(CONFIG_MAP, platform.namespace, name)
-        if has_ended(self._parsed(there), state):
-            raise Cancelled(f"the restore of {self._cluster} has been brought to its end by somebody else")
-        metadata = {"name": name, "labels": names.labels(self._cluster)}
-        if there is not None:
-            # A write that hung for long must not undo what others wrote since: it decides which volumes are in force.
-            metadata["resourceVersion"] = there["metadata"]["resourceVersion"]
-        data = {STATE_KEY: json.dumps(dict(state))}
-        try:
-            platform.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
-        except PgherdError as error:
-            if is_conflict(error):
-                raise Unavailable(f"ConfigMap {name} was changed by somebody else meanwhile") from error
-            raise
+        self._stands.require_own()
+
+        def check(there: Object | None) -> None:
+            before = self._notes.state_in(there)
+            if has_ended(before, state):
+                raise Cancelled(
+                    f"the restore of {self._cluster} has been brought to its end by somebody else"
+                )
+            if epochs.is_under_way(state) and not epochs.is_under_way(before):
+                groups = self._notes.repairs_in(there).get(epochs.current(before), {})
+                if any(record.is_open for record in groups.values()):
+                    raise Cancelled(f"a group of {self._cluster} is being rebuilt")
+
+        self._notes.write_state(state, check)
 
 
 def has_ended(there: Mapping[str, Any] | None, state: Mapping[str, Any]) -> bool:
@@ -386,37 +284,8 @@ def _has_failed_early(state: Mapping[str, Any]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _RestoreMachines(Machines):
+class _RestoreMachines(StandMachines):
     """The pods of one workshop."""
 
-    platform: KeepsBackups
-    cluster: str
-    processes: int = 1
-    folder: Path = field(default=Path(patroni_files.RECOVERY_DIRECTORY))
-
-    def at(self, host: str) -> Machine:
-        raise Unavailable(f"{host} does not run yet: {self.cluster} is being made")
-
-    def of(self, group: int | None) -> Machine:
-        first = Member(self.cluster, COORDINATOR if group is None else group, 0)
-        return PodWorkshop(self.platform, self.cluster).machine(first)
-
-    def end_strays(self, group: int, argument: str) -> None:
-        self.of(group).end_strays(argument)
-
-    def equip(self, files: Mapping[str, str]) -> None:
-        with _waited_for():
-            self.platform.equip(self.cluster, names.recovery_secret(self.cluster), files)
-
-
-@contextmanager
-def _waited_for() -> Iterator[None]:
-    """What is refused now (a quota, a declaration that makes no sense) may be mended: nothing is known to be wrong
-    with what is restored."""
-    try:
-        yield
-    except (Cancelled, Unavailable):
-        raise
-    except PgherdError as error:
-        raise Unavailable(str(error)) from error
+    def first(self, member: Member) -> Machine:
+        return PodWorkshop(self.platform, self.cluster).machine(member)

@@ -23,6 +23,7 @@ from pgherd.platform.base import Bench, LastWords
 from pgherd.platform.local import endings, files, processes
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.workshop import OF_THE_SOURCE
+from pgherd.platform.machine import Machine
 
 PLACING = "placing"
 """the phase in which no member of the group may run"""
@@ -34,6 +35,7 @@ class LocalBench(Bench):
     :param locked: the home's lock, as a context manager
     :param members: the group's members that exist in any form, by ordinal
     :param is_running: whether a member's Patroni runs
+    :param machine: gives this machine
     :param store_lsn: what the group's leader last told Patroni's store
     :param leave_store: give the group's place in Patroni's store up
     """
@@ -47,6 +49,7 @@ class LocalBench(Bench):
         locked: Callable[[], Any],
         members: Callable[[], Sequence[Member]],
         is_running: Callable[[Member], bool],
+        machine: Callable[[], Machine],
         store_lsn: Callable[[], int | None],
         leave_store: Callable[[], None],
     ) -> None:
@@ -57,6 +60,7 @@ class LocalBench(Bench):
         self._locked = locked
         self._members = members
         self._is_running = is_running
+        self._machine = machine
         self._store_lsn = store_lsn
         self._leave_store = leave_store
 
@@ -64,6 +68,17 @@ class LocalBench(Bench):
         with files.explained(f"make {self._root}"):
             self._root.mkdir(parents=True, exist_ok=True, mode=files.PRIVATE_DIRECTORY)
         return self._root
+
+    @property
+    def data(self) -> Path:
+        return self._root / "data"
+
+    def machine(self) -> Machine:
+        return self._machine()
+
+    def drop(self) -> None:
+        self.end_processes()
+        files.remove(self.data)
 
     def last_words(self) -> LastWords:
         members = self._members()
@@ -104,8 +119,10 @@ class LocalBench(Bench):
         for name in names:
             files.sweep(members, name)
 
-    def place(self, data: Path) -> None:
-        layout = self._layout.member(self._first)
+    def place(self, prepare: Callable[[Machine, Path], None]) -> None:
+        layout, data = self._layout.member(self._first), self.data
+        if data.is_dir():
+            prepare(self.machine(), data)
         with self._locked():
             if not data.is_dir():
                 return
@@ -118,8 +135,8 @@ class LocalBench(Bench):
                 for each in (layout.directory, layout.directory.parent, self._root):
                     files.sync_directory(each)
 
-    def end_processes(self, data: Path) -> None:
-        processes.end_postgres(self._root, data)
+    def end_processes(self) -> None:
+        processes.end_postgres(self._root, self.data)
 
     def read(self, what: str) -> dict[str, Any] | None:
         found = files.read_json(self._root / f"{what}.json")
@@ -135,8 +152,8 @@ class LocalBench(Bench):
         return self._root / "before"
 
     @property
-    def kept(self) -> Path | None:
-        return self._before if any_file(self._before) else None
+    def kept(self) -> str | None:
+        return str(self._before) if any_file(self._before) else None
 
     def clear(self) -> None:
         with self._locked():

@@ -185,6 +185,7 @@ class LocalPlatform(Platform):
             locked=self.locked,
             members=members,
             is_running=self._is_running,
+            machine=self.machine,
             store_lsn=lambda: self._store_lsn(first),
             leave_store=lambda: self._foundings.forget(first, self._eraser_of_survivors(first)),
         )

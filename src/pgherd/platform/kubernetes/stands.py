@@ -1,0 +1,213 @@
+"""The pods in which members' data are put together (``restore_pods``): made, waited for, used, and let go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.model.topology import COORDINATOR, Member
+from pgherd.platform.kubernetes import names, patroni_files, restore_pods, views
+from pgherd.platform.kubernetes.api import CLUSTER, POD, VOLUME_CLAIM, Object
+from pgherd.platform.kubernetes.cluster_objects import service_account
+from pgherd.platform.kubernetes.ensure import owned
+from pgherd.platform.kubernetes.machines import PodMachine, wait_until
+from pgherd.platform.machine import Machine, Machines
+
+if TYPE_CHECKING:
+    from pgherd.platform.kubernetes.keeping import KeepsBackups
+
+START_SECONDS = 60.0
+"""how long a pod may take to run until somebody is told why it does not"""
+
+_PLACE = f"""\
+set -e
+if [ ! -d "$1" ]; then
+    # Placed before, or on a volume that is another one by now.
+    [ -s {patroni_files.DATA_PATH}/global/pg_control ] && exit 0
+    echo "there are no restored data in $1" >&2
+    exit 1
+fi
+cd "$1"
+rm -f patroni.dynamic.json backup_manifest postmaster.opts backup_label.old
+cd ..
+rm -rf spool
+sync -f "$1"
+mv -T "$1" {patroni_files.DATA_PATH}
+touch {patroni_files.VOLUME_PATH}/founded
+sync -f .
+"""
+
+
+class Stands:
+    """Those of one cluster.
+
+    :ivar stopping: whether to wait for nothing any more
+    """
+
+    def __init__(self, platform: KeepsBackups, cluster: str) -> None:
+        self._platform, self._cluster = platform, cluster
+        self.stopping: Callable[[], bool] = lambda: False
+        self._uid = self._uid_now()
+
+    def _uid_now(self) -> str | None:
+        found = self._platform.look_up(CLUSTER, self._cluster)
+        return str(found["metadata"]["uid"]) if found is not None else None
+
+    def require_own(self) -> None:
+        """:raises Cancelled: another cluster has this one's name by now, and what is there is that one's"""
+        if self._uid is not None and self._uid_now() not in (self._uid, None):
+            raise Cancelled(f"{self._cluster} is another cluster by now")
+
+    def machine(self, member: Member, epoch: int, begin: Callable[[], None]) -> PodMachine:
+        """The one on a member's volume of an epoch; it is made if it is not there.
+
+        :param begin: called before the volume is claimed
+        :raises Unavailable: it does not run yet, and why
+        """
+        self.require_own()
+        name = restore_pods.restore_pod_name(member, epoch)
+
+        def why_not() -> str:
+            pod = self._pod(name)
+            return f"{name} does not run yet: {(pod and views.why_not(pod)) or 'it is being made'}"
+
+        with waited_for():
+            wait_until(lambda: self._is_set_up(member, epoch, begin), why_not, START_SECONDS, self.stopping)
+            return self._at(name)
+
+    def standing(self, member: Member, epoch: int) -> PodMachine | None:
+        """The same, if it runs."""
+        self.require_own()
+        name = restore_pods.restore_pod_name(member, epoch)
+        return self._at(name) if self._runs(name) else None
+
+    def place(self, machine: PodMachine, data: Path) -> None:
+        """Make finished data in a pod the member's; no-op if that was done before."""
+        machine.shell(_PLACE, str(data))
+
+    def left(self, member: Member | None = None, epoch: int | None = None) -> list[Object]:
+        """Pods that are there; asked.
+
+        :param member: of this one only
+        :param epoch: and on its volume of this epoch
+        """
+        found = self._platform.api.list(POD, self._platform.namespace, names.selector(self._cluster))
+        made = restore_pods.pods_of(self._cluster, found)
+        wanted = None if member is None or epoch is None else restore_pods.restore_pod_name(member, epoch)
+        return [
+            pod
+            for pod in found
+            if (name := pod["metadata"]["name"]) in made
+            and member in (None, made[name])
+            and wanted in (None, name)
+        ]
+
+    def end(self, member: Member | None = None, epoch: int | None = None) -> None:
+        """Let them go, and wait for their end.
+
+        :raises Unavailable: they are still going
+        """
+        self.require_own()
+
+        def are_gone() -> bool:
+            for pod in self.left(member, epoch):
+                self._platform.end_pod(pod)
+            return not self.left(member, epoch)
+
+        def waits() -> str:
+            left = self.left(member, epoch)
+            return f"{', '.join(pod['metadata']['name'] for pod in left)} has not ended yet"
+
+        try:
+            wait_until(are_gone, waits, START_SECONDS, self.stopping)
+        finally:
+            # What a group needs another one needs, too.
+            if member is None or not self.left():
+                self._platform.unequip(self._cluster, names.recovery_secret(self._cluster))
+
+    def _is_set_up(self, member: Member, epoch: int, begin: Callable[[], None]) -> bool:
+        """Whether its pod runs; it is made if it is not there, and let go if it is of no use any more."""
+        name = restore_pods.restore_pod_name(member, epoch)
+        pod = self._pod(name)
+        if pod is None:
+            self._make(member, epoch, begin)
+        elif "deletionTimestamp" in pod["metadata"] or not self._is_own(pod):
+            self._platform.end_pod(pod)
+        return self._runs(name)
+
+    def _is_own(self, pod: Object) -> bool:
+        """Whether it goes when this cluster goes, and not with one that had its name."""
+        owners = {each.get("uid") for each in pod["metadata"].get("ownerReferences") or []}
+        return self._uid_now() in owners
+
+    def _at(self, pod: str) -> PodMachine:
+        return PodMachine(self._platform.reach, pod, self._platform.major(self._cluster))
+
+    def _make(self, member: Member, epoch: int, begin: Callable[[], None]) -> None:
+        platform = self._platform
+        owner = platform.resource_of(self._cluster)
+        cluster = platform.declaration(self._cluster).cluster
+        labels = {**cluster.metadata.labels, **names.labels(self._cluster)}
+        platform.put_owned(self._cluster, service_account(self._cluster, labels))
+        claim = names.volume_claim(member, epoch)
+        if platform.api.get(VOLUME_CLAIM, platform.namespace, claim) is None:
+            begin()
+            platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member, epoch))
+        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch)
+        platform.api.create(platform.namespace, owned(pod, owner))
+
+    def _pod(self, name: str) -> Object | None:
+        return self._platform.api.get(POD, self._platform.namespace, name)
+
+    def _runs(self, name: str) -> bool:
+        pod = self._pod(name)
+        return (
+            pod is not None
+            and views.is_running(pod)
+            and "deletionTimestamp" not in pod["metadata"]
+            and self._is_own(pod)
+        )
+
+
+@dataclass(frozen=True)
+class StandMachines(Machines, ABC):
+    """The pods of one cluster's making, or of one group's."""
+
+    platform: KeepsBackups
+    cluster: str
+    processes: int = 1
+    folder: Path = field(default=Path(patroni_files.RECOVERY_DIRECTORY))
+
+    @abstractmethod
+    def first(self, member: Member) -> Machine:
+        """That on the volume of a group's first member."""
+
+    def at(self, host: str) -> Machine:
+        raise Unavailable(f"{host} does not run yet: {self.cluster} is being made")
+
+    def of(self, group: int | None) -> Machine:
+        return self.first(Member(self.cluster, COORDINATOR if group is None else group, 0))
+
+    def end_strays(self, group: int, argument: str) -> None:
+        self.of(group).end_strays(argument)
+
+    def equip(self, files: Mapping[str, str]) -> None:
+        with waited_for():
+            self.platform.equip(self.cluster, names.recovery_secret(self.cluster), files)
+
+
+@contextmanager
+def waited_for() -> Iterator[None]:
+    """What is refused now (a quota, a declaration that makes no sense) may be mended: nothing is known to be wrong
+    with what is restored."""
+    try:
+        yield
+    except (Cancelled, Unavailable):
+        raise
+    except PgherdError as error:
+        raise Unavailable(str(error)) from error

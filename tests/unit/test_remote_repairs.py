@@ -1,0 +1,107 @@
+"""Asking for a repair where clusters run in Kubernetes: what follows from the cluster's own resource."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pgherd.errors import BadInput, PgherdError
+from pgherd.model.spec import to_mapping
+from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.rebuilt import Wish
+from pgherd.remote import objects, repairs
+from tests.unit.test_kubernetes_objects import cluster
+
+GROUP = "segment-1"
+UID = "u"
+
+
+def resource(wish: Wish | None = None, *members: dict[str, str], **told: Any) -> dict[str, Any]:
+    text = {names.repair_annotation(1): wish.as_text(UID)} if wish is not None else {}
+    entry = {"group": GROUP, "id": "a", "phase": "copying", "due": True, "accepted": False, "kept": None}
+    return {
+        **to_mapping(cluster()),
+        "metadata": {"name": "shop", "uid": UID, "annotations": text},
+        "status": {
+            "groups": [{"name": GROUP, "id": 1, "members": list(members)}],
+            "repairs": [{**entry, **told}] if told else [],
+        },
+    }
+
+
+def asked(found: dict[str, Any], *, accept: bool = False) -> Wish:
+    return repairs._asked("shop", GROUP, found, accept=accept)
+
+
+def test_the_same_repair_goes_on_as_long_as_it_is_open() -> None:
+    first = asked(resource())
+    assert first.id
+    assert not first.accept
+    assert asked(resource(Wish("a"), due=True)) == Wish("a")
+    assert asked(resource(Wish("a"), due=True), accept=True) == Wish("a", accept=True)
+    assert asked(resource(Wish("a", accept=True), due=True)) == Wish("a", accept=True), "once accepted"
+    assert asked(resource(Wish("b"), phase="done", due=False)) == Wish("b"), "nobody has seen it yet"
+    doubt = resource(Wish("a"), phase="in doubt", due=False)
+    assert asked(doubt, accept=True) == Wish("a", accept=True)
+    assert asked(doubt).id != "a", "there may be more by now"
+    for ended in ("done", "failed", "refused"):
+        assert asked(resource(Wish("a"), phase=ended, due=False)).id != "a"
+
+
+def test_nothing_is_asked_for_over_what_is_not_confirmed() -> None:
+    found = resource(Wish("a"), phase="done", due=False, kept="data-shop-segment-1-0")
+    with pytest.raises(
+        BadInput, match=r"data-shop-segment-1-0: 'pgherd repair shop --group segment-1 --confirm'"
+    ):
+        asked(found)
+
+
+def test_whoever_waits_hears_of_his_own_repair_only() -> None:
+    news = repairs._news
+    assert news("shop", GROUP, "b", resource(Wish("b"), phase="done")) is None
+    assert (news("shop", GROUP, "a", resource(Wish("a"), due=True)) or {})["phase"] == "copying"
+    assert news("shop", GROUP, "a", resource(None, phase="done")) is not None
+    with pytest.raises(PgherdError, match="was called off"):
+        news("shop", GROUP, "b", resource(None, phase="done"))
+    with pytest.raises(PgherdError, match="was called off"):
+        news("shop", GROUP, "b", resource(Wish("c")))
+
+
+def test_a_loss_that_was_accepted_just_now_is_waited_for() -> None:
+    def is_over(wish: Wish, **told: Any) -> bool:
+        found = resource(wish, **told)
+        return repairs._is_over(GROUP, "a", objects.repair_of(found, GROUP), found)
+
+    assert is_over(Wish("a"), phase="in doubt", due=False)
+    assert not is_over(Wish("a", accept=True), phase="in doubt", due=False), "that is from before"
+    assert not is_over(Wish("a", accept=True), phase="settling", due=True, accepted=True)
+    assert is_over(Wish("a", accept=True), phase="done", due=False, accepted=True)
+    assert is_over(Wish("a", accept=True), phase="refused", due=False)
+
+
+def test_who_leads_is_what_the_operator_saw() -> None:
+    leads = {"name": "shop-segment-1-0", "role": "primary", "state": "running"}
+    follows = {"name": "shop-segment-1-1", "role": "standby", "state": "running"}
+    assert objects.primary_of(resource(None, leads, follows), GROUP) == "shop-segment-1-0"
+    assert objects.primary_of(resource(None, {**leads, "state": "starting"}, follows), GROUP) is None
+    assert objects.primary_of(resource(None, leads, {**follows, "role": "primary"}), GROUP) is None
+    assert objects.primary_of({"metadata": {"name": "shop"}}, GROUP) is None
+
+
+def test_a_group_is_one_that_is_declared_or_there() -> None:
+    found = resource()
+    assert repairs._number("shop", "coordinator", found) == 0
+    found["status"]["groups"].append({"name": "segment-7", "id": 7})
+    assert repairs._number("shop", "segment-7", found) == 7
+    with pytest.raises(BadInput, match="shop has no segment-9: it has coordinator, segment-1"):
+        repairs._number("shop", "segment-9", found)
+    with pytest.raises(BadInput, match="is not a group"):
+        repairs._number("shop", "nobody", found)
+
+
+def test_what_is_rebuilt_keeps_a_restore_in_place_away() -> None:
+    assert objects.being_rebuilt(resource()) is None
+    assert objects.being_rebuilt(resource(Wish("a"), due=True)) == GROUP
+    assert objects.being_rebuilt(resource(Wish("a"), phase="in doubt", due=False)) == GROUP
+    assert objects.being_rebuilt(resource(Wish("a"), phase="done", due=False)) is None
