@@ -304,6 +304,13 @@ def test_a_schedule_makes_backups(bank: Bank) -> None:
         assert row["lastBackup"].startswith("each-minute-")
     finally:
         bank.run("delete-schedule", "each-minute")
+        # The last one that it began goes on, and there is one at a time.
+        wait_for(
+            lambda: all(row["phase"] in ("done", "failed") for row in bank.rows("backups")),
+            "no backup goes on",
+            PATIENCE,
+            every=2,
+        )
 
 
 def test_an_operator_that_is_killed_in_a_backup_is_followed_by_one_that_goes_on(
@@ -429,6 +436,8 @@ def test_a_restore_that_is_stopped_goes_on_and_one_that_is_purged_leaves_nothing
     try:
         twice.apply(standbys=0, bootstrap=from_bank(store, point))
         begun = wait_for(lambda: restore_pods(twice), "the restore has begun", PATIENCE)
+        # In the middle of it: a command takes longer to begin than a small restore does.
+        bank.namespace.kubectl("annotate", "pgc", "bank-twice", "pgherd.io/stopped=true")
         assert {pod["spec"]["serviceAccountName"] for pod in begun} == {"bank-twice"}
         bank.run("stop", "bank-twice", timeout=PATIENCE)
         twice.wait_phase("Stopped", timeout=PATIENCE)

@@ -20,6 +20,11 @@ from pgherd.reconcile.state import MemberState, Observed
 
 POLL_SECONDS = 0.2
 
+LOOKS = 3
+"""how often a member is asked until it is said that something is wrong with it"""
+
+BETWEEN_LOOKS_SECONDS = 2.0
+
 
 def group_number(world: observe.World, group: str) -> int:
     """The number of a group by its name.
@@ -85,8 +90,16 @@ def planned_moves(world: observe.World) -> list[dict[str, Any]]:
 
 
 def findings(world: observe.World) -> list[Finding]:
-    """Everything that the catalogue and the world disagree on."""
+    """Everything that the catalogue and the world disagree on.
+
+    Who does not answer once may only be slow, or the way there may be: what the last of several looks finds is told.
+    """
     seen = observe.observe(world)
+    for _ in range(LOOKS - 1):
+        if not status.find_problems(seen):
+            break
+        time.sleep(BETWEEN_LOOKS_SECONDS)
+        seen = observe.observe(world)
     members = [
         Finding(-1, "members", problem, "see 'pgherd status'") for problem in status.find_problems(seen)
     ]
