@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from pgherd.backup import pauses, private_server, repair, restore, restoring
+from pgherd.backup import pauses, private_server, repair, restore, restoring, wish
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
 from pgherd.backup.restore import Restore, Site
@@ -147,7 +147,7 @@ def test_what_is_being_taken_back_is_taken_back_by_whoever_comes_next(
             home.fails(GONE)
     state = home.workshop.read_state() or {}
     assert restoring.operation_status(state)["phase"] == "taking it back"
-    assert restore.is_due(state, cluster(engine="fdw"), True)
+    assert wish.is_due(state, cluster(engine="fdw"), True)
     Restore(home.site()).run()
     state = home.workshop.read_state() or {}
     assert (state["phase"], state["error"]) == (restore.REVERTED, " ".join(str(GONE).split()))
@@ -186,7 +186,7 @@ def test_what_can_not_be_taken_back_because_the_old_data_were_removed_goes_on_an
     assert "is gone" in state["noWayBack"]
     told = restoring.operation_status(state)["message"]
     assert "so it can't be taken back (could not open file" in told
-    assert restore.is_due(state, cluster(engine="fdw"), True)
+    assert wish.is_due(state, cluster(engine="fdw"), True)
     for _ in range(2 * pauses.TRIES):
         state = home.fails(PgherdError("a copy is damaged"), "settled")
     assert state["phase"] == "copying", "there is nothing else to be had"

@@ -12,6 +12,7 @@ import pytest
 
 from pgherd.backup import restore, restoring
 from pgherd.backup.restore import Site
+from pgherd.backup.wish import is_due, standing
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.spec import PostgresCluster, to_mapping, validate
 from pgherd.model.topology import Member
@@ -68,7 +69,7 @@ def test_a_wish_begins_an_epoch_and_keeps_the_one_before() -> None:
     assert state["recovery"]["restorePoint"] == "p1"
     assert (epochs.current(state), state["kept"]) == (1, 0)
     assert epochs.is_under_way(state)
-    assert restore.is_due(state, cluster(), True)
+    assert is_due(state, cluster(), True)
 
 
 def test_what_was_done_is_in_force_and_what_was_taken_back_is_not() -> None:
@@ -493,10 +494,10 @@ def test_a_cluster_that_is_declared_to_be_restored_is_never_founded_because_of_i
     raw["spec"]["bootstrap"] = {"recovery": RECOVERY}
     declared, problems = validate(raw, PostgresCluster)
     assert declared is not None, problems
-    assert restore.is_due(state, declared, has_data=False)
-    assert restore.standing(state, declared) == {}
-    assert not restore.is_due(state, declared, has_data=False, lived=True)
-    assert not restore.is_due(state, declared, has_data=True)
+    assert is_due(state, declared, has_data=False)
+    assert standing(state, declared) == {}
+    assert not is_due(state, declared, has_data=False, lived=True)
+    assert not is_due(state, declared, has_data=True)
 
 
 def test_a_restore_that_is_called_off_goes_back_whoever_hears_of_it(lab: Lab) -> None:

@@ -14,7 +14,8 @@ import pytest
 from pgherd.backup import restoring, wish
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import Member
-from pgherd.platform.kubernetes import keeping, names, restore_pods, stands
+from pgherd.platform.base import Lost
+from pgherd.platform.kubernetes import keeping, names, nodes, restore_pods, stands
 from pgherd.platform.kubernetes.api import CONFIG_MAP, VOLUME_CLAIM
 from pgherd.platform.kubernetes.cache import Direct
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
@@ -89,6 +90,7 @@ class Town:
 def town(monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
     monkeypatch.setattr(keeping, "CLAIM_SECONDS", 0.5)
     monkeypatch.setattr(stands, "START_SECONDS", 0.5)
+    monkeypatch.setattr(nodes, "LOOK_SECONDS", 0.0)
     with kube_api() as (kube, api):
         yield Town(kube, KubernetesPlatform(api, "prod"))
 
@@ -282,6 +284,94 @@ def test_a_pod_that_a_dead_node_does_not_end_is_given_up(
     with pytest.raises(Unavailable):
         town.workshop.machine(FIRST)
     assert ("deletionTimestamp" not in town.kube.objects[POD_PATH]["metadata"]) == given_up
+
+
+# a node that died
+
+
+NODE = "/api/v1/nodes/n1"
+
+
+def lost(town: Town, silent_for: float) -> None:
+    """A pod ran on a node, which died; the one that was made again finds no place."""
+    town.know(phase="copying")
+    town.claim()
+    town.pod()
+    reports = {"conditions": [{"type": "Ready", "status": "True"}]}
+    town.kube.put(NODE, {"kind": "Node", "status": reports})
+    town.workshop.machine(FIRST)
+    town.node(silent_for)
+    assert town.workshop.standing(FIRST) is None, "whatever its node said last"
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.workshop.machine(FIRST)
+    made = town.kube.objects[POD_PATH]
+    assert "nodeName" not in made["spec"], "another one, on the same volume"
+    refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    town.kube.put(POD_PATH, {**made, "status": {"conditions": [refused]}})
+
+
+@pytest.mark.parametrize("silent_for", [100.0, 600.0])
+def test_a_volume_that_is_bound_to_a_dead_node_is_given_up_in_time(town: Town, silent_for: float) -> None:
+    lost(town, silent_for)
+    if silent_for < 300:
+        with pytest.raises(Unavailable, match="Unschedulable: 0/3 nodes") as waits:
+            town.workshop.machine(FIRST)
+        assert not isinstance(waits.value, Lost)
+        return
+    with pytest.raises(Lost, match="data-shop-segment-1-0 was used on node n1, which is silent") as gone:
+        town.workshop.machine(FIRST)
+    assert gone.value.group == 1
+    assert town.has(CLAIM_PATH), "nothing goes before it is written down"
+    town.workshop.discard(FIRST)
+    assert not any(town.has(path) for path in (CLAIM_PATH, POD_PATH))
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.workshop.machine(FIRST)
+    claim = town.kube.objects[CLAIM_PATH]["metadata"]
+    assert not claim.get("annotations"), "a new one, which no node had"
+    assert town.has(POD_PATH)
+
+
+def test_a_volume_whose_node_reports_or_that_is_never_to_be_replaced_is_kept(town: Town) -> None:
+    lost(town, 600)
+    town.kube.put(NODE, {"kind": "Node", "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    with pytest.raises(Unavailable) as waits:
+        town.workshop.machine(FIRST)
+    assert not isinstance(waits.value, Lost)
+    town.node(600)
+    raw = town.kube.objects[CLUSTER_PATH]
+    metadata = {**raw["metadata"], "generation": 2}
+    never = {**raw["spec"], "replaceLostAfter": 0}
+    town.kube.put(CLUSTER_PATH, {**raw, "metadata": metadata, "spec": never})
+    with pytest.raises(Unavailable) as waits:
+        town.workshop.machine(FIRST)
+    assert not isinstance(waits.value, Lost)
+    assert town.has(CLAIM_PATH)
+
+
+def test_nothing_uses_a_volume_that_is_going(town: Town) -> None:
+    """Whoever was killed between claim and pod has left a pod that would keep the volume there for ever."""
+    lost(town, 600)
+    town.claim(deletionTimestamp=NOW.isoformat())
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.workshop.machine(FIRST)
+    assert not town.has(POD_PATH)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"phase": "done"},
+        {"phase": "failed"},
+        {"phase": "reverted", "inPlace": True, "epoch": 1, "kept": 0},
+        {"phase": "done", "inPlace": True, "epoch": 0, "kept": None},
+    ],
+)
+def test_no_volume_goes_that_may_be_a_clusters_own(town: Town, state: dict[str, Any]) -> None:
+    town.claim()
+    town.know(**state)
+    with pytest.raises(PgherdError, match="its volumes stay"):
+        town.workshop.discard(FIRST)
+    assert town.has(CLAIM_PATH)
 
 
 def test_whoever_is_to_end_waits_for_no_pod(town: Town) -> None:

@@ -18,9 +18,11 @@ from pgherd.backup.restore import Restore, Site
 from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
+from pgherd.platform.base import Lost
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.machine import LocalMachine
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.platform.local.workshop import LocalWorkshop
 from tests.support.backups import point
 from tests.support.platform import cluster
 
@@ -121,6 +123,19 @@ def test_a_point_that_is_declared_meanwhile_is_restored_and_not_the_one_before(h
     assert home.runs(declared("p2"))
     assert wish.told(declared("p2")) == home.state[wish.KEY]
     assert not home.state.get("steps")
+
+
+def test_places_that_are_lost_go_before_another_point_is_restored(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.know(phase="copying", steps=[], lost=[0, 1])
+    discarded: list[int] = []
+    monkeypatch.setattr(
+        LocalWorkshop, "discard", lambda shop, member: discarded.append(member.group), raising=False
+    )
+    assert home.due(declared("p2")) == {"lost": [0, 1]}
+    assert home.runs(declared("p2"))
+    assert (discarded, home.state["lost"]) == ([0, 1], [])
 
 
 def test_a_process_at_work_on_another_point_ends(home: Home) -> None:
@@ -368,6 +383,59 @@ def test_groups_that_are_copied_are_not_copied_again(home: Home) -> None:
     assert again.made == [1]
     assert "copied" in home.state["steps"]
     assert (home.state["bytesDone"], home.state["bytesTotal"]) == (300, 300)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "again"),
+    [(["copied", "reached"], [1]), (["copied", "reached", "opened", "settled"], [0, 1, 2])],
+)
+def test_a_group_whose_place_is_lost_is_made_anew_and_if_some_may_be_placed_all_are(
+    home: Home, monkeypatch: pytest.MonkeyPatch, steps: list[str], again: list[int], killed: bool
+) -> None:
+    done = ["aside", *(f"copied:{group}" for group in range(3)), *steps]
+    sizes = {str(group): (100, 100) for group in range(3)}
+    home.know(phase="copying", bases=BASES, steps=done, copiedBytes=sizes)
+    discarded: list[int] = []
+    kills = [killed]
+
+    class OnADeadNode(Copying):
+        def _start_and_reach(self, group: int) -> None:
+            if group == 1:
+                raise Lost("data-shop-segment-1-0 was used on node n1", 1)
+
+        def _open(self, group: int) -> None:
+            raise AssertionError("no group goes on alone")
+
+        def _stop_servers(self) -> None:
+            return
+
+        def _carry_on(self) -> None:
+            if not self._reached("settled"):
+                raise Lost("data-shop-segment-1-0 was used on node n1", 1)
+            super()._carry_on()
+
+    def discard(workshop: Any, member: Member) -> None:
+        if kills[-1] and len(discarded) == len(again) - 1:
+            raise KeyboardInterrupt
+        discarded.append(member.group)
+
+    monkeypatch.setattr(LocalWorkshop, "discard", discard, raising=False)
+    carried = OnADeadNode(home.site(method=(method := Copies())))
+    with pytest.raises(KeyboardInterrupt if killed else Lost):
+        carried.run()
+    assert discarded == (again[:-1] if killed else again)
+    assert home.state["lost"] == (again if killed else [])
+    assert method.made == []
+    kept = [f"copied:{group}" for group in range(3) if group not in again]
+    assert home.state["steps"] == ["aside", *kept], "written down before anything goes"
+    assert "was used on node n1" in restoring.operation_status(home.state)["message"]
+    kills.append(False)
+    copied(home, method)
+    assert discarded == ([*again[:-1], *again] if killed else again), "none stays of those that are made anew"
+    assert home.state["lost"] == []
+    assert sorted(method.made) == again
+    assert home.state["copiedBytes"].keys() == {"0", "1", "2"}
 
 
 def test_nobody_copies_before_there_is_a_place_for_every_group(home: Home) -> None:

@@ -43,7 +43,7 @@ from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
-from pgherd.platform.base import CALLED_OFF, Bench
+from pgherd.platform.base import CALLED_OFF, Bench, Lost
 from pgherd.postgres.connections import Connection, Databases, is_passing
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,13 @@ REPOSITORY, LOSS = "repository", "accepted loss"
 """the rungs of the ladder that are climbed here"""
 OPEN = ("requested", "copying", "replaying", "settling", "placing", "joining")
 DOUBT, DONE, FAILED, REFUSED = "in doubt", "done", "failed", "refused"
+BEGINNING: Mapping[str, Any] = {
+    "phase": "copying",
+    "rung": REPOSITORY,
+    "reason": "no member of the group is left to copy from",
+    "steps": [],
+}
+"""what the state says of a repair of which nothing is made yet"""
 POLL_SECONDS = 0.5
 _FAR = "FFFFFFFF/FFFFFFFF"
 _LAST_COMMIT = re.compile(r"last completed transaction was at log time (.+)")
@@ -145,7 +152,7 @@ class Repair:
             if self._may_go_on(error):
                 logger.info("%s: rebuilding %s pauses: %s", site.name, site.title, error)
                 with suppress(PgherdError):
-                    self._tell(**after_pause(error, self._state))
+                    self._pause(error)
             else:
                 self._fail(error)
             raise
@@ -155,6 +162,21 @@ class Repair:
         # And from its place nothing is taken back.
         kept = self._is_past("placed") and not isinstance(error, PgherdError)
         return kept or isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
+
+    def _pause(self, error: Exception) -> None:
+        """Whoever comes next goes on, or begins anew if what was made is lost."""
+        if isinstance(error, Lost) and not self._is_past("settled"):
+            # Nothing but what was made hangs on it: from the beginning, in another place.
+            known = {"id": self._state["id"], "startedAt": self._state["startedAt"]}
+            self._state = {**known, **BEGINNING, **after_pause(error, self._state)}
+            self._site.bench.renew(self._state)
+            crash_point("repair:renewed")
+        elif isinstance(error, Lost):
+            # Its members wait for it by now, and how they ended counts as it was known before.
+            waits = Unavailable(f"{error}: bring it back, or call the repair off and ask for another one")
+            self._tell(**after_pause(waits, self._state))
+        else:
+            self._tell(**after_pause(error, self._state))
 
     def _fail(self, error: Exception) -> None:
         site = self._site
@@ -166,14 +188,7 @@ class Repair:
     def _begin(self, identity: str) -> None:
         self._site.bench.drop()
         self._state = {}
-        self._tell(
-            id=identity,
-            phase="copying",
-            rung=REPOSITORY,
-            reason="no member of the group is left to copy from",
-            steps=[],
-            startedAt=records.now(),
-        )
+        self._tell(id=identity, startedAt=records.now(), **BEGINNING)
         crash_point("repair:begun")
 
     def _carry_on(self) -> None:
@@ -224,6 +239,7 @@ class Repair:
         site = self._site
         copies, at = newest_copy(site.method, site.group)
         self._tell(phase="copying", copies=copies, system=at.system, settings=dict(at.settings))
+        site.bench.machine()  # who finds no place copies nothing
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)
         # Before any server ran here: what was copied does not know that it has to be recovered.
         site.bench.machine().write(self._data / "recovery.signal", "")

@@ -47,7 +47,7 @@ from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
 from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
 from pgherd.platform import base
-from pgherd.platform.base import NO_WAY_BACK, NothingBefore, Platform
+from pgherd.platform.base import NO_WAY_BACK, Lost, NothingBefore, Platform
 from pgherd.platform.local import files
 from pgherd.platform.machine import Machine
 from pgherd.postgres.connections import Databases
@@ -98,34 +98,6 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
         backup=wanted.backup,
         inclusive=wanted.inclusive,
     )
-
-
-def is_due(
-    state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool, *, lived: bool = False
-) -> bool:
-    """Whether a cluster is (still) to be made from a backup.
-
-    :param state: what was written down of it
-    :param has_data: whether any member has data
-    :param lived: whether it ever served as it is declared now: what it lost then, nobody makes anew by himself
-    """
-    wanted = bool(wish.told(cluster)) and not has_data
-    if state is None:
-        return wanted
-    if state.get("phase") in ENDED and not lived:
-        return wanted  # what was made then, also in place, is gone, and would be founded anew, empty
-    return state.get("phase") not in ENDED
-
-
-def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
-    """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
-    elsewhere."""
-    if state.get("phase") in ENDED:
-        return {}
-    if state.get("inPlace"):
-        return state
-    ended = state.get("phase") == FAILED and wish.is_other(state, cluster)
-    return {} if ended or wish.leads_elsewhere(state, cluster) else state
 
 
 @dataclass(frozen=True)
@@ -192,7 +164,7 @@ class Restore:
         """
         written = self._workshop.read_state() or {}
         is_over = written.get("phase") in ENDED and not self._site.anew
-        known = standing(written, self._site.cluster)
+        known = wish.standing(written, self._site.cluster)
         if is_over or known.get("id") != self._site.id:
             logger.info("%s: nobody asks for this restore any more", self._site.name)
             return
@@ -203,6 +175,7 @@ class Restore:
             if self._in_place and self._state.get("failure"):
                 self._take_back()
                 return
+            self._discard_lost()
             if "point" not in self._state:
                 self._plan()
             if self._in_place and self._reached("aside"):
@@ -213,6 +186,9 @@ class Restore:
                 self._carry_on()
         except Cancelled as error:
             logger.info("%s: its restore pauses: %s", self._site.name, error)
+            raise
+        except Lost as error:
+            self._make_anew(error)
             raise
         except Exception as error:  # whatever it was, somebody has to be told
             obstacle = None if self._has_way_back else self._obstacle(error)
@@ -240,6 +216,28 @@ class Restore:
         logger.info("%s: its restore pauses: %s", self._site.name, error)
         with suppress(PgherdError):
             self._tell(**after_pause(error, self._state))
+
+    def _make_anew(self, error: Lost) -> None:
+        """A group's data are lost with their place. Once some may be in their places, all are made anew: what is in its
+        place is not moved out of it again."""
+        lost = [error.group] if self._reached("settled") else self._groups()
+        kept = {"aside", *(f"copied:{group}" for group in self._groups() if group not in lost)}
+        copied = {
+            key: what for key, what in (self._state.get("copiedBytes") or {}).items() if int(key) not in lost
+        }
+        steps = [step for step in self._state.get("steps", ()) if step in kept]
+        # Written down before anything goes: nobody must take a new place for one that is filled, or keep one of those
+        # that are to go.
+        self._tell(steps=steps, copiedBytes=copied, **{wish.LOST: lost}, **after_pause(error, self._state))
+        crash_point("restore:lost")
+        self._discard_lost()
+
+    def _discard_lost(self) -> None:
+        lost = self._state.get(wish.LOST)
+        for group in lost or ():
+            self._workshop.discard(self._site.member(group))
+        if lost:
+            self._tell(**{wish.LOST: []})
 
     def _fail(self, error: Exception) -> None:
         logger.error("%s could not be restored: %s", self._site.name, error)

@@ -39,9 +39,9 @@ def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | N
         # What is at hand may be of an earlier cluster of this name: an empty one would be founded.
         has_data = platform.has_data_now(name)
         known = platform.workshop(name).read_state()
-    if not restore.is_due(known, cluster, has_data, lived=lived):
+    if not wish.is_due(known, cluster, has_data, lived=lived):
         return None
-    return restore.standing(known or {}, cluster)
+    return wish.standing(known or {}, cluster)
 
 
 def _is_winding_down(platform: Platform, name: str) -> bool:
@@ -165,7 +165,7 @@ def begin(
     if state(platform, cluster) is None:
         return None
     written = platform.workshop(name).read_state() or {}
-    known = restore.standing(written, cluster)
+    known = wish.standing(written, cluster)
     asked = known.get("recovery")
     if asked is None and (bootstrap is None or not bootstrap.is_needed):
         raise PgherdError(

@@ -10,9 +10,12 @@ from typing import Any
 
 from pgherd.errors import BadInput
 from pgherd.model.spec import PostgresCluster
+from pgherd.platform import base
 
 KEY = "declared"
 """where it is in the state of a restore"""
+LOST = "lost"
+"""in that state: groups whose places are to be removed before anything else is done"""
 _ACCESS = ("secretRef",)
 """how to get at the backups: that may change, what is brought back stays the same"""
 
@@ -57,3 +60,34 @@ def require_open(state: Mapping[str, Any], cluster: PostgresCluster) -> None:
             f"spec.bootstrap: was changed when {name} was all but restored to {point}: declare that again, or delete "
             f"what is there (pgherd delete {name} --purge) and declare it anew"
         )
+
+
+def is_due(
+    state: Mapping[str, Any] | None, cluster: PostgresCluster, has_data: bool, *, lived: bool = False
+) -> bool:
+    """Whether a cluster is (still) to be made from a backup.
+
+    :param state: what was written down of it
+    :param has_data: whether any member has data
+    :param lived: whether it ever served as it is declared now: what it lost then, nobody makes anew by himself
+    """
+    wanted = bool(told(cluster)) and not has_data
+    if state is None:
+        return wanted
+    if state.get("phase") in base.ENDED and not lived:
+        return wanted  # what was made then, also in place, is gone, and would be founded anew, empty
+    return state.get("phase") not in base.ENDED
+
+
+def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
+    """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
+    elsewhere, but for places that are lost."""
+    if state.get("phase") in base.ENDED:
+        return {}
+    if state.get("inPlace"):
+        return state
+    if state.get("phase") == base.FAILED and is_other(state, cluster):
+        return {}
+    if leads_elsewhere(state, cluster):
+        return {LOST: state[LOST]} if state.get(LOST) else {}
+    return state

@@ -402,7 +402,8 @@ class ClusterSpec(Model):
         ge=0,
         le=86_400,
         description="Kubernetes only: seconds after which a member whose node does not report any more is built "
-        "anew elsewhere, on a new volume. Only while another member of its group is the primary. 0: never.",
+        "anew elsewhere, on a new volume. Only while another member of its group is the primary, or while the cluster "
+        "or the group is made from a backup, which has all of it. 0: never.",
     )
     fencing: Literal["none", "out-of-service"] = Field(
         default="none",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgherd.errors import BadInput, PgherdError
+from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Credentials, Endpoint, Member
@@ -27,6 +27,14 @@ NO_WAY_BACK = "noWayBack"
 """in the state of a restore in place: why it can't be taken back, and so goes on whatever happens"""
 CALLED_OFF = "calledOff"
 """in what a repair is asked to do: nobody wants it any more"""
+
+
+class Lost(Unavailable):
+    """What was made of a group is lost with its place, and is to be made anew in another one."""
+
+    def __init__(self, text: str, group: int) -> None:
+        super().__init__(text)
+        self.group = group
 
 
 class NothingBefore(PgherdError):
@@ -119,7 +127,12 @@ class Workshop(ABC):
         """Where that is.
 
         :raises Unavailable: it can't be used yet
+        :raises Lost: nor will it ever be
         """
+
+    def discard(self, member: Member) -> None:
+        """Remove what was made of a member, and its place. No-op where places are not lost."""
+        return
 
     def heed(self, stopping: Callable[[], bool]) -> None:
         """Wait for nothing any more once this says so."""
@@ -233,6 +246,7 @@ class Bench(ABC):
         """Where that is.
 
         :raises Unavailable: it can't be used yet
+        :raises Lost: nor will it ever be
         """
 
     def machines(self) -> Machines | None:
@@ -249,6 +263,13 @@ class Bench(ABC):
         :raises Unavailable: what was needed only for the work is still going
         """
         return
+
+    def renew(self, state: Mapping[str, Any]) -> None:
+        """Write down that what was made is lost with its place, and take another one; durably, and both or neither.
+
+        :param state: how far the work in that one is
+        """
+        self.write("state", state)
 
     @abstractmethod
     def drop(self) -> None:

@@ -197,6 +197,16 @@ class PodBench(Bench):
         if machine is not None:
             machine.end_in(self.data)
 
+    def renew(self, state: Mapping[str, Any]) -> None:
+        lost = self._made()
+
+        def renewed(known: Record, base: int, there: Object | None) -> Record:
+            if (known.id, known.made) != (state["id"], lost):
+                return known  # it was given up, or has another place by now
+            return known.renewed(self._new_epoch(there), state)
+
+        self._change(renewed)
+
     def drop(self) -> None:
         self._change(lambda known, base, there: known.abandoned())
 

@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pgherd.model.spec import RecoverySpec
-from pgherd.platform.base import DONE, ENDED, NO_WAY_BACK, REVERTED
+from pgherd.platform.base import DONE, ENDED, FAILED, NO_WAY_BACK, REVERTED
 from pgherd.platform.kubernetes import names
 
 State = Mapping[str, Any]
@@ -115,6 +115,11 @@ def is_reverted(state: State) -> bool:
 def is_under_way(state: State | None) -> bool:
     """Whether it is being restored in place: nothing of it may run, whatever epoch it is of."""
     return state is not None and bool(state.get("inPlace")) and state.get("phase") not in (*ENDED, None)
+
+
+def is_being_made(state: State) -> bool:
+    """Whether volumes are being filled from a backup, in place or for a new cluster."""
+    return state.get("phase") not in (*ENDED, FAILED, None)
 
 
 def unconfirmed(state: State | None) -> int | None:

@@ -47,6 +47,7 @@ from pgherd.platform.kubernetes.ensure import Applier, owned
 from pgherd.platform.kubernetes.machines import MemberMachines, wait_until
 from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.notes import Notes
+from pgherd.platform.kubernetes.places import DEAD_SECONDS
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.platform.machine import Machines
 
@@ -57,8 +58,6 @@ SECRET_SECONDS = 10.0
 """how long the look at somebody's Secret is good"""
 OWNER_KEY, RESOURCE_KEY = "owner", "resource"
 """in the ConfigMap that says who a cluster is: its id, and for which resource that was drawn"""
-DEAD_SECONDS = 60.0
-"""for how long a node has to be silent until a pod on it is forgotten; longer than guards of programs wait"""
 CLAIM_SECONDS = 20.0
 """how long a deletion waits for volumes before it says what it waits for"""
 _MILLI = 1000
@@ -209,9 +208,12 @@ class KeepsBackups(Platform):
         if "deletionTimestamp" not in pod["metadata"]:
             self.api.delete_this(POD, self.namespace, pod)
             return
-        silent = self._nodes.silent({views.doubtful_node(pod) or ""})
-        if any(seconds > DEAD_SECONDS for seconds in silent.values()):
+        if self.silent_for(views.doubtful_node(pod)) > DEAD_SECONDS:
             self.api.delete_this(POD, self.namespace, pod, grace=0)
+
+    def silent_for(self, node: str | None) -> float:
+        """Seconds since a node was given up; 0: it reports."""
+        return self._nodes.silent({node}).get(node, 0.0) if node else 0.0
 
     def end_restore_pods(self, name: str, member: Member | None = None) -> None:
         """Let the pods go in which a cluster is put together, or that of one member. Returns at once."""

@@ -147,6 +147,13 @@ class Record:
         """What was being made is to go."""
         return replace(self, made=None, spent=self._with(self.made))
 
+    def renewed(self, number: int, state: Mapping[str, Any]) -> Record:
+        """What was being made is lost, and made anew.
+
+        :param number: the epoch of what is made now
+        """
+        return replace(self.abandoned(), made=number, state=state)
+
     def placed(self, base: int) -> Record:
         """What was made is in force, and what was before is kept; no-op if that was done before."""
         if self.made is None:

@@ -16,6 +16,7 @@ from pgherd.platform.kubernetes.api import CLUSTER, POD, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.machines import PodMachine, wait_until
+from pgherd.platform.kubernetes.places import Places
 from pgherd.platform.machine import Machine, Machines
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Stands:
         self._platform, self._cluster = platform, cluster
         self.stopping: Callable[[], bool] = lambda: False
         self._uid = self._uid_now()
+        self._places = Places(platform, cluster)
 
     def _uid_now(self) -> str | None:
         found = self._platform.look_up(CLUSTER, self._cluster)
@@ -68,6 +70,7 @@ class Stands:
 
         :param begin: called before the volume is claimed
         :raises Unavailable: it does not run yet, and why
+        :raises Lost: nor will it ever: its volume can't be used any more
         """
         self.require_own()
         name = restore_pods.restore_pod_name(member, epoch)
@@ -133,12 +136,29 @@ class Stands:
     def _is_set_up(self, member: Member, epoch: int, begin: Callable[[], None]) -> bool:
         """Whether its pod runs; it is made if it is not there, and let go if it is of no use any more."""
         name = restore_pods.restore_pod_name(member, epoch)
-        pod = self._pod(name)
+        pod, claim = self._pod(name), self._places.claim(member, epoch)
+        # Whoever used a volume that is being removed would keep it from that.
+        going = claim is not None and "deletionTimestamp" in claim["metadata"]
         if pod is None:
-            self._make(member, epoch, begin)
-        elif "deletionTimestamp" in pod["metadata"] or not self._is_own(pod):
+            if not going:
+                self._make(member, epoch, begin)
+            return False
+        if going or self._is_of_no_use(pod):
             self._platform.end_pod(pod)
-        return self._runs(name)
+            return False
+        if claim is not None:
+            # Before anything is done there: once the pod is gone nobody else knows where its volume was used.
+            self._places.note(claim, pod)
+            self._places.require(member, claim, pod)
+        return views.is_running(pod)
+
+    def _is_of_no_use(self, pod: Object) -> bool:
+        return "deletionTimestamp" in pod["metadata"] or not self._is_own(pod) or self._places.is_dead(pod)
+
+    def discard(self, member: Member, epoch: int) -> None:
+        """Remove what was made on a member's volume, which is in nobody's place, with its pod. Returns at once."""
+        self.require_own()
+        self._places.discard(member, epoch)
 
     def _is_own(self, pod: Object) -> bool:
         """Whether it goes when this cluster goes, and not with one that had its name."""
@@ -166,12 +186,7 @@ class Stands:
 
     def _runs(self, name: str) -> bool:
         pod = self._pod(name)
-        return (
-            pod is not None
-            and views.is_running(pod)
-            and "deletionTimestamp" not in pod["metadata"]
-            and self._is_own(pod)
-        )
+        return pod is not None and views.is_running(pod) and not self._is_of_no_use(pod)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,14 @@ class PodWorkshop(Workshop):
     def place(self, member: Member, data: Path) -> None:
         self._stands.place(self._machine(member), data)
 
+    def discard(self, member: Member) -> None:
+        state = self._notes.state(asked=True) or {}
+        epoch = epochs.current(state)
+        own = {state.get("kept"), *rebuilt.numbers(self._notes.repairs(asked=True))}
+        if not epochs.is_being_made(state) or epoch in own:
+            raise PgherdError(f"{self._cluster} is not being made from a backup: its volumes stay")
+        self._stands.discard(member, epoch)
+
     def close(self) -> None:
         self._stands.end()
 
