@@ -411,7 +411,7 @@ def test_a_group_whose_place_is_lost_is_made_anew_and_if_some_may_be_placed_all_
             return
 
         def _carry_on(self) -> None:
-            if not self._reached("settled"):
+            if not self._is_to_do("settled"):
                 raise Lost("data-shop-segment-1-0 was used on node n1", 1)
             super()._carry_on()
 

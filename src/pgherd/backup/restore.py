@@ -178,7 +178,7 @@ class Restore:
             self._discard_lost()
             if "point" not in self._state:
                 self._plan()
-            if self._in_place and self._reached("aside"):
+            if self._in_place and self._is_to_do("aside"):
                 self._workshop.set_aside()
                 self._pass("aside")
             with ExitStack() as servers:
@@ -220,7 +220,7 @@ class Restore:
     def _make_anew(self, error: Lost) -> None:
         """A group's data are lost with their place. Once some may be in their places, all are made anew: what is in its
         place is not moved out of it again."""
-        lost = [error.group] if self._reached("settled") else self._groups()
+        lost = [error.group] if self._is_to_do("settled") else self._groups()
         kept = {"aside", *(f"copied:{group}" for group in self._groups() if group not in lost)}
         copied = {
             key: what for key, what in (self._state.get("copiedBytes") or {}).items() if int(key) not in lost
@@ -279,11 +279,12 @@ class Restore:
     def _carry_on(self) -> None:
         self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
         self._end_strays()
-        if self._reached("copied"):
+        if self._is_to_do("copied"):
             self._each(self._machine)  # who finds no place for one group copies none
+            self._amounts = self._copied()
             self._each(self._copy)
             self._pass("copied")
-        if self._reached("settled"):
+        if self._is_to_do("settled"):
             self._each(self._start_and_reach)
             self._pass("reached")
             self._each(self._open)
@@ -291,7 +292,7 @@ class Restore:
             self._settle_alive()
             self._pass("settled")
             self._stop_servers()
-        if self._reached("placed"):
+        if self._is_to_do("placed"):
             for group in self._groups():
                 have_histories_archived(self._machine(group), self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
@@ -312,17 +313,17 @@ class Restore:
     @property
     def _has_only_one_way(self) -> bool:
         """Whether what fails now is tried until it is mended: the data are whole, or there are no others."""
-        return not self._has_way_back and (self._in_place or not self._reached("settled"))
+        return not self._has_way_back and (self._in_place or not self._is_to_do("settled"))
 
     # where it stands
 
-    def _reached(self, step: str) -> bool:
+    def _is_to_do(self, step: str) -> bool:
         """Whether this step is still to be done."""
         return step not in self._state.get("steps", [])
 
     def _pass(self, step: str) -> None:
         # What is done anew after a pause, because the servers have to be started, is no progress.
-        progress = NO_PAUSE if self._reached(step) else {}
+        progress = NO_PAUSE if self._is_to_do(step) else {}
         with self._guard:
             # Groups come to their steps side by side.
             steps = [*dict.fromkeys([*self._state.get("steps", []), step])]
@@ -405,11 +406,16 @@ class Restore:
 
     # 1: copies
 
+    def _copied(self) -> dict[int, tuple[int, int]]:
+        """What was copied of the groups that are done, in bytes, and of how many."""
+        known = self._state.get("copiedBytes") or {}
+        done = (group for group in self._groups() if not self._is_to_do(f"copied:{group}"))
+        return {group: tuple(known.get(str(group), (0, 0))) for group in done}
+
     def _copy(self, group: int) -> None:
         copies = self._state["bases"][str(group)]
         site = self._site
-        if not self._reached(f"copied:{group}"):
-            self._amounts[group] = (self._state.get("copiedBytes") or {}).get(str(group), (0, 0))
+        if not self._is_to_do(f"copied:{group}"):
             return
         site.method.restore(
             copies,
