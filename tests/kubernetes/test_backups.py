@@ -474,6 +474,7 @@ def test_a_cluster_whose_volumes_were_removed_by_hand_is_restored_again_when_it_
         bank.run("delete", "bank-emptied", "--purge", "--yes", check=False)
 
 
+@pytest.mark.long
 def test_backups_that_are_switched_on_later_wait_for_their_keys_and_nothing_else_waits_for_them(
     namespace: Namespace, store: Objects
 ) -> None:
