@@ -83,7 +83,23 @@ def test_repairs_count_for_the_epoch_in_which_they_were_made() -> None:
     assert rebuilt.numbers(records) == {0, 1, 3}
     assert rebuilt.of_epoch(records, 0, 1) == {0, 1}
     assert rebuilt.of_epoch(records, 0, 2) == {0}
-    assert rebuilt.without(records, [0]) == {2: {1: begun("b", 3)}}
+    assert rebuilt.without(records, [2], 0) == {0: {1: Record(**{**vars(placed), "used": ("b",)})}}
+    assert rebuilt.without(records, [7], 0) == records
+
+
+def test_which_repairs_there_were_is_remembered_whatever_is_forgotten_of_them() -> None:
+    records = {0: {1: begun("b", 2, begun()).placed(0), 2: Record(spent=(1,))}, 2: {1: begun("c", 3)}}
+    assert rebuilt.ids(records, 1) == {"a", "b", "c"}
+    left = rebuilt.without(records, [0], 2)
+    assert rebuilt.ids(left, 1) == {"a", "b", "c"}
+    assert rebuilt.ids(left, 2) == set()
+    assert list(left) == [2]
+    assert left[2][1].made == 3
+    assert rebuilt.ids({0: {1: begun().forgotten()}}, 1) == {"a"}
+    record = Record()
+    for number in range(2 * rebuilt.REMEMBERED):
+        record = begun(str(number), number, record)
+    assert len(record.forgotten().used) == rebuilt.REMEMBERED
 
 
 def test_what_is_written_is_read() -> None:
@@ -429,7 +445,71 @@ def test_a_restore_in_place_makes_all_anew_and_its_end_takes_repaired_volumes_al
     lab.annotate({names.RESTORE_ANNOTATION: epochs.Wish("r", confirmed=True).as_text(UID)})
     lab.align()
     assert lab.claims() == ["data2-shop-coordinator-0", "data2-shop-segment-1-0"]
-    assert json.loads(lab.kube.objects[STATE]["data"]["repairs.json"]) == {}
+    left = rebuilt.records_from(json.loads(lab.kube.objects[STATE]["data"]["repairs.json"]))
+    assert left == {2: {1: Record(used=("a",))}}, "only which repairs there were"
+
+
+@pytest.mark.parametrize("phase", ["done", "failed"])
+def test_a_repair_that_has_ended_does_not_begin_again_after_a_restore_in_place(lab: Lab, phase: str) -> None:
+    lab.begin(accept=True)
+    lab.make()
+    if phase == "done":
+        lab.place()
+    lab.bench.write("state", state(phase=phase))
+    wish = {KEY: Wish("a", accept=True).as_text(UID)}
+    restore = {names.RESTORE_ANNOTATION: epochs.Wish("r", RECOVERY).as_text(UID)}
+    lab.annotate({**wish, **restore})
+    workshop = lab.platform.workshop("shop")
+    known = workshop.read_state() or {}
+    workshop.write_state({**known, "phase": "copying"})
+    lab.platform.stop_member(Member("shop", 1, 0))
+    workshop.set_aside()
+    lab.claim(0, 2)
+    lab.claim(1, 2)
+    workshop.write_state({**known, "phase": "done"})
+
+    def is_at_rest() -> None:
+        [told] = restoring.repairs(lab.platform, "shop").values()
+        assert (told["phase"], told["due"]) == (repair.REFUSED, False)
+        assert "there was a repair a of segment-1" in told["error"]
+        assert not lab.bench.busy
+        assert not lab.bench.unwanted
+        with pytest.raises(Cancelled, match="has begun before"):
+            lab.bench.write("state", state())
+
+    is_at_rest()
+    lab.annotate({**wish, names.RESTORE_ANNOTATION: epochs.Wish("r", confirmed=True).as_text(UID)})
+    lab.align()
+    lab.align()
+    assert lab.claims() == ["data2-shop-coordinator-0", "data2-shop-segment-1-0"]
+    is_at_rest()  # somebody's file brings the annotation back again and again
+    lab.ask("b")
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["due"]) == ("b", True)
+
+
+@pytest.mark.parametrize("phase", ["done", "failed"])
+def test_what_was_asked_for_is_withdrawn_with_its_end(lab: Lab, phase: str) -> None:
+    lab.begin()
+    lab.align()
+    assert _asked(lab) is not None
+    lab.bench.write("state", state(phase=phase))
+    lab.platform._remove_discarded("shop")
+    assert _asked(lab) is None
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["phase"], told["due"]) == ("a", phase, False)
+    lab.ask(confirmed=True)
+    lab.platform.withdraw_repair("shop", 1, Wish("a"))
+    assert _asked(lab) is not None, "somebody confirms it just now"
+    lab.align()
+    assert _asked(lab) is None
+    lab.ask()
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["phase"], told["due"]) == (repair.REFUSED, False)
+
+
+def _asked(lab: Lab) -> Wish | None:
+    return rebuilt.wish_of(lab.kube.objects[SHOP], 1)
 
 
 def _labels(lab: Lab, claim: str) -> dict[str, str]:

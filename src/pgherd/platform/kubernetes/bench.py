@@ -96,12 +96,14 @@ class PodBench(Bench):
             self._group,
             record,
             wish,
-            obstacle=self._obstacle(),
+            obstacle=self._obstacle(wish),
             kept=[kept] if kept is not None else [],
         )
 
-    def _obstacle(self) -> str:
+    def _obstacle(self, wish: rebuilt.Wish) -> str:
         name = self._cluster
+        if wish.id in rebuilt.ids(self._notes.repairs(), self._group):
+            return f"there was a repair {wish.id} of {self._title}: another one needs an id of its own"
         if epochs.is_under_way(self._notes.state()):
             return f"{name} is being restored in place: 'pgherd status {name}' shows how far it is"
         if self._platform.declaration(name).cluster.spec.backup is None:
@@ -137,6 +139,8 @@ class PodBench(Bench):
                 return known.told(value, accept=accepts)
             if epochs.is_under_way(self._notes.state_in(there)):
                 raise Unavailable(f"{self._cluster} is being restored in place")
+            if value["id"] in rebuilt.ids(self._notes.repairs_in(there), self._group):
+                raise Cancelled(f"the repair {value['id']} of {self._title} has begun before")
             return known.begun(rebuilt.Wish(str(value["id"]), accepts), self._new_epoch(there), value)
 
         self._change(told)
@@ -331,14 +335,17 @@ class PodBench(Bench):
         self._change(lambda known, base, there: known.forgotten())
 
     def tidy(self) -> None:
-        """What was kept goes once that is confirmed, and so does what was made and is in nobody's place."""
+        """What was kept goes once that is confirmed, and so does what was made and is in nobody's place.
+
+        What was asked for goes with its end: what is known of that counts until the next restore in place only.
+        """
         record, wish = self._record(), self._wish()
         if rebuilt.is_confirmed(record, wish):
             self.clear()
             crash_point("repair:confirmed")
             record = self._record()
-        if wish is not None and wish.confirmed and record.id is None:
-            self._platform.withdraw_repair(self._cluster, self._group, wish.id)
+        if wish is not None and rebuilt.is_answered(record, wish):
+            self._platform.withdraw_repair(self._cluster, self._group, wish)
         if not record.to_go(self._base()):
             return
         record, base = self._record(asked=True), self._base(asked=True)
