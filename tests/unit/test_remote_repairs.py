@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,6 +89,24 @@ def test_who_leads_is_what_the_operator_saw() -> None:
     assert objects.primary_of(resource(None, {**leads, "state": "starting"}, follows), GROUP) is None
     assert objects.primary_of(resource(None, leads, {**follows, "role": "primary"}), GROUP) is None
     assert objects.primary_of({"metadata": {"name": "shop"}}, GROUP) is None
+
+
+def test_a_group_without_a_primary_is_not_lost_because_another_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failover takes some seconds, in whichever group."""
+    monkeypatch.setattr(repairs, "POLL_SECONDS", 0.01)
+    leads = {"name": "shop-segment-1-0", "role": "primary", "state": "running"}
+    looks = [resource(), resource(), resource(None, leads)]
+    for each in looks:
+        lost = "the data of segment-11 are gone, nothing empty is put in their place"
+        now = {"phase": "Degraded", "observedAt": datetime.now(UTC).isoformat()}
+        each["status"].update(now, conditions=[{"type": "DataLost", "status": "True", "message": lost}])
+    here: Any = SimpleNamespace(_get=lambda name: looks.pop(0))
+    assert repairs.Repairs._primary(here, "shop", GROUP) == "shop-segment-1-0"
+    looks += [resource()]
+    looks[0]["status"].update(now, conditions=[{"type": "DataLost", "message": lost.replace("-11", "-1")}])
+    assert repairs.Repairs._primary(here, "shop", GROUP) is None
 
 
 def test_a_group_is_one_that_is_declared_or_there() -> None:

@@ -179,26 +179,39 @@ class Repair:
     def _carry_on(self) -> None:
         site = self._site
         site.bench.end_processes()
-        if not self._is_past("settled") and site.has_primary():
+        try:
+            # Each of these may take hours: until the members' places are touched one may come back meanwhile.
+            self._require_no_primary()
+            if not self._is_past("copied"):
+                self._copy()
+            if not self._is_past("replayed"):
+                self._replay()
+            self._require_no_primary()
+            if not self._is_past("judged") and not self._judge():
+                return
+            self._require_no_primary()
+            if not self._is_past("settled"):
+                self._settle()
+            if not self._is_past("placed"):
+                self._place()
+        except _CameBack:
             self._give_way()
             return
-        if not self._is_past("copied"):
-            self._copy()
-        if not self._is_past("replayed"):
-            self._replay()
-        if not self._is_past("judged") and not self._judge():
-            return
-        if not self._is_past("settled"):
-            self._settle()
-        if not self._is_past("placed"):
-            self._place()
         self._join()
+
+    def _require_no_primary(self) -> None:
+        """:raises _CameBack: there is one again, and it may have taken writes since: what was made is of no use"""
+        if not self._is_past("aside") and self._site.has_primary():
+            raise _CameBack
 
     def _give_way(self) -> None:
         """A member came back by itself: nothing was touched."""
+        site = self._site
         reason = "a member of the group came back by itself: nothing was changed"
+        logger.info("%s: rebuilding %s ends: %s", site.name, site.title, reason)
+        site.bench.put_back()
         self._tell(**NO_PAUSE, phase=DONE, rung="none", reason=reason, finishedAt=records.now())
-        self._site.bench.drop()
+        site.bench.drop()
 
     # where it stands
 
@@ -375,20 +388,27 @@ class Repair:
                 done += settle.disable_subscriptions(private, site.group)
         finally:
             server.stop()
-        self._pass("settled", phase="placing", done=done)
+        self._pass("settled", done=done)
 
     # into its place
 
     def _place(self) -> None:
         site = self._site
+        self._require_no_primary()
         # The planner ends what still waits there, and starts nothing meanwhile.
-        self._wait(site.bench.is_quiet)
+        self._tell(phase="placing")
+        self._wait(self._is_quiet)
         if not self._is_past("aside"):
             site.bench.set_aside()
             self._pass("aside")
         site.bench.place(have_histories_archived)
         crash_point("repair:moved")
         self._pass("placed", phase="joining")
+
+    def _is_quiet(self) -> bool:
+        # One that was about to lead when that was asked last leads until it is told to end.
+        self._require_no_primary()
+        return self._site.bench.is_quiet()
 
     def _join(self) -> None:
         site = self._site
@@ -419,6 +439,10 @@ class Repair:
             if self._site.stopping():
                 raise Cancelled("the repair was stopped")
             time.sleep(POLL_SECONDS)
+
+
+class _CameBack(Exception):
+    """A member of the group leads again."""
 
 
 def marks_of(

@@ -21,6 +21,7 @@ HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
 _UNBORN = (None, "Pending", "Creating", "Failed")
 """phases of a cluster that was never there"""
+_GONE = "the data of {} are gone"
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
 
@@ -211,10 +212,18 @@ def find_problems(seen: Observed) -> list[str]:
 def data_lost(seen: Observed, group: int) -> str:
     """What to say of a group that took part and has nothing left."""
     name, which = seen.declaration.cluster.metadata.name, group_name(group)
-    what = f"the data of {which} are gone, nothing empty is put in their place: bring its volumes back, or"
+    what = f"{_GONE.format(which)}, nothing empty is put in their place: bring its volumes back, or"
     if seen.backups is not None:
         return f"{what} rebuild it from the backups with 'pgherd repair {name} --group {which}'"
     return f"{what} delete the cluster with what is left of it ('pgherd delete {name} --purge') and create it anew"
+
+
+def is_data_lost(now: Mapping[str, Any], group: str) -> bool:
+    """Whether a status says so of this group.
+
+    :param group: its name
+    """
+    return f"{_GONE.format(group)}, " in by_type(now).get("DataLost", {}).get("message", "")
 
 
 def has_cause(problem: str) -> bool:

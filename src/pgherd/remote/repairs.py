@@ -18,7 +18,7 @@ from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import group_id, group_name
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.rebuilt import Wish, wish_of
-from pgherd.reconcile import fulfilment, observe, steering
+from pgherd.reconcile import fulfilment, observe, status, steering
 from pgherd.reconcile.observe import World
 from pgherd.remote import objects
 from pgherd.remote.in_place import InPlace
@@ -71,7 +71,7 @@ class Repairs(InPlace):
                 raise PgherdError(f"{name}: {objects.SILENCE}")
             if (primary := objects.primary_of(resource, group)) is not None:
                 return primary
-            if "DataLost" in fulfilment.conditions(now) or time.monotonic() > deadline:
+            if status.is_data_lost(now, group) or time.monotonic() > deadline:
                 return None
             time.sleep(POLL_SECONDS)
 
