@@ -153,13 +153,14 @@ class Repair:
     def _may_go_on(self, error: Exception) -> bool:
         # Most servers that are asked are the running cluster's: they may be away for long, and so may the repository.
         # And from its place nothing is taken back.
-        kept = self._is_past("placed") and not isinstance(error, PgherdError)
-        return kept or isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
+        may_pass = isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
+        return may_pass or self._is_past("placed") or self._site.bench.in_force
 
     def _fail(self, error: Exception) -> None:
         site = self._site
         logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
-        site.bench.put_back()
+        if not self._is_past("placed"):
+            site.bench.put_back()
         self._tell(**NO_PAUSE, phase=FAILED, error=reason_of(error), finishedAt=records.now())
         site.bench.drop()
 

@@ -295,6 +295,11 @@ class Bench(ABC):
         :param prepare: called before, with where it is
         """
 
+    @property
+    @abstractmethod
+    def in_force(self) -> bool:
+        """Whether :meth:`place` was done, whatever was written down since: nothing is taken back any more."""
+
     @abstractmethod
     def end_processes(self) -> None:
         """End every PostgreSQL process that works on the unfinished data directory."""

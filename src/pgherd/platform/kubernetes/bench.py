@@ -289,8 +289,12 @@ class PodBench(Bench):
         for claim in self._claims(self._own()).values():
             self._mark(claim, "true")
 
+    @property
+    def in_force(self) -> bool:
+        return self._record(asked=True).in_force
+
     def put_back(self) -> None:
-        if self._record(asked=True).in_force:
+        if self.in_force:
             return
         for claim in self._claims(self._own()).values():
             self._mark(claim, None)
@@ -304,7 +308,7 @@ class PodBench(Bench):
     def place(self, prepare: Callable[[Machine, Path], None]) -> None:
         if not self.is_quiet():
             raise Unavailable(f"a member of {self._title} of {self._cluster} has not ended yet")
-        if not self._record(asked=True).in_force:
+        if not self.in_force:
             machine = self._machine()
             prepare(machine, self.data)
             self._stands.place(machine, self.data)
