@@ -199,6 +199,10 @@ def test_whoever_waits_is_told_what_became_of_it(phase: str, error: str) -> None
     with pytest.raises(PgherdError, match=error):
         fulfilment.repaired("shop", "segment-1", now)
     assert fulfilment.repaired("shop", "segment-1", {"phase": "done"}) == {"phase": "done"}
+    with pytest.raises(PgherdError, match="what it was before is kept in data-1: it is damaged"):
+        fulfilment.repaired(
+            "shop", "segment-1", {"phase": "failed", "kept": "data-1", "error": "it is damaged"}
+        )
 
 
 # the platform
@@ -349,6 +353,31 @@ def test_what_is_rebuilt_is_in_force_by_one_write_and_confirming_removes_what_wa
     assert restoring.repairs(lab.platform, "shop") == {}
     lab.begin("b")
     assert lab.record().made == 2
+
+
+def test_a_repair_that_is_in_force_goes_on_whatever_else_is_asked_for(lab: Lab) -> None:
+    lab.begin(accept=True)
+    lab.make()
+    lab.place()  # and whoever did that was killed
+    lab.ask("b", accept=True)
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["phase"], told["due"], told["accepted"]) == ("a", "placing", True, True)
+    assert told["refused"]["id"] == "b"
+    assert "is being rebuilt already" in told["refused"]["reason"]
+    assert not lab.bench.unwanted
+    assert lab.platform.own("shop", None)[1] == {1}
+    lab.bench.write("state", state(phase="done"))
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["phase"], told["due"], told["kept"]) == (
+        "a",
+        "done",
+        False,
+        "data-shop-segment-1-0",
+    )
+    assert "--confirm' removes it" in told["refused"]["reason"]
+    lab.ask(confirmed=True)
+    lab.align()
+    assert restoring.repairs(lab.platform, "shop") == {}
 
 
 def test_what_is_called_off_leaves_nothing_behind(lab: Lab) -> None:

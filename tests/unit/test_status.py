@@ -201,6 +201,21 @@ def test_data_that_are_gone_are_said_to_be_and_nothing_is_ready() -> None:
     assert "DataLost" not in {each["type"] for each in status(look())["conditions"]}
 
 
+def test_what_is_refused_is_told_beside_the_repair_that_there_is() -> None:
+    refused = {"id": "b", "reason": "it is being rebuilt already"}
+    done = {"id": "a", "phase": "done", "due": False, "reason": "it is whole", "refused": None}
+    assert "Repairing" not in {
+        each["type"] for each in status(replace(look(), repairs={1: done}))["conditions"]
+    }
+    for phase in ("done", "placing"):
+        told = status(replace(look(), repairs={1: {**done, "phase": phase, "refused": refused}}))
+        assert told["repairs"][0]["refused"] == refused
+        assert condition(told, "Repairing")["reason"] == "Refused"
+        assert condition(told, "Repairing")["message"] == (
+            f"segment-1 is {phase}: it is whole; what else is asked for is refused: it is being rebuilt already"
+        )
+
+
 def test_who_took_part_is_remembered_while_nobody_can_tell() -> None:
     assert status(look())["admitted"] == [1, 2]
     for seen in (look(catalogue=False), look(admitted=0)):

@@ -296,13 +296,16 @@ def _repair(group: int, repair: Mapping[str, Any]) -> dict[str, Any]:
         "findings": list(repair.get("findings", ())),
         "kept": repair.get("kept"),
         "finishedAt": repair.get("finishedAt"),
+        "refused": repair.get("refused"),
     }
 
 
 def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
-    """Whether groups are being rebuilt; there while that goes on, waits for somebody, or has failed."""
+    """Whether groups are being rebuilt; there while that goes on, waits for somebody, has failed, or is refused."""
     open_repairs = [
-        (group, repair) for group, repair in sorted(seen.repairs.items()) if repair.get("phase") != "done"
+        (group, repair)
+        for group, repair in sorted(seen.repairs.items())
+        if repair.get("phase") != "done" or repair.get("refused")
     ]
     if not open_repairs:
         return []
@@ -316,7 +319,10 @@ def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
             )
         why = repair.get("error") or repair.get("reason") or "it begins"
         texts.append(f"{group_name(group)} is {repair.get('phase')}: {why}{way_out}")
+        if repair.get("refused") and repair.get("phase") != "refused":
+            texts.append(f"what else is asked for is refused: {repair['refused']['reason']}")
     phases = {repair.get("phase") for _, repair in open_repairs}
+    phases |= {"refused" for _, repair in open_repairs if repair.get("refused")}
     reasons = {"in doubt": "InDoubt", "failed": "Failed", "refused": "Refused"}
     reason = next((reasons[phase] for phase in reasons if phase in phases), "FromRepository")
     return [("Repairing", any(repair["due"] for _, repair in open_repairs), reason, "; ".join(texts))]
