@@ -432,6 +432,21 @@ def test_what_is_left_of_the_data_is_told(lab: Lab, monkeypatch: pytest.MonkeyPa
     assert lab.bench.last_words().data == [], "there never was a volume"
 
 
+def test_a_group_that_the_cluster_does_not_have_is_not_rebuilt(lab: Lab) -> None:
+    wish = {names.repair_annotation(9): Wish("a", accept=True).as_text(UID)}
+    lab.annotate(wish)
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["phase"], told["due"], told["error"]) == (repair.REFUSED, False, "shop has no segment-9")
+    assert not lab.platform.bench("shop", 9).busy
+    for admitted, has in ([1, 2], False), ([1, 2, 9], True):
+        found = lab.kube.objects[SHOP]
+        lab.kube.put(SHOP, {**found, "status": {"admitted": admitted, "conditions": [], "phase": "Running"}})
+        assert lab.platform.counts_on("shop", 9) is has
+        [told] = restoring.repairs(lab.platform, "shop").values()
+        assert told["due"] is has, "one that is being shrunk away has data until it is"
+    assert lab.platform.counts_on("shop", 1)
+
+
 def test_a_restore_in_place_and_a_repair_exclude_each_other(lab: Lab) -> None:
     restore = epochs.Wish("r", RECOVERY).as_text(UID)
     lab.begin()

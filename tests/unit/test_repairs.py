@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup import repair
+from pgherd.errors import PgherdError
 
 GROUP = 1
 
@@ -55,11 +56,12 @@ class Lab:
     """A group whose data take long to be put together.
 
     :ivar leads_from: the step at whose end a member of the group leads again
+    :ivar retired_from: the one at whose end the cluster has no such group any more
     """
 
     def __init__(self) -> None:
         self.bench = Bench()
-        self.leads_from = "nowhere"
+        self.leads_from = self.retired_from = "nowhere"
         self.did: list[str] = []
 
     @property
@@ -70,6 +72,7 @@ class Lab:
             title="segment-1",
             bench=self.bench,
             has_primary=lambda: self.leads_from in self.did,
+            is_retired=lambda: self.retired_from in self.did,
             stopping=lambda: False,
             call_off=lambda: None,
         )
@@ -163,3 +166,18 @@ def test_nobody_starts_or_ends_members_before_it_was_asked_last_who_leads(
     assert lab.run()["phase"] == repair.DONE
     assert phases == ["copying", "copying", "settling", "settling", "placing"]
     assert "put_back" not in lab.bench.did, "what leads from then on is what was made"
+
+
+def test_a_group_that_was_shrunk_away_is_not_waited_for(lab: Lab) -> None:
+    """Nobody starts its members any more."""
+    lab.retired_from = "settled"
+    with pytest.raises(PgherdError, match="shop has no segment-1 any more"):
+        lab.run()
+    state = lab.bench.state
+    assert (state["phase"], state["error"]) == (repair.FAILED, "shop has no segment-1 any more")
+    assert "placed" in state["steps"]
+    assert "put_back" not in lab.bench.did, "what was before is kept until somebody confirms"
+    lab.bench = Bench()
+    with pytest.raises(PgherdError, match="shop has no segment-1 any more"):
+        lab.run("copied")
+    assert lab.bench.did[-2:] == ["put_back", "drop"]

@@ -85,6 +85,7 @@ class Site:
     :param engine: the running cluster's
     :param databases: the running cluster's
     :param has_primary: whether a member of the group leads, as Patroni says
+    :param is_retired: whether the cluster has no such group any more
     :param down_since: since when the group is known to be down
     :param call_off: calls a change of the cluster off that is under way; what was done, if anything
     :param stopping: whether this process is to end, or the cluster is to stop or to go
@@ -97,6 +98,7 @@ class Site:
     engine: Engine
     databases: Databases
     has_primary: Callable[[], bool]
+    is_retired: Callable[[], bool]
     down_since: Callable[[], str | None]
     call_off: Callable[[], str | None]
     stopping: Callable[[], bool]
@@ -153,6 +155,8 @@ class Repair:
     def _may_go_on(self, error: Exception) -> bool:
         # Most servers that are asked are the running cluster's: they may be away for long, and so may the repository.
         # And from its place nothing is taken back.
+        if isinstance(error, _Retired):
+            return False
         may_pass = isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
         return may_pass or self._is_past("placed") or self._site.bench.in_force
 
@@ -180,6 +184,7 @@ class Repair:
     def _carry_on(self) -> None:
         site = self._site
         site.bench.end_processes()
+        self._require_wanted()
         try:
             # Each of these may take hours: until the members' places are touched one may come back meanwhile.
             self._require_no_primary()
@@ -199,6 +204,11 @@ class Repair:
             self._give_way()
             return
         self._join()
+
+    def _require_wanted(self) -> None:
+        """:raises _Retired: nobody starts its members any more, whatever is put in their places"""
+        if self._site.is_retired():
+            raise _Retired(f"{self._site.name} has no {self._site.title} any more")
 
     def _require_no_primary(self) -> None:
         """:raises _CameBack: there is one again, and it may have taken writes since: what was made is of no use"""
@@ -413,10 +423,14 @@ class Repair:
 
     def _join(self) -> None:
         site = self._site
-        self._wait(lambda: site.has_primary() and self._answers())
+        self._wait(self._is_back)
         done = [*self._state.get("done", ()), *filter(None, [site.call_off()])]
         self._pass("joined", done=done, findings=self._findings(), phase=DONE, finishedAt=records.now())
         logger.info("%s: %s is rebuilt: %s", site.name, site.title, self._state["reason"])
+
+    def _is_back(self) -> bool:
+        self._require_wanted()
+        return self._site.has_primary() and self._answers()
 
     def _answers(self) -> bool:
         """Whether it is reached again by everybody's way: a name may be known a moment later than who has it."""
@@ -440,6 +454,10 @@ class Repair:
             if self._site.stopping():
                 raise Cancelled("the repair was stopped")
             time.sleep(POLL_SECONDS)
+
+
+class _Retired(PgherdError):
+    """The cluster has no such group any more."""
 
 
 class _CameBack(Exception):

@@ -104,6 +104,8 @@ class PodBench(Bench):
         name = self._cluster
         if wish.id in rebuilt.ids(self._notes.repairs(), self._group):
             return f"there was a repair {wish.id} of {self._title}: another one needs an id of its own"
+        if not self._platform.counts_on(name, self._group):
+            return f"{name} has no {self._title}"
         if epochs.is_under_way(self._notes.state()):
             return f"{name} is being restored in place: 'pgherd status {name}' shows how far it is"
         if self._platform.declaration(name).cluster.spec.backup is None:
