@@ -396,6 +396,49 @@ def test_what_is_called_off_leaves_nothing_behind(lab: Lab) -> None:
     assert lab.platform.members("shop")
 
 
+@pytest.mark.parametrize("end", ["failed", "done", "called off"])
+def test_the_keys_of_the_repository_go_with_the_last_repair(lab: Lab, end: str) -> None:
+    secret = f"{CORE}/secrets/{names.recovery_secret('shop')}"
+    both = {names.repair_annotation(group): Wish("a").as_text(UID) for group in (1, 2)}
+    lab.annotate(both)
+    other = lab.platform.bench("shop", 2)
+    lab.bench.write("state", state())
+    lab.make()
+    other.write("state", state())
+    other.machines().equip({"pgbackrest.conf": "x"})
+    lab.bench.rest()
+    assert lab.pods() == ["shop-segment-1-0"]
+    assert secret in lab.kube.objects, "the other group's pod is about to be made"
+    if end == "called off":
+        lab.annotate({})
+        for bench in (lab.bench, other):
+            bench.clear()
+    else:
+        lab.bench.write("state", state(phase=end))
+        lab.align()
+        assert secret in lab.kube.objects
+        other.write("state", state(phase=end))
+    lab.align()
+    assert secret not in lab.kube.objects
+
+
+def test_a_repair_that_waits_for_somebody_has_no_keys(lab: Lab) -> None:
+    secret = f"{CORE}/secrets/{names.recovery_secret('shop')}"
+    lab.begin()
+    lab.make()
+    lab.bench.machines().equip({"pgbackrest.conf": "x"})
+    lab.platform.workshop("shop").tidy()
+    lab.bench.tidy()
+    assert secret in lab.kube.objects
+    lab.bench.rest()
+    assert secret not in lab.kube.objects
+    lab.bench.write("state", state(phase=repair.DOUBT))
+    other = lab.platform.bench("shop", 2)
+    other.machines().equip({"pgbackrest.conf": "x"})
+    other.tidy()
+    assert secret not in lab.kube.objects, "whoever waits does not keep them"
+
+
 def test_what_was_given_up_makes_no_volume_any_more(lab: Lab) -> None:
     lab.begin()
     late = lab.bench

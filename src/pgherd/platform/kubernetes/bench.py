@@ -353,6 +353,8 @@ class PodBench(Bench):
         if wish is not None and rebuilt.is_answered(record, wish):
             self._platform.withdraw_repair(self._cluster, self._group, wish)
         if not record.to_go(self._base()):
+            if not record.is_open:
+                self._stands.unequip()
             return
         record, base = self._record(asked=True), self._base(asked=True)
         gone = [epoch for epoch in record.to_go(base) if not self._discard(epoch)]

@@ -29,6 +29,8 @@ from pgherd.platform.kubernetes.epochs import Own
 PLACING = "placing"
 """the phase in which no member of the group may run"""
 ENDED = ("done", "failed")
+DOUBT = "in doubt"
+"""the one in which nobody is at work until somebody accepts a loss"""
 REMEMBERED = 100
 """how many repairs of a group"""
 
@@ -115,6 +117,11 @@ class Record:
     def is_open(self) -> bool:
         """Whether it has begun and not come to its end; one in doubt waits."""
         return self.phase is not None and self.phase not in ENDED
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is open, and waits for nobody."""
+        return self.is_open and self.phase != DOUBT
 
     @property
     def may_be_called_off(self) -> bool:
