@@ -293,6 +293,8 @@ class Bench:
         self.known: dict[str, Any] = {"wish": repair.new_wish("1", accept=False)}
         self.kept = None
         self.refused = ""
+        self.asked = None
+        self.in_force = False
 
     def heed(self, stopping: object) -> None:
         return
@@ -334,6 +336,17 @@ def test_a_repair_that_will_never_work_fails_and_one_that_waits_says_for_what() 
         assert repaired(bench, SILENT)["phase"] == "copying"
     known: Any = SimpleNamespace(benches=lambda name: {1: bench})
     assert "group 1 can't be reached" in restoring.repairs(known, "shop")[1]["reason"]
+
+
+def test_a_repair_that_is_in_force_never_fails_whatever_was_written_down() -> None:
+    bench = Bench()
+    bench.in_force = True
+    for _ in range(3 * pauses.TRIES):
+        state = repaired(bench, PgherdError("its data could not be synchronised"), "aside")
+        assert state["phase"] == "copying"
+    assert "could not be synchronised" in state["waits"]
+    for _ in range(3 * pauses.TRIES):
+        assert repaired(bench, PgherdError("no operation is running"), "placed")["phase"] == "copying"
 
 
 def test_a_repair_whose_data_are_in_their_place_takes_nothing_back() -> None:

@@ -83,7 +83,23 @@ def test_repairs_count_for_the_epoch_in_which_they_were_made() -> None:
     assert rebuilt.numbers(records) == {0, 1, 3}
     assert rebuilt.of_epoch(records, 0, 1) == {0, 1}
     assert rebuilt.of_epoch(records, 0, 2) == {0}
-    assert rebuilt.without(records, [0]) == {2: {1: begun("b", 3)}}
+    assert rebuilt.without(records, [2], 0) == {0: {1: Record(**{**vars(placed), "used": ("b",)})}}
+    assert rebuilt.without(records, [7], 0) == records
+
+
+def test_which_repairs_there_were_is_remembered_whatever_is_forgotten_of_them() -> None:
+    records = {0: {1: begun("b", 2, begun()).placed(0), 2: Record(spent=(1,))}, 2: {1: begun("c", 3)}}
+    assert rebuilt.ids(records, 1) == {"a", "b", "c"}
+    left = rebuilt.without(records, [0], 2)
+    assert rebuilt.ids(left, 1) == {"a", "b", "c"}
+    assert rebuilt.ids(left, 2) == set()
+    assert list(left) == [2]
+    assert left[2][1].made == 3
+    assert rebuilt.ids({0: {1: begun().forgotten()}}, 1) == {"a"}
+    record = Record()
+    for number in range(2 * rebuilt.REMEMBERED):
+        record = begun(str(number), number, record)
+    assert len(record.forgotten().used) == rebuilt.REMEMBERED
 
 
 def test_what_is_written_is_read() -> None:
@@ -183,6 +199,10 @@ def test_whoever_waits_is_told_what_became_of_it(phase: str, error: str) -> None
     with pytest.raises(PgherdError, match=error):
         fulfilment.repaired("shop", "segment-1", now)
     assert fulfilment.repaired("shop", "segment-1", {"phase": "done"}) == {"phase": "done"}
+    with pytest.raises(PgherdError, match="what it was before is kept in data-1: it is damaged"):
+        fulfilment.repaired(
+            "shop", "segment-1", {"phase": "failed", "kept": "data-1", "error": "it is damaged"}
+        )
 
 
 # the platform
@@ -335,6 +355,31 @@ def test_what_is_rebuilt_is_in_force_by_one_write_and_confirming_removes_what_wa
     assert lab.record().made == 2
 
 
+def test_a_repair_that_is_in_force_goes_on_whatever_else_is_asked_for(lab: Lab) -> None:
+    lab.begin(accept=True)
+    lab.make()
+    lab.place()  # and whoever did that was killed
+    lab.ask("b", accept=True)
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["phase"], told["due"], told["accepted"]) == ("a", "placing", True, True)
+    assert told["refused"]["id"] == "b"
+    assert "is being rebuilt already" in told["refused"]["reason"]
+    assert not lab.bench.unwanted
+    assert lab.platform.own("shop", None)[1] == {1}
+    lab.bench.write("state", state(phase="done"))
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["phase"], told["due"], told["kept"]) == (
+        "a",
+        "done",
+        False,
+        "data-shop-segment-1-0",
+    )
+    assert "--confirm' removes it" in told["refused"]["reason"]
+    lab.ask(confirmed=True)
+    lab.align()
+    assert restoring.repairs(lab.platform, "shop") == {}
+
+
 def test_what_is_called_off_leaves_nothing_behind(lab: Lab) -> None:
     lab.begin()
     lab.make()
@@ -349,6 +394,49 @@ def test_what_is_called_off_leaves_nothing_behind(lab: Lab) -> None:
     assert lab.pods() == ["shop-segment-1-0"]
     assert restoring.repairs(lab.platform, "shop") == {}
     assert lab.platform.members("shop")
+
+
+@pytest.mark.parametrize("end", ["failed", "done", "called off"])
+def test_the_keys_of_the_repository_go_with_the_last_repair(lab: Lab, end: str) -> None:
+    secret = f"{CORE}/secrets/{names.recovery_secret('shop')}"
+    both = {names.repair_annotation(group): Wish("a").as_text(UID) for group in (1, 2)}
+    lab.annotate(both)
+    other = lab.platform.bench("shop", 2)
+    lab.bench.write("state", state())
+    lab.make()
+    other.write("state", state())
+    other.machines().equip({"pgbackrest.conf": "x"})
+    lab.bench.rest()
+    assert lab.pods() == ["shop-segment-1-0"]
+    assert secret in lab.kube.objects, "the other group's pod is about to be made"
+    if end == "called off":
+        lab.annotate({})
+        for bench in (lab.bench, other):
+            bench.clear()
+    else:
+        lab.bench.write("state", state(phase=end))
+        lab.align()
+        assert secret in lab.kube.objects
+        other.write("state", state(phase=end))
+    lab.align()
+    assert secret not in lab.kube.objects
+
+
+def test_a_repair_that_waits_for_somebody_has_no_keys(lab: Lab) -> None:
+    secret = f"{CORE}/secrets/{names.recovery_secret('shop')}"
+    lab.begin()
+    lab.make()
+    lab.bench.machines().equip({"pgbackrest.conf": "x"})
+    lab.platform.workshop("shop").tidy()
+    lab.bench.tidy()
+    assert secret in lab.kube.objects
+    lab.bench.rest()
+    assert secret not in lab.kube.objects
+    lab.bench.write("state", state(phase=repair.DOUBT))
+    other = lab.platform.bench("shop", 2)
+    other.machines().equip({"pgbackrest.conf": "x"})
+    other.tidy()
+    assert secret not in lab.kube.objects, "whoever waits does not keep them"
 
 
 def test_what_was_given_up_makes_no_volume_any_more(lab: Lab) -> None:
@@ -385,6 +473,21 @@ def test_what_is_left_of_the_data_is_told(lab: Lab, monkeypatch: pytest.MonkeyPa
     assert lab.bench.last_words().data == ["data-shop-segment-1-0"], "nobody can look"
     lab.claim(1, 0, phase="Pending")
     assert lab.bench.last_words().data == [], "there never was a volume"
+
+
+def test_a_group_that_the_cluster_does_not_have_is_not_rebuilt(lab: Lab) -> None:
+    wish = {names.repair_annotation(9): Wish("a", accept=True).as_text(UID)}
+    lab.annotate(wish)
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["phase"], told["due"], told["error"]) == (repair.REFUSED, False, "shop has no segment-9")
+    assert not lab.platform.bench("shop", 9).busy
+    for admitted, has in ([1, 2], False), ([1, 2, 9], True):
+        found = lab.kube.objects[SHOP]
+        lab.kube.put(SHOP, {**found, "status": {"admitted": admitted, "conditions": [], "phase": "Running"}})
+        assert lab.platform.counts_on("shop", 9) is has
+        [told] = restoring.repairs(lab.platform, "shop").values()
+        assert told["due"] is has, "one that is being shrunk away has data until it is"
+    assert lab.platform.counts_on("shop", 1)
 
 
 def test_a_restore_in_place_and_a_repair_exclude_each_other(lab: Lab) -> None:
@@ -429,7 +532,71 @@ def test_a_restore_in_place_makes_all_anew_and_its_end_takes_repaired_volumes_al
     lab.annotate({names.RESTORE_ANNOTATION: epochs.Wish("r", confirmed=True).as_text(UID)})
     lab.align()
     assert lab.claims() == ["data2-shop-coordinator-0", "data2-shop-segment-1-0"]
-    assert json.loads(lab.kube.objects[STATE]["data"]["repairs.json"]) == {}
+    left = rebuilt.records_from(json.loads(lab.kube.objects[STATE]["data"]["repairs.json"]))
+    assert left == {2: {1: Record(used=("a",))}}, "only which repairs there were"
+
+
+@pytest.mark.parametrize("phase", ["done", "failed"])
+def test_a_repair_that_has_ended_does_not_begin_again_after_a_restore_in_place(lab: Lab, phase: str) -> None:
+    lab.begin(accept=True)
+    lab.make()
+    if phase == "done":
+        lab.place()
+    lab.bench.write("state", state(phase=phase))
+    wish = {KEY: Wish("a", accept=True).as_text(UID)}
+    restore = {names.RESTORE_ANNOTATION: epochs.Wish("r", RECOVERY).as_text(UID)}
+    lab.annotate({**wish, **restore})
+    workshop = lab.platform.workshop("shop")
+    known = workshop.read_state() or {}
+    workshop.write_state({**known, "phase": "copying"})
+    lab.platform.stop_member(Member("shop", 1, 0))
+    workshop.set_aside()
+    lab.claim(0, 2)
+    lab.claim(1, 2)
+    workshop.write_state({**known, "phase": "done"})
+
+    def is_at_rest() -> None:
+        [told] = restoring.repairs(lab.platform, "shop").values()
+        assert (told["phase"], told["due"]) == (repair.REFUSED, False)
+        assert "there was a repair a of segment-1" in told["error"]
+        assert not lab.bench.busy
+        assert not lab.bench.unwanted
+        with pytest.raises(Cancelled, match="has begun before"):
+            lab.bench.write("state", state())
+
+    is_at_rest()
+    lab.annotate({**wish, names.RESTORE_ANNOTATION: epochs.Wish("r", confirmed=True).as_text(UID)})
+    lab.align()
+    lab.align()
+    assert lab.claims() == ["data2-shop-coordinator-0", "data2-shop-segment-1-0"]
+    is_at_rest()  # somebody's file brings the annotation back again and again
+    lab.ask("b")
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["due"]) == ("b", True)
+
+
+@pytest.mark.parametrize("phase", ["done", "failed"])
+def test_what_was_asked_for_is_withdrawn_with_its_end(lab: Lab, phase: str) -> None:
+    lab.begin()
+    lab.align()
+    assert _asked(lab) is not None
+    lab.bench.write("state", state(phase=phase))
+    lab.platform._remove_discarded("shop")
+    assert _asked(lab) is None
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["id"], told["phase"], told["due"]) == ("a", phase, False)
+    lab.ask(confirmed=True)
+    lab.platform.withdraw_repair("shop", 1, Wish("a"))
+    assert _asked(lab) is not None, "somebody confirms it just now"
+    lab.align()
+    assert _asked(lab) is None
+    lab.ask()
+    [told] = restoring.repairs(lab.platform, "shop").values()
+    assert (told["phase"], told["due"]) == (repair.REFUSED, False)
+
+
+def _asked(lab: Lab) -> Wish | None:
+    return rebuilt.wish_of(lab.kube.objects[SHOP], 1)
 
 
 def _labels(lab: Lab, claim: str) -> dict[str, str]:

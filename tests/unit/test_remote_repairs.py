@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +70,44 @@ def test_whoever_waits_hears_of_his_own_repair_only() -> None:
         news("shop", GROUP, "b", resource(Wish("c")))
 
 
+def test_what_is_refused_hides_nothing_of_the_repair_that_is_open() -> None:
+    refused = {"id": "b", "reason": "segment-1 is being rebuilt already"}
+    found = resource(Wish("b"), phase="placing", due=True, accepted=True, refused=refused)
+    told = repairs._news("shop", GROUP, "b", found) or {}
+    assert (told["phase"], told["reason"], told["due"]) == ("refused", refused["reason"], False)
+    assert repairs._is_over(GROUP, "b", told, found)
+    assert (repairs._news("shop", GROUP, "a", found) or {})["phase"] == "placing"
+    assert asked(found) == Wish("a", accept=True), "whoever asks now waits for that one"
+    kept = resource(Wish("b"), phase="done", due=False, kept="data-shop-segment-1-0", refused=refused)
+    with pytest.raises(BadInput, match="--confirm' removes it"):
+        asked(kept)
+    assert asked(resource(Wish("b"), phase="failed", due=False, refused=refused)).id not in ("a", "b")
+
+
+@pytest.mark.parametrize("phase", ["done", "failed"])
+def test_every_repair_that_has_ended_can_be_confirmed(phase: str) -> None:
+    """By its own id, whatever else is asked for."""
+    refused = {"id": "b", "reason": "its volumes are still kept"}
+    looks = [resource(Wish("b"), phase=phase, due=False, kept="data-1", refused=refused), resource()]
+    told: list[Wish] = []
+    here: Any = SimpleNamespace(
+        _ready=lambda name: looks.pop(0),
+        _get=lambda name: looks.pop(0),
+        _kept=lambda name: [],
+        _ask=lambda name, found, wish, group: told.append(wish),
+    )
+    repairs.Repairs.confirm_repair(here, "shop", GROUP)
+    assert told == [Wish("a", confirmed=True)]
+    for phase, why in (
+        ("copying", "is not done"),
+        ("in doubt", "is not done"),
+        ("refused", "was not repaired"),
+    ):
+        looks.append(resource(Wish("a"), phase=phase, due=False))
+        with pytest.raises(BadInput, match=why):
+            repairs.Repairs.confirm_repair(here, "shop", GROUP)
+
+
 def test_a_loss_that_was_accepted_just_now_is_waited_for() -> None:
     def is_over(wish: Wish, **told: Any) -> bool:
         found = resource(wish, **told)
@@ -87,6 +127,24 @@ def test_who_leads_is_what_the_operator_saw() -> None:
     assert objects.primary_of(resource(None, {**leads, "state": "starting"}, follows), GROUP) is None
     assert objects.primary_of(resource(None, leads, {**follows, "role": "primary"}), GROUP) is None
     assert objects.primary_of({"metadata": {"name": "shop"}}, GROUP) is None
+
+
+def test_a_group_without_a_primary_is_not_lost_because_another_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failover takes some seconds, in whichever group."""
+    monkeypatch.setattr(repairs, "POLL_SECONDS", 0.01)
+    leads = {"name": "shop-segment-1-0", "role": "primary", "state": "running"}
+    looks = [resource(), resource(), resource(None, leads)]
+    for each in looks:
+        lost = "the data of segment-11 are gone, nothing empty is put in their place"
+        now = {"phase": "Degraded", "observedAt": datetime.now(UTC).isoformat()}
+        each["status"].update(now, conditions=[{"type": "DataLost", "status": "True", "message": lost}])
+    here: Any = SimpleNamespace(_get=lambda name: looks.pop(0))
+    assert repairs.Repairs._primary(here, "shop", GROUP) == "shop-segment-1-0"
+    looks += [resource()]
+    looks[0]["status"].update(now, conditions=[{"type": "DataLost", "message": lost.replace("-11", "-1")}])
+    assert repairs.Repairs._primary(here, "shop", GROUP) is None
 
 
 def test_a_group_is_one_that_is_declared_or_there() -> None:

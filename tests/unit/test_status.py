@@ -10,7 +10,7 @@ import pytest
 from pgherd.model.topology import Member
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import Observed, Operation
-from pgherd.reconcile.status import build, hindered, is_told, news
+from pgherd.reconcile.status import build, hindered, is_data_lost, is_told, news
 from tests.support.looks import cluster, look, member
 
 NOW, LATER = "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:01:00.000+00:00"
@@ -196,7 +196,24 @@ def test_data_that_are_gone_are_said_to_be_and_nothing_is_ready() -> None:
     assert condition(told, "Ready")["status"] == "False"
     assert condition(told, "DataLost")["message"].startswith("the data of segment-1 are gone")
     assert told["phase"] == "Degraded"
+    lost = [group for group in ("coordinator", "segment-1", "segment-2") if is_data_lost(told, group)]
+    assert lost == ["segment-1"]
     assert "DataLost" not in {each["type"] for each in status(look())["conditions"]}
+
+
+def test_what_is_refused_is_told_beside_the_repair_that_there_is() -> None:
+    refused = {"id": "b", "reason": "it is being rebuilt already"}
+    done = {"id": "a", "phase": "done", "due": False, "reason": "it is whole", "refused": None}
+    assert "Repairing" not in {
+        each["type"] for each in status(replace(look(), repairs={1: done}))["conditions"]
+    }
+    for phase in ("done", "placing"):
+        told = status(replace(look(), repairs={1: {**done, "phase": phase, "refused": refused}}))
+        assert told["repairs"][0]["refused"] == refused
+        assert condition(told, "Repairing")["reason"] == "Refused"
+        assert condition(told, "Repairing")["message"] == (
+            f"segment-1 is {phase}: it is whole; what else is asked for is refused: it is being rebuilt already"
+        )
 
 
 def test_who_took_part_is_remembered_while_nobody_can_tell() -> None:

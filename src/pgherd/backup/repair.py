@@ -92,6 +92,7 @@ class Site:
     :param engine: the running cluster's
     :param databases: the running cluster's
     :param has_primary: whether a member of the group leads, as Patroni says
+    :param is_retired: whether the cluster has no such group any more
     :param down_since: since when the group is known to be down
     :param call_off: calls a change of the cluster off that is under way; what was done, if anything
     :param stopping: whether this process is to end, or the cluster is to stop or to go
@@ -104,6 +105,7 @@ class Site:
     engine: Engine
     databases: Databases
     has_primary: Callable[[], bool]
+    is_retired: Callable[[], bool]
     down_since: Callable[[], str | None]
     call_off: Callable[[], str | None]
     stopping: Callable[[], bool]
@@ -160,8 +162,10 @@ class Repair:
     def _may_go_on(self, error: Exception) -> bool:
         # Most servers that are asked are the running cluster's: they may be away for long, and so may the repository.
         # And from its place nothing is taken back.
-        kept = self._is_past("placed") and not isinstance(error, PgherdError)
-        return kept or isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
+        if isinstance(error, _Retired):
+            return False
+        may_pass = isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
+        return may_pass or self._is_past("placed") or self._site.bench.in_force
 
     def _pause(self, error: Exception) -> None:
         """Whoever comes next goes on, or begins anew if what was made is lost."""
@@ -181,7 +185,8 @@ class Repair:
     def _fail(self, error: Exception) -> None:
         site = self._site
         logger.error("%s: %s could not be rebuilt: %s", site.name, site.title, error)
-        site.bench.put_back()
+        if not self._is_past("placed"):
+            site.bench.put_back()
         self._tell(**NO_PAUSE, phase=FAILED, error=reason_of(error), finishedAt=records.now())
         site.bench.drop()
 
@@ -194,26 +199,45 @@ class Repair:
     def _carry_on(self) -> None:
         site = self._site
         site.bench.end_processes()
-        if not self._is_past("settled") and site.has_primary():
+        self._require_wanted()
+        try:
+            # Each of these may take hours: until the members' places are touched one may come back meanwhile.
+            self._require_no_primary()
+            if not self._is_past("copied"):
+                self._copy()
+            if not self._is_past("replayed"):
+                self._replay()
+            self._require_no_primary()
+            if not self._is_past("judged") and not self._judge():
+                return
+            self._require_no_primary()
+            if not self._is_past("settled"):
+                self._settle()
+            if not self._is_past("placed"):
+                self._place()
+        except _CameBack:
             self._give_way()
             return
-        if not self._is_past("copied"):
-            self._copy()
-        if not self._is_past("replayed"):
-            self._replay()
-        if not self._is_past("judged") and not self._judge():
-            return
-        if not self._is_past("settled"):
-            self._settle()
-        if not self._is_past("placed"):
-            self._place()
         self._join()
+
+    def _require_wanted(self) -> None:
+        """:raises _Retired: nobody starts its members any more, whatever is put in their places"""
+        if self._site.is_retired():
+            raise _Retired(f"{self._site.name} has no {self._site.title} any more")
+
+    def _require_no_primary(self) -> None:
+        """:raises _CameBack: there is one again, and it may have taken writes since: what was made is of no use"""
+        if not self._is_past("aside") and self._site.has_primary():
+            raise _CameBack
 
     def _give_way(self) -> None:
         """A member came back by itself: nothing was touched."""
+        site = self._site
         reason = "a member of the group came back by itself: nothing was changed"
+        logger.info("%s: rebuilding %s ends: %s", site.name, site.title, reason)
+        site.bench.put_back()
         self._tell(**NO_PAUSE, phase=DONE, rung="none", reason=reason, finishedAt=records.now())
-        self._site.bench.drop()
+        site.bench.drop()
 
     # where it stands
 
@@ -391,14 +415,16 @@ class Repair:
                 done += settle.disable_subscriptions(private, site.group)
         finally:
             server.stop()
-        self._pass("settled", phase="placing", done=done)
+        self._pass("settled", done=done)
 
     # into its place
 
     def _place(self) -> None:
         site = self._site
+        self._require_no_primary()
         # The planner ends what still waits there, and starts nothing meanwhile.
-        self._wait(site.bench.is_quiet)
+        self._tell(phase="placing")
+        self._wait(self._is_quiet)
         if not self._is_past("aside"):
             site.bench.set_aside()
             self._pass("aside")
@@ -406,12 +432,21 @@ class Repair:
         crash_point("repair:moved")
         self._pass("placed", phase="joining")
 
+    def _is_quiet(self) -> bool:
+        # One that was about to lead when that was asked last leads until it is told to end.
+        self._require_no_primary()
+        return self._site.bench.is_quiet()
+
     def _join(self) -> None:
         site = self._site
-        self._wait(lambda: site.has_primary() and self._answers())
+        self._wait(self._is_back)
         done = [*self._state.get("done", ()), *filter(None, [site.call_off()])]
         self._pass("joined", done=done, findings=self._findings(), phase=DONE, finishedAt=records.now())
         logger.info("%s: %s is rebuilt: %s", site.name, site.title, self._state["reason"])
+
+    def _is_back(self) -> bool:
+        self._require_wanted()
+        return self._site.has_primary() and self._answers()
 
     def _answers(self) -> bool:
         """Whether it is reached again by everybody's way: a name may be known a moment later than who has it."""
@@ -435,6 +470,14 @@ class Repair:
             if self._site.stopping():
                 raise Cancelled("the repair was stopped")
             time.sleep(POLL_SECONDS)
+
+
+class _Retired(PgherdError):
+    """The cluster has no such group any more."""
+
+
+class _CameBack(Exception):
+    """A member of the group leads again."""
 
 
 def marks_of(

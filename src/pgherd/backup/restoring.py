@@ -72,16 +72,20 @@ def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
 
 
 def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
-    """Groups that are being rebuilt, or were: how far that is, with ``due`` and what is ``kept``."""
+    """Groups that are being rebuilt, or were: how far that is, with ``due`` and what is ``kept``.
+
+    Where something else is asked for and not done, ``refused`` says its ``id`` and the ``reason``.
+    """
     found = {}
     for group, bench in sorted(platform.benches(name).items()):
-        wish, known = bench.read("wish"), bench.read("state")
-        if refused := bench.refused:
-            told = {"id": bench.asked, "phase": repair.REFUSED, "error": refused}
-            found[group] = {**told, "due": False, "kept": bench.kept}
-            continue
+        wish, known, why_not = bench.read("wish"), bench.read("state"), bench.refused
+        refused = {"id": bench.asked, "reason": why_not} if why_not else None
         if wish is None:
+            if refused is not None:
+                told = {"id": bench.asked, "phase": repair.REFUSED, "error": why_not}
+                found[group] = {**told, "due": False, "kept": bench.kept, "refused": refused}
             continue
+        # What is known of a repair counts, whatever is asked for: its group may be halted until it is done.
         current = known if known is not None and known.get("id") == wish["id"] else {"phase": "requested"}
         found[group] = {
             **current,
@@ -90,6 +94,7 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
             "accepted": bool(wish["accept"]),
             "due": repair.is_due(wish, known),
             "kept": bench.kept,
+            "refused": refused,
         }
     return found
 

@@ -77,6 +77,8 @@ def repair_line(repair: Mapping[str, Any]) -> str:
     told = [repair.get("reason"), *(repair.get("done") or ()), *(repair.get("findings") or ())]
     if repair.get("kept"):
         told.append(f"what was left of it is kept in {repair['kept']}")
+    if repair.get("refused") and repair["phase"] != "refused":
+        told.append(f"what else is asked for is refused: {repair['refused']['reason']}")
     return ": ".join(filter(None, [line, "; ".join(filter(None, told))]))
 
 

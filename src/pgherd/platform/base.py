@@ -316,6 +316,11 @@ class Bench(ABC):
         :param prepare: called before, with where it is
         """
 
+    @property
+    @abstractmethod
+    def in_force(self) -> bool:
+        """Whether :meth:`place` was done, whatever was written down since: nothing is taken back any more."""
+
     @abstractmethod
     def end_processes(self) -> None:
         """End every PostgreSQL process that works on the unfinished data directory."""
@@ -457,6 +462,13 @@ class Platform(ABC):
     def has_stopped(self, name: str) -> None:
         """All members of a stopped cluster have ended: what has to be known of that is written down."""
         return
+
+    def counts_on(self, name: str, group: int) -> bool | None:
+        """Whether a cluster has a group, or is to have it; None: nobody has said yet which ones take part."""
+        if group <= self.declaration(name).cluster.spec.segments.count:
+            return True
+        admitted = (self.read_status(name) or {}).get("admitted")
+        return None if admitted is None else group in admitted
 
     def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
         """Bring what is around the members that are there into line with the declaration; cheap when it is.

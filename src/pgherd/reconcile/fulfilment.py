@@ -77,7 +77,10 @@ def repaired(name: str, group: str, now: Mapping[str, Any]) -> dict[str, Any]:
     if now["phase"] == "refused":
         raise BadInput(str(why))
     if now["phase"] == "failed":
-        raise PgherdError(f"{name}: {group} could not be rebuilt, nothing was changed: {why}")
+        unchanged = (
+            f"what it was before is kept in {now['kept']}" if now.get("kept") else "nothing was changed"
+        )
+        raise PgherdError(f"{name}: {group} could not be rebuilt, {unchanged}: {why}")
     if now["phase"] == "in doubt":
         raise PgherdError(
             f"{name}: {group} is not rebuilt yet, it may not get back all it had: {why}: "

@@ -67,6 +67,7 @@ class Repairs:
             engine=world.engine,
             databases=world.databases,
             has_primary=lambda: has_primary(world, group),
+            is_retired=lambda: self._is_retired(group),
             down_since=self._down_since,
             call_off=lambda: call_off(world),
             stopping=lambda: self._stopping() or bench.unwanted,
@@ -76,6 +77,12 @@ class Repairs:
         """Since when the cluster is not what it should be."""
         found = fulfilment.conditions(self._platform.read_status(self._name)).get("Ready")
         return str(found["lastTransitionTime"]) if found and found["status"] == "False" else None
+
+    def _is_retired(self, group: int) -> bool:
+        try:
+            return self._platform.counts_on(self._name, group) is False
+        except PgherdError:
+            return False  # nobody knows
 
     def _stopping(self) -> bool:
         if self._stop.is_set():

@@ -21,6 +21,7 @@ HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
 _UNBORN = (None, "Pending", "Creating", "Failed")
 """phases of a cluster that was never there"""
+_GONE = "the data of {} are gone"
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
 
@@ -211,10 +212,18 @@ def find_problems(seen: Observed) -> list[str]:
 def data_lost(seen: Observed, group: int) -> str:
     """What to say of a group that took part and has nothing left."""
     name, which = seen.declaration.cluster.metadata.name, group_name(group)
-    what = f"the data of {which} are gone, nothing empty is put in their place: bring its volumes back, or"
+    what = f"{_GONE.format(which)}, nothing empty is put in their place: bring its volumes back, or"
     if seen.backups is not None:
         return f"{what} rebuild it from the backups with 'pgherd repair {name} --group {which}'"
     return f"{what} delete the cluster with what is left of it ('pgherd delete {name} --purge') and create it anew"
+
+
+def is_data_lost(now: Mapping[str, Any], group: str) -> bool:
+    """Whether a status says so of this group.
+
+    :param group: its name
+    """
+    return f"{_GONE.format(group)}, " in by_type(now).get("DataLost", {}).get("message", "")
 
 
 def has_cause(problem: str) -> bool:
@@ -287,13 +296,16 @@ def _repair(group: int, repair: Mapping[str, Any]) -> dict[str, Any]:
         "findings": list(repair.get("findings", ())),
         "kept": repair.get("kept"),
         "finishedAt": repair.get("finishedAt"),
+        "refused": repair.get("refused"),
     }
 
 
 def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
-    """Whether groups are being rebuilt; there while that goes on, waits for somebody, or has failed."""
+    """Whether groups are being rebuilt; there while that goes on, waits for somebody, has failed, or is refused."""
     open_repairs = [
-        (group, repair) for group, repair in sorted(seen.repairs.items()) if repair.get("phase") != "done"
+        (group, repair)
+        for group, repair in sorted(seen.repairs.items())
+        if repair.get("phase") != "done" or repair.get("refused")
     ]
     if not open_repairs:
         return []
@@ -307,7 +319,10 @@ def _repair_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
             )
         why = repair.get("error") or repair.get("reason") or "it begins"
         texts.append(f"{group_name(group)} is {repair.get('phase')}: {why}{way_out}")
+        if repair.get("refused") and repair.get("phase") != "refused":
+            texts.append(f"what else is asked for is refused: {repair['refused']['reason']}")
     phases = {repair.get("phase") for _, repair in open_repairs}
+    phases |= {"refused" for _, repair in open_repairs if repair.get("refused")}
     reasons = {"in doubt": "InDoubt", "failed": "Failed", "refused": "Refused"}
     reason = next((reasons[phase] for phase in reasons if phase in phases), "FromRepository")
     return [("Repairing", any(repair["due"] for _, repair in open_repairs), reason, "; ".join(texts))]

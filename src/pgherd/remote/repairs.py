@@ -17,8 +17,8 @@ from typing import Any
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import group_id, group_name
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.rebuilt import Wish, wish_of
-from pgherd.reconcile import fulfilment, observe, steering
+from pgherd.platform.kubernetes.rebuilt import ENDED, Wish, wish_of
+from pgherd.reconcile import fulfilment, observe, status, steering
 from pgherd.reconcile.observe import World
 from pgherd.remote import objects
 from pgherd.remote.in_place import InPlace
@@ -71,7 +71,7 @@ class Repairs(InPlace):
                 raise PgherdError(f"{name}: {objects.SILENCE}")
             if (primary := objects.primary_of(resource, group)) is not None:
                 return primary
-            if "DataLost" in fulfilment.conditions(now) or time.monotonic() > deadline:
+            if status.is_data_lost(now, group) or time.monotonic() > deadline:
                 return None
             time.sleep(POLL_SECONDS)
 
@@ -127,15 +127,15 @@ class Repairs(InPlace):
     def confirm_repair(self, name: str, group: str) -> None:
         """Remove what a repair kept, and its record.
 
-        :raises BadInput: there was none, or it is not done
+        :raises BadInput: there was none, or it has not ended
         :raises PgherdError: it is not gone yet
         """
         resource = self._ready(name)
         found = objects.repair_of(resource, group)
-        if not found:
+        if not found or found.get("phase") == "refused":
             _number(name, group, resource)
             raise BadInput(f"{name}: {group} was not repaired, nothing is kept")
-        if found.get("phase") != "done":
+        if found.get("phase") not in ENDED:
             raise BadInput(
                 f"{name}: the repair of {group} is not done: 'pgherd status {name}' shows how far it is"
             )
@@ -173,10 +173,13 @@ def _asked(name: str, group: str, resource: Mapping[str, Any], *, accept: bool) 
     :raises BadInput: what the last one kept is not confirmed
     """
     found, wish = objects.repair_of(resource, group), wish_of(resource, group_id(group))
-    if wish is not None and not wish.confirmed and not wish.problem:
-        is_known = found.get("id") == wish.id
-        if not is_known or found.get("due") or (found.get("phase") == "in doubt" and accept):
-            # A loss once accepted stays so.
+    is_open = found.get("due") or (found.get("phase") == "in doubt" and accept)
+    # A loss once accepted stays so.
+    if wish is not None and not wish.confirmed:
+        if (found.get("refused") or {}).get("id") == wish.id:
+            if is_open:
+                return Wish(str(found["id"]), accept or bool(found.get("accepted")))
+        elif not wish.problem and (found.get("id") != wish.id or is_open):
             return Wish(wish.id, accept or wish.accept)
     if found.get("kept"):
         raise BadInput(
@@ -194,6 +197,8 @@ def _news(name: str, group: str, identity: str, resource: Mapping[str, Any]) -> 
     found, wish = objects.repair_of(resource, group), wish_of(resource, group_id(group))
     if found.get("id") == identity:
         return found
+    if (refused := found.get("refused") or {}).get("id") == identity:
+        return {**found, "id": identity, "phase": "refused", "reason": refused["reason"], "due": False}
     if wish is None or wish.id != identity:
         raise PgherdError(f"{name}: the repair of {group} was called off")
     return None

@@ -100,13 +100,13 @@ def wait(
 def confirm(platform: LocalPlatform, world: observe.World, group: str) -> None:
     """Remove what a repair kept, and its record.
 
-    :raises BadInput: there was none, or it is not done
+    :raises BadInput: there was none, or it has not ended
     """
     number = steering.group_number(world, group)
     known = restoring.repairs(platform, world.name).get(number)
     if known is None:
         raise BadInput(f"{world.name}: {group} was not repaired, nothing is kept")
-    if known.get("phase") != repair.DONE:
+    if known.get("phase") not in (repair.DONE, repair.FAILED):
         raise BadInput(
             f"{world.name}: the repair of {group} is not done: 'pgherd status {world.name}' shows how far it is"
         )

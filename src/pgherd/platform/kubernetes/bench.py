@@ -96,12 +96,16 @@ class PodBench(Bench):
             self._group,
             record,
             wish,
-            obstacle=self._obstacle(),
+            obstacle=self._obstacle(wish),
             kept=[kept] if kept is not None else [],
         )
 
-    def _obstacle(self) -> str:
+    def _obstacle(self, wish: rebuilt.Wish) -> str:
         name = self._cluster
+        if wish.id in rebuilt.ids(self._notes.repairs(), self._group):
+            return f"there was a repair {wish.id} of {self._title}: another one needs an id of its own"
+        if not self._platform.counts_on(name, self._group):
+            return f"{name} has no {self._title}"
         if epochs.is_under_way(self._notes.state()):
             return f"{name} is being restored in place: 'pgherd status {name}' shows how far it is"
         if self._platform.declaration(name).cluster.spec.backup is None:
@@ -137,6 +141,8 @@ class PodBench(Bench):
                 return known.told(value, accept=accepts)
             if epochs.is_under_way(self._notes.state_in(there)):
                 raise Unavailable(f"{self._cluster} is being restored in place")
+            if value["id"] in rebuilt.ids(self._notes.repairs_in(there), self._group):
+                raise Cancelled(f"the repair {value['id']} of {self._title} has begun before")
             return known.begun(rebuilt.Wish(str(value["id"]), accepts), self._new_epoch(there), value)
 
         self._change(told)
@@ -295,8 +301,12 @@ class PodBench(Bench):
         for claim in self._claims(self._own()).values():
             self._mark(claim, "true")
 
+    @property
+    def in_force(self) -> bool:
+        return self._record(asked=True).in_force
+
     def put_back(self) -> None:
-        if self._record(asked=True).in_force:
+        if self.in_force:
             return
         for claim in self._claims(self._own()).values():
             self._mark(claim, None)
@@ -310,7 +320,7 @@ class PodBench(Bench):
     def place(self, prepare: Callable[[Machine, Path], None]) -> None:
         if not self.is_quiet():
             raise Unavailable(f"a member of {self._title} of {self._cluster} has not ended yet")
-        if not self._record(asked=True).in_force:
+        if not self.in_force:
             machine = self._machine()
             prepare(machine, self.data)
             self._stands.place(machine, self.data)
@@ -341,15 +351,20 @@ class PodBench(Bench):
         self._change(lambda known, base, there: known.forgotten())
 
     def tidy(self) -> None:
-        """What was kept goes once that is confirmed, and so does what was made and is in nobody's place."""
+        """What was kept goes once that is confirmed, and so does what was made and is in nobody's place.
+
+        What was asked for goes with its end: what is known of that counts until the next restore in place only.
+        """
         record, wish = self._record(), self._wish()
         if rebuilt.is_confirmed(record, wish):
             self.clear()
             crash_point("repair:confirmed")
             record = self._record()
-        if wish is not None and wish.confirmed and record.id is None:
-            self._platform.withdraw_repair(self._cluster, self._group, wish.id)
+        if wish is not None and rebuilt.is_answered(record, wish):
+            self._platform.withdraw_repair(self._cluster, self._group, wish)
         if not record.to_go(self._base()):
+            if not record.is_open:
+                self._stands.unequip()
             return
         record, base = self._record(asked=True), self._base(asked=True)
         gone = [epoch for epoch in record.to_go(base) if not self._discard(epoch)]

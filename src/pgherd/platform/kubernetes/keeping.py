@@ -38,6 +38,7 @@ from pgherd.platform.kubernetes.api import (
     Object,
     complete,
     explained,
+    is_conflict,
     kind_of,
 )
 from pgherd.platform.kubernetes.bench import PodBench
@@ -455,11 +456,18 @@ class KeepsBackups(Platform):
         asked = rebuilt.asked_groups(self.look_up(CLUSTER, name))
         return {group: self.bench(name, group) for group in sorted({*known, *asked})}
 
-    def withdraw_repair(self, name: str, group: int, identity: str) -> None:
-        """What somebody asked for is done, unless he asks for something else by now."""
-        wish = rebuilt.wish_of(self.api.get(CLUSTER, self.namespace, name), group)
-        if wish is not None and wish.id == identity:
-            self._change(name, {"metadata": {"annotations": {names.repair_annotation(group): None}}})
+    def withdraw_repair(self, name: str, group: int, wish: rebuilt.Wish) -> None:
+        """What somebody asked for is done, unless he asks for something else by now, or confirms it."""
+        found = self.api.get(CLUSTER, self.namespace, name)
+        if found is None or rebuilt.wish_of(found, group) != wish:
+            return
+        version = found["metadata"]["resourceVersion"]
+        gone = {names.repair_annotation(group): None}
+        try:
+            self._change(name, {"metadata": {"resourceVersion": version, "annotations": gone}})
+        except PgherdError as error:
+            if not is_conflict(error):  # the next look does it
+                raise
 
     # Patroni's store
 

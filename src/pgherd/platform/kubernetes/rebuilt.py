@@ -29,6 +29,10 @@ from pgherd.platform.kubernetes.epochs import Own
 PLACING = "placing"
 """the phase in which no member of the group may run"""
 ENDED = ("done", "failed")
+DOUBT = "in doubt"
+"""the one in which nobody is at work until somebody accepts a loss"""
+REMEMBERED = 100
+"""how many repairs of a group"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Record:
     """those that are to go"""
     past: tuple[int, ...] = ()
     """those that are gone"""
+    used: tuple[str, ...] = ()
+    """ids of those before it: who brings one of them again, in a file that was applied long ago, asks for nothing"""
     id: str | None = None
     """which repair"""
     accept: bool = False
@@ -113,9 +119,20 @@ class Record:
         return self.phase is not None and self.phase not in ENDED
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether it is open, and waits for nobody."""
+        return self.is_open and self.phase != DOUBT
+
+    @property
     def may_be_called_off(self) -> bool:
         """Whether it is open, and nothing but what it made would change."""
         return self.is_open and not self.in_force
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All repairs that it knows; as many as are worth remembering."""
+        known = self.used if self.id is None else (*self.used, self.id)
+        return tuple(dict.fromkeys(known))[-REMEMBERED:]
 
     @property
     def numbers(self) -> set[int]:
@@ -165,7 +182,8 @@ class Record:
         """Nothing is known of this repair any more; what it had made or kept is to go."""
         left = self.abandoned()
         spent = left._with(left.kept)
-        return replace(left, kept=None, spent=spent, id=None, accept=False, in_force=False, state=None)
+        none = replace(left, id=None, accept=False, in_force=False, state=None)
+        return replace(none, kept=None, spent=spent, used=self.ids)
 
     def removed(self, epochs: Collection[int]) -> Record:
         """These are gone."""
@@ -189,7 +207,7 @@ def records_from(raw: Any) -> Records:
         return {
             int(base): {
                 int(group): Record(
-                    **{**record, **{key: tuple(record.get(key, ())) for key in ("spent", "past")}}
+                    **{**record, **{key: tuple(record.get(key, ())) for key in ("spent", "past", "used")}}
                 )
                 for group, record in groups.items()
             }
@@ -213,9 +231,23 @@ def with_record(records: Records, base: int, group: int, record: Record) -> Reco
     return {**records, base: {**records.get(base, {}), group: record}}
 
 
-def without(records: Records, bases: Collection[int]) -> Records:
-    """The same, without what counted for these epochs of the cluster."""
-    return {base: groups for base, groups in records.items() if base not in bases}
+def without(records: Records, bases: Collection[int], base: int) -> Records:
+    """The same, without what counted for these epochs of the cluster, but for which repairs there were.
+
+    :param base: the cluster's own
+    """
+    left: Records = {each: groups for each, groups in records.items() if each not in bases}
+    gone = [(group, record) for each in bases for group, record in records.get(each, {}).items()]
+    for group, record in gone:
+        known = left.get(base, {}).get(group, Record())
+        if record.ids:
+            left = with_record(left, base, group, replace(known, used=(*record.ids, *known.used)))
+    return left
+
+
+def ids(records: Records, group: int) -> set[str]:
+    """All repairs of a group that have begun, in whichever epoch of the cluster."""
+    return {each for groups in records.values() if group in groups for each in groups[group].ids}
 
 
 def own(records: Records, base: int) -> Own:
@@ -283,3 +315,10 @@ def wanted(record: Record, wish: Wish | None, refusal: str = "") -> dict[str, An
 def is_confirmed(record: Record, wish: Wish | None) -> bool:
     """Whether somebody has confirmed what is not confirmed yet."""
     return wish is not None and wish.confirmed and wish.id == record.id and record.phase in ENDED
+
+
+def is_answered(record: Record, wish: Wish | None) -> bool:
+    """Whether what is asked for was done, or was tried: it must not be there any more when the record is not."""
+    if wish is None:
+        return False
+    return record.phase in ENDED if wish.id == record.id else wish.confirmed and record.id is None

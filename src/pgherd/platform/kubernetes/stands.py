@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, Member
-from pgherd.platform.kubernetes import names, patroni_files, restore_pods, views
-from pgherd.platform.kubernetes.api import CLUSTER, POD, VOLUME_CLAIM, Object
+from pgherd.platform.base import ENDED, FAILED
+from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
+from pgherd.platform.kubernetes.api import CLUSTER, POD, SECRET, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.machines import PodMachine, wait_until
+from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.places import Places
 from pgherd.platform.machine import Machine, Machines
 
@@ -129,9 +131,30 @@ class Stands:
         try:
             wait_until(are_gone, waits, START_SECONDS, self.stopping)
         finally:
-            # What a group needs another one needs, too.
-            if member is None or not self.left():
+            if member is None:
                 self._platform.unequip(self._cluster, names.recovery_secret(self._cluster))
+            else:
+                self.unequip(member.group)
+
+    def unequip(self, group: int | None = None) -> None:
+        """Take the repository's keys away, unless somebody is at work with them, or may be in a moment.
+
+        :param group: one that needs them no more, whatever is written down of its repair
+        """
+        platform, secret = self._platform, names.recovery_secret(self._cluster)
+        if platform.look_up(SECRET, secret) is None or self._is_at_work(group) or self.left():
+            return
+        platform.unequip(self._cluster, secret)
+
+    def _is_at_work(self, but: int | None) -> bool:
+        """Whether anything of the cluster is being made from a backup, but for this group."""
+        notes = Notes(self._platform, self._cluster)
+        state = notes.state(asked=True)
+        if state is not None and state.get("phase") not in (*ENDED, FAILED, None):
+            return True
+        # Keys are brought before there is a pod: what a group needs another one needs, too.
+        records = notes.repairs(asked=True).get(epochs.current(state), {})
+        return any(record.is_at_work for group, record in records.items() if group != but)
 
     def _is_set_up(self, member: Member, epoch: int, begin: Callable[[], None]) -> bool:
         """Whether its pod runs; it is made if it is not there, and let go if it is of no use any more."""

@@ -182,7 +182,8 @@ class PodWorkshop(Workshop):
         crash_point("restore:discarded")
         if not left and state.get("discard"):
             gone = epochs.discarded(state)
-            self._notes.change_repairs(lambda records, there: rebuilt.without(records, gone))
+            base = epochs.current(state)
+            self._notes.change_repairs(lambda records, there: rebuilt.without(records, gone, base))
             self.write_state({**state, "discard": []})
 
     def _is_to_go(self, state: Mapping[str, Any], kept: Collection[object]) -> bool:

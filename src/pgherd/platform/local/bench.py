@@ -105,6 +105,11 @@ class LocalBench(Bench):
                 files.sync_directory(each)
             self._leave_store()
 
+    @property
+    def in_force(self) -> bool:
+        is_placed = self._layout.member(self._first).has_data and not self.data.exists()
+        return is_placed and self.kept is not None
+
     def put_back(self) -> None:
         with self._locked(), files.explained(f"put the data of {self._first.scope} back"):
             if not self._before.exists() or self._layout.member(self._first).has_data:

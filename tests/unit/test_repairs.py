@@ -1,0 +1,183 @@
+"""A group's rebuilding: what ends it, and when it is too late for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pgherd.backup import repair
+from pgherd.errors import PgherdError
+
+GROUP = 1
+
+
+class Bench:
+    """A place to work at that notes what is done there.
+
+    :ivar busy: for how many looks a member of the group has not ended
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {"wish": repair.new_wish("a", accept=True)}
+        self.did: list[str] = []
+        self.busy = 0
+        self.in_force = False
+
+    def heed(self, stopping: object) -> None:
+        return
+
+    def read(self, what: str) -> Any:
+        return self.known.get(what)
+
+    def write(self, what: str, value: Any) -> None:
+        self.known[what] = dict(value)
+
+    def is_quiet(self) -> bool:
+        self.busy -= 1
+        return self.busy < 0
+
+    def place(self, prepare: object) -> None:
+        self.did.append("place")
+        self.in_force = True
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.did.append(name)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """How far it is."""
+        return dict(self.known.get("state") or {})
+
+
+class Lab:
+    """A group whose data take long to be put together.
+
+    :ivar leads_from: the step at whose end a member of the group leads again
+    :ivar retired_from: the one at whose end the cluster has no such group any more
+    """
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.leads_from = self.retired_from = "nowhere"
+        self.did: list[str] = []
+
+    @property
+    def site(self) -> Any:
+        return SimpleNamespace(
+            name="shop",
+            group=GROUP,
+            title="segment-1",
+            bench=self.bench,
+            has_primary=lambda: self.leads_from in self.did,
+            is_retired=lambda: self.retired_from in self.did,
+            stopping=lambda: False,
+            call_off=lambda: None,
+        )
+
+    def run(self, *past: str) -> dict[str, Any]:
+        """From these steps on, until it ends; how it stands then."""
+        did = self.did
+
+        class Quick(repair.Repair):
+            def _copy(self) -> None:
+                did.append("copied")
+                self._pass("copied")
+
+            def _replay(self) -> None:
+                did.append("replayed")
+                self._pass("replayed")
+
+            def _judge(self) -> bool:
+                did.append("judged")
+                self._pass("judged", phase="settling", reason="it is whole")
+                return True
+
+            def _settle(self) -> None:
+                did.append("settled")
+                self._pass("settled")
+
+            def _answers(self) -> bool:
+                return True
+
+            def _findings(self) -> list[str]:
+                return []
+
+        if past:
+            phase = "placing" if "settled" in past else "copying"
+            self.bench.write("state", {"id": "a", "phase": phase, "steps": past, "reason": "it is whole"})
+        Quick(self.site).run()
+        return self.bench.state
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setattr(repair, "POLL_SECONDS", 0.01)
+    return Lab()
+
+
+@pytest.mark.parametrize(
+    ("leads_from", "did"),
+    [
+        ("copied", ["copied", "replayed"]),
+        ("replayed", ["copied", "replayed"]),
+        ("judged", ["copied", "replayed", "judged"]),
+        ("settled", ["copied", "replayed", "judged", "settled"]),
+    ],
+)
+def test_a_group_that_came_back_while_its_data_were_made_is_left_alone(
+    lab: Lab, leads_from: str, did: Sequence[str]
+) -> None:
+    lab.leads_from = leads_from
+    state = lab.run()
+    assert lab.did == did
+    assert (state["phase"], state["rung"]) == (repair.DONE, "none")
+    assert "came back by itself: nothing was changed" in state["reason"]
+    assert "aside" not in state["steps"]
+    assert not {"set_aside", "place"} & {*lab.bench.did}
+    assert lab.bench.did[-2:] == ["put_back", "drop"]
+
+
+def test_one_that_leads_when_it_is_told_to_end_is_left_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.bench.busy = 3
+    monkeypatch.setattr(lab.bench, "is_quiet", lambda: lab.did.append("told to end"))
+    lab.leads_from = "told to end"
+    state = lab.run("copied", "replayed", "judged", "settled")
+    assert (state["phase"], state["rung"]) == (repair.DONE, "none")
+    assert not {"set_aside", "place"} & {*lab.bench.did}
+
+
+def test_nobody_starts_or_ends_members_before_it_was_asked_last_who_leads(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: list[str] = []
+    has_primary = repair.Repair._require_no_primary
+
+    def asked(self: repair.Repair) -> None:
+        phases.append(lab.bench.state["phase"])
+        has_primary(self)
+
+    monkeypatch.setattr(repair.Repair, "_require_no_primary", asked)
+    monkeypatch.setattr(lab.bench, "place", lambda prepare: setattr(lab, "leads_from", "copied"))
+    assert lab.run()["phase"] == repair.DONE
+    assert phases == ["copying", "copying", "settling", "settling", "placing"]
+    assert "put_back" not in lab.bench.did, "what leads from then on is what was made"
+
+
+def test_a_group_that_was_shrunk_away_is_not_waited_for(lab: Lab) -> None:
+    """Nobody starts its members any more."""
+    lab.retired_from = "settled"
+    with pytest.raises(PgherdError, match="shop has no segment-1 any more"):
+        lab.run()
+    state = lab.bench.state
+    assert (state["phase"], state["error"]) == (repair.FAILED, "shop has no segment-1 any more")
+    assert "placed" in state["steps"]
+    assert "put_back" not in lab.bench.did, "what was before is kept until somebody confirms"
+    lab.bench = Bench()
+    with pytest.raises(PgherdError, match="shop has no segment-1 any more"):
+        lab.run("copied")
+    assert lab.bench.did[-2:] == ["put_back", "drop"]
