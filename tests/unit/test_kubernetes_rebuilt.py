@@ -450,6 +450,21 @@ def test_what_was_given_up_makes_no_volume_any_more(lab: Lab) -> None:
     assert lab.claims() == ["data-shop-coordinator-0", "data-shop-segment-1-0"]
 
 
+def test_a_pod_on_a_dead_node_that_holds_a_repair_up_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.begin()
+    assert lab.bench.lingering == "shop-segment-1-0 has not ended yet"
+    monkeypatch.setattr(lab.platform._nodes, "silent", lambda nodes: dict.fromkeys(nodes, 99.0))
+    pod = lab.kube.objects[f"{CORE}/pods/shop-segment-1-0"]
+    lab.kube.put(f"{CORE}/pods/shop-segment-1-0", {**pod, "spec": {"nodeName": "a"}, "status": {}})
+    assert lab.bench.lingering == (
+        "shop-segment-1-0 has not ended yet: its node a does not report; delete the node or declare fencing"
+    )
+    lab.platform.stop_member(Member("shop", 1, 0))
+    assert lab.bench.lingering == ""
+
+
 def test_a_group_is_rebuilt_anew_on_other_volumes(lab: Lab) -> None:
     lab.begin()
     lab.make()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pgherd.backup import repair
+from pgherd.backup import repair, restoring
 from pgherd.errors import PgherdError
+from pgherd.platform.local.platform import LocalPlatform
+from tests.support.platform import cluster
 
 GROUP = 1
 
@@ -25,6 +28,7 @@ class Bench:
         self.did: list[str] = []
         self.busy = 0
         self.in_force = False
+        self.lingering = ""
 
     def heed(self, stopping: object) -> None:
         return
@@ -181,3 +185,45 @@ def test_a_group_that_was_shrunk_away_is_not_waited_for(lab: Lab) -> None:
     with pytest.raises(PgherdError, match="shop has no segment-1 any more"):
         lab.run("copied")
     assert lab.bench.did[-2:] == ["put_back", "drop"]
+
+
+def test_what_has_not_ended_is_told_as_long_as_it_is_waited_for(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    is_quiet = lab.bench.is_quiet
+
+    def looked() -> bool:
+        told.append(restoring.with_pause("it is whole", lab.bench.state))
+        return is_quiet()
+
+    monkeypatch.setattr(lab.bench, "is_quiet", looked)
+    lab.leads_from = "placed"
+    monkeypatch.setattr(lab.bench, "place", lambda prepare: lab.did.append("placed"))
+    lab.bench.busy, lab.bench.lingering = 2, "shop-segment-1-0 has not ended yet: its node a does not report"
+    state = lab.run("copied", "replayed", "judged", "settled")
+    assert (state["phase"], state["waits"]) == (repair.DONE, None)
+    assert told == ["it is whole", *[f"it is whole; {lab.bench.lingering}"] * 2]
+
+
+@pytest.mark.parametrize("phase", [repair.DONE, repair.FAILED])
+def test_what_an_ended_repair_has_left_behind_is_removed(tmp_path: Path, phase: str) -> None:
+    """Whoever was killed just then."""
+    platform = LocalPlatform(tmp_path / "home")
+    platform.declare(cluster(engine="fdw", segments=2))
+    bench = platform.bench("shop", GROUP)
+    bench.write("wish", repair.new_wish("a", accept=True))
+    (bench.folder() / "data").mkdir()
+    (bench.data / "row").write_text("precious")
+    for now in (
+        {"id": "a", "phase": "copying"},
+        {"id": "a", "phase": repair.DOUBT},
+        {"id": "z", "phase": phase},
+    ):
+        bench.write("state", now)
+        platform.align(cluster(engine="fdw", segments=2), {})
+        assert bench.data.exists(), "somebody is at work, or begins there just now"
+    bench.write("state", {"id": "a", "phase": phase})
+    platform.align(cluster(engine="fdw", segments=2), {})
+    assert not bench.data.exists()
+    assert restoring.repairs(platform, "shop")[GROUP]["phase"] == phase

@@ -435,7 +435,12 @@ class Repair:
     def _is_quiet(self) -> bool:
         # One that was about to lead when that was asked last leads until it is told to end.
         self._require_no_primary()
-        return self._site.bench.is_quiet()
+        bench = self._site.bench
+        if bench.is_quiet():
+            return True
+        if (waits := bench.lingering or None) != self._state.get("waits"):
+            self._tell(**{**NO_PAUSE, "waits": waits})
+        return False
 
     def _join(self) -> None:
         site = self._site

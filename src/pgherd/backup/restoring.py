@@ -122,6 +122,8 @@ def with_pause(text: str, known: Mapping[str, Any]) -> str:
     """What is being done, and what keeps it from going on: a restore or a repair that waits looks like one at work."""
     if not known.get("waits"):
         return text
+    if not known.get("tries"):
+        return "; ".join(filter(None, [text, str(known["waits"])]))
     paused = f"try {known.get('tries')} ended so, the next one follows: {known['waits']}"
     return "; ".join(filter(None, [text, paused]))
 

@@ -301,6 +301,11 @@ class Bench(ABC):
     def is_quiet(self) -> bool:
         """Whether no member of the group runs."""
 
+    @property
+    def lingering(self) -> str:
+        """Which one still does, and why, where that is known."""
+        return ""
+
     @abstractmethod
     def set_aside(self) -> None:
         """Take what is left of all members' data out of their places; no-op if that was done before."""

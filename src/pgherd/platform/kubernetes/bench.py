@@ -294,6 +294,16 @@ class PodBench(Bench):
         made_of = platform.api.get(STATEFUL_SET, platform.namespace, self._first.scope)
         return made_of is None and not self._pods()
 
+    @property
+    def lingering(self) -> str:
+        return "; ".join(map(self._why_it_is_there, self._pods()))
+
+    def _why_it_is_there(self, pod: Object) -> str:
+        text, node = f"{pod['metadata']['name']} has not ended yet", self._platform.silent_node(pod)
+        if node is None:
+            return text
+        return f"{text}: its node {node} does not report; delete the node or declare fencing"
+
     def set_aside(self) -> None:
         """Nothing is moved: the new volumes have names of their own."""
         if not self.is_quiet():

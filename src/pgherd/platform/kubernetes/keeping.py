@@ -216,6 +216,11 @@ class KeepsBackups(Platform):
         """Seconds since a node was given up; 0: it reports."""
         return self._nodes.silent({node}).get(node, 0.0) if node else 0.0
 
+    def silent_node(self, pod: Object) -> str | None:
+        """The node of a pod, if that does not report: nobody ends the pod there."""
+        node = views.doubtful_node(pod)
+        return node if node is not None and self._nodes.silent({node}) else None
+
     def end_restore_pods(self, name: str, member: Member | None = None) -> None:
         """Let the pods go in which a cluster is put together, or that of one member. Returns at once."""
         found = self.api.list(POD, self.namespace, names.selector(name))

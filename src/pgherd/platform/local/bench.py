@@ -27,6 +27,7 @@ from pgherd.platform.machine import Machine
 
 PLACING = "placing"
 """the phase in which no member of the group may run"""
+ENDED = ("done", "failed")
 
 
 class LocalBench(Bench):
@@ -79,6 +80,13 @@ class LocalBench(Bench):
     def drop(self) -> None:
         self.end_processes()
         files.remove(self.data)
+
+    def tidy(self) -> None:
+        """Whoever was killed when a repair had ended may have left a whole copy of the group behind."""
+        wish, state = self.read("wish") or {}, self.read("state") or {}
+        # Another one that is asked for removes it itself, and then makes its own there.
+        if state.get("phase") in ENDED and wish.get("id") == state.get("id") and self.data.exists():
+            self.drop()
 
     def last_words(self) -> LastWords:
         members = self._members()

@@ -213,7 +213,9 @@ class LocalPlatform(Platform):
             raise Unavailable(str(error)) from error
 
     def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
-        """Write down which groups hold users' data: they are never founded anew."""
+        """Write down which groups hold users' data: they are never founded anew. Remove what repairs left behind."""
+        for bench in self.benches(cluster.metadata.name).values():
+            bench.tidy()
         groups: dict[int, list[Member]] = {}
         for view in self.members(cluster.metadata.name).values():
             groups.setdefault(view.member.group, []).append(view.member)
