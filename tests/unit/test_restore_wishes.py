@@ -304,6 +304,10 @@ def test_a_log_that_nobody_could_read_is_told_from_one_that_ends(said: str, hind
         ("ERROR: [049]: unable to connect to 's3:443': [110] Connection timed out", Withheld),
         ("ERROR: [039]: HTTP request failed with 403 (Forbidden):\n*** Path/Query ***", Withheld),
         ("ERROR: [039]: HTTP request failed with 503 (Service Unavailable)", Withheld),
+        (
+            "ERROR: [055]: unable to open missing file '/etc/pgherd-recovery/pgbackrest.conf' for read",
+            Withheld,
+        ),
         ("ERROR: [055]: unable to open missing file 'x'", PgherdError),
         ("ERROR: [026]: error restoring 'base/1': actual checksum does not match expected", PgherdError),
     ],

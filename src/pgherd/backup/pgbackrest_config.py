@@ -194,12 +194,13 @@ _OWN_LINE = re.compile(r"P\d+\s+(?:WARN|ERROR):|\[\w+Error\]")
 _AWAY = re.compile(
     r"\[(?:HostConnect|Service|Protocol)Error\]|unable to connect|unable to get address|TLS error"
     r"|HTTP request failed with (?:401|403|5\d\d)"
+    r"|unable to open missing file '[^']*/pgbackrest\.conf'"
 )
 
 
 def is_away(complaint: str) -> bool:
     """Whether pgBackRest complains that it does not reach a repository, or is refused there. What its configuration
-    says may be a minute old in a pod, so that keys may be right by now."""
+    says may be a minute old in a pod, so that keys may be right by now, or there."""
     return _AWAY.search(complaint) is not None
 
 

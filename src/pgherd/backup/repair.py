@@ -261,8 +261,12 @@ class Repair:
 
     def _copy(self) -> None:
         site = self._site
+        # What is needed for it is taken away where nobody is known to be at work, and a machine finds what was there
+        # when it was made.
+        self._tell(phase="copying")
+        site.method.equip()
         copies, at = newest_copy(site.method, site.group)
-        self._tell(phase="copying", copies=copies, system=at.system, settings=dict(at.settings))
+        self._tell(copies=copies, system=at.system, settings=dict(at.settings))
         site.bench.machine()  # who finds no place copies nothing
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)
         # Before any server ran here: what was copied does not know that it has to be recovered.
