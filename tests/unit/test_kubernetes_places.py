@@ -165,3 +165,54 @@ def test_a_restore_gives_up_no_volume_that_a_repair_has_made(town: Lab) -> None:
         with pytest.raises(PgherdError, match="its volumes stay"):
             town.platform.workshop("shop").discard(Member("shop", 1, 0))
     assert town.claims() == ["data-shop-coordinator-0", OWN, MADE]
+
+
+def place_on_a_dead_node(town: Lab, *, seconds: float, made: float) -> None:
+    """A repair's pod was bound to a node that has been silent for so long, that long ago; nobody has looked since."""
+    town.begin()
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.bench.machine()
+    pod = town.kube.objects[POD]
+    born = (datetime.now(UTC) - timedelta(seconds=made)).isoformat()
+    metadata = {**pod["metadata"], "creationTimestamp": born}
+    town.kube.put(POD, {**pod, "metadata": metadata, "spec": {**pod["spec"], "nodeName": "n1"}})
+    silent(town, seconds)
+
+
+def test_where_a_pod_was_is_known_though_nobody_looked_while_its_node_lived(town: Lab) -> None:
+    place_on_a_dead_node(town, seconds=100.0, made=200.0)
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.bench.machine()
+    claim = town.kube.objects[f"{CORE}/persistentvolumeclaims/{MADE}"]
+    assert claim["metadata"]["annotations"][LAST_NODE] == "n1"
+    assert "nodeName" not in town.kube.objects[POD]["spec"], "it was made again"
+
+
+@pytest.mark.parametrize(("seconds", "is_lost"), [(100.0, False), (600.0, True)])
+def test_a_pod_that_is_sent_to_the_dead_node_again_is_not_made_again_and_again(
+    town: Lab, seconds: float, is_lost: bool
+) -> None:
+    """As it is where every taint is tolerated and the volume can't leave its node."""
+    place_on_a_dead_node(town, seconds=seconds, made=seconds / 2)
+    before = town.kube.objects[POD]["metadata"]["uid"]
+    with pytest.raises(Unavailable, match="was used on node n1" if is_lost else "n1 does not report") as told:
+        town.bench.machine()
+    assert isinstance(told.value, Lost) == is_lost
+    assert town.kube.objects[POD]["metadata"]["uid"] == before
+
+
+def test_what_is_left_of_a_repair_goes_though_its_annotation_can_not_be_withdrawn(
+    town: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.begin()
+    town.make()
+    town.bench.write("state", state(phase="failed"))
+    town.bench.drop()
+
+    def refuse(*arguments: object) -> None:
+        raise PgherdError("admission webhook denied the request")
+
+    monkeypatch.setattr(town.platform, "withdraw_repair", refuse)
+    with pytest.raises(PgherdError, match="denied the request"):
+        town.bench.tidy()
+    assert MADE not in town.claims()

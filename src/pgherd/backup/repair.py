@@ -285,6 +285,7 @@ class Repair:
         site = self._site
         site.method.equip()
         server = self._server()
+        site.bench.end_processes()  # the machine may be another one since somebody looked
         command = site.method.restore_command(site.group, self._state["system"])
         control = server.controlled()
         known = self._timeline_before()
@@ -404,6 +405,7 @@ class Repair:
 
     def _settle(self) -> None:
         site, server = self._site, self._server()
+        site.bench.end_processes()
         server.start(self._settings(server.controlled()))
         try:
             server.wait(_is_open, site.stopping)
@@ -439,6 +441,7 @@ class Repair:
     def _is_quiet(self) -> bool:
         # One that was about to lead when that was asked last leads until it is told to end.
         self._require_no_primary()
+        self._require_wanted()
         bench = self._site.bench
         if bench.is_quiet():
             return True

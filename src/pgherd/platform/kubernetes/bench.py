@@ -370,12 +370,14 @@ class PodBench(Bench):
             self.clear()
             crash_point("repair:confirmed")
             record = self._record()
+        if record.to_go(self._base()):
+            self._clear_away()
+        elif not record.is_open:
+            self._stands.unequip()
         if wish is not None and rebuilt.is_answered(record, wish):
             self._platform.withdraw_repair(self._cluster, self._group, wish)
-        if not record.to_go(self._base()):
-            if not record.is_open:
-                self._stands.unequip()
-            return
+
+    def _clear_away(self) -> None:
         record, base = self._record(asked=True), self._base(asked=True)
         gone = [epoch for epoch in record.to_go(base) if not self._discard(epoch)]
         crash_point("repair:discarded")

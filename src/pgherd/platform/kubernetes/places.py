@@ -11,6 +11,7 @@ heard nothing from the operator for longer than they wait (``programs``), and a 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgherd.faults import crash_point
@@ -26,6 +27,8 @@ DEAD_SECONDS = 60.0
 """for how long a node has to be silent until a pod on it is forgotten; longer than guards of programs wait"""
 LAST_NODE = f"{names.DOMAIN}/last-node"
 """on a volume claim: where a pod used it last, as far as we saw"""
+_CHOSEN_NODE = "volume.kubernetes.io/selected-node"
+"""the scheduler's: for which node a volume was made"""
 
 
 class Places:
@@ -41,7 +44,19 @@ class Places:
 
     def is_dead(self, pod: Object) -> bool:
         """Whether nobody can be reached in a pod any more, whatever its node said of it last."""
-        return self._platform.silent_for(views.doubtful_node(pod)) > DEAD_SECONDS
+        return self._platform.silent_for(views.doubtful_node(pod)) > DEAD_SECONDS and not self._is_late(pod)
+
+    def _is_late(self, pod: Object) -> bool:
+        """Whether a pod came to its node when that was silent already.
+
+        The scheduler does so where every taint is tolerated and a volume allows no other node: the next one would come
+        there, too.
+        """
+        silent = self._platform.silent_for(views.doubtful_node(pod))
+        made = pod["metadata"].get("creationTimestamp")
+        if not silent or made is None:
+            return False
+        return (datetime.now(UTC) - datetime.fromisoformat(made)).total_seconds() < silent
 
     def note(self, claim: Object, pod: Object) -> None:
         """Write down where a pod uses a volume."""
@@ -57,7 +72,7 @@ class Places:
         :raises Lost: what is made on it is to be made anew
         """
         limit = self._platform.declaration(self._cluster).cluster.spec.replace_lost_after
-        if not limit or pod["spec"].get("nodeName") or not _finds_no_place(pod):
+        if not limit or not (_finds_no_place(pod) or self._is_late(pod)):
             return
         node = _last_node(claim)
         if self._platform.silent_for(node) >= limit:
@@ -80,11 +95,12 @@ class Places:
 
 
 def _last_node(claim: Object) -> str | None:
-    return (claim["metadata"].get("annotations") or {}).get(LAST_NODE)
+    known = claim["metadata"].get("annotations") or {}
+    return known.get(LAST_NODE) or known.get(_CHOSEN_NODE)
 
 
 def _finds_no_place(pod: Object) -> bool:
-    return any(
+    return not pod["spec"].get("nodeName") and any(
         (each.get("type"), each.get("status"), each.get("reason"))
         == ("PodScheduled", "False", "Unschedulable")
         for each in (pod.get("status") or {}).get("conditions") or []

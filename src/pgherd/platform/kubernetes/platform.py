@@ -362,9 +362,14 @@ class KubernetesPlatform(KeepsBackups):
         return []
 
     def _remove_discarded(self, name: str) -> list[str]:
-        self.workshop(name).tidy()
-        for bench in self.benches(name).values():
-            bench.tidy()
+        problems = []
+        for tidy in (self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())):
+            try:
+                tidy()
+            except PgherdError as error:
+                problems.append(str(error))
+        if problems:
+            raise PgherdError("; ".join(problems))
         return []
 
     def _look_at_fence(self, name: str) -> list[str]:

@@ -78,7 +78,11 @@ class Stands:
         name = restore_pods.restore_pod_name(member, epoch)
 
         def why_not() -> str:
-            pod = self._pod(name)
+            pod, claim = self._pod(name), self._places.claim(member, epoch)
+            if claim is not None and "deletionTimestamp" in claim["metadata"]:
+                return f"{name} does not run yet: volume {claim['metadata']['name']} has not gone, a pod may use it"
+            if pod is not None and (node := self._platform.silent_node(pod)) is not None:
+                return f"{name} does not run yet: its node {node} does not report"
             return f"{name} does not run yet: {(pod and views.why_not(pod)) or 'it is being made'}"
 
         with waited_for():
@@ -166,12 +170,13 @@ class Stands:
             if not going:
                 self._make(member, epoch, begin)
             return False
+        if claim is not None and not going and self._is_own(pod):
+            # Before anything is done there: once the pod is gone nobody else knows where its volume was used.
+            self._places.note(claim, pod)
         if going or self._is_of_no_use(pod):
             self._platform.end_pod(pod)
             return False
         if claim is not None:
-            # Before anything is done there: once the pod is gone nobody else knows where its volume was used.
-            self._places.note(claim, pod)
             self._places.require(member, claim, pod)
         return views.is_running(pod)
 
