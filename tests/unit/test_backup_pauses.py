@@ -24,6 +24,7 @@ from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.workshop import LocalWorkshop
 from pgherd.postgres.connections import is_passing
 from tests.support.backups import point
+from tests.support.bench import Bench
 from tests.support.platform import cluster
 
 GONE = errors.UndefinedFile('could not open file "base/5/1259":\nNo such file or directory')
@@ -286,32 +287,6 @@ def test_a_point_whose_copies_have_gone_meanwhile_is_refused(
 # repairs
 
 
-class Bench:
-    """A repair's folder."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, Any] = {"wish": repair.new_wish("1", accept=False)}
-        self.kept = None
-        self.refused = ""
-        self.asked = None
-        self.in_force = False
-
-    def heed(self, stopping: object) -> None:
-        return
-
-    def read(self, what: str) -> Any:
-        return self.known.get(what)
-
-    def write(self, what: str, value: Any) -> None:
-        self.known[what] = dict(value)
-
-    def put_back(self) -> None:
-        return
-
-    def drop(self) -> None:
-        return
-
-
 def repaired(bench: Bench, error: Exception, *past: str) -> dict[str, Any]:
     class Failing(repair.Repair):
         def _carry_on(self) -> None:
@@ -327,11 +302,11 @@ def repaired(bench: Bench, error: Exception, *past: str) -> dict[str, Any]:
 
 
 def test_a_repair_that_will_never_work_fails_and_one_that_waits_says_for_what() -> None:
-    assert repaired(Bench(), GONE)["phase"] == repair.FAILED
-    bench = Bench()
+    assert repaired(Bench(accept=False), GONE)["phase"] == repair.FAILED
+    bench = Bench(accept=False)
     states = [repaired(bench, KeyError("0")) for _ in range(pauses.TRIES)]
     assert [state["phase"] for state in states] == [*["copying"] * (pauses.TRIES - 1), repair.FAILED]
-    bench = Bench()
+    bench = Bench(accept=False)
     for _ in range(3 * pauses.TRIES):
         assert repaired(bench, SILENT)["phase"] == "copying"
     known: Any = SimpleNamespace(benches=lambda name: {1: bench})
@@ -339,7 +314,7 @@ def test_a_repair_that_will_never_work_fails_and_one_that_waits_says_for_what() 
 
 
 def test_a_repair_that_is_in_force_never_fails_whatever_was_written_down() -> None:
-    bench = Bench()
+    bench = Bench(accept=False)
     bench.in_force = True
     for _ in range(3 * pauses.TRIES):
         state = repaired(bench, PgherdError("its data could not be synchronised"), "aside")
@@ -350,6 +325,6 @@ def test_a_repair_that_is_in_force_never_fails_whatever_was_written_down() -> No
 
 
 def test_a_repair_whose_data_are_in_their_place_takes_nothing_back() -> None:
-    bench = Bench()
+    bench = Bench(accept=False)
     for _ in range(3 * pauses.TRIES):
         assert repaired(bench, GONE, "placed")["phase"] == "copying"

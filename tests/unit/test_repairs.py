@@ -12,48 +12,10 @@ import pytest
 from pgherd.backup import repair, restoring
 from pgherd.errors import PgherdError
 from pgherd.platform.local.platform import LocalPlatform
+from tests.support.bench import Bench
 from tests.support.platform import cluster
 
 GROUP = 1
-
-
-class Bench:
-    """A place to work at that notes what is done there.
-
-    :ivar busy: for how many looks a member of the group has not ended
-    """
-
-    def __init__(self) -> None:
-        self.known: dict[str, Any] = {"wish": repair.new_wish("a", accept=True)}
-        self.did: list[str] = []
-        self.busy = 0
-        self.in_force = False
-        self.lingering = ""
-
-    def heed(self, stopping: object) -> None:
-        return
-
-    def read(self, what: str) -> Any:
-        return self.known.get(what)
-
-    def write(self, what: str, value: Any) -> None:
-        self.known[what] = dict(value)
-
-    def is_quiet(self) -> bool:
-        self.busy -= 1
-        return self.busy < 0
-
-    def place(self, prepare: object) -> None:
-        self.did.append("place")
-        self.in_force = True
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda: self.did.append(name)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """How far it is."""
-        return dict(self.known.get("state") or {})
 
 
 class Lab:
@@ -111,7 +73,7 @@ class Lab:
 
         if past:
             phase = "placing" if "settled" in past else "copying"
-            self.bench.write("state", {"id": "a", "phase": phase, "steps": past, "reason": "it is whole"})
+            self.bench.write("state", {"id": "1", "phase": phase, "steps": past, "reason": "it is whole"})
         Quick(self.site).run()
         return self.bench.state
 
