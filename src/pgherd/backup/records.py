@@ -22,11 +22,16 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
+def seconds_since(text: str) -> float:
+    """How long that is ago, by the clock."""
+    return (datetime.now(UTC) - moment(text)).total_seconds()
+
+
 def pace(since: str | None, done: int, total: int) -> tuple[int | None, int | None]:
     """Bytes per second since then, and the seconds that are left; None where nobody can tell yet."""
     if since is None or not done:
         return None, None
-    seconds = max((datetime.now(UTC) - moment(since)).total_seconds(), 0.001)
+    seconds = max(seconds_since(since), 0.001)
     rate = int(done / seconds)
     return rate, int(max(total - done, 0) / rate) if rate else None
 

@@ -31,7 +31,7 @@ from pgherd.backup import choice, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
-from pgherd.backup.private_server import Controlled, PrivateServer
+from pgherd.backup.private_server import Controlled, PrivateServer, is_open
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.restore import (
     CONNECT_SECONDS,
@@ -43,8 +43,9 @@ from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
+from pgherd.platform import base
 from pgherd.platform.base import CALLED_OFF, Bench, Lost
-from pgherd.postgres.connections import Connection, Databases, is_passing
+from pgherd.postgres.connections import Databases, is_passing
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ STEPS = ("copied", "replayed", "judged", "settled", "aside", "placed", "joined")
 REPOSITORY, LOSS = "repository", "accepted loss"
 """the rungs of the ladder that are climbed here"""
 OPEN = ("requested", "copying", "replaying", "settling", "placing", "joining")
-DOUBT, DONE, FAILED, REFUSED = "in doubt", "done", "failed", "refused"
+DOUBT, DONE, FAILED, REFUSED = base.DOUBT, base.DONE, base.FAILED, "refused"
 BEGINNING: Mapping[str, Any] = {
     "phase": "copying",
     "rung": REPOSITORY,
@@ -261,10 +262,7 @@ class Repair:
 
     def _copy(self) -> None:
         site = self._site
-        # What is needed for it is taken away where nobody is known to be at work, and a machine finds what was there
-        # when it was made.
-        self._tell(phase="copying")
-        site.method.equip()
+        site.method.equip()  # before there is a machine: it finds what was there when it was made
         copies, at = newest_copy(site.method, site.group)
         self._tell(copies=copies, system=at.system, settings=dict(at.settings))
         site.bench.machine()  # who finds no place copies nothing
@@ -333,7 +331,7 @@ class Repair:
         :raises Withheld: the repository is away, or refuses the keys: that is not the log's end
         """
         try:
-            server.wait(_is_open, self._site.stopping)
+            server.wait(is_open, self._site.stopping)
         except (Cancelled, Unavailable):
             raise
         except PgherdError as error:
@@ -408,7 +406,7 @@ class Repair:
         site.bench.end_processes()
         server.start(self._settings(server.controlled()))
         try:
-            server.wait(_is_open, site.stopping)
+            server.wait(is_open, site.stopping)
             private = Databases(
                 site.databases.database,
                 site.databases.credentials,
@@ -541,7 +539,3 @@ def verdict_of(state: Mapping[str, Any]) -> Verdict | None:
     """What was found of what is missing; None: it is not known yet."""
     raw = state.get("verdict")
     return None if raw is None else Verdict(**raw)
-
-
-def _is_open(connection: Connection) -> bool:
-    return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)

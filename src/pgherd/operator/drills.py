@@ -329,8 +329,8 @@ def new_id() -> str:
 
 def _is_late(state: State) -> bool:
     """Whether it takes longer than it may, though it should have ended itself."""
-    passed = (records.moment(records.now()) - records.moment(state.started_at)).total_seconds()
-    return state.ask.timeout is not None and passed > state.ask.timeout + LATE_SECONDS
+    limit = state.ask.timeout
+    return limit is not None and records.seconds_since(state.started_at) > limit + LATE_SECONDS
 
 
 def _given_up(state: State, error: str, *, refused: bool = False) -> State:

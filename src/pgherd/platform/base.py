@@ -25,6 +25,10 @@ ENDED = (DONE, REVERTED)
 """those of them in which there is a whole cluster"""
 NO_WAY_BACK = "noWayBack"
 """in the state of a restore in place: why it can't be taken back, and so goes on whatever happens"""
+DOUBT, PLACING = "in doubt", "placing"
+"""phases of a repair: nobody is at work until somebody accepts a loss; no member of its group may run"""
+REPAIR_ENDED = (DONE, FAILED)
+"""those in which it has come to its end"""
 CALLED_OFF = "calledOff"
 """in what a repair is asked to do: nobody wants it any more"""
 

@@ -249,8 +249,7 @@ class Drill:
 
     def _left(self) -> float:
         """Seconds that it may still take: by the clock, for whoever goes on with it is not its beginner."""
-        passed = (records.moment(records.now()) - records.moment(self._course.started_at)).total_seconds()
-        return self._wish.timeout - passed
+        return self._wish.timeout - records.seconds_since(self._course.started_at)
 
     def _require_time(self) -> None:
         if self._left() < 0:

@@ -64,9 +64,7 @@ class _Herald(threading.Thread):
         told = 0
         while told < TELLINGS and not self._dismissed.wait(LOOK_SECONDS):
             status = self._patroni.member_status(self._heir.view.rest)
-            if status is None or not (
-                status.leader and status.role == "primary" and status.state == "running"
-            ):
+            if not MemberState(self._heir.view, status).is_primary:
                 continue
             member = self._heir.member
             try:

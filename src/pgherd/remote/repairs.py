@@ -16,8 +16,9 @@ from typing import Any
 
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import group_id, group_name
+from pgherd.platform.base import REPAIR_ENDED
 from pgherd.platform.kubernetes import names
-from pgherd.platform.kubernetes.rebuilt import ENDED, Wish, wish_of
+from pgherd.platform.kubernetes.rebuilt import Wish, wish_of
 from pgherd.reconcile import fulfilment, observe, status, steering
 from pgherd.reconcile.observe import World
 from pgherd.remote import objects
@@ -135,7 +136,7 @@ class Repairs(InPlace):
         if not found or found.get("phase") == "refused":
             _number(name, group, resource)
             raise BadInput(f"{name}: {group} was not repaired, nothing is kept")
-        if found.get("phase") not in ENDED:
+        if found.get("phase") not in REPAIR_ENDED:
             raise BadInput(
                 f"{name}: the repair of {group} is not done: 'pgherd status {name}' shows how far it is"
             )

@@ -15,6 +15,7 @@ from pgherd.backup import repair, restoring
 from pgherd.backup.registry import make_method
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.topology import group_id, group_name
+from pgherd.platform.base import REPAIR_ENDED
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import fulfilment, observe, steering
 
@@ -106,7 +107,7 @@ def confirm(platform: LocalPlatform, world: observe.World, group: str) -> None:
     known = restoring.repairs(platform, world.name).get(number)
     if known is None:
         raise BadInput(f"{world.name}: {group} was not repaired, nothing is kept")
-    if known.get("phase") not in (repair.DONE, repair.FAILED):
+    if known.get("phase") not in REPAIR_ENDED:
         raise BadInput(
             f"{world.name}: the repair of {group} is not done: 'pgherd status {world.name}' shows how far it is"
         )

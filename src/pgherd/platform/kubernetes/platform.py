@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -318,8 +318,6 @@ class KubernetesPlatform(KeepsBackups):
         :raises PgherdError: something was refused; everything else was done
         """
         name = cluster.metadata.name
-        changed: list[str] = []
-        problems: list[str] = []
         with self._changing(name):
             halted = self.own(name, self.workshop(name).state_of(self.look_up(CLUSTER, name)))[1]
             present = [group for group in self._groups(name, configs) if group not in halted]
@@ -329,15 +327,7 @@ class KubernetesPlatform(KeepsBackups):
             chores += [partial(self._end_trials, name), partial(self._remove_discarded, name)]
             if cluster.spec.fencing == "out-of-service":
                 chores.append(partial(self._look_at_fence, name))
-            for chore in chores:
-                # What is refused for one group must not keep the others from being healed.
-                try:
-                    changed += chore()
-                except PgherdError as error:
-                    problems.append(str(error))
-        if problems:
-            raise PgherdError("; ".join(problems))
-        return bool(changed)
+            return bool(_all_done(chores))
 
     def _align_group(
         self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
@@ -362,14 +352,7 @@ class KubernetesPlatform(KeepsBackups):
         return []
 
     def _remove_discarded(self, name: str) -> list[str]:
-        problems = []
-        for tidy in (self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())):
-            try:
-                tidy()
-            except PgherdError as error:
-                problems.append(str(error))
-        if problems:
-            raise PgherdError("; ".join(problems))
+        _all_done([self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())])
         return []
 
     def _look_at_fence(self, name: str) -> list[str]:
@@ -559,6 +542,23 @@ class KubernetesPlatform(KeepsBackups):
             self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self.forget_store(cluster, group, epoch)
+
+
+def _all_done(chores: Sequence[Callable[[], list[str] | None]]) -> list[str]:
+    """What was changed. What is refused for one group must not keep the others from being healed.
+
+    :raises PgherdError: something was refused; everything else was done
+    """
+    changed: list[str] = []
+    problems: list[str] = []
+    for chore in chores:
+        try:
+            changed += chore() or []
+        except PgherdError as error:
+            problems.append(str(error))
+    if problems:
+        raise PgherdError("; ".join(problems))
+    return changed
 
 
 def is_stopped(found: Object) -> bool:

@@ -22,15 +22,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pgherd.model.topology import group_id, group_name
-from pgherd.platform.base import CALLED_OFF
+from pgherd.platform.base import CALLED_OFF, DOUBT, PLACING, REPAIR_ENDED
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.epochs import Own
 
-PLACING = "placing"
-"""the phase in which no member of the group may run"""
-ENDED = ("done", "failed")
-DOUBT = "in doubt"
-"""the one in which nobody is at work until somebody accepts a loss"""
 REMEMBERED = 100
 """how many repairs of a group"""
 
@@ -116,7 +111,7 @@ class Record:
     @property
     def is_open(self) -> bool:
         """Whether it has begun and not come to its end; one in doubt waits."""
-        return self.phase is not None and self.phase not in ENDED
+        return self.phase is not None and self.phase not in REPAIR_ENDED
 
     @property
     def is_at_work(self) -> bool:
@@ -314,11 +309,9 @@ def wanted(record: Record, wish: Wish | None, refusal: str = "") -> dict[str, An
 
 def is_confirmed(record: Record, wish: Wish | None) -> bool:
     """Whether somebody has confirmed what is not confirmed yet."""
-    return wish is not None and wish.confirmed and wish.id == record.id and record.phase in ENDED
+    return wish is not None and wish.confirmed and wish.id == record.id and record.phase in REPAIR_ENDED
 
 
-def is_answered(record: Record, wish: Wish | None) -> bool:
+def is_answered(record: Record, wish: Wish) -> bool:
     """Whether what is asked for was done, or was tried: it must not be there any more when the record is not."""
-    if wish is None:
-        return False
-    return record.phase in ENDED if wish.id == record.id else wish.confirmed and record.id is None
+    return record.phase in REPAIR_ENDED if wish.id == record.id else wish.confirmed and record.id is None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, Member
-from pgherd.platform.base import ENDED, FAILED
 from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
 from pgherd.platform.kubernetes.api import CLUSTER, POD, SECRET, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.cluster_objects import service_account
@@ -154,7 +153,7 @@ class Stands:
         """Whether anything of the cluster is being made from a backup, but for this group."""
         notes = Notes(self._platform, self._cluster)
         state = notes.state(asked=True)
-        if state is not None and state.get("phase") not in (*ENDED, FAILED, None):
+        if state is not None and epochs.is_being_made(state):
             return True
         # Keys are brought before there is a pod: what a group needs another one needs, too.
         records = notes.repairs(asked=True).get(epochs.current(state), {})

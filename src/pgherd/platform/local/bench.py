@@ -19,15 +19,11 @@ from typing import Any
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Member, group_name
-from pgherd.platform.base import Bench, LastWords
+from pgherd.platform.base import PLACING, REPAIR_ENDED, Bench, LastWords
 from pgherd.platform.local import endings, files, processes
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.workshop import OF_THE_SOURCE
 from pgherd.platform.machine import Machine
-
-PLACING = "placing"
-"""the phase in which no member of the group may run"""
-ENDED = ("done", "failed")
 
 
 class LocalBench(Bench):
@@ -85,7 +81,7 @@ class LocalBench(Bench):
         """Whoever was killed when a repair had ended may have left a whole copy of the group behind."""
         wish, state = self.read("wish") or {}, self.read("state") or {}
         # Another one that is asked for removes it itself, and then makes its own there.
-        if state.get("phase") in ENDED and wish.get("id") == state.get("id") and self.data.exists():
+        if state.get("phase") in REPAIR_ENDED and wish.get("id") == state.get("id") and self.data.exists():
             self.drop()
 
     def last_words(self) -> LastWords:
