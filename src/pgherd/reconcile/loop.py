@@ -139,11 +139,10 @@ class ClusterLoop(threading.Thread):
         self._act(world, seen, steps)
         if any(isinstance(step, Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
-        # Who comes next would begin the making anew beside one that has not heard of the stop yet.
-        is_making = self._recovery is not None and self._recovery.is_alive()
         if seen.declaration.stopped and not steps:
             self._note_end()
-        self._rests = seen.declaration.stopped and not steps and not is_making
+        # Who comes next would begin the making anew beside one that has not heard of the stop yet.
+        self._rests = seen.declaration.stopped and not steps and not seen.is_being_made
         return self._pause(steps)
 
     def _note_end(self) -> None:
@@ -166,11 +165,18 @@ class ClusterLoop(threading.Thread):
 
     def _look(self, world: observe.World) -> Observed:
         due = time.monotonic() - self._sizes_at > SIZES_EVERY
+        # Before the look: what it made until its end is seen.
+        is_being_made = self._recovery is not None and self._recovery.is_alive()
         seen = observe.observe(world, sizes=due)
         if due:
             self._sizes_at = time.monotonic()
             self._last_backups, self._last_unfit = seen.backups, seen.unfit
-        seen = replace(seen, backups=self._with_complaint(self._last_backups), unfit=self._last_unfit)
+        seen = replace(
+            seen,
+            backups=self._with_complaint(self._last_backups),
+            unfit=self._last_unfit,
+            is_being_made=is_being_made,
+        )
         if seen.sizes:
             self._last_sizes = dict(seen.sizes)
         else:

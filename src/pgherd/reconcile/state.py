@@ -112,6 +112,8 @@ class Observed:
     """how far the cluster's making from a backup is; None: it is not (any more) to be made from one"""
     restore: Mapping[str, Any] | None = None
     """how the last restore in place stands; None: there was none"""
+    is_being_made: bool = False
+    """whether somebody is at work on its making from a backup, wanted or not"""
     repairs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """groups that are being rebuilt from the backups, or were: how far that is"""
     backups: Mapping[str, Any] | None = None

@@ -249,7 +249,8 @@ def _phase(
     if seen.declaration.deleting:
         return "Deleting"
     if seen.declaration.stopped:
-        running = any(state.view.running for state in seen.members.values())
+        # Who has not heard of the stop yet may make one more pod, or begin one more server.
+        running = seen.is_being_made or any(state.view.running for state in seen.members.values())
         return "Updating" if running else "Stopped"
     if fatal:
         return "Failed"
