@@ -101,9 +101,9 @@ def test_a_list_does_not_take_away_what_was_made_after_it(server: tuple[Kube, Ap
     watched = Watched(client, "prod")
     before = kube.version
     watched.put(POD, kube.put(f"{PODS}/a", a_pod()))
-    watched._fill(POD, [], before)
+    watched._fill(POD, [], before, first=True)
     assert watched.get(POD, "prod", "a")
-    watched._fill(POD, [], kube.version)
+    watched._fill(POD, [], kube.version, first=True)
     assert watched.get(POD, "prod", "a") is None
 
 
@@ -146,3 +146,37 @@ def test_what_a_pod_was_when_it_went_is_known_until_it_comes_back(server: tuple[
         assert watched.last_of("prod", "other") == []
         kube.put(f"{PODS}/a", a_pod())
         until(lambda: not watched.last_of("prod", "shop"))
+
+
+def test_what_a_pod_was_when_it_went_outlives_the_next_list(
+    server: tuple[Kube, Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(cache, "RELIST_SECONDS", 0.5)
+    kube, client = server
+    with followed(client) as watched:
+        going = a_pod()
+        kube.put(f"{PODS}/a", {**going, "metadata": {**going["metadata"], "deletionTimestamp": "now"}})
+        until(lambda: watched.get(POD, "prod", "a"))
+        kube.remove(f"{PODS}/a")
+        until(lambda: watched.last_of("prod", "shop"))
+        # A list of which only a stream tells what came and went before it.
+        for _ in range(2):
+            kube.put(f"{PODS}/mark", a_pod())
+            del kube.objects[f"{PODS}/mark"]
+            until(lambda: watched.get(POD, "prod", "mark"))
+            until(lambda: watched.get(POD, "prod", "mark") is None)
+        assert [each["metadata"]["name"] for each in watched.last_of("prod", "shop")] == ["a"]
+
+
+def test_the_end_of_a_pod_that_a_list_showed_anew_is_not_the_end_of_the_new_one(
+    server: tuple[Kube, Api],
+) -> None:
+    kube, client = server
+    watched = Watched(client, "prod")
+    watched.put(POD, dict(kube.put(f"{PODS}/a", a_pod())))
+    kube.remove(f"{PODS}/a")
+    end = kube.log[-1][::2]
+    watched._fill(POD, [kube.put(f"{PODS}/a", a_pod())], kube.version, first=False)
+    watched._take(POD, *end)
+    assert watched.get(POD, "prod", "a")

@@ -726,7 +726,8 @@ def test_how_servers_ended_is_known_until_one_may_be_started(
 ) -> None:
     monkeypatch.setattr(Watching, "seen", [ended(CONTROL)])
     platform = KubernetesPlatform(lab.api, "prod", Watching(lab.api), Defaults())
-    platform.has_stopped("shop")
+    with pytest.raises(Unavailable, match="may not have ended yet"):
+        platform.has_stopped("shop")
     assert platform.endings("shop", 1) == {}, "one runs"
     platform.stop_member(Member("shop", 1, 0))
     platform.has_stopped("shop")
@@ -736,5 +737,6 @@ def test_how_servers_ended_is_known_until_one_may_be_started(
     assert words.endings == {"shop-segment-1-0": Ending(True, 3, 0x5000028), "shop-segment-1-1": None}
     platform.start_member(DECLARATION, Member("shop", 1, 0), {})
     assert platform.endings("shop", 1) == {}
-    platform.has_stopped("shop")
+    with pytest.raises(Unavailable, match="may not have ended yet"):
+        platform.has_stopped("shop")
     assert platform.endings("shop", 1) == {}

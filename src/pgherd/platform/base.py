@@ -469,7 +469,10 @@ class Platform(ABC):
         self.remove_member(member)
 
     def has_stopped(self, name: str) -> None:
-        """All members of a stopped cluster have ended: what has to be known of that is written down."""
+        """All members of a stopped cluster have ended: what has to be known of that is written down.
+
+        :raises Unavailable: something has not ended yet
+        """
         return
 
     def counts_on(self, name: str, group: int) -> bool | None:

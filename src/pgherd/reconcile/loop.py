@@ -139,18 +139,19 @@ class ClusterLoop(threading.Thread):
         self._act(world, seen, steps)
         if any(isinstance(step, Forget) for step in steps) and not self._errors:
             raise NoSuchCluster(self.cluster)
-        if seen.declaration.stopped and not steps:
-            self._note_end()
         # Who comes next would begin the making anew beside one that has not heard of the stop yet.
-        self._rests = seen.declaration.stopped and not steps and not seen.is_being_made
+        is_over = seen.declaration.stopped and not steps and not seen.is_being_made
+        self._rests = is_over and self._note_end()
         return self._pause(steps)
 
-    def _note_end(self) -> None:
+    def _note_end(self) -> bool:
         """It is stopped either way: without a note less can be proven, should its volumes be lost."""
         try:
             self._platform.has_stopped(self.cluster)
         except PgherdError as error:
-            logger.warning("%s: how its servers ended is not written down: %s", self.cluster, error)
+            logger.warning("%s: how its servers ended is not written down yet: %s", self.cluster, error)
+            return False
+        return True
 
     def _pause(self, steps: list[Step]) -> float:
         """Short while things happen, longer while the same steps wait for the same things."""

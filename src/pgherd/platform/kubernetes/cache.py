@@ -203,9 +203,12 @@ class Watched:
             self._of_cluster[kind].setdefault((key[0], cluster), {})[key[1]] = obj
 
     def _drop(self, kind: Kind, key: tuple[str, str], version: int) -> None:
+        known = self._objects[kind].get(key)
+        if known is not None and _version(known) > version > 0:
+            return  # a list was ahead of the stream: this is the end of the one before
         self._tombs[kind, key] = (version, time.monotonic())
-        known = self._objects[kind].pop(key, None)
         if known is not None:
+            del self._objects[kind][key]
             self._changed(kind, known)
             self._unlist(kind, known)
 
@@ -229,22 +232,26 @@ class Watched:
                 time.sleep(RETRY_SECONDS)
 
     def _follow(self, kind: Kind) -> None:
-        """Ask for everything, then follow the changes for some time."""
+        """Follow the changes, and ask for everything now and then."""
         labels = None if kind in PEOPLES else selector(kind, {names.MANAGED_BY: "pgherd"})
-        found = self._api.client.list(resource(kind), namespace=self._namespace, labels=labels)
-        objects = [complete(kind, each) for each in found]
-        version = str(found.resourceVersion)
-        self._fill(kind, objects, int(version) if version.isdecimal() else 0)
-        self._filled[kind].set()
-        # Not all kinds at the same moment.
-        until = time.monotonic() + RELIST_SECONDS * random.uniform(0.75, 1.0)
-        while time.monotonic() < until and not self._closed.is_set():
-            began = time.monotonic()
-            for event, obj in self._api.watch(kind, self._namespace, labels, version, WATCH_SECONDS):
-                version = obj["metadata"]["resourceVersion"]
-                self._take(kind, event, obj)
-            if time.monotonic() - began < RETRY_SECONDS:
-                time.sleep(RETRY_SECONDS)
+        version = ""
+        while not self._closed.is_set():
+            found = self._api.client.list(resource(kind), namespace=self._namespace, labels=labels)
+            objects = [complete(kind, each) for each in found]
+            listed = str(found.resourceVersion)
+            self._fill(kind, objects, int(listed) if listed.isdecimal() else 0, first=not version)
+            self._filled[kind].set()
+            # A stream goes on where the last one ended, not at the list: what came and went between would not be seen.
+            version = version or listed
+            # Not all kinds at the same moment.
+            until = time.monotonic() + RELIST_SECONDS * random.uniform(0.75, 1.0)
+            while time.monotonic() < until and not self._closed.is_set():
+                began = time.monotonic()
+                for event, obj in self._api.watch(kind, self._namespace, labels, version, WATCH_SECONDS):
+                    version = obj["metadata"]["resourceVersion"]
+                    self._take(kind, event, obj)
+                if time.monotonic() - began < RETRY_SECONDS:
+                    time.sleep(RETRY_SECONDS)
 
     def _take(self, kind: Kind, event: str, obj: Object) -> None:
         with self._guard:
@@ -257,13 +264,14 @@ class Watched:
                 if kind == POD:
                     self._last.pop(_key(obj), None)
 
-    def _fill(self, kind: Kind, objects: Iterable[Object], version: int) -> None:
+    def _fill(self, kind: Kind, objects: Iterable[Object], version: int, *, first: bool) -> None:
         """Take a complete list.
 
         :param version: at which the list was true; what is newer was put here meanwhile, and stays
+        :param first: no stream reaches back to the list before
         """
         with self._guard:
-            if kind == POD:
+            if kind == POD and first:
                 self._last.clear()  # nobody knows what came and went meanwhile
             for old in [
                 tomb for tomb, (_, at) in self._tombs.items() if time.monotonic() - at > TOMB_SECONDS

@@ -426,8 +426,10 @@ class KeepsBackups(Platform):
         wanted = names.endings(name)
         known = endings.read(self.look_up(CONFIG_MAP, wanted))
         news = {group: {**known.get(group, {}), **members} for group, members in found.items()}
-        if not news or {**known, **news} == known or self._may_run(name):
+        if not news or {**known, **news} == known:
             return
+        if self._may_run(name):
+            raise Unavailable(f"{name} may not have ended yet")
         self.put(owned(endings.config_map(name, {**known, **news}), self.resource_of(name)))
 
     def _may_run(self, name: str) -> bool:
