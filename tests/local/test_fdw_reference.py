@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from pgherd.postgres.connections import Connection
+from tests.support.home import wait_for
 from tests.support.servers import Herd, problems, rows, running_herd
 
 pytestmark = pytest.mark.local
@@ -91,6 +93,33 @@ def test_concurrent_writers_leave_equal_copies(herd: Herd, app: Connection, isol
     assert problems(herd) == []
     if isolation == "read committed":
         assert rows(app, "SELECT count(*) FROM r WHERE k >= 1000") == [12]
+
+
+def test_a_serializable_writer_that_is_too_late_fails_before_segments_commit(
+    herd: Herd, app: Connection
+) -> None:
+    app.execute("CREATE TABLE one (k int PRIMARY KEY); CREATE TABLE two (k int PRIMARY KEY)")
+    app.execute("SELECT create_reference_table('one'), create_reference_table('two')")
+    begin = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
+    with herd.connect(autocommit=False) as early, herd.connect(autocommit=False) as late:
+        early.execute(begin)
+        late.execute(begin)
+        # Each reads what the other writes: there is no order of the two in which both see nothing.
+        early.execute("INSERT INTO shop.one SELECT count(*) FROM shop.two")
+        assert rows(late, "SELECT count(*) FROM shop.one") == [0]
+        with ThreadPoolExecutor() as pool:
+            written = pool.submit(late.execute, "INSERT INTO shop.two VALUES (0)")
+            waiting = f"SELECT cardinality(pg_blocking_pids({late.info.backend_pid})) > 0"
+            wait_for(lambda: written.done() or rows(app, waiting) == [True], "it waits")
+            early.commit()
+            with pytest.raises(psycopg.errors.SerializationFailure):
+                written.result()
+        late.rollback()
+        assert problems(herd) == []
+        late.execute(begin)
+        late.execute("INSERT INTO shop.two SELECT count(*) FROM shop.one")
+        late.commit()
+    assert rows(app, "SELECT k FROM two") == [1]
 
 
 def test_a_segment_that_comes_has_all_rows_and_later_writes(herd: Herd, app: Connection) -> None:

@@ -48,3 +48,10 @@ CREATE TABLE IF NOT EXISTS pgherd.shard (
 -- Locked ROW EXCLUSIVE by DDL on distributed tables (compatible with itself) and SHARE by a move (likewise), so that
 -- each waits for the other and neither fails. Never holds a row.
 CREATE TABLE IF NOT EXISTS pgherd.ddl_barrier ();
+
+-- One row, which every SERIALIZABLE writer of reference tables changes: of two at a time the later one fails at its
+-- statement. PostgreSQL would find some of their conflicts at the commit only, after the segments have committed.
+CREATE TABLE IF NOT EXISTS pgherd.serializable_turn (
+    taken bigint NOT NULL
+);
+INSERT INTO pgherd.serializable_turn SELECT 0 WHERE NOT EXISTS (SELECT FROM pgherd.serializable_turn);

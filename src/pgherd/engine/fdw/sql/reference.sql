@@ -19,7 +19,8 @@ SET search_path TO pg_catalog, pg_temp AS $$
 $$;
 
 -- Writers take turns by a row lock and not by a stronger lock on the table, which two of them could deadlock on. A
--- transaction whose snapshot is older than the table's last change of shape gets 40001.
+-- transaction whose snapshot is older than the table's last change of shape gets 40001. Of SERIALIZABLE ones there is one
+-- at a time among all tables: what one of them reads may be another's table.
 --
 -- The changed rows' keys travel as JSON, so that a segment deletes by its primary key in one statement. (The transition
 -- tables can be named in this function only, not in one that it calls.)
@@ -32,6 +33,9 @@ DECLARE
     segment int;
 BEGIN
     IF TG_WHEN = 'BEFORE' THEN
+        IF current_setting('transaction_isolation') = 'serializable' THEN
+            UPDATE pgherd.serializable_turn SET taken = taken + 1;
+        END IF;
         PERFORM 1 FROM pgherd.distributed_table d WHERE d.relation = TG_RELID FOR NO KEY UPDATE;
         RETURN NULL;
     END IF;

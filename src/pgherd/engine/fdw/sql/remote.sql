@@ -16,6 +16,7 @@ DECLARE
 BEGIN
     GRANT INSERT, UPDATE, DELETE ON pgherd.colocation, pgherd.shard_group, pgherd.distributed_table, pgherd.shard
        TO @owner@, @agent@;
+    GRANT SELECT, UPDATE ON pgherd.serializable_turn TO @owner@, @agent@;
     GRANT USAGE, CREATE ON SCHEMA pgherd_shards TO @owner@, @agent@;
     GRANT EXECUTE ON FUNCTION pgherd.lock_ddl(), pgherd.next_shard_id(), pgherd.schedule_drop(int, oid) TO @owner@, @agent@;
     FOR command IN
