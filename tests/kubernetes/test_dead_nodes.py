@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pgherd.platform.base import PLACING, REPAIR_ENDED
 from pgherd.platform.kubernetes.restore_pods import RESTORE_LABEL
 from tests.kubernetes.kube import Cluster, lab, wait_for
 from tests.kubernetes.test_backups import PATIENCE, Bank, contents, from_bank, settled_point
@@ -40,7 +41,6 @@ def dead_node_under(cluster: Cluster, group: str) -> Iterator[str]:
     number = node.removeprefix("node")
     lab("kill-node", number)
     try:
-        assert not cluster.namespace.exists("pod", f"{cluster.name}-{group}-0"), "that was too late"
         yield node
     finally:
         lab("mend", number)
@@ -52,6 +52,7 @@ def test_a_restore_goes_on_without_the_node_that_died_under_it(bank: Bank, store
     try:
         moved.apply(standbys=0, replaceLostAfter=LOST, bootstrap=from_bank(store, point))
         with dead_node_under(moved, "segment-1") as node:
+            assert not bank.namespace.exists("pod", f"{moved.name}-segment-1-0"), "that was too late"
             moved.wait_phase("Running", timeout=LONG)
             assert node not in {pod["spec"]["nodeName"] for pod in moved.pods()}
             assert contents(bank, moved.name) == held
@@ -76,6 +77,7 @@ def test_a_repair_goes_on_without_the_node_that_died_under_it(vault: Vault) -> N
     vault.await_told()
     vault.repair("--accept-data-loss", "--no-wait")
     with dead_node_under(vault.cluster, "segment-1") as node:
+        assert vault.told()["phase"] not in (PLACING, *REPAIR_ENDED), "that was too late"
         done = vault.repair("--accept-data-loss")
         assert "segment-1 is back after" in done.out, done
         assert node not in {pod["spec"]["nodeName"] for pod in vault.cluster.pods("segment-1")}
