@@ -176,10 +176,13 @@ class Engine(ABC):
         """Where shards of tables made from now on go: to every admitted segment but those that are ``retiring``."""
 
     @abstractmethod
-    def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
+    def preflight(
+        self, groups: Sequence[ShardGroupId], *, blocking: bool = False, retiring: Collection[int] = ()
+    ) -> Sequence[str]:
         """What keeps these shard groups from being moved, one sentence each with the way out; empty: nothing.
 
         :param blocking: moved with writers kept out, so whatever concerns replication does not matter
+        :param retiring: segments that are to hold nothing afterwards
         """
 
     def alone(self) -> Callable[[ShardGroupId], object]:

@@ -62,7 +62,8 @@ class Shrink(Course):
         return ("check", "plan", "verify", "clean-up", "retire")
 
     def head(self, context: Context, row: OperationRow) -> Sequence[NewStep]:
-        return [NewStep("check"), NewStep("plan", {"segments": self._retiring(context, row)})]
+        retiring = self._retiring(context, row)
+        return [NewStep("check", {"retiring": retiring}), NewStep("plan", {"segments": retiring})]
 
     def tail(self, context: Context, row: OperationRow) -> Sequence[NewStep]:
         retiring = self._retiring(context, row)

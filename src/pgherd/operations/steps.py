@@ -28,7 +28,8 @@ def check(work: Work, step: Step) -> str:
     require_fit(work.engine)
     groups = [group.id for group in work.engine.shard_groups()]
     blocking = work.context.spec().expansion.mode == "blocking"
-    problems = work.engine.preflight(groups, blocking=blocking)
+    retiring = step.detail.get("retiring", ())
+    problems = work.engine.preflight(groups, blocking=blocking, retiring=retiring)
     if problems:
         raise PgherdError("; ".join(problems))
     return f"{counted(len(groups))} can be moved"

@@ -5,6 +5,7 @@ Each check compares one aspect and yields findings; none changes anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from pgherd.postgres.connections import Connection, Databases
 _CLEAN_UP = "run CALL citus_cleanup_orphaned_resources() as superuser, then check again"
 OLD = "interval '1 minute'"
 """older than this, a prepared transaction is one that nobody resolves"""
+
+_ORIGIN = re.compile(r"citus_(\d+)_")
+"""the group where a prepared transaction began, in its name"""
 
 _METADATA = {
     "pg_dist_node": "SELECT (nodeid, groupid, nodename, nodeport, noderole, isactive, shouldhaveshards)::text"
@@ -155,12 +159,32 @@ def _states(node: _Node) -> Iterator[Finding]:
 
 
 def _prepared(node: _Node) -> Iterator[Finding]:
+    known = nodes.nodes(node.desk)
     rows = node.here.execute(
         f"SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'citus_%' AND prepared < now() - {OLD} ORDER BY 1".encode()
     ).fetchall()
     for (gid,) in rows:
-        fix = "SELECT recover_prepared_transactions() on the coordinator"
+        # A node ends what began there, and nothing else.
+        found = _ORIGIN.match(gid)
+        origin = int(found[1]) if found else COORDINATOR
+        fix = f"SELECT recover_prepared_transactions() on {group_name(origin)}"
+        if origin not in known:
+            fix = f"{group_name(origin)}, where it began, is gone: end it as its other parts were ended"
         yield node.finding("prepared", f"has the prepared transaction {gid} for more than a minute", fix)
+
+
+def _records(node: _Node) -> Iterator[Finding]:
+    """What Citus means to drop on a node that is gone keeps it from moving what has the same name."""
+    if node.group != COORDINATOR:
+        return
+    for (group,) in node.desk.execute(
+        "SELECT DISTINCT node_group_id FROM pg_dist_cleanup WHERE node_group_id NOT IN"
+        " (SELECT groupid FROM pg_dist_node) ORDER BY 1"
+    ).fetchall():
+        fix = f"DELETE FROM pg_dist_cleanup WHERE node_group_id = {group}, as superuser"
+        yield node.finding(
+            "leftovers", f"has records of things to drop on {group_name(group)}, which is gone", fix
+        )
 
 
 def _leftovers(node: _Node) -> Iterator[Finding]:
@@ -198,5 +222,6 @@ CHECKS: Sequence[Callable[[_Node], Iterator[Finding]]] = (
     _states,
     _prepared,
     _leftovers,
+    _records,
     _reference_tables,
 )

@@ -120,8 +120,10 @@ class CitusEngine(Engine):
     def shard_groups(self) -> Sequence[ShardGroup]:
         return shards.shard_groups(self.databases)
 
-    def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
-        return preflight.preflight(self.databases, groups, blocking=blocking)
+    def preflight(
+        self, groups: Sequence[ShardGroupId], *, blocking: bool = False, retiring: Collection[int] = ()
+    ) -> Sequence[str]:
+        return preflight.preflight(self.databases, groups, blocking=blocking, retiring=retiring)
 
     def alone(self) -> Callable[[ShardGroupId], object]:
         return move.alone(self.databases)

@@ -12,7 +12,7 @@ again. It goes with the clean-up record, once the group has no members.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg.types.json import Jsonb
@@ -29,6 +29,19 @@ PATIENCE = "interval '20 seconds'"
 SYNC_SECONDS = 20.0
 POLL_SECONDS = 0.2
 
+DECIDED_SECONDS = 20.0
+"""for so long a segment that leaves is waited for: Citus itself ends what is prepared every five seconds"""
+
+_ONLY_COPIES = (
+    "SELECT p.groupid AS group_id, p.shardid AS shard_id, s.logicalrelid AS relation"
+    " FROM pg_dist_placement p JOIN pg_dist_shard s USING (shardid)"
+    " WHERE NOT EXISTS (SELECT FROM pg_dist_placement o WHERE o.shardid = p.shardid AND o.groupid <> p.groupid)"
+)
+"""shards that are on one node only, of whatever kind of table"""
+_STUCK = (
+    f"SELECT DISTINCT relation::regclass::text FROM ({_ONLY_COPIES}) c WHERE group_id = %s"
+    " AND NOT EXISTS (SELECT FROM pgherd.shard_map m WHERE m.shard_id = c.shard_id) ORDER BY 1"
+)
 _OUT_OF_SYNC = (
     "SELECT string_agg(nodename || ':' || nodeport, ', ') FROM pg_dist_node"
     " WHERE noderole = 'primary' AND isactive AND hasmetadata AND NOT metadatasynced"
@@ -94,8 +107,28 @@ def _open(connection: Connection, node: Node, whether: bool) -> None:
 
 
 def _holds(connection: Connection, group: int) -> int:
-    """How many shards of distributed tables are there."""
-    return int(value(connection, "SELECT count(*) FROM pgherd.shard_map WHERE group_id = %s", [group]))
+    """How many shards are there that nobody may remove: of distributed tables, or without another copy."""
+    return int(
+        value(
+            connection,
+            "SELECT count(*) FROM (SELECT shard_id FROM pgherd.shard_map WHERE group_id = %(group)s"
+            f" UNION SELECT shard_id FROM ({_ONLY_COPIES}) c WHERE group_id = %(group)s) t",
+            {"group": group},
+        )
+    )
+
+
+def stuck(connection: Connection, group: int) -> list[str]:
+    """Tables with shards on a segment that nothing moves: distributed by range, or by appending."""
+    return [row[0] for row in connection.execute(_STUCK.encode(), [group]).fetchall()]
+
+
+def no_way(group: int) -> Callable[[str], str]:
+    """What to say of such a table."""
+    return lambda table: (
+        f"table {table} is distributed in a way that can't be moved, and {group_name(group)} has the only copy of some"
+        f" of its shards: SELECT undistribute_table('{table}'), and distribute it anew"
+    )
 
 
 def steer(databases: Databases, retiring: Collection[int]) -> None:
@@ -188,6 +221,8 @@ def retire(databases: Databases, group: int) -> None:
         node = nodes(connection).get(group)
         if node is not None:
             _open(connection, node, False)
+        if tables := stuck(connection, group):
+            raise PgherdError("; ".join(map(no_way(group), tables)))
         if held := _holds(connection, group):
             raise PgherdError(f"{group_name(group)} still holds {held} shards: move them away first")
         with connection.transaction():
@@ -199,6 +234,29 @@ def retire(databases: Databases, group: int) -> None:
             connection.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [group])
         if node is not None and node.active:
             connection.execute("SELECT citus_disable_node(%s, %s, true)", [node.host, node.port])
+        others = [COORDINATOR, *_admitted(connection)]
+    _await_decisions(databases, group, others)
+
+
+def _await_decisions(databases: Databases, group: int, others: Sequence[int]) -> None:
+    """Until nothing is prepared any more of what began on a segment: only it knows what of that was committed.
+
+    :raises Unavailable: it takes too long
+    """
+    deadline = time.monotonic() + DECIDED_SECONDS
+    while waiting := [each for each in others if _undecided(databases, each, group)]:
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"{', '.join(map(group_name, waiting))} has prepared transactions that began on {group_name(group)},"
+                " which has to end them before it goes"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _undecided(databases: Databases, group: int, origin: int) -> bool:
+    with superuser(databases, group) as connection:
+        query = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid ~ %s"
+        return bool(value(connection, query, [f"^citus_{origin}_"]))
 
 
 def remove_retired(databases: Databases) -> int:
@@ -238,6 +296,9 @@ def _remove(connection: Connection, group: int) -> None:
     ).fetchall()
     for host, port in rows:
         connection.execute("SELECT citus_remove_node(%s, %s)", [host, port])
+    # What was to be dropped there went with the group. Citus would keep the record for ever, and move no shard of that
+    # name any more.
+    connection.execute("DELETE FROM pg_dist_cleanup WHERE node_group_id = %s", [group])
 
 
 # looking
@@ -247,9 +308,9 @@ def segments(databases: Databases) -> Sequence[int]:
     """The segments that take part, and any other that holds a shard."""
     with superuser(databases) as connection:
         rows = connection.execute(
-            "SELECT group_id FROM pgherd.segment UNION SELECT group_id FROM pgherd.shard_map WHERE group_id <> %s"
-            " ORDER BY 1",
-            [COORDINATOR],
+            "SELECT group_id FROM pgherd.segment UNION SELECT group_id FROM pgherd.shard_map WHERE group_id <> %(desk)s"
+            f" UNION SELECT group_id FROM ({_ONLY_COPIES}) c WHERE group_id <> %(desk)s ORDER BY 1",
+            {"desk": COORDINATOR},
         ).fetchall()
     return tuple(row[0] for row in rows)
 

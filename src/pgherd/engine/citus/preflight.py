@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import psycopg
 
@@ -32,9 +32,16 @@ _LIMITS = {
 """limits, and what of each is in use"""
 
 
-def preflight(databases: Databases, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> list[str]:
+def preflight(
+    databases: Databases,
+    groups: Sequence[ShardGroupId],
+    *,
+    blocking: bool = False,
+    retiring: Collection[int] = (),
+) -> list[str]:
     """One sentence for each thing that keeps ``groups`` from being moved, with the way out.
 
+    :param retiring: segments that are to hold nothing afterwards
     :raises Unavailable: the coordinator can't be reached
     """
     found = list(_asleep(databases))
@@ -45,6 +52,8 @@ def preflight(databases: Databases, groups: Sequence[ShardGroupId], *, blocking:
             )
         if not blocking:
             found.extend(_unfit_tables(connection, groups))
+        for group in sorted(retiring):
+            found.extend(map(nodes.no_way(group), nodes.stuck(connection, group)))
     for group in [COORDINATOR, *nodes.segments(databases)]:
         found.extend(_unfit_node(databases, group, blocking=blocking))
     return found

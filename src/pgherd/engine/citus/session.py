@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgherd.model.topology import COORDINATOR
@@ -36,7 +36,7 @@ def superuser(
     return connection
 
 
-def value(connection: Connection, query: str, values: Sequence[Any] = ()) -> Any:
+def value(connection: Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Any:
     """The first column of the first row, or None."""
     row = connection.execute(query.encode(), values or None).fetchone()
     return None if row is None else row[0]

@@ -8,7 +8,7 @@ what spans several connections is a module of its own: moving shards (``move``),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pgherd.engine.base import Engine, Finding, MoveControl, ShardGroup, ShardGroupId, TableLayout
 from pgherd.engine.fdw import checks, cleanup, install, layout, move, restore_point, segments
@@ -81,7 +81,9 @@ class FdwEngine(Engine):
     def shard_groups(self) -> Sequence[ShardGroup]:
         return segments.shard_groups(self.databases)
 
-    def preflight(self, groups: Sequence[ShardGroupId], *, blocking: bool = False) -> Sequence[str]:
+    def preflight(
+        self, groups: Sequence[ShardGroupId], *, blocking: bool = False, retiring: Collection[int] = ()
+    ) -> Sequence[str]:
         return move.preflight(self.databases, groups, blocking=blocking)
 
     def move(
