@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,23 @@ def declaration(name: str, work_mem: str) -> dict[str, Any]:
     }
 
 
+def at_work(pods: Sequence[Mapping[str, Any]], leases: Sequence[Mapping[str, Any]]) -> str:
+    """The uid of the pod that works; another one waits for the lease.
+
+    :raises SystemExit: nobody has the lease
+    """
+    holders = {str(lease["spec"].get("holderIdentity") or "") for lease in leases}
+    for pod in pods:
+        if pod["metadata"]["name"] in holders:
+            return str(pod["metadata"]["uid"])
+    raise SystemExit(f"no operator has the lease: {', '.join(sorted(holders)) or 'there is none'}")
+
+
 def process_of(namespace: str) -> Path:
-    """The operator's process."""
+    """The operator's process, of the one that works."""
     pods = json.loads(kubectl("-n", namespace, "get", "pods", "-o", "json"))["items"]
-    uid = next(pod["metadata"]["uid"] for pod in pods if pod["status"]["phase"] == "Running")
+    leases = json.loads(kubectl("-n", namespace, "get", "leases", "-o", "json"))["items"]
+    uid = at_work(pods, leases)
     for process in Path("/proc").iterdir():
         try:
             ours = process.name.isdecimal() and uid in (process / "cgroup").read_text()

@@ -32,7 +32,10 @@ def around(*steps: str) -> list[str]:
 
 
 FOUNDING = around("StartMember", "Initialise", "AdmitFirst", "RecordMembers")
-ROLLING = around("ReplaceMember", "Switchover")
+ROLLING = around("TryMember", "ReplaceMember", "Switchover")
+RESTARTING = around("ApplyConfig", "RestartMember")
+GROWING = ["statefulset:orphaned"]
+ASKED = around("RequestOperation", "RemoveMember")
 DELETING = around("StopMember", "Forget")
 #: A move of fdw cleans up as far as that is possible at once; what is left is done from its records. Of a move of Citus
 #: the phases are seen by chance.
@@ -48,9 +51,7 @@ OPERATIONS = [
 @pytest.fixture(scope="module")
 def crashing(operator: Namespace) -> Iterator[Namespace]:
     """The operator's namespace; it dies by SIGKILL once at each place."""
-    everywhere = ",".join(
-        [*FOUNDING, *ROLLING, *DELETING, *OPERATIONS, *around("RequestOperation", "RemoveMember")]
-    )
+    everywhere = ",".join([*FOUNDING, *ROLLING, *RESTARTING, *GROWING, *DELETING, *OPERATIONS, *ASKED])
     container = {
         "name": "operator",
         "command": ["sh", "-c", RESTART],
@@ -131,7 +132,7 @@ def test_killed_at_every_step_of_growing_and_shrinking(shop: Cluster, crashing: 
         final = at_work.finish()
     print(final)
     assert not final["errors"]
-    survived(crashing, *OPERATIONS)
+    survived(crashing, *OPERATIONS, *ASKED)
 
 
 def test_killed_at_every_step_of_a_rolling_change(shop: Cluster, crashing: Namespace) -> None:
@@ -147,3 +148,39 @@ def test_killed_at_every_step_of_a_rolling_change(shop: Cluster, crashing: Names
         final = at_work.finish()
     print(final)
     survived(crashing, *ROLLING)
+
+
+def test_killed_at_every_step_of_a_change_that_needs_a_restart(shop: Cluster, crashing: Namespace) -> None:
+    with writers(shop) as at_work:
+        shop.patch({"postgres": {"parameters": {"max_connections": 123}}})
+
+        def is_everywhere() -> bool:
+            return all(
+                shop.psql(pod["metadata"]["name"], "SHOW max_connections") == "123" for pod in shop.pods()
+            )
+
+        wait_for(is_everywhere, "all servers have the new limit", 240, every=2)
+        shop.wait_phase("Running", timeout=120)
+        at_work.go_on()
+        final = at_work.finish()
+    print(final)
+    survived(crashing, *RESTARTING)
+
+
+def test_killed_between_taking_a_statefulset_away_and_making_it_anew(
+    shop: Cluster, crashing: Namespace
+) -> None:
+    before = {pod["metadata"]["uid"] for pod in shop.pods()}
+    shop.patch({"segments": {"storage": {"size": "2Gi"}}})
+
+    def grown() -> bool:
+        claims = shop.namespace.list("pvc", f"pgherd.io/cluster={shop.name}")
+        segments = [claim for claim in claims if "-segment-" in claim["metadata"]["name"]]
+        return {each["status"].get("capacity", {}).get("storage") for each in segments} == {"2Gi"}
+
+    wait_for(grown, "the segments' volumes have grown", 120)
+    survived(crashing, *GROWING)
+    shop.wait_phase("Running", timeout=120)
+    sets = {each["metadata"]["name"] for each in shop.namespace.list("sts", f"pgherd.io/cluster={shop.name}")}
+    assert len(sets) == 3
+    assert before == {pod["metadata"]["uid"] for pod in shop.pods()}, "members went on"

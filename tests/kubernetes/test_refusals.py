@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,12 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
         ({"metadata": {"name": "1a"}}, "metadata.name"),
         ({"spec": {"colour": "red"}}, "spec.colour"),
         ({"spec": {"backup": {"repository": {"path": "/mnt"}}}}, "a path is for the local platform"),
+        (
+            {"spec": {"bootstrap": {"recovery": {"cluster": "shop", "repository": {"path": "/mnt"}}}}},
+            "spec.bootstrap.*a path is for the local platform",
+        ),
         ({"spec": {"bootstrap": {"clone": {"cluster": "shop"}}}}, "clone is not available on kubernetes"),
+        ({"spec": {"expansion": {"mode": "clone"}}}, "spec.expansion.mode.*clone is for the local platform"),
     ],
 )
 def test_a_wrong_resource_is_refused_with_its_path(
@@ -101,3 +107,28 @@ def test_what_was_left_out_may_not_be_set_later(
         cluster.patch({"engine": "citus"})  # what was left out says just that
     finally:
         cluster.delete()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "path"),
+    [
+        ("PostgresBackup", {"cluster": "other"}, "spec.cluster"),
+        ("PostgresBackup", {"type": "incremental"}, "spec.type"),
+        ("PostgresBackupSchedule", {"cluster": "other"}, "spec.cluster"),
+    ],
+)
+def test_what_may_not_change_of_a_backup_is_refused(
+    namespace: Namespace, kind: str, change: dict[str, Any], path: str
+) -> None:
+    spec = {"cluster": "nobody", "type": "full"}
+    if kind == "PostgresBackupSchedule":
+        spec["cron"] = "0 3 * * *"
+    metadata = {"name": "fixed"}
+    namespace.apply({"apiVersion": "pgherd.io/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec})
+    try:
+        with pytest.raises(KubectlError, match=f"{path}.*can't be changed"):
+            namespace.kubectl(
+                "patch", kind.lower(), "fixed", "--type", "merge", "-p", json.dumps({"spec": change})
+            )
+    finally:
+        namespace.kubectl("delete", kind.lower(), "fixed")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pgherd.faults import crash_point
 from pgherd.model.spec import parse_bytes
 from pgherd.platform.kubernetes.api import STATEFUL_SET, Api, Kind, Object, kind_of
 from pgherd.platform.kubernetes.cache import Reader
@@ -57,6 +58,7 @@ class Applier:
         if kind == STATEFUL_SET and live is not None and _is_fixed_otherwise(live, obj):
             # What is fixed in it differs: it is made anew around the pods, which go on.
             self._api.delete(kind, namespace, name, orphan=True)
+            crash_point("statefulset:orphaned")
             return True
         applied = self._api.apply(namespace, obj)
         self._reader.put(kind, applied)
