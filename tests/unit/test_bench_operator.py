@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from bench.operator import at_work
 
 PODS = [{"metadata": {"name": name, "uid": f"uid-of-{name}"}} for name in ("operator-a", "operator-b")]
