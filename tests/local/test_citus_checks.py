@@ -94,6 +94,42 @@ def test_metadata_that_differs_between_nodes(herd: Home) -> None:
         node.execute(change.format("s").encode())
 
 
+def test_objects_and_schemas_that_differ_between_nodes(herd: Home) -> None:
+    with superuser(herd) as desk, superuser(herd, "segment-2") as node:
+        desk.execute("CREATE FUNCTION twice(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n'")
+        desk.execute("SELECT create_distributed_function('twice(int)'); CREATE SCHEMA tenant")
+        desk.execute("SELECT citus_schema_distribute('tenant')")
+        sound(herd)
+        for table, key in (
+            ("pg_dist_object", "objid = 'twice(int)'::regprocedure"),
+            ("pg_dist_schema", "true"),
+        ):
+            row = one(node, f"SELECT {table}::text FROM {table} WHERE {key}")
+            node.execute(f"DELETE FROM {table} WHERE {key}".encode())
+            message = the_only(herd, "metadata")
+            node.execute(f"INSERT INTO {table} SELECT (%s::{table}).*".encode(), [row])
+            assert message == f"segment-2 has another {table} than the coordinator"
+        desk.execute("DROP FUNCTION twice(int); DROP SCHEMA tenant")
+
+
+def test_a_table_that_is_called_like_a_shard_and_is_none(herd: Home) -> None:
+    with superuser(herd, "segment-1") as node:
+        node.execute("SET citus.enable_ddl_propagation TO off; CREATE TABLE public.item_999999999 (id int)")
+        message = the_only(herd, "placements")
+        node.execute("DROP TABLE public.item_999999999")
+    assert message == "segment-1 has the orphan public.item_999999999, which is no shard of any table"
+
+
+def test_a_placement_that_is_invalid(herd: Home) -> None:
+    with superuser(herd) as desk:
+        shard = one(desk, "SELECT min(shard_id) FROM pgherd.shard_map WHERE group_id = 1")
+        change = f"UPDATE pg_dist_placement SET shardstate = {{}} WHERE shardid = {shard}"
+        desk.execute(change.format(4).encode())
+        found = {each["message"] for each in findings(herd)}
+        desk.execute(change.format(1).encode())
+    assert f"segment-1 has an invalid placement of shard {shard}" in found
+
+
 def test_a_reference_table_without_its_copy(herd: Home) -> None:
     where = (
         " FROM pg_dist_placement WHERE groupid = 2"

@@ -28,11 +28,15 @@ _ORIGIN = re.compile(r"citus_(\d+)_")
 _METADATA = {
     "pg_dist_node": "SELECT (nodeid, groupid, nodename, nodeport, noderole, isactive, shouldhaveshards)::text"
     " FROM pg_dist_node",
-    "pg_dist_partition": "SELECT (logicalrelid::regclass, partmethod, colocationid, repmodel)::text"
-    " FROM pg_dist_partition WHERE NOT (partmethod = 'n' AND repmodel = 's' AND colocationid = 0)",
+    "pg_dist_partition": "SELECT (logicalrelid::regclass, partmethod, colocationid, repmodel,"
+    " column_to_column_name(logicalrelid, partkey::text))::text FROM pg_dist_partition"
+    " WHERE NOT (partmethod = 'n' AND repmodel = 's' AND colocationid = 0)",
     "pg_dist_shard": "SELECT (logicalrelid::regclass, shardid, shardminvalue, shardmaxvalue)::text FROM pg_dist_shard",
     "pg_dist_placement": "SELECT (shardid, groupid, shardstate)::text FROM pg_dist_placement",
     "pg_dist_colocation": "SELECT (colocationid, shardcount, replicationfactor)::text FROM pg_dist_colocation",
+    "pg_dist_schema": "SELECT (schemaid::regnamespace, colocationid)::text FROM pg_dist_schema",
+    "pg_dist_object": "SELECT (pg_identify_object_as_address(classid, objid, objsubid), distribution_argument_index,"
+    " colocationid)::text FROM pg_catalog.pg_dist_object",
 }
 _EXPECTED = """
 SELECT s.shardid, n.nspname, shard_name(s.logicalrelid, s.shardid, true)
@@ -40,6 +44,17 @@ SELECT s.shardid, n.nspname, shard_name(s.logicalrelid, s.shardid, true)
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE p.groupid = %s
 """
+_NAMELESS = """
+SELECT n.nspname || '.' || c.relname
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_class t ON t.relnamespace = c.relnamespace AND starts_with(c.relname, t.relname || '_')
+       AND substr(c.relname, length(t.relname) + 2) ~ '^\\d+$'
+  JOIN pg_dist_partition d ON d.logicalrelid = t.oid
+ WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_dist_partition o WHERE o.logicalrelid = c.oid)
+   AND NOT EXISTS (SELECT FROM pg_dist_shard s WHERE s.shardid::text = substr(c.relname, length(t.relname) + 2))
+ ORDER BY 1
+"""
+"""on a segment, where nobody makes tables by hand: what is called like a shard, and there is no such shard"""
 _PRESENT = """
 SELECT substring(c.relname from '_(\\d+)$')::bigint, n.nspname, c.relname::text
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -152,6 +167,14 @@ def _placements(node: _Node) -> Iterator[Finding]:
         )
 
 
+def _nameless(node: _Node) -> Iterator[Finding]:
+    """What was begun and never became a shard, or belonged to a table that is gone from the metadata."""
+    if node.group == COORDINATOR:
+        return
+    for (table,) in node.here.execute(_NAMELESS.encode()).fetchall():
+        yield node.finding("placements", f"has the orphan {table}, which is no shard of any table", _CLEAN_UP)
+
+
 def _states(node: _Node) -> Iterator[Finding]:
     query = "SELECT shardid FROM pg_dist_placement WHERE groupid = %s AND shardstate <> 1 ORDER BY 1"
     for (shard,) in node.desk.execute(query.encode(), [node.group]).fetchall():
@@ -219,6 +242,7 @@ CHECKS: Sequence[Callable[[_Node], Iterator[Finding]]] = (
     _version,
     _metadata,
     _placements,
+    _nameless,
     _states,
     _prepared,
     _leftovers,
