@@ -74,7 +74,8 @@ def test_the_operator_may_only_do_what_it_does() -> None:
     parts |= {(kind.group, f"{kind.plural}/status") for kind in (BACKUP, SCHEDULE)}
     parts |= {("", "pods/exec"), ("", "pods/portforward")}
     assert resources(rbac.operator_rules()) == used | parts
-    looked_at = {("", "namespaces"), ("", "nodes"), ("apiextensions.k8s.io", "customresourcedefinitions")}
+    looked_at = {("", each) for each in ("namespaces", "nodes", "persistentvolumes")}
+    looked_at |= {("apiextensions.k8s.io", "customresourcedefinitions")}
     assert resources(rbac.cluster_rules()) == looked_at
     # It hands out no more than it has.
     handed_out = role("shop", {})["rules"]

@@ -15,6 +15,10 @@ from pgherd.platform.kubernetes.advice import advised
         ("0/3 nodes are available: 3 Insufficient cpu.", "smaller resources"),
         ("ImagePullBackOff: Back-off pulling image", "postgres.image"),
         ('nodes "n1" is forbidden: User "x" cannot patch resource "nodes" in API group ""', "--fencing"),
+        (
+            'persistentvolumes "v" is forbidden: User "x" cannot get resource "persistentvolumes" in API group ""',
+            "pgherd install",
+        ),
     ],
 )
 def test_a_complaint_comes_with_its_way_out(complaint: str, way: str) -> None:

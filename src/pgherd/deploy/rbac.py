@@ -26,6 +26,8 @@ def cluster_rules() -> list[Rule]:
     return [
         # Is a node gone or silent; which namespaces and definitions there are.
         rule("", ["namespaces", "nodes"], LOOK),
+        # Where a member's volume can be used: nobody is sent where it can't follow.
+        rule("", ["persistentvolumes"], ["get"]),
         rule("apiextensions.k8s.io", ["customresourcedefinitions"], LOOK),
     ]
 

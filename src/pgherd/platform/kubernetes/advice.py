@@ -21,6 +21,7 @@ _ADVICE = (
     (r"violates PodSecurity", "let the namespace admit pods of the 'restricted' kind"),
     (r"must support resize", "let the class do so (allowVolumeExpansion: true)"),
     (r"cannot patch resource \"nodes\"", "give the operator this right: pgherd install --fencing"),
+    (r"cannot get resource \"persistentvolumes\"", "give the operator this right: pgherd install"),
     (r"OOMKilled", "declare more resources.memory"),
 )
 

@@ -132,7 +132,13 @@ def complete(kind: Kind, obj: Mapping[str, Any]) -> Object:
     return {**obj, "apiVersion": kind.api_version, "kind": kind.name}
 
 
-_NODE: Any = type("Node", (GenericGlobalResource,), {"_api_info": create_api_info("", "v1", "Node", "nodes")})
+def _global(name: str, plural: str) -> Any:
+    info = create_api_info("", "v1", name, plural)
+    return type(name, (GenericGlobalResource,), {"_api_info": info})
+
+
+_NODE = _global("Node", "nodes")
+_VOLUME = _global("PersistentVolume", "persistentvolumes")
 
 
 @contextlib.contextmanager
@@ -192,9 +198,19 @@ class Api:
 
         :raises PgherdError: it could not be asked
         """
-        with explained(f"read node {name}"):
+        return self._get_global(_NODE, f"node {name}", name)
+
+    def volume(self, name: str) -> Object | None:
+        """A PersistentVolume, or None if there is none.
+
+        :raises PgherdError: it could not be asked
+        """
+        return self._get_global(_VOLUME, f"volume {name}", name) if name else None
+
+    def _get_global(self, kind: Any, what: str, name: str) -> Object | None:
+        with explained(f"read {what}"):
             try:
-                return dict(self.client.get(_NODE, name))
+                return dict(self.client.get(kind, name))
             except ApiError as error:
                 if error.status.code == 404:
                     return None

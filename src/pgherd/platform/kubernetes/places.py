@@ -72,7 +72,7 @@ class Places:
         :raises Lost: what is made on it is to be made anew
         """
         limit = self._platform.declaration(self._cluster).cluster.spec.replace_lost_after
-        if not limit or not (_finds_no_place(pod) or self._is_late(pod)):
+        if not limit or not (views.finds_no_place(pod) or self._is_late(pod)):
             return
         node = _last_node(claim)
         if self._platform.silent_for(node) >= limit:
@@ -97,11 +97,3 @@ class Places:
 def _last_node(claim: Object) -> str | None:
     known = claim["metadata"].get("annotations") or {}
     return known.get(LAST_NODE) or known.get(_CHOSEN_NODE)
-
-
-def _finds_no_place(pod: Object) -> bool:
-    return not pod["spec"].get("nodeName") and any(
-        (each.get("type"), each.get("status"), each.get("reason"))
-        == ("PodScheduled", "False", "Unschedulable")
-        for each in (pod.get("status") or {}).get("conditions") or []
-    )

@@ -38,6 +38,7 @@ from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.group_objects import group_objects
 from pgherd.platform.kubernetes.keeping import KeepsBackups, server_major
 from pgherd.platform.kubernetes.nodes import Nodes
+from pgherd.platform.kubernetes.reach import volume_reach
 from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
 
@@ -296,7 +297,7 @@ class KubernetesPlatform(KeepsBackups):
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
         templates = views.templates(sets)
-        return {each: trials.with_verdict(view, found, pods_now, templates) for each, view in found.items()}
+        return {each: trials.with_verdict(view, pods_now, templates) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
@@ -368,7 +369,8 @@ class KubernetesPlatform(KeepsBackups):
     def stop_member(self, member: Member) -> None:
         """Ask a member's pod to go, and keep it from coming back. Returns at once."""
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
-        self.api.delete(POD, self.namespace, trials.trial_name(member), grace=0)
+        for trial in trials.names_of(member):
+            self.api.delete(POD, self.namespace, trial, grace=0)
         if _is_winding_down(self.resource_of(member.cluster)):
             self.end_restore_pods(member.cluster, member)
         self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
@@ -379,13 +381,17 @@ class KubernetesPlatform(KeepsBackups):
             self._look_at_fence(member.cluster)
 
     def try_member(self, cluster: PostgresCluster, member: Member) -> None:
-        """Have a pod of no consequence start on the member's node in what is declared now."""
-        pod, trial = trials.find(member, self._reader.of_cluster(POD, self.namespace, member.cluster))
+        """Have a pod of no consequence start in what is declared now, where the member could."""
         made_of = self._reader.get(STATEFUL_SET, self.namespace, member.scope)
-        if pod is None or trial is not None or made_of is None:
+        if made_of is None:
             return
-        template = made_of["spec"]["template"]
-        made = trials.trial_pod(cluster, member, pod, template, server_major(cluster))
+        pods = self._reader.of_cluster(POD, self.namespace, member.cluster)
+        now = trials.case(member, pods, made_of["spec"]["template"])
+        if now.pod is None or (where := trials.due(now)) is None:
+            return
+        bound = where is trials.Where.ELSEWHERE
+        reach = volume_reach(self.api, self.namespace, now.pod) if bound else ()
+        made = trials.trial_pod(cluster, now, where, server_major(cluster), reach)
         self.api.create(self.namespace, owned(made, self.resource_of(member.cluster)))
 
     def replace_member(self, member: Member) -> None:

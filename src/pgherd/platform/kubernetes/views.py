@@ -183,6 +183,15 @@ def doubtful_node(pod: Object) -> str | None:
     return str(node) if node else None
 
 
+def finds_no_place(pod: Object) -> bool:
+    """Whether the scheduler knows no node for a pod."""
+    return not pod["spec"].get("nodeName") and any(
+        (each.get("type"), each.get("status"), each.get("reason"))
+        == ("PodScheduled", "False", "Unschedulable")
+        for each in (pod.get("status") or {}).get("conditions") or []
+    )
+
+
 def patroni_state(pod: Object) -> str:
     """What a pod's Patroni noted on it last: the state of its PostgreSQL."""
     note = (pod["metadata"].get("annotations") or {}).get("status") or "{}"
