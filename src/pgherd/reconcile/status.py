@@ -182,8 +182,8 @@ def _ended(operation: Mapping[str, Any]) -> str:
 
 def find_problems(seen: Observed) -> list[str]:
     """What keeps the cluster from being as declared, a sentence each; most important first."""
-    if seen.declaration.stopped or seen.declaration.deleting:
-        return []
+    if _is_winding_down(seen):
+        return _held_up(seen)
     problems = [data_lost(seen, group) for group in seen.without_data()]
     for group in seen.wanted_groups():
         if seen.is_clone(group):
@@ -207,6 +207,19 @@ def find_problems(seen: Observed) -> list[str]:
     if seen.catalogue is None and not problems:
         problems.append("the coordinator's catalogue can't be read")
     return problems
+
+
+def _is_winding_down(seen: Observed) -> bool:
+    return seen.declaration.stopped or seen.declaration.deleting
+
+
+def _held_up(seen: Observed) -> list[str]:
+    """Members of which nobody can tell whether they have ended: a stop and a deletion wait for them."""
+    return [
+        f"{state.member.name} is not known to have ended ({state.view.note or 'its place is silent'})"
+        for state in seen.members.values()
+        if state.view.running and state.view.lost is not None
+    ]
 
 
 def data_lost(seen: Observed, group: int) -> str:
@@ -361,7 +374,13 @@ def _conditions(
     why_not = problems[0] if problems else (str(steps[0]) if steps else phase)
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
-    message = "; ".join(errors) or "; ".join(doing[:3]) or (seen.operation_status or {}).get("message", "")
+    waits_for = "; ".join(problems) if _is_winding_down(seen) else ""
+    message = (
+        "; ".join(errors)
+        or waits_for
+        or "; ".join(doing[:3])
+        or (seen.operation_status or {}).get("message", "")
+    )
     refused = seen.declaration.problems
     conditions: list[tuple[str, bool | None, str, str]] = [
         (
@@ -437,13 +456,7 @@ def _condition(
 
 def is_serving(seen: Observed) -> bool:
     """Whether every group that takes part takes writes."""
-    if (
-        seen.without_data()
-        or seen.declaration.stopped
-        or seen.declaration.deleting
-        or seen.catalogue is None
-        or not seen.catalogue.segments
-    ):
+    if seen.without_data() or _is_winding_down(seen) or seen.catalogue is None or not seen.catalogue.segments:
         return False
     serving = (COORDINATOR, *seen.catalogue.segments)
     return all(seen.primary(group) is not None and group in seen.initialised for group in serving)
@@ -496,6 +509,8 @@ def _lag(seen: Observed, state: MemberState | None) -> int | None:
 def _state(state: MemberState | None) -> str:
     if state is None or (not state.view.running and not state.view.has_data):
         return "absent"
-    if not state.view.running:
-        return "stopped"
-    return state.patroni.state if state.patroni else "starting"
+    if state.patroni is not None:
+        return state.patroni.state
+    if state.view.lost is not None:
+        return "unknown"
+    return "starting" if state.view.running else "stopped"
