@@ -21,6 +21,8 @@ HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
 _UNBORN = (None, "Pending", "Creating", "Failed")
 """phases of a cluster that was never there"""
+LASTING_SECONDS = 60.0
+"""how long members may be on their way back, after a stop or in a change, until that counts as a fault"""
 _GONE = "the data of {} are gone"
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
@@ -46,7 +48,7 @@ def build(
     """
     seen = replace(seen, backups=_with_drills(seen.backups, previous))
     problems = [*find_problems(seen), *hindrances]
-    phase = _phase(seen, steps, problems, previous, fatal)
+    phase = _phase(seen, steps, problems, previous, fatal, now)
     spec = seen.declaration.cluster.spec
     return {
         "name": seen.declaration.cluster.metadata.name,
@@ -258,6 +260,7 @@ def _phase(
     problems: Sequence[str],
     previous: Mapping[str, Any] | None,
     fatal: bool,
+    now: str,
 ) -> str:
     if seen.declaration.deleting:
         return "Deleting"
@@ -276,10 +279,22 @@ def _phase(
     if seen.catalogue is not None and seen.catalogue.operation is not None:
         return OPERATION_PHASES.get(seen.catalogue.operation.kind, "Updating")
     if problems:
-        # Coming back from a stop is not a fault; the conditions say what is still missing.
-        comes_back = (previous or {}).get("phase") in ("Stopped", "Updating") and not seen.without_data()
-        return "Updating" if comes_back else "Degraded"
+        return "Updating" if _comes_back(seen, previous, now) else "Degraded"
     return "Running" if is_settled(list(steps)) else "Updating"
+
+
+def _comes_back(seen: Observed, previous: Mapping[str, Any] | None, now: str) -> bool:
+    """Coming back from a stop or a change is no fault, unless it lasts; the conditions say what is still missing."""
+    if (previous or {}).get("phase") not in ("Stopped", "Updating") or seen.without_data():
+        return False
+    if any(state.view.lost is not None and not state.is_running for state in seen.members.values()):
+        return False
+    missing = _before(seen, previous).get("Degraded")
+    return (
+        missing is None
+        or missing["status"] != "True"
+        or _seconds(missing["lastTransitionTime"], now) <= LASTING_SECONDS
+    )
 
 
 def is_being_created(seen: Observed, steps: Sequence[Step], previous: Mapping[str, Any] | None) -> bool:
@@ -410,11 +425,20 @@ def _conditions(
         conditions += _drills(seen.backups, now)
     conditions += _repair_condition(seen)
     conditions += _restore_condition(seen)
-    before = by_type(previous)
+    before = _before(seen, previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
         for kind, holds, reason, text in conditions
     ]
+
+
+def _before(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The conditions told last. What a restore in place took away is on its way back from the restore's end on."""
+    before = by_type(previous)
+    known, now = (previous or {}).get("restore") or {}, seen.restore or {}
+    if seen.recovery is None and known.get("phase") != now.get("phase"):
+        before.pop("Degraded", None)
+    return before
 
 
 def _with_drills(
@@ -440,6 +464,14 @@ def _drills(backups: Mapping[str, Any], now: str) -> list[tuple[str, bool | None
         text = f"{last.get('restorePoint')} was restored and is sound ({last.get('finishedAt')})"
         return [("RestoreProven", True, "DrillPassed", text)]
     return [("RestoreProven", None, "NoDrillYet", "the first drill is due")] if drills else []
+
+
+def _seconds(since: str, now: str) -> float:
+    """How long ago that was; what is no time was long ago."""
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
+    except (ValueError, TypeError):
+        return float("inf")
 
 
 def _is_past(moment: str | None, now: str) -> bool:
