@@ -7,7 +7,8 @@ import os
 import signal
 import statistics
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.kube import Cluster, Namespace, kubectl, lab, scale_operator, wait_for
+from tests.kubernetes.pgherd import pgherd
 from tests.kubernetes.writer import Writers, writers
 
 pytestmark = pytest.mark.kubernetes
@@ -353,6 +355,97 @@ def test_a_member_on_a_dead_node_is_built_anew_elsewhere(shop: Cluster, breakabl
         final = at_work.finish()
     print(final)
     shop.patch({"replaceLostAfter": None})
+
+
+ROWS = 100
+
+
+def as_owner(cluster: Cluster, *statements: str) -> str:
+    """Run SQL through the command line."""
+    given = [part for statement in statements for part in ("-c", statement)]
+    options = ("-qXAt", "-v", "ON_ERROR_STOP=1", *given)
+    return pgherd("-n", cluster.namespace.name, "psql", cluster.name, "--", *options).out.strip()
+
+
+def rows(cluster: Cluster) -> str:
+    """How many rows its table has, and how many different ones."""
+    return as_owner(cluster, "SELECT count(*), count(DISTINCT n) FROM kept")
+
+
+@contextmanager
+def dead_standby(cluster: Cluster) -> Iterator[str]:
+    """The node of segment-1's standby dies, and comes back at the end; every group has a primary elsewhere."""
+    node = cluster.node_of(cluster.member("segment-1", "standby"))
+    lab("kill-node", node.removeprefix("node"))
+    try:
+        wait_for(
+            lambda: (
+                cluster.condition("Ready").get("status") == "True"
+                and f"its node {node} does not report" in cluster.condition("Degraded").get("message", "")
+            ),
+            "it serves without the node, and says so",
+            120,
+        )
+        assert cluster.status["phase"] == "Degraded"
+        yield node
+    finally:
+        lab("mend", node.removeprefix("node"))
+
+
+def only_the_lost_are_left(cluster: Cluster, node: str) -> bool:
+    """Whether nothing runs on living nodes any more."""
+    return {pod["spec"].get("nodeName") for pod in cluster.pods()} == {node}
+
+
+def await_what_it_waits_for(cluster: Cluster, node: str) -> None:
+    """Its primaries are gone, and the status names what is not."""
+    wait_for(lambda: only_the_lost_are_left(cluster, node), "whatever lives has ended", 120)
+    wait_for(
+        lambda: f"kubectl delete node {node}" in cluster.condition("Degraded").get("message", ""),
+        "the status names the node and a way out",
+        30,
+    )
+    assert "not known to have ended" in cluster.condition("Progressing")["message"]
+    time.sleep(10)
+    assert only_the_lost_are_left(cluster, node), "nothing comes back, and nothing is over"
+
+
+@pytest.mark.alone
+def test_a_stop_and_a_deletion_with_a_dead_node_end_what_lives_and_say_what_they_wait_for(
+    namespace: Namespace, breakable: None
+) -> None:
+    ends = Cluster(namespace, "ends")
+    try:
+        ends.apply(segments=1)
+        ends.wait_phase("Running")
+        as_owner(
+            ends,
+            "CREATE TABLE kept (n bigint PRIMARY KEY)",
+            "SELECT create_distributed_table('kept', 'n')",
+            f"INSERT INTO kept SELECT generate_series(1, {ROWS})",
+        )
+        with dead_standby(ends) as node:
+            pgherd("-n", namespace.name, "stop", ends.name, "--no-wait")
+            await_what_it_waits_for(ends, node)
+            assert ends.status["phase"] == "Updating"
+            waited = pgherd("-n", namespace.name, "stop", ends.name, "--timeout", "5", check=False)
+            assert waited.code == 1
+            assert f"its node {node} does not report" in " ".join(waited.err.split())
+        ends.wait_phase("Stopped", timeout=180)
+        assert not ends.pods()
+        pgherd("-n", namespace.name, "start", ends.name)
+        ends.wait_phase("Running", timeout=180)
+        assert rows(ends) == f"{ROWS}|{ROWS}"
+        with dead_standby(ends) as node:
+            pgherd("-n", namespace.name, "delete", ends.name, "--yes", "--no-wait")
+            await_what_it_waits_for(ends, node)
+            assert ends.status["phase"] == "Deleting"
+        wait_for(lambda: not namespace.exists("pgc", ends.name), "it is gone", 180)
+        ends.apply(segments=1)
+        ends.wait_phase("Running", timeout=180)
+        assert rows(ends) == f"{ROWS}|{ROWS}"
+    finally:
+        pgherd("-n", namespace.name, "delete", ends.name, "--purge", "--yes", check=False)
 
 
 def test_the_operator_away(shop: Cluster, operator: Namespace) -> None:

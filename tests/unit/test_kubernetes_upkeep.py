@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,11 +14,11 @@ from pgherd.model.topology import Member
 from pgherd.operator.main import Operator
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import POD, Api
-from pgherd.platform.kubernetes.cache import Direct, Watched
+from pgherd.platform.kubernetes.cache import Direct, Reader, Watched
 from pgherd.platform.kubernetes.epochs import Own
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from pgherd.platform.kubernetes.trust import Trust
-from pgherd.platform.kubernetes.upkeep import Upkeep
+from pgherd.platform.kubernetes.upkeep import FOUNDING_SECONDS, Upkeep
 from tests.support.kube_api import Kube, Object, kube_api
 from tests.unit.test_kubernetes_objects import cluster
 
@@ -57,6 +58,18 @@ def holder(kube: Kube) -> str | None:
     return found
 
 
+def upkeep(api: Api, reader: Reader, told: list[str]) -> Upkeep:
+    """Where every node reports."""
+    return Upkeep(
+        api,
+        "prod",
+        reader,
+        lambda name, what: told.append(what),
+        silent_for=lambda node: 0.0,
+        rebuild=lambda member: None,
+    )
+
+
 @pytest.mark.parametrize(
     ("renewed", "released"),
     [
@@ -75,7 +88,7 @@ def test_a_lock_is_released_only_if_nobody_renewed_it_since(
     kube.put(f"{CORE}/pods/shop-segment-1-1", a_pod("replica"))
     kube.put(LOCK, a_lock(renewed))
     told: list[str] = []
-    Upkeep(api, "prod", Direct(api), lambda name, what: told.append(what)).group(cluster(), 1, 2, Own(0))
+    upkeep(api, Direct(api), told).group(cluster(), 1, 2, Own(0))
     assert [text.split()[0] for text in told] == (["release"] if released else [])
     assert holder(kube) == (None if released else "shop-segment-1-0")
 
@@ -87,7 +100,7 @@ def test_a_primary_that_lives_keeps_its_lock_whatever_is_at_hand(server: tuple[K
         reader.put(POD, dict(kube.put(path, pod)))
     kube.put(PRIMARY, a_pod())
     kube.put(LOCK, a_lock("2026-01-01T09:00:00+00:00"))
-    Upkeep(api, "prod", reader, lambda name, what: None).group(cluster(), 1, 2, Own(0))
+    upkeep(api, reader, []).group(cluster(), 1, 2, Own(0))
     assert holder(kube) == "shop-segment-1-0"
 
 
@@ -137,6 +150,85 @@ def test_what_took_a_lost_members_place_stays(server: tuple[Kube, Api]) -> None:
         rebuilt(api, reader)
     assert PRIMARY in kube.objects
     assert CLAIM in kube.objects
+
+
+CONFIG = f"{CORE}/configmaps/shop-segment-1-config"
+
+
+def a_founder() -> Object:
+    """A pod whose Patroni noted that it is founding the group; what is noted stays when its node dies."""
+    pod = a_pod(annotations={"status": '{"state": "initializing new cluster"}'})
+    del pod["metadata"]["labels"][names.ROLE_LABEL]
+    return pod
+
+
+def an_unfounded(kube: Kube, initialize: str = "") -> None:
+    annotations = {"initialize": initialize}
+    kube.put(CONFIG, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"annotations": annotations}})
+    kube.put(PRIMARY, a_founder())
+    kube.put(CLAIM, a_claim())
+
+
+def is_begun(kube: Kube) -> bool:
+    return "initialize" in kube.objects[CONFIG]["metadata"]["annotations"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time it is, as upkeep sees it."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_founding_on_a_dead_node_is_begun_anew_when_the_founder_has_lost_its_rights_and_its_volume(
+    server: tuple[Kube, Api], platform: KubernetesPlatform, clock: list[float]
+) -> None:
+    kube, _ = server
+    an_unfounded(kube)
+    kube.put("/api/v1/nodes/n1", a_node("Unknown"))
+    platform.align(cluster(), {1: {}})
+    assert (PRIMARY in kube.objects, CLAIM in kube.objects) == (False, False)
+    assert any("was founding shop-segment-1, and its node n1 is silent" in text for text in told(kube))
+    clock[0] += FOUNDING_SECONDS + 1
+    platform.align(cluster(), {1: {}})
+    assert is_begun(kube), "its token may be believed for some time yet"
+    clock[0] += FOUNDING_SECONDS + 1
+    platform.align(cluster(), {1: {}})
+    assert not is_begun(kube)
+
+
+@pytest.mark.parametrize(
+    ("silent", "limit", "initialize"),
+    [
+        (0.0, 300, ""),  # it is at work
+        (299.0, 300, ""),
+        (59.0, 20, ""),  # it may be on its way back
+        (9999.0, 0, ""),  # never on a new volume
+        (9999.0, 300, "7000000000000000001"),  # the group is there
+    ],
+)
+def test_a_founder_that_may_come_back_keeps_its_volume_and_nobody_begins_beside_it(
+    server: tuple[Kube, Api], clock: list[float], silent: float, limit: int, initialize: str
+) -> None:
+    kube, api = server
+    an_unfounded(kube, initialize)
+    declared = cluster()
+    spec = declared.spec.model_copy(update={"replace_lost_after": limit})
+    lost: list[Member] = []
+    looked = Upkeep(
+        api,
+        "prod",
+        Direct(api),
+        lambda name, what: None,
+        silent_for=lambda node: silent,
+        rebuild=lost.append,
+    )
+    for _ in range(3):
+        looked.group(declared.model_copy(update={"spec": spec}), 1, 1, Own(0))
+        clock[0] += FOUNDING_SECONDS + 1
+    assert not lost
+    assert is_begun(kube)
 
 
 def test_only_the_pod_that_was_seen_to_be_outdated_is_replaced(server: tuple[Kube, Api]) -> None:

@@ -102,6 +102,16 @@ def test_a_pod_of_an_older_template_is_outdated() -> None:
     assert seen(pods=[a_pod()], templates={1: "newer"})["shop-segment-1-0"].outdated
 
 
+def test_who_waits_for_a_pod_on_a_silent_node_is_told_the_way_out() -> None:
+    given = {"pods": [a_pod(ready=False)], "claims": [a_claim()], "silent": {"node1": 50.0}}
+    dead = "its node node1 does not report any more"
+    assert seen(**given)["shop-segment-1-0"].note == dead
+    assert seen(**given, winding_down=True)["shop-segment-1-0"].note == (
+        f"{dead}: bring it back, or once it is switched off for sure delete it with 'kubectl delete node node1',"
+        " or declare fencing: out-of-service"
+    )
+
+
 def test_while_winding_down_whatever_could_come_back_counts_as_running() -> None:
     assert seen(sets=[a_set()], claims=[a_claim()], winding_down=True)["shop-segment-1-1"].running
     assert not seen(sets=[], claims=[a_claim()], winding_down=True)["shop-segment-1-0"].running

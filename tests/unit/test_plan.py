@@ -214,6 +214,35 @@ def test_stopping_ends_standbys_before_primaries() -> None:
     assert plan(primaries_left) == [p.StopMember(shop(g, 0)) for g in range(3)]
 
 
+def on_a_dead_node(state: MemberState) -> MemberState:
+    """A member of which nothing is heard any more."""
+    return MemberState(replace(state.view, lost=100.0), None)
+
+
+@pytest.mark.parametrize("asked", ["stopped", "deleting"])
+def test_a_member_on_a_dead_node_does_not_hold_back_the_primaries(asked: str) -> None:
+    lost = on_a_dead_node(member(1, 1))
+    first = look(changes=[lost], **{asked: True})  # type: ignore[arg-type]
+    assert plan(first) == [p.StopMember(shop(g, 1)) for g in range(3)], "standbys that live come first"
+    standbys = [member(g, 1, running=False) for g in (0, 2)]
+    then = look(changes=[lost, *standbys], **{asked: True})  # type: ignore[arg-type]
+    assert set(plan(then)) == {p.StopMember(shop(1, 1)), *(p.StopMember(shop(g, 0)) for g in range(3))}
+
+
+@pytest.mark.parametrize("asked", ["stopped", "deleting"])
+def test_nothing_is_over_before_a_member_on_a_dead_node_has_ended(asked: str) -> None:
+    """Two servers on one volume: its node may be back at any time."""
+    down = [member(g, o, running=False) for g in range(3) for o in range(2) if (g, o) != (1, 1)]
+    last = look(changes=[on_a_dead_node(member(1, 1)), *down], **{asked: True})  # type: ignore[arg-type]
+    assert plan(last) == [p.StopMember(shop(1, 1))]
+
+
+def test_a_standby_that_says_nothing_on_a_node_that_reports_is_waited_for() -> None:
+    silent = MemberState(member(1, 1).view, None)
+    seen = look(stopped=True, changes=[silent, *(member(g, 1, running=False) for g in (0, 2))])
+    assert plan(seen) == [p.StopMember(shop(1, 1))]
+
+
 def test_a_deletion_forgets_only_when_nothing_runs() -> None:
     assert p.Forget(purge=True) not in plan(look(deleting=True))
     all_down = [member(g, o, running=False) for g in range(3) for o in range(2)]

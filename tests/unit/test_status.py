@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from pgherd.model.topology import Member
+from pgherd.reconcile.fulfilment import obstacle
 from pgherd.reconcile.plan import plan
-from pgherd.reconcile.state import Observed, Operation
+from pgherd.reconcile.state import MemberState, Observed, Operation
 from pgherd.reconcile.status import build, hindered, is_data_lost, is_told, news
 from tests.support.looks import cluster, look, member
 
 NOW, LATER = "2026-01-01T00:00:00.000+00:00", "2026-01-01T00:01:00.000+00:00"
+LATE = "2026-01-01T00:01:01.000+00:00"
+DEAD = "its node node2 does not report any more: bring it back"
 
 
 def status(seen: Observed, **options: Any) -> dict[str, Any]:
@@ -102,6 +105,69 @@ def test_a_stopped_cluster_is_stopped_only_when_nothing_runs() -> None:
     stopped = look(stopped=True, changes=down)
     assert status(stopped)["phase"] == "Stopped"
     assert status(replace(stopped, is_being_made=True))["phase"] == "Updating", "it may begin one more"
+
+
+def on_a_dead_node(state: MemberState) -> MemberState:
+    """A member of which nothing is heard any more."""
+    return MemberState(replace(state.view, lost=100.0, note=DEAD), None)
+
+
+@pytest.mark.parametrize(("asked", "phase"), [("stopped", "Updating"), ("deleting", "Deleting")])
+def test_what_a_stop_or_a_deletion_waits_for_is_told(asked: str, phase: str) -> None:
+    down = [member(g, o, running=False) for g in range(3) for o in range(2) if (g, o) != (1, 1)]
+    seen = look(changes=[on_a_dead_node(member(1, 1)), *down], **{asked: True})  # type: ignore[arg-type]
+    told = status(seen, previous={"phase": "Running"})
+    says = f"shop-segment-1-1 is not known to have ended ({DEAD})"
+    assert told["phase"] == phase
+    assert (condition(told, "Degraded")["status"], condition(told, "Degraded")["message"]) == ("True", says)
+    assert condition(told, "Progressing")["message"] == says
+    assert obstacle(told, "") == says, "the command line says it, too"
+    healthy = status(look(**{asked: True}))  # type: ignore[arg-type]
+    assert condition(healthy, "Degraded")["status"] == "False", "members that are still ending are no problem"
+
+
+def test_who_is_on_a_node_that_is_silent_is_unknown() -> None:
+    told = status(look(changes=[on_a_dead_node(member(1, 1))]), previous={"phase": "Running"})
+    assert told["groups"][1]["members"][1]["state"] == "unknown"
+    assert f"shop-segment-1-1 is unknown ({DEAD})" in condition(told, "Degraded")["message"]
+    answers = member(1, 1)
+    seen = look(changes=[replace(answers, view=replace(answers.view, lost=100.0))])
+    assert status(seen)["groups"][1]["members"][1]["state"] == "running", "its Patroni says so"
+
+
+@pytest.mark.parametrize("phase", ["Updating", "Stopped"])
+def test_what_does_not_come_back_from_a_change_is_a_fault(phase: str) -> None:
+    seen = look(changes=[member(1, 1, running=False)])
+    first = status(seen, previous={**status(look()), "phase": phase})
+    assert first["phase"] == "Updating"
+    later = status(seen, previous=first, now=LATER)
+    assert later["phase"] == "Updating"
+    late = status(seen, previous=later, now=LATE)
+    assert late["phase"] == "Degraded"
+    assert status(look(), previous=late)["phase"] == "Running"
+
+
+def test_each_member_of_a_long_change_has_its_own_time_to_come_back() -> None:
+    one, other = (look(changes=[member(group, 1, running=False)]) for group in (1, 2))
+    first = status(one, previous={**status(look()), "phase": "Updating"})
+    between = {**status(look(), previous=first, now=LATER), "phase": "Updating"}
+    assert status(other, previous=between, now=LATE)["phase"] == "Updating"
+
+
+@pytest.mark.parametrize("phase", ["Updating", "Stopped"])
+def test_a_node_that_dies_in_the_middle_of_a_change_is_a_fault_at_once(phase: str) -> None:
+    seen = look(changes=[on_a_dead_node(member(1, 1))])
+    assert status(seen, previous={"phase": phase})["phase"] == "Degraded"
+
+
+def test_what_a_restore_in_place_took_away_comes_back_from_its_end_on() -> None:
+    down = look(changes=[member(1, 1, running=False)])
+    during = replace(down, recovery={"phase": "copying"}, restore={"phase": "copying"})
+    told = status(during, previous={**status(look()), "phase": "Running"})
+    ended = replace(down, restore={"phase": "done"})
+    after = status(ended, previous=status(during, previous=told, now=LATER), now=LATE)
+    assert (after["phase"], condition(after, "Degraded")["lastTransitionTime"]) == ("Updating", LATE)
+    assert status(ended, previous=after, now="2026-01-01T00:03:00.000+00:00")["phase"] == "Degraded"
 
 
 def test_a_condition_keeps_the_time_of_its_last_change() -> None:

@@ -402,8 +402,9 @@ class ClusterSpec(Model):
         ge=0,
         le=86_400,
         description="Kubernetes only: seconds after which a member whose node does not report any more is built "
-        "anew elsewhere, on a new volume. Only while another member of its group is the primary, or while the cluster "
-        "or the group is made from a backup, which has all of it. 0: never.",
+        "anew elsewhere, on a new volume. Only while another member of its group is the primary, while the cluster or "
+        "the group is made from a backup, which has all of it, or while its group was never there: nothing is on that "
+        "volume. 0: never.",
     )
     fencing: Literal["none", "out-of-service"] = Field(
         default="none",

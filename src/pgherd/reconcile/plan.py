@@ -81,11 +81,13 @@ def wanted_endpoints(seen: Observed, group: int) -> Endpoints:
 
 
 def _wind_down(seen: Observed) -> list[Step]:
-    # Standbys first: a primary's shutdown then never sets off a promotion.
+    # Standbys first: a primary's shutdown then never sets off a promotion. Whose place is silent can't be waited for:
+    # all others would go on taking writes. It is asked again and again, and nothing is over before it has ended.
     running = [state for state in seen.members.values() if state.view.running]
     standbys = [state for state in running if not state.is_primary]
+    waits = any(state.view.lost is None for state in standbys)
     if running:
-        return [StopMember(state.member) for state in (standbys or running)]
+        return [StopMember(state.member) for state in (standbys if waits else running)]
     return [Forget(seen.declaration.purge)] if seen.declaration.deleting else []
 
 

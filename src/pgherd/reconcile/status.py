@@ -21,6 +21,8 @@ HINDERED = "NotObserved"
 """reason of conditions that nobody could look at"""
 _UNBORN = (None, "Pending", "Creating", "Failed")
 """phases of a cluster that was never there"""
+LASTING_SECONDS = 60.0
+"""how long members may be on their way back, after a stop or in a change, until that counts as a fault"""
 _GONE = "the data of {} are gone"
 OPERATION_PHASES = {"expand": "Expanding", "shrink": "Shrinking", "rebalance": "Rebalancing"}
 
@@ -46,7 +48,7 @@ def build(
     """
     seen = replace(seen, backups=_with_drills(seen.backups, previous))
     problems = [*find_problems(seen), *hindrances]
-    phase = _phase(seen, steps, problems, previous, fatal)
+    phase = _phase(seen, steps, problems, previous, fatal, now)
     spec = seen.declaration.cluster.spec
     return {
         "name": seen.declaration.cluster.metadata.name,
@@ -182,8 +184,8 @@ def _ended(operation: Mapping[str, Any]) -> str:
 
 def find_problems(seen: Observed) -> list[str]:
     """What keeps the cluster from being as declared, a sentence each; most important first."""
-    if seen.declaration.stopped or seen.declaration.deleting:
-        return []
+    if _is_winding_down(seen):
+        return _held_up(seen)
     problems = [data_lost(seen, group) for group in seen.without_data()]
     for group in seen.wanted_groups():
         if seen.is_clone(group):
@@ -207,6 +209,19 @@ def find_problems(seen: Observed) -> list[str]:
     if seen.catalogue is None and not problems:
         problems.append("the coordinator's catalogue can't be read")
     return problems
+
+
+def _is_winding_down(seen: Observed) -> bool:
+    return seen.declaration.stopped or seen.declaration.deleting
+
+
+def _held_up(seen: Observed) -> list[str]:
+    """Members of which nobody can tell whether they have ended: a stop and a deletion wait for them."""
+    return [
+        f"{state.member.name} is not known to have ended ({state.view.note or 'its place is silent'})"
+        for state in seen.members.values()
+        if state.view.running and state.view.lost is not None
+    ]
 
 
 def data_lost(seen: Observed, group: int) -> str:
@@ -245,6 +260,7 @@ def _phase(
     problems: Sequence[str],
     previous: Mapping[str, Any] | None,
     fatal: bool,
+    now: str,
 ) -> str:
     if seen.declaration.deleting:
         return "Deleting"
@@ -263,10 +279,22 @@ def _phase(
     if seen.catalogue is not None and seen.catalogue.operation is not None:
         return OPERATION_PHASES.get(seen.catalogue.operation.kind, "Updating")
     if problems:
-        # Coming back from a stop is not a fault; the conditions say what is still missing.
-        comes_back = (previous or {}).get("phase") in ("Stopped", "Updating") and not seen.without_data()
-        return "Updating" if comes_back else "Degraded"
+        return "Updating" if _comes_back(seen, previous, now) else "Degraded"
     return "Running" if is_settled(list(steps)) else "Updating"
+
+
+def _comes_back(seen: Observed, previous: Mapping[str, Any] | None, now: str) -> bool:
+    """Coming back from a stop or a change is no fault, unless it lasts; the conditions say what is still missing."""
+    if (previous or {}).get("phase") not in ("Stopped", "Updating") or seen.without_data():
+        return False
+    if any(state.view.lost is not None and not state.is_running for state in seen.members.values()):
+        return False
+    missing = _before(seen, previous).get("Degraded")
+    return (
+        missing is None
+        or missing["status"] != "True"
+        or _seconds(missing["lastTransitionTime"], now) <= LASTING_SECONDS
+    )
 
 
 def is_being_created(seen: Observed, steps: Sequence[Step], previous: Mapping[str, Any] | None) -> bool:
@@ -361,7 +389,13 @@ def _conditions(
     why_not = problems[0] if problems else (str(steps[0]) if steps else phase)
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
-    message = "; ".join(errors) or "; ".join(doing[:3]) or (seen.operation_status or {}).get("message", "")
+    waits_for = "; ".join(problems) if _is_winding_down(seen) else ""
+    message = (
+        "; ".join(errors)
+        or waits_for
+        or "; ".join(doing[:3])
+        or (seen.operation_status or {}).get("message", "")
+    )
     refused = seen.declaration.problems
     conditions: list[tuple[str, bool | None, str, str]] = [
         (
@@ -391,11 +425,20 @@ def _conditions(
         conditions += _drills(seen.backups, now)
     conditions += _repair_condition(seen)
     conditions += _restore_condition(seen)
-    before = by_type(previous)
+    before = _before(seen, previous)
     return [
         _condition(before.get(kind), kind, holds, reason, text, now)
         for kind, holds, reason, text in conditions
     ]
+
+
+def _before(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The conditions told last. What a restore in place took away is on its way back from the restore's end on."""
+    before = by_type(previous)
+    known, now = (previous or {}).get("restore") or {}, seen.restore or {}
+    if seen.recovery is None and known.get("phase") != now.get("phase"):
+        before.pop("Degraded", None)
+    return before
 
 
 def _with_drills(
@@ -423,6 +466,14 @@ def _drills(backups: Mapping[str, Any], now: str) -> list[tuple[str, bool | None
     return [("RestoreProven", None, "NoDrillYet", "the first drill is due")] if drills else []
 
 
+def _seconds(since: str, now: str) -> float:
+    """How long ago that was; what is no time was long ago."""
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
+    except (ValueError, TypeError):
+        return float("inf")
+
+
 def _is_past(moment: str | None, now: str) -> bool:
     return bool(moment) and datetime.fromisoformat(str(moment)) < datetime.fromisoformat(now)
 
@@ -437,13 +488,7 @@ def _condition(
 
 def is_serving(seen: Observed) -> bool:
     """Whether every group that takes part takes writes."""
-    if (
-        seen.without_data()
-        or seen.declaration.stopped
-        or seen.declaration.deleting
-        or seen.catalogue is None
-        or not seen.catalogue.segments
-    ):
+    if seen.without_data() or _is_winding_down(seen) or seen.catalogue is None or not seen.catalogue.segments:
         return False
     serving = (COORDINATOR, *seen.catalogue.segments)
     return all(seen.primary(group) is not None and group in seen.initialised for group in serving)
@@ -496,6 +541,8 @@ def _lag(seen: Observed, state: MemberState | None) -> int | None:
 def _state(state: MemberState | None) -> str:
     if state is None or (not state.view.running and not state.view.has_data):
         return "absent"
-    if not state.view.running:
-        return "stopped"
-    return state.patroni.state if state.patroni else "starting"
+    if state.patroni is not None:
+        return state.patroni.state
+    if state.view.lost is not None:
+        return "unknown"
+    return "starting" if state.view.running else "stopped"

@@ -94,7 +94,14 @@ class KubernetesPlatform(KeepsBackups):
         self._guard = threading.Lock()
         self._locks: dict[str, threading.RLock] = {}
         self._parsed: dict[str, tuple[Any, Declaration]] = {}
-        self._upkeep = Upkeep(api, namespace, self._reader, self._tell)
+        self._upkeep = Upkeep(
+            api,
+            namespace,
+            self._reader,
+            self._tell,
+            silent_for=self.silent_for,
+            rebuild=self.rebuild_member,
+        )
         self._nodes = Nodes(api)
         self._fence = Fence(api)
         self._hints = Hints(api, namespace)

@@ -13,23 +13,40 @@ from pgherd.platform.kubernetes import names, pods, views
 from pgherd.platform.kubernetes.api import CONFIG_MAP, POD, VOLUME_CLAIM, Api, Kind, Object, complete
 from pgherd.platform.kubernetes.cache import Reader
 from pgherd.platform.kubernetes.epochs import Own
+from pgherd.platform.kubernetes.places import DEAD_SECONDS
 
 Announce = Callable[[str, str], None]
 """tells whoever follows a cluster (by name) what was done"""
 
 FOUNDING_SECONDS = 15.0
-"""how long nobody may be at work on a founding before it is given up"""
+"""how long nobody may be at work on a founding before it is given up; longer than the 10 s for which an API server goes
+on to believe the token of a pod that was forgotten"""
 _FOUNDING = ("initializing", "running custom bootstrap", "starting after custom bootstrap")
 
 
 class Upkeep:
-    """What one namespace's groups need now and then."""
+    """What one namespace's groups need now and then.
 
-    def __init__(self, api: Api, namespace: str, reader: Reader, announce: Announce) -> None:
+    :param silent_for: for how many seconds a node has been silent; 0: it reports
+    :param rebuild: gives a member another volume and place, and ends the rights that its pod had
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        namespace: str,
+        reader: Reader,
+        announce: Announce,
+        *,
+        silent_for: Callable[[str | None], float],
+        rebuild: Callable[[Member], None],
+    ) -> None:
         self._api = api
         self._namespace = namespace
         self._reader = reader
         self._announce = announce
+        self._silent_for = silent_for
+        self._rebuild = rebuild
         self._unfounded: dict[str, float] = {}
 
     def group(self, cluster: PostgresCluster, group: int, replicas: int, own: Own) -> None:
@@ -103,15 +120,35 @@ class Upkeep:
             return
         store = names.store_object(cluster, group, "config", epoch)
         config = self._api.get(CONFIG_MAP, self._namespace, store)
-        at_work = any(views.patroni_state(pod).startswith(_FOUNDING) for pod in found)
-        if config is None or _annotations(config).get("initialize") != "" or at_work:
+        at_work = [pod for pod in found if views.patroni_state(pod).startswith(_FOUNDING)]
+        is_unfounded = _annotations(config).get("initialize") == ""
+        if config is None or not is_unfounded or at_work:
             self._unfounded.pop(scope, None)
+            for pod in at_work if is_unfounded else ():
+                self._forget_founder(cluster, pod)
             return
         since = self._unfounded.setdefault(scope, time.monotonic())
         if time.monotonic() - since > FOUNDING_SECONDS:
             self._announce(cluster.metadata.name, f"refound {scope}: its founding was cut short")
             self._withdraw(config, "initialize")
             self._unfounded.pop(scope, None)
+
+    def _forget_founder(self, cluster: PostgresCluster, pod: Object) -> None:
+        """A founder on a dead node never takes its word back, nor do others begin before it has.
+
+        It may be alive and only cut off. Then it would end its founding after another one's: Patroni writes its own
+        system identifier over whatever is there and takes the lock, whoever has it. So it loses its rights with its
+        pod before anybody else may begin. Its volume, on which nothing was founded, is nobody's from then on.
+        """
+        limit, node = cluster.spec.replace_lost_after, views.doubtful_node(pod)
+        member = names.member_of(cluster.metadata.name, pod["metadata"]["name"])
+        if member is None or not limit or self._silent_for(node) < max(limit, DEAD_SECONDS):
+            return
+        self._announce(
+            cluster.metadata.name,
+            f"rebuild {member.name}: it was founding {member.scope}, and its node {node} is silent",
+        )
+        self._rebuild(member)
 
     def _withdraw(self, config: Object, annotation: str) -> None:
         """Take back what a Patroni wrote down, unless it wrote anew since this was read."""

@@ -128,7 +128,7 @@ def _view(
         has_data=claim is not None,
         postgres=Endpoint(host, names.POSTGRES_PORT),
         rest=Endpoint(address, names.REST_PORT),
-        note=advised(_note(pod, claim, group_set, lost, complaint)),
+        note=advised(_note(pod, claim, group_set, lost, held, complaint)),
         lost=lost,
         outdated=pod is not None and template is not None and template_of(pod) != template,
     )
@@ -139,17 +139,27 @@ def _note(
     claim: Object | None,
     group_set: Object | None,
     lost: float | None,
+    held: bool,
     complaint: Callable[[Object | None], str],
 ) -> str:
-    """Why it does not run, from the cause that is nearest."""
+    """Why it does not run, or has not ended, from the cause that is nearest."""
     if pod is None:
         return complaint(group_set)
     if lost is not None:
-        return f"its node {pod['spec'].get('nodeName')} does not report any more"
+        node = pod["spec"].get("nodeName")
+        return f"its node {node} does not report any more{_way_out(node) if held else ''}"
     if is_running(pod):
         return ""
     unbound = claim is not None and (claim.get("status") or {}).get("phase") == "Pending"
     return (complaint(claim) if unbound else "") or why_not(pod)
+
+
+def _way_out(node: str) -> str:
+    """What ends a pod on a silent node, for which something waits."""
+    return (
+        f": bring it back, or once it is switched off for sure delete it with 'kubectl delete node {node}',"
+        " or declare fencing: out-of-service"
+    )
 
 
 def sound_status(status: Any) -> dict[str, Any] | None:
