@@ -44,12 +44,15 @@ LONG = 900.0
 """seconds that a restore may take in a lab that has other work"""
 SHARDS = 16
 """rows that are enough to be on every segment"""
+FOUND = ("in-place:looked", "in-place:decided")
 THERE = (
+    *FOUND,
     *around("StopMember", "Recover", "StartMember"),
     "restore:aside",
     *RESTORE_CRASHES,
 )
 BACK = (
+    *FOUND,
     *around("StopMember", "Recover"),
     "restore:planned",
     "restore:aside",
@@ -98,6 +101,10 @@ class Till(Bank):
 
     def condition(self) -> dict[str, Any]:
         return self.cluster.condition("RestoredInPlace")
+
+    def uids(self) -> set[str]:
+        """Of its pods."""
+        return {pod["metadata"]["uid"] for pod in self.cluster.pods()}
 
     def running(self) -> None:
         self.cluster.wait_phase("Running", timeout=PATIENCE)
@@ -257,11 +264,50 @@ def test_a_wish_that_makes_no_sense_is_told_and_changes_nothing(till: Till) -> N
     assert {pod["metadata"]["uid"] for pod in till.cluster.pods()} == pods
 
 
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ({"restorePoint": "nowhere"}, "no restore point 'nowhere' can be restored: there are"),
+        ({"time": "2099-01-01T00:00:00Z"}, "2099-01-01T00:00:00Z is in the future: there are"),
+    ],
+)
+def test_a_point_that_is_not_there_is_told_and_no_pod_ends(
+    till: Till, operator: Namespace, wanted: dict[str, str], why: str
+) -> None:
+    pods, before, key = till.uids(), till.notes(), names.RESTORE_ANNOTATION
+    backup = till.namespace.get("pgc", NAME)["spec"]["backup"]
+    source = {
+        name: backup[name] for name in ("method", "repository", "secretRef", "encrypt") if name in backup
+    }
+    asked = json.dumps({"id": why, "recovery": {"cluster": NAME, **source, **wanted}})
+    with dying(operator, FOUND):
+        till.namespace.kubectl("annotate", "--overwrite", "pgc", NAME, f"{key}={asked}")
+        wait_for(lambda: till.condition().get("reason") == "Refused", "it is refused", PATIENCE)
+        survived(operator, *FOUND)
+    assert why in till.condition()["message"]
+    assert till.uids() == pods
+    till.namespace.kubectl("annotate", "pgc", NAME, f"{key}-")
+    wait_for(lambda: not till.condition(), "nothing is told of it any more", 60)
+    till.running()
+    assert till.uids() == pods
+    assert till.notes() == before
+
+
 def test_a_repository_that_refuses_the_keys_costs_nothing_but_the_time(till: Till) -> None:
     point = till.await_point_after(till.note(2))
     till.note(3)
-    before, claims = till.notes(), till.claims()
+    before, claims, pods = till.notes(), till.claims(), till.uids()
     with wrong_keys(till), one_at_a_time(till):
+        till.take_back(point["name"], "--no-wait")
+        wait_for(
+            lambda: "refuses these keys" in till.condition().get("message", ""), "it is waited for", PATIENCE
+        )
+        assert till.condition()["reason"] == "Waiting"
+        till.run("cancel", NAME)
+        wait_for(lambda: not till.condition(), "nothing is told of it any more", 60)
+        assert till.uids() == pods
+        # Where nobody runs it begins all the same, and is taken back.
+        till.run("stop", NAME)
         failed = till.take_back(point["name"], check=False)
     assert failed.code == 1, failed
     assert f"{NAME}: is as it was before, the restore failed: " in failed.err

@@ -276,8 +276,11 @@ def lab() -> Iterator[Lab]:
         yield Lab(kube, api)
 
 
-def wish(lab: Lab, identity: str = "a") -> None:
-    lab.annotate(Wish(identity, RECOVERY).as_text(UID))
+def wish(lab: Lab, identity: str = "a", **more: Any) -> None:
+    """Asked for, and begun by somebody who looked for its point."""
+    lab.annotate(Wish(identity, RECOVERY, **more).as_text(UID))
+    if (pending := lab.workshop.pending) is not None:
+        assert lab.workshop.decide(pending)
 
 
 def test_all_that_runs_has_to_be_gone_and_nothing_starts_meanwhile(lab: Lab) -> None:
@@ -299,10 +302,14 @@ def test_all_that_runs_has_to_be_gone_and_nothing_starts_meanwhile(lab: Lab) -> 
 
 
 def test_what_is_written_down_decides_whatever_is_at_hand_of_the_wish(lab: Lab) -> None:
+    lab.annotate(Wish("a", RECOVERY).as_text(UID))
+    assert lab.workshop.pending is not None
+    assert lab.workshop.read_state() is None
+    assert STATE not in lab.kube.objects, "to look changes nothing"
     wish(lab)
     state = lab.workshop.read_state()
     assert state is not None
-    assert STATE not in lab.kube.objects, "to look changes nothing"
+    assert lab.workshop.pending is None
     lab.workshop.write_state({**state, "phase": "copying"})
     lab.annotate("")
     left = lab.workshop.read_state()
@@ -417,7 +424,7 @@ def test_a_restore_that_fails_ends_where_it_began(lab: Lab) -> None:
 
 def test_without_the_old_volumes_a_restore_goes_on_and_can_not_be_called_off(lab: Lab) -> None:
     counts = {"before": 3, "at": cluster().spec.segments.count}
-    lab.annotate(Wish("a", RECOVERY, segments=counts).as_text(UID))
+    wish(lab, segments=counts)
     lab.stop()
     restored(lab, Unavailable("it begins"))
     lab.kube.remove(f"{CORE}/persistentvolumeclaims/data-shop-coordinator-0")
@@ -434,7 +441,7 @@ def test_without_the_old_volumes_a_restore_goes_on_and_can_not_be_called_off(lab
 
 def test_what_was_taken_back_has_as_many_segments_as_before(lab: Lab) -> None:
     counts = {"before": 3, "at": cluster().spec.segments.count}
-    lab.annotate(Wish("a", RECOVERY, segments=counts).as_text(UID))
+    wish(lab, segments=counts)
     lab.stop()
     restored(lab)
     assert lab.state()["phase"] == restore.REVERTED
@@ -442,7 +449,7 @@ def test_what_was_taken_back_has_as_many_segments_as_before(lab: Lab) -> None:
 
 
 def test_a_number_of_segments_that_somebody_wants_meanwhile_stays(lab: Lab) -> None:
-    lab.annotate(Wish("a", RECOVERY, segments={"before": 3, "at": 4}).as_text(UID))
+    wish(lab, segments={"before": 3, "at": 4})
     lab.stop()
     restored(lab)
     assert lab.kube.objects[SHOP]["spec"]["segments"]["count"] == 2

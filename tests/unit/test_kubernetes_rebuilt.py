@@ -505,18 +505,27 @@ def test_a_group_that_the_cluster_does_not_have_is_not_rebuilt(lab: Lab) -> None
     assert lab.platform.counts_on("shop", 1)
 
 
+def restoring_now(lab: Lab) -> dict[str, Any]:
+    """The restore in place that is asked for, whose point somebody has found."""
+    workshop = lab.platform.workshop("shop")
+    pending = workshop.pending
+    assert pending is not None
+    assert workshop.decide(pending)
+    return workshop.read_state() or {}
+
+
 def test_a_restore_in_place_and_a_repair_exclude_each_other(lab: Lab) -> None:
     restore = epochs.Wish("r", RECOVERY).as_text(UID)
     lab.begin()
     lab.annotate({KEY: Wish("a").as_text(UID), names.RESTORE_ANNOTATION: restore})
     assert lab.platform.workshop("shop").read_state() is None
+    assert lab.platform.workshop("shop").pending is None
     assert "segment-1 of shop is being rebuilt" in lab.platform.workshop("shop").refused
     requested = {"phase": "copying", "inPlace": True, "id": "r", "epoch": 2, "kept": 0}
     with pytest.raises(Cancelled, match="a group of shop is being rebuilt"):
         lab.platform.workshop("shop").write_state(requested)
     lab.bench.write("state", state(phase="failed"))
-    found = lab.platform.workshop("shop").read_state()
-    assert found is not None
+    found = restoring_now(lab)
     assert found["epoch"] == 2, "volumes of repairs are not taken for those of a restore"
     lab.platform.workshop("shop").write_state({**found, "phase": "copying"})
     lab.annotate({KEY: Wish("b").as_text(UID), names.RESTORE_ANNOTATION: restore})
@@ -532,7 +541,7 @@ def test_a_restore_in_place_makes_all_anew_and_its_end_takes_repaired_volumes_al
         {KEY: Wish("a").as_text(UID), names.RESTORE_ANNOTATION: epochs.Wish("r", RECOVERY).as_text(UID)}
     )
     workshop = lab.platform.workshop("shop")
-    known = workshop.read_state() or {}
+    known = restoring_now(lab)
     assert (known["epoch"], known["kept"]) == (2, 0)
     workshop.set_aside()
     assert names.KEPT_LABEL in _labels(lab, "data1-shop-segment-1-0")
@@ -562,7 +571,7 @@ def test_a_repair_that_has_ended_does_not_begin_again_after_a_restore_in_place(l
     restore = {names.RESTORE_ANNOTATION: epochs.Wish("r", RECOVERY).as_text(UID)}
     lab.annotate({**wish, **restore})
     workshop = lab.platform.workshop("shop")
-    known = workshop.read_state() or {}
+    known = restoring_now(lab)
     workshop.write_state({**known, "phase": "copying"})
     lab.platform.stop_member(Member("shop", 1, 0))
     workshop.set_aside()

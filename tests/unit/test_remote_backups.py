@@ -221,7 +221,10 @@ def test_why_a_restore_in_place_was_taken_back_is_told(living: tuple[Kube, Comma
     says(kube, phase="reverted", error="it is damaged", kept=[])
     assert commands.restore_outcome("shop") == "it is damaged"
     says(kube, refused="it is not confirmed", phase="done")
-    assert commands.restore_outcome("shop") == "it is not confirmed"
+    with pytest.raises(
+        BadInput, match="shop: nothing was changed, the restore is refused: it is not confirmed"
+    ):
+        commands.restore_outcome("shop")
 
 
 def test_nothing_is_put_in_the_place_of_nothing(kube: tuple[Kube, Commands]) -> None:

@@ -18,6 +18,9 @@ from pgherd.model.spec import PostgresCluster
 from pgherd.platform.base import NO_WAY_BACK, Platform
 from pgherd.postgres.connections import Databases
 
+PENDING = "requested"
+"""phase of a restore in place that is asked for, and not begun yet"""
+
 
 def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | None:
     """How far it is, empty if it has not begun; None: it is not to be made from a backup, or that is done.
@@ -54,7 +57,9 @@ def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
     if not platform.keeps_backups:
         return None
     workshop = platform.workshop(name)
-    known, asked = workshop.read_state() or {}, workshop.asked
+    # In this order: it may be decided meanwhile.
+    asked, is_pending, refused = workshop.asked, workshop.pending is not None, workshop.refused
+    known = workshop.read_state() or {}
     if not known.get("inPlace") and asked is None:
         return None
     own = known if known.get("inPlace") else {}
@@ -62,13 +67,48 @@ def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
     return {
         "asked": asked,
         "id": own.get("id"),
-        "phase": phase,
+        "phase": PENDING if is_pending and not refused else phase,
         "restorePoint": (own.get("point") or {}).get("name"),
         "error": own.get("error") if phase == restore.REVERTED else None,
-        "refused": workshop.refused,
+        "refused": refused,
         "noWayBack": own.get(NO_WAY_BACK) if phase not in restore.ENDED else None,
         "kept": list(workshop.kept) if phase == restore.DONE else [],
     }
+
+
+def look(platform: Platform, cluster: PostgresCluster, pending: Mapping[str, Any]) -> None:
+    """Whether a restore in place that is not begun has a point, and that fits. May take as long as a store is silent.
+
+    :param pending: what it begins with
+    :raises Withheld: its repository can't be asked
+    :raises BadInput: it makes no sense
+    """
+    name = cluster.metadata.name
+    workshop, wanted = platform.workshop(name), planning.wanted(pending["recovery"])
+    method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
+    point = restore.find_point(method, wanted)
+    counts = pending.get("segments") or {}
+    if cluster.spec.segments.count == counts.get("before"):
+        cluster = _with_segments(cluster, counts["at"])
+    planning.check_fits(cluster, point)
+
+
+def pending(platform: Platform, name: str) -> Mapping[str, Any] | None:
+    """What a restore in place begins with that is asked for and has not begun; None: there is none."""
+    return platform.workshop(name).pending if platform.keeps_backups else None
+
+
+def as_before(cluster: PostgresCluster, pending: Mapping[str, Any] | None) -> PostgresCluster:
+    """A cluster as it is to be until a restore in place begins that was asked for together with other segments."""
+    counts = (pending or {}).get("segments") or {}
+    if cluster.spec.segments.count != counts.get("at"):
+        return cluster
+    return _with_segments(cluster, counts["before"])
+
+
+def _with_segments(cluster: PostgresCluster, count: int) -> PostgresCluster:
+    segments = cluster.spec.segments.model_copy(update={"count": count})
+    return cluster.model_copy(update={"spec": cluster.spec.model_copy(update={"segments": segments})})
 
 
 def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:

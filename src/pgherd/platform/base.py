@@ -197,6 +197,15 @@ class Workshop(ABC):
         """Why that one is not made; empty: it is, or none is asked for."""
         return ""
 
+    @property
+    def pending(self) -> Mapping[str, Any] | None:
+        """What one that is asked for begins with; None: it has begun, is refused, or none is asked for."""
+        return None
+
+    def decide(self, pending: Mapping[str, Any], problem: str = "") -> bool:
+        """Begin that one, or write down why it is refused; False: something else is asked for by now."""
+        return False
+
     @abstractmethod
     def end_processes(self, member: Member, data: Path) -> None:
         """End every PostgreSQL process that works on an unfinished data directory."""

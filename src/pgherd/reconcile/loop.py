@@ -32,6 +32,7 @@ from pgherd.platform.base import Platform
 from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe, plan, status
 from pgherd.reconcile.act import Actor
+from pgherd.reconcile.in_place import InPlace
 from pgherd.reconcile.repairs import Repairs
 from pgherd.reconcile.state import Observed
 from pgherd.reconcile.steps import BACKGROUND, Forget, Rebuild, Recover, RunOperation, Step, is_settled
@@ -64,6 +65,7 @@ class ClusterLoop(threading.Thread):
         self._operation: threading.Thread | None = None
         self._recovery: threading.Thread | None = None
         self._repairs = Repairs(platform, name, stop)
+        self._in_place = InPlace(platform, name, stop)
         self._keeper: Keeper | None = None
         self._serving = False
         self._last_backups: Mapping[str, Any] | None = None
@@ -123,6 +125,7 @@ class ClusterLoop(threading.Thread):
         # Taken before the look: what changes meanwhile ends the pause after it.
         self._revision = self._platform.revision(self.cluster)
         world = observe.connect(self._platform, self.cluster, make_engine)
+        self._in_place.see_to()
         seen = self._look(world)
         hindrances = []
         try:
@@ -168,7 +171,7 @@ class ClusterLoop(threading.Thread):
         due = time.monotonic() - self._sizes_at > SIZES_EVERY
         # Before the look: what it made until its end is seen.
         is_being_made = self._recovery is not None and self._recovery.is_alive()
-        seen = observe.observe(world, sizes=due)
+        seen = self._in_place.told(observe.observe(world, sizes=due))
         if due:
             self._sizes_at = time.monotonic()
             self._last_backups, self._last_unfit = seen.backups, seen.unfit
@@ -206,7 +209,7 @@ class ClusterLoop(threading.Thread):
         if seen.recovery is not None or status.is_being_created(seen, steps, previous):
             # What is not there yet is no news; what keeps it from coming is.
             problems = [problem for problem in problems if status.has_cause(problem)]
-        self._complain([*problems, *hindrances])
+        self._complain([*problems, *hindrances, *self._in_place.complaints()])
         for what, failed in status.news(seen, previous):
             self._platform.announce(self.cluster, what, failed=failed)
         fatal = self._fatal_generation == seen.declaration.generation
@@ -464,13 +467,14 @@ class ClusterLoop(threading.Thread):
 
     def is_at_rest(self) -> bool:
         """Whether neither it nor what runs beside it is at work."""
-        beside = (self._operation, self._recovery, *self._repairs.threads())
+        beside = (self._operation, self._recovery, *self._repairs.threads(), *self._in_place.threads())
         working = any(thread is not None and thread.is_alive() for thread in (self, *beside))
         return not working and (self._keeper is None or self._keeper.is_at_rest())
 
     def join_operation(self, timeout: float) -> None:
         """Wait for what runs beside the loop to reach a resumable place after ``stop`` was set."""
-        for thread in (self._operation, self._recovery, self._keeper, *self._repairs.threads()):
+        beside = (*self._repairs.threads(), *self._in_place.threads())
+        for thread in (self._operation, self._recovery, self._keeper, *beside):
             if thread is not None:
                 thread.join(timeout)
         if self._keeper is not None:

@@ -87,11 +87,15 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
 
     :param sizes: also ask each segment for its shards' sizes, and what its engine is (a query each)
     """
+    # Asked twice: it may be decided meanwhile, or be asked for, with other segments.
+    pending = restoring.pending(world.platform, world.name)
     declaration = world.platform.declaration(world.name)
+    pending = pending or restoring.pending(world.platform, world.name)
     # Before the question whether that is to be done: a status that knows of the wish must know what becomes of it.
     restore = restoring.in_place(world.platform, world.name)
     if (recovery := restoring.state(world.platform, declaration.cluster)) is not None:
         return replace(_of_recovery(world, declaration, recovery), restore=restore)
+    declaration = replace(declaration, cluster=restoring.as_before(declaration.cluster, pending))
     members = _members(world.patroni, world.platform.members(world.name))
     repairs = restoring.repairs(world.platform, world.name)
     bare = Observed(

@@ -109,8 +109,17 @@ def _admitted(seen: Observed, previous: Mapping[str, Any] | None) -> Sequence[in
 def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """What runs and what ran last. While the coordinator can't be asked nobody knows better than before."""
     if seen.catalogue is None and seen.recovery is None and previous:
-        return {"operation": previous.get("operation"), "lastOperation": previous.get("lastOperation")}
+        known = previous.get("operation")
+        if seen.operation_status is not None or _is_pending(known):
+            known = seen.operation_status  # it does not come from the coordinator
+        return {"operation": known, "lastOperation": previous.get("lastOperation")}
     return {"operation": seen.operation_status, "lastOperation": seen.last_operation_status}
+
+
+def _is_pending(operation: object) -> bool:
+    """Whether it is a restore in place that was not begun when that was told."""
+    known = operation if isinstance(operation, dict) else {}
+    return (known.get("kind"), known.get("phase")) == ("restore", "requested")
 
 
 def hindered(
@@ -157,12 +166,21 @@ def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, 
     refused = "; ".join(seen.declaration.problems)
     if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
         found.append((refused, True))
-    found += _taken_back(seen, previous)
+    found += _not_begun(seen, previous) + _taken_back(seen, previous)
     last = seen.last_operation_status
     known = (previous or {}).get("lastOperation")
     if last and previous is not None and (not isinstance(known, dict) or known.get("id") != last["id"]):
         found.append((_ended(last), last["phase"] == "failed"))
     return found
+
+
+def _not_begun(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
+    """That a restore in place is refused."""
+    now, before = seen.restore or {}, (previous or {}).get("restore") or {}
+    told = ("asked", "refused")
+    if not now.get("refused") or all(now.get(key) == before.get(key) for key in told):
+        return []
+    return [(f"the restore in place is refused, nothing was changed: {now['refused']}", True)]
 
 
 def _taken_back(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
@@ -363,6 +381,8 @@ def _restore_condition(seen: Observed) -> list[tuple[str, bool, str, str]]:
     kind = "RestoredInPlace"
     if restore.get("refused"):
         return [(kind, False, "Refused", str(restore["refused"]))]
+    if restore.get("waits"):
+        return [(kind, False, "Waiting", f"it is not begun yet: {restore['waits']}")]
     if restore.get("noWayBack"):
         return [(kind, False, "NoWayBack", str(restore["noWayBack"]))]
     if restore.get("error"):

@@ -100,10 +100,13 @@ class InPlace:
         return True
 
     def restore_outcome(self, name: str) -> str | None:
-        """Why the last restore in place was taken back, or not begun; None: it was done."""
+        """Why the last restore in place was taken back; None: it was done.
+
+        :raises BadInput: it was not begun
+        """
         restore = objects.restore_of(self._get(name))
         if restore.get("refused"):
-            return str(restore["refused"])
+            raise BadInput(f"{name}: nothing was changed, the restore is refused: {restore['refused']}")
         return str(restore.get("error")) if restore.get("phase") == REVERTED else None
 
     def confirm_restore(self, name: str) -> None:

@@ -15,13 +15,16 @@ What is asked for is an annotation of the cluster: ``{"id": ..., "recovery": {..
 resource alone, not for one that is made from a copy of it. To take the annotation away before the restore is done is to
 call it off. Where the point has another number of segments, ``segments`` says ``before`` and ``at`` it: the declaration
 gets the one with the wish, and the other one back if the restore is taken back.
+
+A wish begins nothing by itself: as long as members run, somebody first looks whether its point is there. What he finds
+is written down, the first state of the restore or why the wish is refused, and nobody need look again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,6 +37,8 @@ State = Mapping[str, Any]
 FIRST = 0
 """of every cluster that was never restored in place"""
 CALLED_OFF = "it was called off"
+WISH_KEYS = ("id", "recovery", "segments")
+"""what a state says of the wish that began it"""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,39 @@ def refused(name: str, state: State | None, wish: Wish | None, busy: str = "") -
     return wish.problem or refusal(name, state, busy)
 
 
+def judged(wish: Wish | None, refusal: Mapping[str, Any] | None) -> Wish | None:
+    """A wish with what was found to be wrong with it, when somebody looked whether it can be fulfilled.
+
+    :param refusal: the last one that was written down
+    """
+    if wish is None or refusal is None:
+        return wish
+    told = {"id": wish.id, "recovery": wish.recovery, "segments": wish.segments}
+    return replace(wish, problem=str(refusal.get("refused"))) if is_same(told, refusal) else wish
+
+
+def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are of the same wish."""
+    return all(one.get(key) == other.get(key) for key in WISH_KEYS)
+
+
+def refusal_of(state: State, why: str) -> dict[str, Any]:
+    """What is written down of a wish that is refused.
+
+    :param state: what it would have begun with
+    """
+    return {**{key: state[key] for key in WISH_KEYS if key in state}, "refused": why}
+
+
+def as_asked(state: State | None, wish: Wish | None) -> State | None:
+    """What was written down, or the end of it if nobody wants it any more."""
+    if state is None or not is_under_way(state):
+        return state
+    is_wanted = wish is not None and wish.id == state.get("id")
+    has_one_way = state.get("failure") or state.get(NO_WAY_BACK)
+    return state if is_wanted or has_one_way else {**state, "failure": CALLED_OFF}
+
+
 def with_wish(
     name: str,
     state: State | None,
@@ -166,10 +204,7 @@ def with_wish(
     :param busy: what else is going on
     """
     if is_under_way(state):
-        assert state is not None
-        is_wanted = wish is not None and wish.id == state.get("id")
-        has_one_way = state.get("failure") or state.get(NO_WAY_BACK)
-        return state if is_wanted or has_one_way else {**state, "failure": CALLED_OFF}
+        return as_asked(state, wish)
     if wish is None or wish.confirmed or refused(name, state, wish, busy):
         return state
     if state is not None and wish.id == state.get("id"):

@@ -2,11 +2,13 @@
 
 It says how far the cluster's making from a backup is, and which epoch of volumes is in force (``state.json``,
 :mod:`~pgherd.platform.kubernetes.epochs`), and the same of groups that were rebuilt (``repairs.json``,
-:mod:`~pgherd.platform.kubernetes.rebuilt`). Several write to it: nobody undoes what another one wrote since he read.
+:mod:`~pgherd.platform.kubernetes.rebuilt`), and which wish to restore in place was refused last (``refusal.json``).
+Several write to it: nobody undoes what another one wrote since he read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ from pgherd.platform.kubernetes.api import CONFIG_MAP, Object, is_conflict
 if TYPE_CHECKING:
     from pgherd.platform.kubernetes.keeping import KeepsBackups
 
-STATE_KEY, REPAIRS_KEY = "state.json", "repairs.json"
+STATE_KEY, REPAIRS_KEY, REFUSAL_KEY = "state.json", "repairs.json", "refusal.json"
 TRIES = 5
 """of a write that others were faster with"""
 
@@ -77,6 +79,20 @@ class Notes:
             else:
                 return
 
+    def refusal(self, *, asked: bool = False) -> Mapping[str, Any] | None:
+        """Which wish to restore in place was refused last, and why. One that is damaged only has to be found again."""
+        with contextlib.suppress(ValueError):
+            found = json.loads(((self._found(asked=asked) or {}).get("data") or {}).get(REFUSAL_KEY, "null"))
+            return found if isinstance(found, dict) else None
+        return None
+
+    def write_refusal(self, refusal: Mapping[str, Any]) -> None:
+        """Write that down.
+
+        :raises Unavailable: somebody else was faster
+        """
+        self._put(self._found(asked=True), REFUSAL_KEY, json.dumps(dict(refusal)))
+
     def state_in(self, found: Object | None) -> dict[str, Any] | None:
         """What such a ConfigMap says of the cluster."""
         state = self._parsed(found, STATE_KEY)
@@ -129,4 +145,4 @@ class Notes:
             raise
 
 
-_KEYS = (STATE_KEY, REPAIRS_KEY)
+_KEYS = (STATE_KEY, REPAIRS_KEY, REFUSAL_KEY)

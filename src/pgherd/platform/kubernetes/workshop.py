@@ -163,7 +163,52 @@ class PodWorkshop(Workshop):
         return next((bench.busy for bench in benches if bench.busy), "")
 
     def _wish(self) -> epochs.Wish | None:
-        return epochs.wish_of(self._platform.look_up(CLUSTER, self._cluster))
+        wish = epochs.wish_of(self._platform.look_up(CLUSTER, self._cluster))
+        return epochs.judged(wish, self._notes.refusal())
+
+    @property
+    def pending(self) -> Mapping[str, Any] | None:
+        return self._begun(self._notes.state(), self._wish(), asked=False)
+
+    def _begun(
+        self, written: epochs.State | None, wish: epochs.Wish | None, *, asked: bool
+    ) -> epochs.State | None:
+        """What a wish begins with; None: nothing is asked for, or to be begun."""
+        if wish is None or epochs.is_under_way(written):
+            return None
+        used = rebuilt.numbers(self._notes.repairs(asked=asked))
+        state = epochs.with_wish(self._cluster, written, wish, self.epochs(), used=used, busy=self._busy())
+        return state if epochs.is_under_way(state) else None
+
+    def decide(self, pending: Mapping[str, Any], problem: str = "") -> bool:
+        """What is asked for is asked anew: to look may have taken minutes.
+
+        :raises Unavailable: what is written down was changed meanwhile
+        """
+        platform, name = self._platform, self._cluster
+        written = self._notes.state(asked=True)
+        wish = epochs.wish_of(platform.api.get(CLUSTER, platform.namespace, name))
+        state = self._begun(written, epochs.judged(wish, self._notes.refusal(asked=True)), asked=True)
+        if state is None or not epochs.is_same(state, pending):
+            return False
+        if problem:
+            self._refuse(state, problem)
+            return True
+
+        def check(before: Mapping[str, Any] | None) -> None:
+            if before != written:
+                raise Unavailable(f"what is written down of {name} was changed by somebody else meanwhile")
+
+        self._write(state, check)
+        return True
+
+    def _refuse(self, state: epochs.State, problem: str) -> None:
+        counts, platform = state.get("segments") or {}, self._platform
+        if platform.declaration(self._cluster).cluster.spec.segments.count == counts.get("at"):
+            # First: once it is refused, what is declared counts, and data would be moved.
+            platform.declare_segments(self._cluster, counts["before"])
+            crash_point("in-place:segments-back")
+        self._notes.write_refusal(epochs.refusal_of(state, problem))
 
     def tidy(self) -> None:
         """What was kept goes once that is confirmed, and what a restore made that was taken back."""
@@ -228,18 +273,12 @@ class PodWorkshop(Workshop):
         return self.state_of(self._platform.look_up(CLUSTER, self._cluster))
 
     def state_of(self, resource: Object | None, *, asked: bool = False) -> dict[str, Any] | None:
-        """What was written down last, and what follows from what is asked for now.
+        """What was written down last, or its end if nobody asks for it any more.
 
         :param resource: the cluster's
         :param asked: ask for it; else what is at hand will do
         """
-        written, wish = self._notes.state(asked=asked), epochs.wish_of(resource)
-        if wish is None:
-            state = epochs.with_wish(self._cluster, written, None)
-        else:
-            used = rebuilt.numbers(self._notes.repairs(asked=asked))
-            busy = self._busy()
-            state = epochs.with_wish(self._cluster, written, wish, self.epochs(), used=used, busy=busy)
+        state = epochs.as_asked(self._notes.state(asked=asked), epochs.wish_of(resource))
         return dict(state) if state is not None else None
 
     def epochs(self) -> set[int]:
@@ -261,12 +300,18 @@ class PodWorkshop(Workshop):
             self.write_state({"phase": "requested"})
 
     def write_state(self, state: Mapping[str, Any]) -> None:
+        self._write(state, lambda before: None)
+
+    def _write(
+        self, state: Mapping[str, Any], check_before: Callable[[Mapping[str, Any] | None], None]
+    ) -> None:
         if self._platform.look_up(CLUSTER, self._cluster) is None:
             return  # not beside a deletion that has just removed it
         self._stands.require_own()
 
         def check(there: Object | None) -> None:
             before = self._notes.state_in(there)
+            check_before(before)
             if has_ended(before, state):
                 raise Cancelled(
                     f"the restore of {self._cluster} has been brought to its end by somebody else"
