@@ -18,6 +18,7 @@ from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import CONFIG_MAP
 from pgherd.platform.kubernetes.epochs import Wish
+from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.reconcile import in_place, observe, plan, status
@@ -346,6 +347,27 @@ def test_a_refused_wish_leaves_as_many_segments_declared_as_before(desk: Desk) -
     desk.repository.answers.set()
     desk.until(lambda seen: (seen.restore or {}).get("refused"))
     assert desk.lab.kube.objects[SHOP]["spec"]["segments"]["count"] == 2
+
+
+def test_a_refusal_that_is_cut_short_is_made_by_the_next_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.wish(segments={"before": 2, "at": 4}, restorePoint="p9")
+    declare(desk, 4)
+    pending = desk.workshop.pending
+    assert pending is not None
+
+    def die(notes: Notes, refusal: object) -> None:
+        raise Unavailable("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Notes, "write_refusal", die)
+        with pytest.raises(Unavailable, match="killed"):
+            desk.workshop.decide(pending, "there is no such point")
+    desk.restart()
+    seen = desk.until(lambda seen: (seen.restore or {}).get("refused"))
+    assert seen.declaration.cluster.spec.segments.count == 2
+    assert desk.workshop.read_state() is None
 
 
 def test_a_wish_that_is_refused_in_the_middle_of_a_look_moves_no_data(
