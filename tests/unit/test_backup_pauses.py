@@ -5,25 +5,29 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 from psycopg import errors
 
 from pgherd.backup import pauses, private_server, repair, restore, restoring, wish
+from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
 from pgherd.backup.restore import Restore, Site
+from pgherd.backup.sealed import SealedStore
+from pgherd.backup.store import DirectoryStore
 from pgherd.backup.wal import History
-from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.model.spec import RecoverySpec
 from pgherd.model.topology import Member
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.workshop import LocalWorkshop
 from pgherd.postgres.connections import is_passing
-from tests.support.backups import point
+from tests.support.backups import backup, point
 from tests.support.bench import Bench
 from tests.support.platform import cluster
 
@@ -282,6 +286,39 @@ def test_a_point_whose_copies_have_gone_meanwhile_is_refused(
     ):
         Restore(site).run()
     assert home.data.read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", [b"", bytes(100), b"pgherd-sealed-1\nand no more"])
+def test_a_restore_from_a_backup_whose_sealed_record_is_damaged_fails_and_waits_for_nobody(
+    tmp_path: Path, content: bytes
+) -> None:
+    plain = DirectoryStore(tmp_path / "repository")
+    repository = Catalogue(SealedStore(plain, "open sesame"))
+    repository.create("shop")
+    for hours in (1, 5):
+        repository.remember_backup(backup(hours))
+        repository.remember_point(point(hours + 0.5, backup=f"f{hours}"))
+    plain.write("backups/f1/backup.json", content)
+    method: Any = SimpleNamespace(
+        repository=Catalogue(SealedStore(plain, "open sesame")),
+        histories=lambda group, system: [],
+        log_names=lambda group, system: None,
+        location="there",
+    )
+    recovery = {"cluster": "shop", "repository": {"path": str(tmp_path)}, "backup": "f1"}
+    declared = cluster(engine="fdw", segments=2, bootstrap={"recovery": recovery})
+    platform, nothing = LocalPlatform(tmp_path / "home"), None
+    platform.declare(declared)
+    assert declared.spec.bootstrap is not None
+    wanted = declared.spec.bootstrap.recovery
+    site = Site(platform, declared, method, cast(Any, nothing), lambda: False, "shop", wanted)
+    with pytest.raises(BadInput, match="no backup 'f1' can be restored"):
+        Restore(site).run()
+    state = platform.workshop("shop").read_state() or {}
+    assert (state["phase"], state.get("waits")) == (restore.FAILED, None)
+    assert (
+        restore.find_point(method, RecoverySpec.model_validate({**recovery, "backup": "f5"})).name == "p5.5"
+    )
 
 
 # repairs

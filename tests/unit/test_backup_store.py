@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.object_store import bucket_url
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Entry, Store
-from pgherd.errors import BadInput, PgherdError
+from pgherd.errors import BadInput, PgherdError, Refused
 from pgherd.model.spec import RepositorySpec
 from pgherd.platform.local import secret_file
 from tests.support.backups import at, backup, point
@@ -185,6 +185,134 @@ def test_one_that_is_sealed_says_so_to_who_has_no_passphrase(tmp_path: Path) -> 
     Catalogue(SealedStore(DirectoryStore(tmp_path / "shop"), "open sesame"), "pgbackrest").create("shop")
     with pytest.raises(BadInput, match=r"is encrypted: spec\.backup\.encrypt"):
         Catalogue(DirectoryStore(tmp_path / "shop"), "pgbackrest").identity()
+
+
+# damage
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": lambda content: content[:-4] + bytes(each ^ 0xFF for each in content[-4:]),
+    "flipped salt": lambda content: (
+        content[:18] + bytes(each ^ 0xFF for each in content[18:22]) + content[22:]
+    ),
+    "truncated": lambda content: content[: len(content) // 2],
+    "cut to its head": lambda content: content[:20],
+    "emptied": lambda content: b"",
+    "zeroed": lambda content: bytes(len(content)),
+}
+
+
+class Sealed:
+    """A sealed repository with two backups and three points, of which files get damaged."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        catalogue = self.opened()
+        catalogue.create("shop")
+        for hours in (1, 5):
+            catalogue.remember_backup(backup(hours))
+        for hours in (2, 3, 6):
+            catalogue.remember_point(point(hours))
+
+    def opened(self, passphrase: str = "open sesame") -> Catalogue:
+        """As somebody sees it who begins to look."""
+        return Catalogue(SealedStore(self.inner, passphrase), "pgbackrest")
+
+    def damage(self, name: str, how: str) -> bytes:
+        """Returns what it held before."""
+        before = self.inner.read(name) or b""
+        self.inner.write(name, DAMAGES[how](before))
+        return before
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def sealed(request: pytest.FixtureRequest, tmp_path: Path) -> Sealed:
+    return Sealed(Bucket() if request.param == "bucket" else DirectoryStore(tmp_path / "shop"))
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_sealed_record_that_is_damaged_hides_no_other_and_is_named(sealed: Sealed, how: str) -> None:
+    before = sealed.damage("backups/f1/backup.json", how)
+    seen = sealed.opened()
+    assert [each.id for each in seen.backups()] == ["f5"]
+    assert (seen.damaged(), seen.nameless(), seen.foreign()) == (["f1"], ["f1"], [])
+    assert [each.name for each in seen.points()] == ["p2", "p3", "p6"]
+    seen.require()
+    with pytest.raises(BadInput, match=r"the record of backup f1 is damaged: put backup\.json in") as told:
+        seen.backup("f1")
+    assert not isinstance(told.value, Refused), "nobody waits for it"
+    sealed.inner.write("backups/f1/backup.json", before)
+    assert [each.id for each in seen.backups()] == ["f1", "f5"]
+    assert seen.damaged() == []
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_sealed_points_that_are_damaged_hide_no_others_and_are_not_written_over(
+    sealed: Sealed, how: str
+) -> None:
+    name = "points/2026-11-01T02.jsonl"
+    before = sealed.damage(name, how)
+    damaged = sealed.inner.read(name)
+    seen = sealed.opened()
+    assert [each.name for each in seen.points()] == ["p3", "p6"]
+    assert seen.damaged_points() == [name]
+    assert [each.id for each in seen.backups()] == ["f1", "f5"]
+    for each in (replace(point(2.5), archived=False), point(2.5), point(2.6)):
+        seen.remember_point(each)
+    assert [each.name for each in seen.points()] == ["p2.5", "p2.6", "p3", "p6"]
+    seen.forget_points({"p2.6"})
+    assert sealed.inner.read(name) == damaged
+    sealed.inner.write(name, before)
+    assert [each.name for each in seen.points()] == ["p2", "p2.5", "p3", "p6"]
+    assert all(each.archived for each in seen.points())
+    assert seen.damaged_points() == []
+
+
+def test_what_became_of_a_point_counts_when_the_file_comes_back_that_it_was_in(sealed: Sealed) -> None:
+    made = replace(point(4), archived=False)
+    sealed.opened().remember_point(made)
+    before = sealed.damage("points/2026-11-01T04.jsonl", "zeroed")
+    sealed.opened().remember_point(replace(made, archived=True))
+    sealed.inner.write("points/2026-11-01T04.jsonl", before)
+    assert next(each for each in sealed.opened().points() if each.name == "p4").archived
+
+
+def test_damaged_points_that_are_put_back_in_place_are_seen(tmp_path: Path) -> None:
+    """Neither the file's number nor its length tells of that."""
+    sealed = Sealed(DirectoryStore(tmp_path / "shop"))
+    path = tmp_path / "shop/points/2026-11-01T02.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(DAMAGES["flipped"](before))
+    seen = sealed.opened()
+    assert "p2" not in {each.name for each in seen.points()}
+    path.write_bytes(before)
+    assert "p2" in {each.name for each in seen.points()}
+
+
+def test_another_passphrase_is_told_as_such_whatever_is_damaged(sealed: Sealed) -> None:
+    sealed.damage("backups/f1/backup.json", "flipped")
+    stranger = sealed.opened("close sesame")
+    for ask in (stranger.backups, stranger.points, stranger.require):
+        with pytest.raises(Refused, match="encrypted with another passphrase"):
+            ask()
+    with pytest.raises(Refused, match="encrypted with another passphrase"):
+        stranger.remember_point(point(2))
+    assert [each.name for each in sealed.opened().points()] == ["p2", "p3", "p6"]
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed"])
+def test_a_sealed_mark_that_is_damaged_is_no_other_passphrase(sealed: Sealed, how: str) -> None:
+    seen = sealed.opened()
+    seen.identity()
+    sealed.damage("repository.json", how)
+    for each in (seen, sealed.opened()):
+        with pytest.raises(PgherdError, match=r"repository\.json is damaged: restore it from a copy"):
+            each.identity()
+    with pytest.raises(BadInput):
+        sealed.opened("close sesame").identity()
+    damaged = sealed.inner.read("repository.json")
+    seen.create("shop")
+    assert sealed.inner.read("repository.json") == damaged
 
 
 # keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -87,6 +88,28 @@ def test_a_record_of_another_version_is_a_record(native: Native) -> None:
     native.sweep()
     assert other.is_dir()
     assert native.repository.nameless() == []
+    assert native.repository.foreign() == ["newer"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"phase": "verifying"},
+        {"type": "snapshot"},
+        {"shape": 2},
+        {"groups": [{"group": 0}]},
+        {"requested_at": None},
+    ],
+)
+def test_a_record_that_says_what_nobody_here_knows_is_of_another_version(
+    native: Native, change: dict[str, Any]
+) -> None:
+    """Taken for one of ours it would be let go, or nobody could read the others."""
+    native.repository.remember_backup(backup(1))
+    folder(native, "newer", "coordinator", record=json.dumps({**backup(2).as_json(), **change}))
+    assert [each.id for each in native.repository.backups()] == ["f1"]
+    assert native.repository.foreign() == ["newer"]
+    assert native.repository.damaged() == []
 
 
 def test_the_record_of_a_running_backup_survives_a_power_cut(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from pgherd.backup import restore
+from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.gaps import file_name
 from pgherd.backup.native import Native
+from pgherd.backup.sealed import SealedStore
+from pgherd.backup.store import DirectoryStore
 from pgherd.backup.view import view
 from tests.support.backups import SYSTEM, backup, point
 from tests.support.platform import cluster
@@ -92,3 +96,34 @@ def test_a_damaged_record_of_a_backup_is_named(seen: Seen) -> None:
     (seen.repository.folder("f1") / "backup.json").write_text("{")
     (problem,) = seen.look()["problems"]
     assert problem.startswith("the record of backup f1 is damaged: put backup.json in ")
+
+
+def test_a_record_of_another_version_is_named_with_the_way_out(seen: Seen) -> None:
+    seen.repository.remember_backup(backup(1, groups=1))
+    newer = {**backup(2, groups=1).as_json(), "shape": 2}
+    seen.repository.store.write("backups/f2/backup.json", json.dumps(newer).encode())
+    (problem,) = seen.look()["problems"]
+    assert problem.startswith(
+        "the record of backup f2 is not understood: it is of another version of pgherd (go on with that one)"
+    )
+
+
+def test_damaged_points_of_an_encrypted_repository_are_named(seen: Seen, tmp_path: Path) -> None:
+    plain = DirectoryStore(tmp_path / "sealed")
+    repository = Catalogue(SealedStore(plain, "open sesame"))
+    repository.create("shop")
+    for hours in (1, 2):
+        repository.remember_point(point(hours, groups=1))
+    plain.write("points/2026-11-01T01.jsonl", b"")
+    nobody: Any = SimpleNamespace(addresses=dict)
+    method: Any = SimpleNamespace(
+        name="native",
+        location="there",
+        repository=repository,
+        histories=seen.method.histories,
+        log_names=seen.method.log_names,
+    )
+    (problem,) = view(method, nobody, cluster(backup={"repository": {"path": "/x"}}), ())["problems"]
+    assert problem == (
+        "there/points/2026-11-01T01.jsonl is damaged, its points are not offered: put it back from a copy or remove it"
+    )

@@ -11,25 +11,27 @@
 
 All of it can be read when the cluster is gone. Points are appended, with a flush each; a line that a crash cut short is
 passed over, and the next append begins a new one. Where a store can't append, a file holds an hour's points, not a
-day's.
+day's; if that file is damaged, the points that follow go into ``HOUR_2.jsonl``: it may be put back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from typing import Any, TypeVar
 
 from pgherd.backup import records
 from pgherd.backup.archive import MARK
 from pgherd.backup.records import Backup, Point
 from pgherd.backup.sealed import MAGIC
-from pgherd.backup.store import Entry, Store
+from pgherd.backup.store import Damaged, Entry, Store
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.platform.base import Owner
@@ -76,6 +78,41 @@ def identity_from(raw: Mapping[str, Any]) -> Identity:
     """
     known = {each.name for each in fields(Identity)}
     return Identity(**{name: value for name, value in raw.items() if name in known})
+
+
+class Unread(Enum):
+    """Why a backup's folder says nothing of it."""
+
+    MISSING = "no record"
+    DAMAGED = "damaged"
+    FOREIGN = "of another version"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the folders of backups hold, as one look found them."""
+
+    backups: Sequence[Backup]
+    """oldest first; those that ended badly too"""
+    unread: Mapping[str, Unread]
+    """the other folders"""
+    location: str
+
+    def complaints(self) -> dict[str, str]:
+        """Of each backup that has a record which can't be read: one line, with the way out."""
+        found = {name: _COMPLAINTS.get(why, "") for name, why in self.unread.items()}
+        return {name: text.format(name, self.location) for name, text in found.items() if text}
+
+
+_COMPLAINTS = {
+    Unread.DAMAGED: (
+        "the record of backup {0} is damaged: put backup.json in {1}/backups/{0} back from a copy or remove that folder"
+    ),
+    Unread.FOREIGN: (
+        "the record of backup {0} is not understood: it is of another version of pgherd (go on with that one), or "
+        "damaged (put backup.json in {1}/backups/{0} back from a copy or remove that folder)"
+    ),
+}
 
 
 class Catalogue:
@@ -215,15 +252,31 @@ class Catalogue:
 
         :param days: only those of the last so many days on which there were any; 0: all
         """
-        entries = [entry for entry in self.store.names("points") if entry.name.endswith(".jsonl")]
-        last = sorted({_day(entry) for entry in entries})[-days:]
         found: dict[str, Point] = {}
-        for content in self._contents([entry for entry in entries if _day(entry) in last]):
+        for content in self._contents(self._point_files(days)):
             for line in content.decode(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, TypeError, LookupError):
+                with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
                     point = records.point_from(json.loads(line))
                     found[point.name] = point
         return sorted(found.values(), key=lambda point: point.time)
+
+    def damaged_points(self, *, days: int = 0) -> list[str]:
+        """Files of points of which nothing can be read; of those that grow nobody can tell.
+
+        :param days: as in :meth:`points`
+        """
+        if self.store.grows:
+            return []  # a crash may leave an empty one
+        entries = self._point_files(days)
+        empty = [
+            entry.name for entry, found in zip(entries, self._contents(entries), strict=True) if not found
+        ]
+        return [name for name in empty if self.store.read(name) == b""]  # it may have gone meanwhile
+
+    def _point_files(self, days: int) -> list[Entry]:
+        entries = [entry for entry in self.store.names("points") if entry.name.endswith(".jsonl")]
+        last = sorted({_day(entry) for entry in entries})[-days:]
+        return [entry for entry in entries if _day(entry) in last]
 
     def points_version(self) -> tuple[str, str | None] | None:
         """Something that differs whenever a point was written down. Cheap."""
@@ -232,10 +285,15 @@ class Catalogue:
 
     def remember_point(self, point: Point) -> None:
         """Write a point down, or what became of it."""
-        name = f"points/{point.time[: 10 if self.store.grows else 13]}.jsonl"
+        when = point.time[: 10 if self.store.grows else 13]
+        # A line of its own, whatever a crash left before it.
+        line = b"\n" + json.dumps(point.as_json()).encode() + b"\n"
         with self.locked():
-            # A line of its own, whatever a crash left before it.
-            self.store.append(name, b"\n" + json.dumps(point.as_json()).encode() + b"\n")
+            for number in itertools.count(1):
+                with contextlib.suppress(Damaged):
+                    # In order after the first: should that be put back, what became of a point later counts.
+                    self.store.append(f"points/{when}{f'_{number}' if number > 1 else ''}.jsonl", line)
+                    return
 
     def forget_points(self, names: set[str]) -> None:
         """Let points go that can't be restored any more."""
@@ -259,21 +317,29 @@ class Catalogue:
 
     # backups
 
-    def backups(self) -> list[Backup]:
+    def backups(self) -> Sequence[Backup]:
         """Every backup, oldest first; those that ended badly too."""
-        names = self.store.folders("backups")
-        found = [each for each in self._each(self._record, names) if each is not None]
-        return sorted(found, key=lambda backup: (backup.requested_at, backup.id))
+        return self.held().backups
 
-    def _record(self, backup: str) -> Backup | None:
+    def held(self) -> Held:
+        """Every backup, and what else is in their place."""
+        names = self.store.folders("backups")
+        found = dict(zip(names, self._each(self._record, names), strict=True))
+        backups = [each for each in found.values() if isinstance(each, Backup)]
+        return Held(
+            sorted(backups, key=lambda backup: (backup.requested_at, backup.id)),
+            {name: each for name, each in found.items() if isinstance(each, Unread)},
+            self.location,
+        )
+
+    def _record(self, backup: str) -> Backup | Unread:
         """One backup's record; one that has ended does not change any more."""
         if backup not in self._ended:
-            content = self.store.read(_record_of(backup)) or b""
-            try:
-                found = records.backup_from(json.loads(content))
-            except (ValueError, TypeError, LookupError):
-                return None
-            if found.is_open or self.store.near:
+            content = self.store.read(_record_of(backup))
+            if content is None:
+                return Unread.MISSING
+            found = _backup_in(content)
+            if isinstance(found, Unread) or found.is_open or self.store.near:
                 return found
             self._ended[backup] = found
         return self._ended[backup]
@@ -283,28 +349,26 @@ class Catalogue:
 
         :raises BadInput: there is none of this name
         """
-        for found in self.backups():
+        held = self.held()
+        for found in held.backups:
             if found.id == backup:
                 return found
         raise BadInput(
-            f"there is no backup {backup} in {self.location}: 'pgherd backups' shows what there is"
+            held.complaints().get(backup)
+            or f"there is no backup {backup} in {self.location}: 'pgherd backups' shows what there is"
         )
 
     def nameless(self) -> list[str]:
         """Folders of backups whose record was never written, or is torn: nobody knows what they hold."""
-        names = self.store.folders("backups")
-        return [name for name, torn in zip(names, self._each(self._is_torn, names), strict=True) if torn]
+        return [name for name, why in self.held().unread.items() if why is not Unread.FOREIGN]
 
     def damaged(self) -> list[str]:
         """Those of them that have a record."""
-        return [name for name in self.nameless() if self.store.read(_record_of(name)) is not None]
+        return [name for name, why in self.held().unread.items() if why is Unread.DAMAGED]
 
-    def _is_torn(self, backup: str) -> bool:
-        if backup in self._ended:
-            return False
-        with contextlib.suppress(ValueError):
-            return not isinstance(json.loads(self.store.read(_record_of(backup)) or b""), dict)
-        return True
+    def foreign(self) -> list[str]:
+        """Backups whose record another version of pgherd made, and this one does not understand."""
+        return [name for name, why in self.held().unread.items() if why is Unread.FOREIGN]
 
     def remember_backup(self, backup: Backup) -> None:
         """Write a backup's record; before anything of it is made. Always durably: without it the copies are lost."""
@@ -370,7 +434,10 @@ class Catalogue:
                 return self.store.read(entry.name) or b""
             key = (entry.name, entry.version)
             if key not in self._known:
-                self._known[key] = self.store.read(entry.name) or b""
+                content = self.store.read(entry.name)
+                if not content:
+                    return b""  # not remembered: what is damaged may be put back as it was, in place
+                self._known[key] = content
             return self._known[key]
 
         found = self._each(read, entries)
@@ -393,6 +460,19 @@ class Catalogue:
 
 def _record_of(backup: str) -> str:
     return f"backups/{backup}/backup.json"
+
+
+def _backup_in(content: bytes) -> Backup | Unread:
+    try:
+        raw = json.loads(content)
+    except ValueError:
+        return Unread.DAMAGED
+    if not isinstance(raw, dict):
+        return Unread.DAMAGED
+    try:
+        return records.backup_from(raw)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return Unread.FOREIGN
 
 
 def _day(entry: Entry) -> str:

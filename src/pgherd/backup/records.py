@@ -10,6 +10,7 @@ from typing import Any, Literal
 BackupType = Literal["full", "differential", "incremental"]
 TYPES: tuple[BackupType, ...] = ("full", "differential", "incremental")
 OPEN_PHASES = ("requested", "running")
+PHASES = (*OPEN_PHASES, "done", "failed")
 
 
 def now() -> str:
@@ -78,7 +79,7 @@ class Point:
 def point_from(raw: Mapping[str, Any]) -> Point:
     """The inverse of ``Point.as_json``.
 
-    :raises ValueError, TypeError, LookupError: it is no point
+    :raises ValueError, TypeError, LookupError, AttributeError: it is no point, or one of another version
     """
     groups = {int(group): GroupPoint(**at) for group, at in raw["groups"].items()}
     moment(raw["time"])
@@ -146,7 +147,12 @@ class Backup:
 def backup_from(raw: Mapping[str, Any]) -> Backup:
     """The inverse of ``Backup.as_json``.
 
-    :raises ValueError, TypeError, LookupError: it is no backup
+    :raises ValueError, TypeError, LookupError, AttributeError: it is no backup, or one of another version
     """
     groups = {int(group): GroupBackup(**made) for group, made in raw["groups"].items()}
-    return Backup(**{**raw, "groups": groups, "wanted": tuple(raw["wanted"])})
+    found = Backup(**{**raw, "groups": groups, "wanted": tuple(raw["wanted"])})
+    moment(found.requested_at)
+    # Of what is neither open nor done nor failed nobody here can tell whether it is needed.
+    if found.phase not in PHASES or {found.type, *(made.type for made in groups.values())} - {*TYPES}:
+        raise ValueError(f"a {found.type} backup that is {found.phase}")
+    return found

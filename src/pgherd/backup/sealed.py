@@ -2,6 +2,10 @@
 
 pgBackRest encrypts what it stores; records and points lie beside it, and are sealed here (AES-GCM, with a key that
 scrypt makes of the passphrase and a salt). Names are not: they hold nothing but times and groups.
+
+What can't be opened was sealed with another passphrase, or it is damaged. The repository's mark tells: once it, or any
+other file, was opened with this passphrase, a file that it does not open is damaged, and is passed over like whatever
+else is torn. Otherwise one bad sector would hide all that can be restored.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from pgherd.backup.store import Entry, Store
+from pgherd.backup.archive import MARK
+from pgherd.backup.store import Damaged, Entry, Store
 from pgherd.errors import BadInput, Refused
 
 MAGIC = b"pgherd-sealed-1\n"
@@ -37,10 +42,15 @@ class SealedStore(Store):
         self.location = inner.location
         self.near = inner.near
         self._salt: bytes | None = None
+        self._fits = False
+        """the passphrase has opened a file"""
 
     def read(self, name: str) -> bytes | None:
         content = self._inner.read(name)
-        return None if content is None else self._opened(name, content)
+        try:
+            return None if content is None else self._opened(name, content)
+        except Damaged:
+            return b""
 
     def write(self, name: str, content: bytes) -> None:
         salt = self._salt or os.urandom(_SALT)
@@ -51,21 +61,41 @@ class SealedStore(Store):
         self._inner.write(name, MAGIC + salt + nonce + sealed)
 
     def append(self, name: str, content: bytes) -> None:
-        self.write(name, (self.read(name) or b"") + content)
+        before = self._inner.read(name)
+        self.write(name, (b"" if before is None else self._opened(name, before)) + content)
 
     def _opened(self, name: str, content: bytes) -> bytes:
+        opened = self._unsealed(name, content)
+        if opened is not None:
+            return opened
+        if self._is_right_for_others(name):
+            raise Damaged(f"{self.location}/{name} is damaged: put it back from a copy, or remove it")
         if not content.startswith(MAGIC):
             raise BadInput(f"{self.location} is not encrypted: leave spec.backup.encrypt out")
+        raise Refused(
+            f"{self.location} is encrypted with another passphrase than that of spec.backup.secretRef"
+        )
+
+    def _unsealed(self, name: str, content: bytes) -> bytes | None:
+        """What was sealed under this name; None: the passphrase does not open it."""
+        if not content.startswith(MAGIC):
+            return None
         salt, rest = content[len(MAGIC) : _BLOCK], content[_BLOCK:]
         cipher = AESGCM(_key(self._passphrase, salt))
         try:
             opened = cipher.decrypt(rest[:_NONCE], rest[_NONCE:], MAGIC + name.encode())
         except (InvalidTag, ValueError):
-            raise Refused(
-                f"{self.location} is encrypted with another passphrase than that of spec.backup.secretRef"
-            ) from None
+            return None
         self._salt = self._salt or salt
+        self._fits = True
         return opened
+
+    def _is_right_for_others(self, name: str) -> bool:
+        """Whether another file than this was opened with the passphrase, or can be."""
+        if self._fits:
+            return True
+        others = [MARK] if name != MARK else [entry.name for entry in self._inner.names("points")[-1:]]
+        return any(self._unsealed(each, self._inner.read(each) or b"") is not None for each in others)
 
     def names(self, folder: str) -> list[Entry]:
         return self._inner.names(folder)

@@ -14,7 +14,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgherd.errors import PgherdError
 from pgherd.platform.local import files
+
+
+class Damaged(PgherdError):
+    """What a file holds is not what was written to it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """A file's content; None: there is no such file.
+        """A file's content; None: there is no such file; nothing: it is known to be damaged.
 
         :raises PgherdError: the store does not answer, or refuses
         """
@@ -55,7 +60,10 @@ class Store(ABC):
 
     @abstractmethod
     def append(self, name: str, content: bytes) -> None:
-        """Add to the end of a file, durably; whoever calls holds the lock."""
+        """Add to the end of a file, durably; whoever calls holds the lock.
+
+        :raises Damaged: it can't be read, and is left as it is
+        """
 
     @abstractmethod
     def names(self, folder: str) -> list[Entry]:

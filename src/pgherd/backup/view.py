@@ -62,16 +62,17 @@ def view(
             check_owner(method.location, known, coordinator["system"], method.name)
         elif not method.repository.is_own():
             method.repository.require_own()
-        points, backups = method.repository.points(days=2), method.repository.backups()
-        drills, damaged = method.repository.drills(), method.repository.damaged()
+        points, held = method.repository.points(days=2), method.repository.held()
+        drills, damaged = method.repository.drills(), method.repository.damaged_points(days=2)
     except (PgherdError, OSError) as error:
         return {**found, "problems": [str(error), *problems]}
+    backups = held.backups
     offered = [point for point in points if point.archived]
     done = [backup for backup in backups if backup.phase == "done"]
     running = next((backup for backup in backups if backup.is_open), None)
+    problems += held.complaints().values()
     problems += [
-        f"the record of backup {each} is damaged: put backup.json in {method.location}/backups/{each} back from a copy "
-        "or remove that folder"
+        f"{method.location}/{each} is damaged, its points are not offered: put it back from a copy or remove it"
         for each in damaged
     ]
     if backups and backups[-1].phase == "failed":
