@@ -198,10 +198,13 @@ def let_go(
     hours: float,
     histories: choice.Histories = no_histories,
     present: choice.Present | None = None,
+    unread: Sequence[str] = (),
 ) -> choice.Waste:
     now = BEGIN + timedelta(hours=hours)
     systems = [(group, SYSTEM) for group in range(3)]
-    return choice.waste(points, backups, histories, systems, full=full, days=days, now=now, present=present)
+    return choice.waste(
+        points, backups, histories, systems, full=full, days=days, now=now, present=present, unread=unread
+    )
 
 
 def test_old_backups_go_once_there_are_enough_newer_ones_and_nobody_needs_them() -> None:
@@ -346,3 +349,19 @@ def test_retention_keeps_what_leads_to_the_present_after_a_restore_in_place(
         for group, made in kept.groups.items():
             kept_from = gone.logs.get((group, SYSTEM))
             assert kept_from is None or kept_from[1] <= parse_lsn(made.start)
+
+
+@given(pasts(), st.integers(1, 4), st.integers(0, 4), st.data())
+def test_whatever_can_not_be_read_nothing_goes_that_would_stay_if_it_could(
+    past: tuple[list[Point], list[Backup]], full: int, days: int, data: st.DataObject
+) -> None:
+    points, backups = past
+    unread = data.draw(st.sets(st.sampled_from([each.id for each in backups])))
+    readable = [each for each in backups if each.id not in unread]
+    rightly = let_go(points, backups, full, days, 90)
+    gone = let_go(points, readable, full, days, 90, unread=sorted(unread))
+    assert gone.points <= rightly.points
+    assert {*gone.backups} <= {*rightly.backups}
+    for where, begins in gone.logs.items():
+        allowed = rightly.logs[where]
+        assert allowed is None or (begins is not None and begins[1] <= allowed[1])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from pgherd.backup import histories, keeper, points
+from pgherd.backup import histories, keeper, points, restore
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.native import Native
 from pgherd.backup.pgbackrest import PgBackRest, Place
@@ -19,11 +22,15 @@ from pgherd.backup.pgbackrest_config import Settings
 from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
+from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore
 from pgherd.backup.wal import segment_before
 from pgherd.errors import PgherdError, Unavailable
+from pgherd.model.spec import BackupSpec
+from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.machine import Machine
-from tests.support.backups import SYSTEM, lsn, point
+from pgherd.reconcile.loop import ClusterLoop
+from tests.support.backups import BEGIN, SYSTEM, backup, lsn, point
 
 
 class Herd:
@@ -147,6 +154,203 @@ def test_what_retention_let_go_does_not_come_back(herd: Herd) -> None:
     herd.archive(1)
     herd.keeper._note_archived()
     assert herd.repository.points() == []
+
+
+# what is let go
+
+
+class Retention(Herd):
+    """Three full backups, a point after each, and the log in between; it is hour 160."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(root, monkeypatch)
+        monkeypatch.setattr(points, "forget", lambda databases, names: None)
+        monkeypatch.setattr(
+            keeper, "datetime", SimpleNamespace(now=lambda zone: BEGIN + timedelta(hours=160))
+        )
+        for begin in (0, 100, 150):
+            self.repository.remember_backup(backup(begin, groups=1))
+            (self.repository.folder(f"f{begin}") / "coordinator").mkdir()
+            for number in range(20):
+                self.archive(begin + (number + 1) / 16)
+            self.repository.remember_point(point(begin + 1, groups=1))
+
+    def record(self, hours: int) -> Path:
+        return self.repository.folder(f"f{hours}") / "backup.json"
+
+    def retain(self, full: int = 7, days: int = 30) -> None:
+        kept = {"full": full, "days": days}
+        self.keeper.retain(BackupSpec.model_validate({"repository": {"path": "/x"}, "retention": kept}))
+
+    def restorable(self) -> list[str]:
+        return [each.name for each in restore.restorable(self.method)]
+
+    def complaint(self) -> str:
+        """What the status says."""
+        loop = ClusterLoop(LocalPlatform(self.repository.root.parent / "home"), "shop", threading.Event())
+        loop._keeper = self.keeper
+        return str((loop._with_complaint({}) or {}).get("error", ""))
+
+    def files(self) -> set[Path]:
+        return {path for path in self.repository.root.rglob("*") if path.name != "lock"}
+
+
+@pytest.fixture
+def retention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Retention:
+    return Retention(tmp_path / "shop", monkeypatch)
+
+
+ALL = ["p1", "p101", "p151"]
+
+
+@pytest.mark.parametrize("hours", [0, 100, 150])
+@pytest.mark.parametrize("content", ["{", "", '{"id": "f0", "shape": 2}'])
+@pytest.mark.parametrize(("full", "days"), [(7, 30), (1, 0)])
+def test_nothing_is_let_go_while_a_record_can_not_be_read(
+    retention: Retention, hours: int, content: str, full: int, days: int
+) -> None:
+    assert retention.restorable() == ALL
+    retention.repository.remember_backup(backup(90, groups=1, phase="failed"))
+    (retention.repository.folder("f90") / "coordinator").mkdir()
+    before = retention.record(hours).read_text()
+    retention.record(hours).write_text(content)
+    there = retention.files()
+    retention.retain(full, days)
+    assert retention.files() == there
+    assert retention.keeper.error is None
+    told = retention.complaint()
+    assert f"removes nothing while what may need it can't be read: backups/f{hours}/backup.json in" in told
+    retention.record(hours).write_text(before)
+    assert retention.restorable() == ALL
+    retention.retain()
+    assert retention.complaint() == ""
+    assert retention.restorable() == ALL
+
+
+def test_retention_goes_on_soon_after_what_could_not_be_read_is_put_back(
+    retention: Retention, clock: Callable[[float], None]
+) -> None:
+    before = retention.record(0).read_text()
+    retention.record(0).write_text("{")
+    retention.retain(full=1, days=0)
+    assert retention.keeper._retained + keeper.RETENTION_SECONDS == 1000.0 + keeper.HELD_SECONDS
+    retention.record(0).write_text(before)
+    retention.retain(full=1, days=0)
+    assert retention.restorable() == ["p151"]
+    assert retention.keeper._retained == 1000.0
+
+
+def test_a_backup_that_can_not_be_read_and_is_removed_holds_nothing_any_more(retention: Retention) -> None:
+    retention.record(0).write_text("{")
+    retention.retain(full=1, days=0)
+    retention.repository.remove_backup("f0")
+    retention.retain(full=1, days=0)
+    assert retention.keeper.complaint is None
+    assert retention.restorable() == ["p151"]
+
+
+def test_many_records_that_can_not_be_read_are_told_in_one_line(retention: Retention) -> None:
+    for number in range(5):
+        retention.repository.remember_backup(replace(backup(1, groups=1), id=f"b{number}"))
+        (retention.repository.folder(f"b{number}") / "backup.json").write_text("{")
+    retention.retain()
+    told = retention.keeper.complaint or ""
+    assert "backups/b2/backup.json and 2 more in" in told
+    assert "b3" not in told
+
+
+class Quiet(Runner):
+    """A pgBackRest whose repository holds copies of these backups of ours; it notes what it is told."""
+
+    command, left = ("pgbackrest",), ()
+
+    def __init__(self, *owners: str) -> None:
+        self.owners = owners
+        self.expired: list[str] = []
+
+    def prepare(self, settings: Settings) -> None:
+        return
+
+    def of(self, group: int | None) -> Any:
+        return None
+
+    at = end_strays = lock = environment = of  # type: ignore[assignment]
+
+    def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
+        if "expire" in arguments:
+            self.expired += [each.removeprefix("--set=") for each in arguments if each.startswith("--set=")]
+            return b""
+        made = [{"label": f"{each}-label", "annotation": {"pgherd-backup": each}} for each in self.owners]
+        return json.dumps([{"backup": made}]).encode()
+
+
+def sealed_method(root: Path, runner: Runner) -> tuple[PgBackRest, DirectoryStore]:
+    plain, nobody = DirectoryStore(root), None
+    made = PgBackRest(
+        Place(
+            str(root), "", "", lambda: (SealedStore(plain, "open sesame"), plain), lambda: cast(Any, nobody)
+        ),
+        runner,
+    )
+    made.repository.create("shop")
+    return made, plain
+
+
+def test_nothing_is_let_go_while_sealed_points_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies that points of the last days need may be older than these days."""
+    runner = Quiet()
+    method, plain = sealed_method(tmp_path, runner)
+    for hours in (0, 100, 150):
+        method.repository.remember_backup(backup(hours, groups=1))
+        method.repository.remember_point(point(hours + 1, groups=1))
+    monkeypatch.setattr(points, "forget", lambda databases, names: None)
+    monkeypatch.setattr(keeper, "datetime", SimpleNamespace(now=lambda zone: BEGIN + timedelta(hours=160)))
+    nobody: Any = None
+    kept = Kept("shop", nobody, nobody, method, lambda: None, dict, lambda: True, threading.Event())
+    made = Keeper(kept)
+    declared = BackupSpec.model_validate({"repository": {"path": "/x"}, "retention": {"full": 1, "days": 0}})
+    name = "points/2026-11-01T01.jsonl"
+    before = plain.read(name) or b""
+    plain.write(name, bytes(100))
+    made.retain(declared)
+    assert f"can't be read: {name} in" in (made.complaint or "")
+    assert [each.id for each in method.repository.backups()] == ["f0", "f100", "f150"]
+    plain.write(name, before)
+    made.retain(declared)
+    assert made.complaint is None
+    assert [each.id for each in method.repository.backups()] == ["f150"]
+
+
+def test_copies_of_a_backup_whose_record_can_not_be_read_are_no_orphans(tmp_path: Path) -> None:
+    runner = Quiet("f0", "torn", "newer", "failed", "unheard-of")
+    method, plain = sealed_method(tmp_path, runner)
+    method.repository.remember_backup(backup(0))
+    method.repository.remember_backup(replace(backup(1, phase="failed"), id="failed"))
+    plain.write("backups/torn/backup.json", b"{")
+    method.repository.store.write("backups/newer/backup.json", b'{"id": "newer", "shape": 2}')
+    method._expire_orphans(0, "coordinator-7")
+    assert runner.expired == ["unheard-of-label", "failed-label"]
+
+
+def test_a_round_goes_on_though_sealed_files_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, plain = sealed_method(tmp_path, Quiet())
+    for hours in (1, 3):
+        method.repository.remember_point(replace(point(hours, groups=1), archived=False))
+        method.repository.remember_backup(backup(hours, groups=1))
+    plain.write("points/2026-11-01T01.jsonl", bytes(100))
+    plain.write("backups/f1/backup.json", bytes(100))
+    again, _ = sealed_method(tmp_path, Quiet())
+    monkeypatch.setattr(points, "record", lambda databases, point: None)
+    monkeypatch.setattr(points, "archived", lambda method, point: replace(point, archived=True))
+    nobody: Any = None
+    made = Keeper(Kept("shop", nobody, nobody, again, lambda: None, dict, lambda: False, threading.Event()))
+    made._round()
+    assert [(each.name, each.archived) for each in again.repository.points()] == [("p3", True)]
+    assert [each.id for each in again.repository.backups()] == ["f3"]
 
 
 # what is lost

@@ -16,8 +16,9 @@ from pgherd.backup.maker import Job, Maker
 from pgherd.backup.native import Native
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, BackupType, GroupBackup, GroupPoint, Point
+from pgherd.errors import BadInput
 from pgherd.platform.base import Programs
-from tests.support.backups import SYSTEM, copy, lsn
+from tests.support.backups import SYSTEM, backup, copy, lsn
 
 LEFT = f'1\t{lsn(1.05)}\tat restore point "p-1"\n'
 """all groups were taken back to a place within the copy that was made at 1"""
@@ -121,3 +122,18 @@ def test_after_a_restore_in_place_the_next_copies_are_whole(groups: Groups) -> N
     groups.go_back()
     third = Maker(job(groups), requested(groups, "incremental")).run()
     assert {made.parent for made in third.groups.values()} == {None}
+
+
+@pytest.mark.parametrize("content", ["{", '{"id": "nightly", "shape": 2}'])
+def test_a_backup_whose_record_can_not_be_read_is_not_begun_anew_over_its_copies(
+    tmp_path: Path, content: str
+) -> None:
+    native = Native(tmp_path / "shop", _no_programs)
+    native.repository.create("shop")
+    native.repository.remember_backup(replace(backup(1), id="nightly"))
+    record = native.repository.folder("nightly") / "backup.json"
+    record.write_text(content)
+    with pytest.raises(BadInput, match=r"the record of backup nightly is .*put backup\.json in"):
+        maker.request(native.repository, "full", name="nightly")
+    assert record.read_text() == content
+    assert maker.request(native.repository, "full").id != "nightly"

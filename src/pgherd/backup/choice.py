@@ -7,7 +7,7 @@ what changed since the one before, so that what a branch changed which nobody go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -176,11 +176,13 @@ def waste(
     days: int,
     now: datetime,
     present: Present | None = None,
+    unread: Collection[str] = (),
 ) -> Waste:
     """What retention lets go.
 
     Kept are the last ``full`` full backups and what was made since the oldest of them, and whatever the points of the
-    last ``days`` days need. A backup that has not ended is kept, and nothing is let go while there is no full one.
+    last ``days`` days need. A backup that has not ended is kept, and nothing is let go while there is no full one, nor
+    while there is anything of which nobody can tell what it needs: it may be readable again.
 
     After a restore in place the youngest copies are of a branch that nobody goes on with. They are kept as others of
     their age, for they can still be restored; but of the full ones only those count that lead to where the groups are
@@ -189,7 +191,10 @@ def waste(
 
     :param systems: group and system of every archived log
     :param present: where the groups are
+    :param unread: records and points that can't be read
     """
+    if unread:
+        return Waste(frozenset(), (), {})
     # Those without the coordinator are of single segments that were new.
     whole = [
         each

@@ -36,6 +36,8 @@ LOOK_SECONDS = 0.2
 FAR_LOOK_SECONDS = 2.0
 """the same for a repository of which every look is a request, that somebody pays for"""
 RETENTION_SECONDS = 3600.0
+HELD_SECONDS = 60.0
+"""until it is tried again where nothing could be let go because of what can't be read"""
 GAPS_SECONDS = 5.0
 """between two looks for holes in the archived logs"""
 HISTORIES_SECONDS = 30.0
@@ -96,6 +98,13 @@ class Keeper(threading.Thread):
         self.error: str | None = None
         """what the last round, or the last try of a backup, ran into"""
         self._interrupted: str | None = None
+        self._held: str | None = None
+        """why nothing is let go"""
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong, in one line."""
+        return self.error or self._held
 
     def run(self) -> None:
         """Rounds until the end."""
@@ -341,9 +350,11 @@ class Keeper(threading.Thread):
         if self._maker is not None and self._maker.is_alive():
             return
         method, repository = self._kept.method, self._repository
-        known = repository.points()
-        backups = repository.backups()
-        for backup in backups:
+        held, unread_points = repository.held(), repository.damaged_points()
+        known, backups = repository.points(), held.backups
+        unread = [*(f"backups/{each}/backup.json" for each in held.complaints()), *unread_points]
+        self._hold(unread)
+        for backup in backups if not unread else ():
             if backup.phase == "failed":
                 method.discard(backup.id)
         gone = choice.waste(
@@ -355,6 +366,7 @@ class Keeper(threading.Thread):
             days=declared.retention.days,
             now=datetime.now(UTC),
             present=self._present(),
+            unread=unread,
         )
         if gone.points:
             repository.forget_points(set(gone.points))
@@ -366,7 +378,18 @@ class Keeper(threading.Thread):
         for (group, system), begins in gone.logs.items():
             method.remove_log(group, system, None if begins is None else begins[1])
         method.sweep()
-        self._retained = time.monotonic()
+        self._retained = time.monotonic() - (RETENTION_SECONDS - HELD_SECONDS if unread else 0)
+
+    def _hold(self, unread: Sequence[str]) -> None:
+        """Say that nothing is let go, and why."""
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        told = (
+            f"retention removes nothing while what may need it can't be read: {', '.join(unread[:3])}{more} in "
+            f"{self._repository.location}: put that back from a copy, or remove it (of a backup the whole folder)"
+        )
+        if unread and told != self._held:
+            logger.warning("%s: backups: %s", self._kept.name, told)
+        self._held = told if unread else None
 
 
 def _failed_lately(backup: Backup) -> bool:

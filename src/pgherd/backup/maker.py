@@ -54,19 +54,26 @@ def request(
 
     :param groups: of these only; none: of all
     :param name: its id; one of this id that is there, done or not, is meant then
-    :raises BadInput: another one is not done yet, or the one of this id is of another type
+    :raises BadInput: another one is not done yet, or the one of this id is of another type, or its record can't be
+        read
     """
     with repository.locked():
-        backups = repository.backups()
-        taken = {known.id: known for known in backups}
+        held = repository.held()
+        taken = {known.id: known for known in held.backups}
         if name in taken:
             return _same(taken[name], kind)
-        for known in backups:
+        if name is not None and (complaint := held.complaints().get(name)):
+            raise BadInput(complaint)  # its copies would be made anew, over those that may be good
+        for known in held.backups:
             if known.is_open:
                 raise BadInput(f"backup {known.id} is not done yet: 'pgherd backups' shows how far it is")
         base = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}"
         if name is None:
-            name = next(each for n in range(1000) if (each := f"{base}-{n}" if n else base) not in taken)
+            name = next(
+                each
+                for n in range(1000)
+                if (each := f"{base}-{n}" if n else base) not in (*taken, *held.unread)
+            )
         backup = Backup(name, kind, "requested", records.now(), wanted=tuple(groups))
         repository.remember_backup(backup)
     return backup

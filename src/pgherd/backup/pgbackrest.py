@@ -244,8 +244,9 @@ class PgBackRest(BackupMethod):
 
     def _expire_orphans(self, group: int, stanza: str) -> None:
         """Remove what was made for backups that failed: nothing may build on it."""
-        kept = {backup.id for backup in self.repository.backups() if backup.phase != "failed"}
-        kept.update(self.repository.nameless())  # only their records may be damaged
+        held = self.repository.held()
+        kept = {backup.id for backup in held.backups if backup.phase != "failed"}
+        kept.update(held.unread)  # only their records may be damaged, or another version's
         for each in reversed(self._info(stanza)):
             if _owner(each) not in {None, *kept}:
                 self._expire(group, stanza, each["label"])

@@ -189,7 +189,7 @@ class ClusterLoop(threading.Thread):
         return seen
 
     def _with_complaint(self, backups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        complaint = (self._keeper.error if self._keeper is not None else None) or self.beside()
+        complaint = (self._keeper.complaint if self._keeper is not None else None) or self.beside()
         return {**backups, "error": complaint} if backups is not None and complaint else backups
 
     def _count_unanswered(self, seen: Observed) -> dict[str, float]:
