@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.engine.citus import clone_name
+from pgherd.engine.citus import clone, clone_name
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.postgres.connections import Databases
@@ -91,3 +91,18 @@ def test_a_new_segment_that_takes_itself_for_its_source_is_waited_for() -> None:
     ):
         clone_name.require_own(servers(alone, {"10.0.0.1": [(1,)]}), 3)
     clone_name.require_own(servers(alone, {"10.0.0.1": [(3,)]}), 3)
+
+
+def test_a_split_asks_the_copy_before_any_writer_has_to_wait() -> None:
+    asked = servers(COPY, {"10.0.0.1": [("-1",)], "10.0.0.2": [("5s",)]})
+    with pytest.raises(
+        Unavailable, match=r"segment-3 at 10\.0\.0\.2:5432 has citus\.recover_2pc_interval 5s"
+    ):
+        clone._part(asked, operation=7, group=3, source=1, node=5)
+
+
+def test_the_record_stays_until_the_new_segment_knows_itself() -> None:
+    nodes = {0: [Endpoint("10.0.0.9", 5432)], 3: COPY[3][:1]}
+    asked = servers(nodes, {"10.0.0.9": [(17, 3, 1)], "10.0.0.1": [(1,)]})
+    with pytest.raises(Unavailable, match="segment-3 takes itself for group 1"):
+        clone.own_sequences(asked)
