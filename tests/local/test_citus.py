@@ -161,7 +161,6 @@ def longest_gap(latencies: list[tuple[float, float]], since: float) -> float:
         ("segment-2", "coordinator"),
         ("coordinator", "coordinator"),
         ("segment-2", "segment-1"),
-        ("segment-1", "segment-1"),
     ],
 )
 def test_each_acknowledged_transfer_is_whole_when_a_primary_dies_in_two_phase_commits(
