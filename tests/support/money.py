@@ -6,10 +6,11 @@ which all groups agree the sum is what it was at the beginning, and the rows' su
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -48,8 +49,18 @@ def make_tables(connection: psycopg.Connection[Any]) -> None:
 
 
 @contextmanager
-def movers(dsn: str, count: int = 4) -> Iterator[Ledger]:
-    """Move money in ``count`` threads until the block ends; the ledger also knows what was moved before."""
+def movers(
+    dsn: str,
+    count: int = 4,
+    *,
+    accounts: Collection[int] = range(1, ACCOUNTS + 1),
+    numbers: Container[int] | None = None,
+) -> Iterator[Ledger]:
+    """Move money in ``count`` threads until the block ends; the ledger also knows what was moved before.
+
+    :param accounts: those between which it moves
+    :param numbers: those that transfers may have; None: any
+    """
 
     def connect() -> psycopg.Connection[Any]:
         return psycopg.connect(dsn, autocommit=True)
@@ -60,8 +71,13 @@ def movers(dsn: str, count: int = 4) -> Iterator[Ledger]:
     ledger.began = dict.fromkeys(before, datetime.now(UTC))
     ledger.acknowledged = dict(ledger.began)
     first = max(before, default=-1) // count * count + count
+    # Each writer has accounts of its own: a hot row is no part of what is shown here.
+    own = [sorted(accounts)[number::count] for number in range(count)]
+    ids = [_numbers(first + number, count, numbers) for number in range(count)]
     threads = [
-        threading.Thread(target=_move_on, args=(connect, number, count, first, ledger, stop), daemon=True)
+        threading.Thread(
+            target=_move_on, args=(connect, number, own[number], ids[number], ledger, stop), daemon=True
+        )
         for number in range(count)
     ]
     for thread in threads:
@@ -92,18 +108,19 @@ def pause(ledger: Ledger, writers: int = 4) -> None:
         time.sleep(0.01)
 
 
+def _numbers(first: int, step: int, allowed: Container[int] | None) -> Iterator[int]:
+    return (number for number in itertools.count(first, step) if allowed is None or number in allowed)
+
+
 def _move_on(
     connect: Callable[[], psycopg.Connection[Any]],
     number: int,
-    count: int,
-    first: int,
+    own: Sequence[int],
+    numbers: Iterator[int],
     ledger: Ledger,
     stop: threading.Event,
 ) -> None:
     connection: psycopg.Connection[Any] | None = None
-    # Each writer has accounts of its own: a hot row is no part of what is shown here.
-    own = [account for account in range(1, ACCOUNTS + 1) if account % count == number]
-    transfer = first + number
     while not stop.is_set():
         if ledger.paused.is_set():
             ledger.resting.add(number)
@@ -114,6 +131,7 @@ def _move_on(
             with suppress(psycopg.Error):
                 connection = connect()
             continue
+        transfer = next(numbers)
         ledger.began[transfer] = datetime.now(UTC)
         try:
             move(connection, transfer, *random.sample(own, 2))
@@ -124,7 +142,6 @@ def _move_on(
             connection.close()
         else:
             ledger.acknowledged[transfer] = datetime.now(UTC)
-        transfer += count
         time.sleep(0.002)
     if connection is not None:
         connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,14 @@ from pgherd.model.splitting import described, sources
 from pgherd.model.topology import Member
 from pgherd.patroni.config import config_patch
 from pgherd.reconcile import steps as p
-from pgherd.reconcile.clones import PARTING, with_clones, without_leftovers
+from pgherd.reconcile.clones import PARTING, QUIET, with_clones, without_leftovers
 from pgherd.reconcile.observe import primaries_in
 from pgherd.reconcile.plan import plan
 from pgherd.reconcile.state import Observed, Operation
 from pgherd.reconcile.status import find_problems
 from tests.support.looks import cluster, look, member
 
+QUIETLY = {"citus.recover_2pc_interval": "-1"}
 EXPANDING = Operation(7, "expand", "preparing", 3, 1, finished=False)
 
 
@@ -39,9 +41,16 @@ def seen(clones: dict[int, Clone] | None = None, **what: Any) -> Observed:
     found = look(citus(), **what)
     if found.catalogue is None:
         return found
-    catalogue = replace(found.catalogue, clones=clones or {})
-    wanted = with_clones(found.wanted_configs, catalogue.clones, found.configs, primaries_in(found))
+    quiet = dict.fromkeys(clones or {}, QUIETLY)
+    catalogue = replace(found.catalogue, clones=clones or {}, clone_parameters=quiet)
+    wanted = configured(found, catalogue.clones, catalogue.clone_parameters)
     return replace(found, catalogue=catalogue, wanted_configs=wanted)
+
+
+def configured(
+    found: Observed, clones: Mapping[int, Clone], parameters: Mapping[int, Mapping[str, str]]
+) -> dict[int, Any]:
+    return with_clones(found.wanted_configs, clones, found.configs, primaries_in(found), parameters)
 
 
 def started(found: Observed) -> set[Member]:
@@ -122,7 +131,7 @@ def test_a_copy_follows_whoever_leads_its_source_and_stays_while_nobody_does() -
     assert other.wanted_configs[3]["standby_cluster"]["port"] == 7011
     present = {**other.configs, 3: other.wanted_configs[3]}
     nobody = look(citus(), members_for=2, changes=[member(1, 0, leader=False)])
-    wanted = with_clones(nobody.wanted_configs, copying, present, primaries_in(nobody))
+    wanted = with_clones(nobody.wanted_configs, copying, present, primaries_in(nobody), {})
     assert wanted[3]["standby_cluster"]["port"] == 7011
 
 
@@ -137,7 +146,56 @@ def test_before_the_split_the_pause_begins_with_the_end_of_following() -> None:
 
 def test_a_segment_that_was_a_copy_is_like_any_other() -> None:
     parting, plain = (seen(clones).wanted_configs[3] for clones in ({3: Clone(1, "parting")}, {}))
-    assert without_leftovers(config_patch(parting, plain), parting, plain) == {"pause": None, PARTING: None}
+    assert without_leftovers(config_patch(parting, plain), parting, plain) == {
+        "pause": None,
+        PARTING: None,
+        QUIET: None,
+        "postgresql": {"parameters": {"citus.recover_2pc_interval": None}},
+    }
+
+
+def recovery(config: Mapping[str, Any]) -> str | None:
+    interval: str | None = config["postgresql"]["parameters"].get("citus.recover_2pc_interval")
+    return interval
+
+
+@pytest.mark.parametrize("state", ["copying", "parting", "undone"])
+def test_a_copy_never_ends_two_phase_commits_in_its_sources_name_whatever_the_user_wants(state: str) -> None:
+    declared = citus()
+    postgres = declared.spec.postgres.model_copy(
+        update={"parameters": {"citus.recover_2pc_interval": "1s", "work_mem": "8MB"}}
+    )
+    declared = declared.model_copy(update={"spec": declared.spec.model_copy(update={"postgres": postgres})})
+    found = look(declared, members_for=3)
+    wanted = configured(found, {3: Clone(1, state)}, {3: QUIETLY})
+    assert recovery(wanted[3]) == "-1"
+    assert wanted[3]["postgresql"]["parameters"]["work_mem"] == "8MB"
+    assert [recovery(wanted[group]) for group in (0, 1, 2)] == ["1s"] * 3
+    assert recovery(found.wanted_configs[3]) == "1s", "what it is made from stays as it was"
+
+
+def test_a_new_segment_recovers_only_once_it_knows_itself() -> None:
+    parting = seen({3: Clone(1, "parting")}).wanted_configs[3]
+    plain = seen().wanted_configs[3]
+    unaware = configured(seen(), {}, {3: QUIETLY})[3]
+    assert without_leftovers(config_patch(parting, unaware), parting, unaware) == {
+        "pause": None,
+        PARTING: None,
+    }
+    assert without_leftovers(config_patch(unaware, plain), unaware, plain) == {
+        QUIET: None,
+        "postgresql": {"parameters": {"citus.recover_2pc_interval": None}},
+    }
+
+
+@pytest.mark.parametrize("how", ["copying", "parting", "unaware"])
+def test_a_copy_stays_what_it_is_while_nobody_can_be_asked(how: str) -> None:
+    clones = {} if how == "unaware" else {3: Clone(1, how)}
+    found = seen(members_for=3, changes=[member(3, 0, leader=how == "unaware")])
+    wanted = configured(found, clones, {3: QUIETLY})
+    blind = look(citus(), members_for=3, catalogue=False, changes=[member(3, 0, leader=how == "unaware")])
+    steps = plan(replace(blind, configs={**blind.configs, 1: wanted[1], 3: wanted[3]}))
+    assert not [step for step in steps if isinstance(step, p.ApplyConfig)]
 
 
 def test_a_pause_and_slots_of_somebody_else_stay() -> None:

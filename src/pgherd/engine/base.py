@@ -219,6 +219,11 @@ class Engine(ABC):
         """The groups that begin as copies, until they are segments or gone."""
         return {}
 
+    def clone_parameters(self) -> Mapping[int, Mapping[str, str]]:
+        """PostgreSQL parameters, above all others, of the groups that begin as copies and of those that were until a
+        moment ago: whose own servers do not know it for certain yet."""
+        return {}
+
     def begin_clone(self, operation: int, group: int, source: int) -> bool:
         """Write down that ``group`` begins as a copy of ``source``, unless that has been done.
 

@@ -226,7 +226,11 @@ def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
         return replace(
             seen,
             wanted_configs=with_clones(
-                seen.wanted_configs, catalogue.clones, seen.configs, primaries_in(seen)
+                seen.wanted_configs,
+                catalogue.clones,
+                seen.configs,
+                primaries_in(seen),
+                catalogue.clone_parameters,
             ),
             catalogue=catalogue,
             sizes=_sizes(world.engine, catalogue.segments) if sizes else {},
@@ -254,6 +258,7 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
         due[0] if due else 0,
         {row[0]: (row[1], row[2], row[3]) for row in configuration},
         engine.clones(),
+        engine.clone_parameters(),
     )
 
 

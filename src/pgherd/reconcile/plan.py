@@ -20,7 +20,7 @@ from typing import Any
 
 from pgherd.model.topology import COORDINATOR, Endpoints, Member
 from pgherd.patroni.config import config_patch
-from pgherd.reconcile.clones import without_leftovers, without_primary
+from pgherd.reconcile.clones import is_of_a_copy, without_leftovers, without_primary
 from pgherd.reconcile.rollout import evacuations, heirs_of, rollout
 from pgherd.reconcile.state import MemberState, Observed
 from pgherd.reconcile.steps import (
@@ -158,7 +158,12 @@ def _patch(seen: Observed, group: int) -> dict[str, Any]:
     if current is None:
         return {}
     wanted = seen.wanted_configs[group]
-    patch = without_leftovers(config_patch(current, wanted), current, wanted)
+    patch = config_patch(current, wanted)
+    if seen.catalogue is not None:
+        patch = without_leftovers(patch, current, wanted)
+    elif is_of_a_copy(current):
+        # Nobody can say what it is by now, and as anything else it might be promoted.
+        return {}
     if seen.primary(group) is None and not without_primary(current):
         # A value with which nobody starts must be taken back; who may lead is not changed in between.
         return {key: value for key, value in patch.items() if key == "postgresql"}

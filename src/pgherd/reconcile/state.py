@@ -80,6 +80,8 @@ class Catalogue:
     """member name -> role, mode, status in ``pgherd.segment_configuration``"""
     clones: Mapping[int, Clone] = field(default_factory=dict)
     """groups that begin as a copy of a segment"""
+    clone_parameters: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """PostgreSQL parameters, above all others, of groups that are copies or were until a moment ago"""
 
 
 @dataclass(frozen=True)

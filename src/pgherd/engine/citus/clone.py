@@ -13,6 +13,7 @@ What that function leaves open is done here, before it or after it:
 * It looks at the first standby that comes from the copy's address, whichever that is (``clone_place``).
 * It numbers the new group by a sequence, we by our own counting.
 * The copy's sequences would give the values that the source's give: they get their own range.
+* The promoted copy would end two-phase commits that its source has begun: it is kept from that (``clone_name``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import Clone, MoveControl
-from pgherd.engine.citus import cleanup, clone_place, nodes
+from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes
+from pgherd.engine.citus.clone_name import SEQUENCES
 from pgherd.engine.citus.holding import HOLD_SECONDS, Hold
 from pgherd.engine.citus.move import end_predecessor
 from pgherd.engine.citus.session import superuser, value
@@ -38,8 +40,6 @@ SINCE = (13, 2)
 """the first Citus that can"""
 CLONE = "clone"
 """kind of the clean-up record of a copy"""
-SEQUENCES = "sequences"
-"""kind of the record that a segment's sequences still have the range of the one that is the record's name"""
 COPYING, PARTING, UNDONE = "copying", "parting", "undone"
 SMALL_LAG = 1 << 20
 """bytes that a copy may be behind when writers are made to wait for it"""
@@ -273,6 +273,7 @@ def _registered(databases: Databases, desk: Connection, group: int, source: int)
 
 
 def _part(databases: Databases, operation: int, group: int, source: int, node: int) -> None:
+    clone_name.require_quiet(databases, group)
     segments = nodes.segments(databases)
     # All sessions are there before the first writer has to wait.
     with (
@@ -414,12 +415,15 @@ def _failure(databases: Databases, desk: Connection, group: int, error: Exceptio
 def own_sequences(databases: Databases) -> None:
     """Sequences give a node's own values; those of a source are its copy's, too, until this is done.
 
-    :raises Unavailable: a segment can't be reached
+    With the record goes what keeps the segment from recovering: it has to know its own number before.
+
+    :raises Unavailable: a segment can't be reached, or the split's commit has not reached it
     """
     with superuser(databases) as desk:
         query = "SELECT id, group_id, name::int FROM pgherd.cleanup WHERE kind = %s ORDER BY id"
         for record, group, source in desk.execute(query, [SEQUENCES]).fetchall():
             if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+                clone_name.require_own(databases, group)
                 _number_anew(databases, group, source)
             desk.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
 

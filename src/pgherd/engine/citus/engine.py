@@ -14,6 +14,7 @@ from pgherd.engine.citus import (
     checks,
     cleanup,
     clone,
+    clone_name,
     install,
     layout,
     move,
@@ -144,6 +145,9 @@ class CitusEngine(Engine):
 
     def clones(self) -> Mapping[int, Clone]:
         return clone.clones(self.databases)
+
+    def clone_parameters(self) -> Mapping[int, Mapping[str, str]]:
+        return clone_name.parameters(self.databases)
 
     def begin_clone(self, operation: int, group: int, source: int) -> bool:
         return clone.begin(self.databases, operation, group, source)

@@ -1,0 +1,108 @@
+"""A copy that would speak for its source is not promoted, and a segment that takes itself for it does not recover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pgherd.engine.citus import clone, clone_name
+from pgherd.errors import Unavailable
+from pgherd.model.topology import Credentials, Endpoint
+from pgherd.postgres.connections import Databases
+
+COPY = {3: [Endpoint("10.0.0.1", 5432), Endpoint("10.0.0.2", 5432)]}
+WAY_OUT = "waiting for its configuration; if ALTER SYSTEM has set it, RESET it at the source, cancel and expand again"
+
+
+@dataclass
+class _Session:
+    """Of a server that says this to whatever it is asked."""
+
+    rows: list[tuple[Any, ...]]
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def execute(self, query: object, values: object = None) -> _Session:
+        return self
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        return next(iter(self.rows), None)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.rows
+
+
+@dataclass(frozen=True)
+class Servers(Databases):
+    """Servers that answer by their hosts; those that are not named are away."""
+
+    says: Mapping[str, Sequence[tuple[Any, ...]]] = field(default_factory=dict)
+
+    def connect(self, group: int, **how: Any) -> Any:
+        host = self.addresses()[group][0].host
+        if host not in self.says:
+            raise Unavailable(f"group {group} can't be reached: no answer")
+        return _Session(list(self.says[host]))
+
+
+def servers(addresses: Mapping[int, Sequence[Endpoint]], says: Mapping[str, Any]) -> Servers:
+    return Servers("app", Credentials("s", "r", "o", "p"), lambda: addresses, says=says)
+
+
+def test_a_copy_of_which_no_member_recovers_may_be_promoted() -> None:
+    clone_name.require_quiet(servers(COPY, {"10.0.0.1": [("-1",)], "10.0.0.2": [("-1",)]}), 3)
+
+
+@pytest.mark.parametrize(("first", "second", "named"), [("5s", "-1", "10.0.0.1"), ("-1", "1min", "10.0.0.2")])
+def test_a_copy_of_which_any_member_would_recover_for_its_source_is_not_promoted(
+    first: str, second: str, named: str
+) -> None:
+    asked = servers(COPY, {"10.0.0.1": [(first,)], "10.0.0.2": [(second,)]})
+    with pytest.raises(Unavailable) as told:
+        clone_name.require_quiet(asked, 3)
+    assert str(told.value) == (
+        f"segment-3 at {named}:5432 has citus.recover_2pc_interval {second if first == '-1' else first}, not -1, and"
+        f" would roll back transactions of the segment that it is a copy of: {WAY_OUT}"
+    )
+
+
+def test_a_copy_of_which_a_member_does_not_answer_is_not_promoted() -> None:
+    with pytest.raises(Unavailable, match="group 3 can't be reached"):
+        clone_name.require_quiet(servers(COPY, {"10.0.0.1": [("-1",)]}), 3)
+
+
+def test_copies_and_segments_that_do_not_know_themselves_are_kept_from_recovering() -> None:
+    asked = servers({0: [Endpoint("10.0.0.9", 5432)]}, {"10.0.0.9": [(3,), (4,)]})
+    off = {"citus.recover_2pc_interval": "-1"}
+    assert clone_name.parameters(asked) == {3: off, 4: off}
+
+
+def test_a_new_segment_that_takes_itself_for_its_source_is_waited_for() -> None:
+    alone = {3: COPY[3][:1]}
+    with pytest.raises(
+        Unavailable, match="segment-3 takes itself for group 1 until the split's commit reaches it"
+    ):
+        clone_name.require_own(servers(alone, {"10.0.0.1": [(1,)]}), 3)
+    clone_name.require_own(servers(alone, {"10.0.0.1": [(3,)]}), 3)
+
+
+def test_a_split_asks_the_copy_before_any_writer_has_to_wait() -> None:
+    asked = servers(COPY, {"10.0.0.1": [("-1",)], "10.0.0.2": [("5s",)]})
+    with pytest.raises(
+        Unavailable, match=r"segment-3 at 10\.0\.0\.2:5432 has citus\.recover_2pc_interval 5s"
+    ):
+        clone._part(asked, operation=7, group=3, source=1, node=5)
+
+
+def test_the_record_stays_until_the_new_segment_knows_itself() -> None:
+    nodes = {0: [Endpoint("10.0.0.9", 5432)], 3: COPY[3][:1]}
+    asked = servers(nodes, {"10.0.0.9": [(17, 3, 1)], "10.0.0.1": [(1,)]})
+    with pytest.raises(Unavailable, match="segment-3 takes itself for group 1"):
+        clone.own_sequences(asked)
