@@ -34,6 +34,12 @@ def groups(**fields: Any) -> dict[str, Any]:
     return {"coordinator": fields, "segments": fields}
 
 
+def parameter(name: str, value: str, says: str) -> Wrong:
+    """One that members' own PostgreSQL does not take."""
+    changed, back = ({"postgres": {"parameters": {name: each}}} for each in (value, None))
+    return Wrong(changed, back, f"spec.postgres.parameters.{says}", "SpecRefused")
+
+
 WRONG = {
     "image": Wrong(
         {"postgres": {"image": "localhost/no-such-image:1"}}, {"postgres": {"image": None}}, "no-such-image"
@@ -51,6 +57,11 @@ WRONG = {
         "spec.postgres.parameters.shared_buffers",
         "SpecRefused",
     ),
+    "library": parameter(
+        "shared_preload_libraries", "nope", "shared_preload_libraries: there is no library nope"
+    ),
+    "timezone": parameter("timezone", "Mars/Olympus", "timezone: invalid value"),
+    "typo": parameter("wrok_mem", "4MB", "wrok_mem: unrecognized configuration parameter"),
 }
 
 

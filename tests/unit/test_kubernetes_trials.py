@@ -15,6 +15,7 @@ from pgherd.platform.kubernetes import names, pods, trials
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from pgherd.platform.kubernetes.trials import Where
 from tests.support.kube_api import Kube, kube_api
+from tests.unit.test_kubernetes_objects import cluster
 
 MEMBER, FELLOW = Member("shop", 1, 0), Member("shop", 1, 1)
 CORE = "/api/v1/namespaces/prod"
@@ -80,6 +81,7 @@ def refused(message: str) -> dict[str, Any]:
     return {"conditions": [{**UNSCHEDULABLE, "message": message}]}
 
 
+ASKED = trials.script(declared(), 17)
 NO_LABEL = refused("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.")
 
 
@@ -220,9 +222,11 @@ def test_distance_is_kept_from_who_still_demands_it() -> None:
     made = elsewhere(pod, NEAR, strict)
     only = {"key": trials.POD_NAME, "operator": "In", "values": [FELLOW.name]}
     assert distance(made) == [{"matchExpressions": [only]}]
-    assert not trials.is_over([pod, strict, made], made, {"shop-segment-1": NEAR})
+    assert not trials.is_over([pod, strict, made], made, {"shop-segment-1": NEAR}, ASKED)
     replaced = running(NEAR, member=FELLOW, node="n2")
-    assert trials.is_over([pod, replaced, made], made, {"shop-segment-1": NEAR}), "it demands it no more"
+    assert trials.is_over([pod, replaced, made], made, {"shop-segment-1": NEAR}, ASKED), (
+        "it demands it no more"
+    )
 
 
 def test_elsewhere_it_asks_for_everything_where_the_volume_can_follow() -> None:
@@ -278,14 +282,26 @@ def test_it_asks_the_same_node_for_what_is_more() -> None:
 def test_it_goes_when_its_answer_is_of_no_use() -> None:
     pod, of_group = running(OLD), {"shop-segment-1": NEW}
     made = trial(pod, NEW)
-    assert not trials.is_over([pod, made], made, of_group)
-    assert trials.is_over([pod, made], made, {"shop-segment-1": OLD})
-    assert trials.is_over([pod, made], made, {"shop-segment-1": template("members:3")})
-    assert trials.is_over([made], made, of_group)
+    assert not trials.is_over([pod, made], made, of_group, ASKED)
+    assert trials.is_over([pod, made], made, {"shop-segment-1": OLD}, ASKED)
+    assert trials.is_over([pod, made], made, {"shop-segment-1": template("members:3")}, ASKED)
+    assert trials.is_over([made], made, of_group, ASKED)
     turned_away = trial(pod, NEW, phase="Failed", reason="OutOfmemory")
-    assert trials.is_over([pod, turned_away], turned_away, of_group)
+    assert trials.is_over([pod, turned_away], turned_away, of_group, ASKED)
     said_no = trial(pod, NEW, **ended(2))
-    assert not trials.is_over([pod, said_no], said_no, of_group)
+    assert not trials.is_over([pod, said_no], said_no, of_group, ASKED)
+
+
+def test_it_goes_when_other_libraries_are_declared() -> None:
+    """What the image lacks may not be needed any more."""
+    pod, of_group = running(OLD), {"shop-segment-1": NEW}
+    said_no = trial(pod, NEW, **ended(2))
+    asked = trials.script(preloading("pg_stat_statements"), 17)
+    assert trials.is_over([pod, said_no], said_no, of_group, asked)
+
+
+def preloading(libraries: str) -> PostgresCluster:
+    return cluster(postgres={"parameters": {"shared_preload_libraries": libraries}})
 
 
 def test_one_elsewhere_gives_way_to_members() -> None:
@@ -294,24 +310,28 @@ def test_one_elsewhere_gives_way_to_members() -> None:
     waits = {"waiting": {"reason": "ImagePullBackOff"}}
     stuck = {**made, "status": {"containerStatuses": [{"name": "postgres", "state": waits}]}}
     stuck["spec"] = {**made["spec"], "nodeName": "n3"}
-    assert not trials.is_over([pod, BESIDE, here, stuck], stuck, of_group)
+    assert not trials.is_over([pod, BESIDE, here, stuck], stuck, of_group, ASKED)
     homeless = {**running(OLD, member=Member("shop", 0, 0), node=""), "status": NO_LABEL}
-    assert trials.is_over([pod, BESIDE, here, stuck, homeless], stuck, of_group), "it takes a member's room"
+    assert trials.is_over([pod, BESIDE, here, stuck, homeless], stuck, of_group, ASKED), (
+        "it takes a member's room"
+    )
     assert trials.due(among(pod, NEW, BESIDE, here, homeless)) is None
     queued = {**made, "status": NO_LABEL}
-    assert not trials.is_over([pod, BESIDE, here, queued, homeless], queued, of_group), "it takes nothing"
+    assert not trials.is_over([pod, BESIDE, here, queued, homeless], queued, of_group, ASKED), (
+        "it takes nothing"
+    )
 
 
 def test_one_elsewhere_goes_when_the_own_node_will_do() -> None:
     pod, of_group = running(OLD), {"shop-segment-1": NEW}
     made = elsewhere(pod, NEW, BESIDE, **NO_LABEL)
-    assert trials.is_over([pod, BESIDE, trial(pod, NEW, **ended(0)), made], made, of_group)
+    assert trials.is_over([pod, BESIDE, trial(pod, NEW, **ended(0)), made], made, of_group, ASKED)
 
 
 def test_one_that_its_node_does_not_let_go_is_forgotten() -> None:
     pod, made = running(OLD), elsewhere(running(OLD), NEW, BESIDE)
     made["metadata"]["deletionTimestamp"] = "2026-11-22T08:00:00Z"
-    assert trials.is_over([pod, BESIDE, made], made, {"shop-segment-1": NEW})
+    assert trials.is_over([pod, BESIDE, made], made, {"shop-segment-1": NEW}, ASKED)
 
 
 class Town:
@@ -383,3 +403,17 @@ def test_the_script_finds_out_what_an_image_lacks(tmp_path: Path) -> None:
     done = subprocess.run(["/bin/sh", "-c", text], check=False)
     assert done.returncode == 2
     assert "it has no /usr/lib/postgresql/99/bin/postgres" in log.read_text()
+
+
+@pytest.mark.parametrize("lacking", ["pg_cron", "$(touch here)"])
+def test_an_image_without_a_declared_library_is_found_out(lacking: str, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "postgresql" / "99"
+    for file in ("bin/postgres", "lib/auto_explain.so"):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+    text = trials.script(preloading(f"auto_explain, {lacking}.so"), 99)
+    text = text.replace("/dev/termination-log", str(log)).replace("/usr/lib", str(tmp_path))
+    done = subprocess.run(["/bin/sh", "-c", text], check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert log.read_text().strip() == f"this image can not run a member: it has no {folder}/lib/{lacking}.so"
+    assert not (tmp_path / "here").exists()

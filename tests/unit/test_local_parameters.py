@@ -34,6 +34,7 @@ def test_what_the_server_takes_passes(name: str, value: ParameterValue) -> None:
         ("max_connections", 10**9, "is outside the valid range"),
         ("timezone", "Mars", 'invalid value for parameter "TimeZone": "Mars"'),
         ("shared_preload_libraries", "auto_explain,nope", "there is no library nope here"),
+        ("session_preload_libraries", "nope", "there is no library nope here"),
     ],
 )
 def test_what_the_server_refuses_is_told_with_its_path(

@@ -55,7 +55,8 @@ def operator_rules() -> list[Rule]:
         # Made are only those that try a changed image or place before a member has to, and those in which data are
         # restored.
         rule("", ["pods"], [*LOOK, "create", "patch", "delete"]),
-        # Backups are made where the data are; a restored server is asked before anybody else can reach it.
+        # Backups are made where the data are; a restored server is asked before anybody else can reach it; members' own
+        # PostgreSQL says what it takes of changed parameters.
         rule("", ["pods/exec", "pods/portforward"], ["create", "get"]),
         rule("apps", ["statefulsets"], KEEP),
         rule("policy", ["poddisruptionbudgets"], KEEP),

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pgherd.errors import PgherdError
 from pgherd.faults import crash_point
 from pgherd.model.spec import parse_bytes
 from pgherd.platform.kubernetes.api import STATEFUL_SET, Api, Kind, Object, kind_of
@@ -122,3 +123,20 @@ def owned(obj: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:
         "blockOwnerDeletion": True,
     }
     return {**obj, "metadata": {**obj["metadata"], "ownerReferences": [reference]}}
+
+
+def all_done(chores: Sequence[Callable[[], list[str] | None]]) -> list[str]:
+    """What was changed. What is refused for one group must not keep the others from being healed.
+
+    :raises PgherdError: something was refused; everything else was done
+    """
+    changed: list[str] = []
+    problems: list[str] = []
+    for chore in chores:
+        try:
+            changed += chore() or []
+        except PgherdError as error:
+            problems.append(str(error))
+    if problems:
+        raise PgherdError("; ".join(problems))
+    return changed

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from pgherd.engine import registry
-from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec import ParameterValue, PostgresCluster
 from pgherd.model.topology import REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
 from pgherd.patroni.config import REST_USER, member_config
 from pgherd.platform.kubernetes import names, zone
+from pgherd.platform.parameters import LIBDIR, SEARCHED, libraries
 
 DIRECTORY = "/etc/pgherd"
 TLS_DIRECTORY = "/etc/pgherd-tls"
@@ -235,10 +236,28 @@ def start_script(cluster: PostgresCluster, server_major: int) -> str:
 def required_files(cluster: PostgresCluster, server_major: int) -> list[str]:
     """What the engine needs of the members' image."""
     folders = {
-        "pkglibdir": f"/usr/lib/postgresql/{server_major}/lib",
+        "pkglibdir": library_folder(server_major),
         "sharedir": f"/usr/share/postgresql/{server_major}",
     }
     return [f"{folders[folder]}/{file}" for folder, file in registry.required_files(cluster)]
+
+
+def library_folder(server_major: int) -> str:
+    """Where PostgreSQL's libraries are in the members' image."""
+    return f"/usr/lib/postgresql/{server_major}/lib"
+
+
+def preloaded(parameters: Mapping[str, ParameterValue], server_major: int) -> list[tuple[str, str, str]]:
+    """Libraries that every server, or every session, of these parameters loads: the parameter, the library, and its
+    file in the members' image without its ending. None where they may be elsewhere."""
+    if SEARCHED in map(str.lower, parameters):
+        return []
+    folder = library_folder(server_major)
+    return [
+        (name, library, path.replace(LIBDIR, folder))
+        for name, value in parameters.items()
+        for library, path in libraries(name, value).items()
+    ]
 
 
 def _patroni_yml(

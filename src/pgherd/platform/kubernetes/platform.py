@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,12 +32,13 @@ from pgherd.platform.kubernetes.api import (
 )
 from pgherd.platform.kubernetes.cache import Direct, Reader
 from pgherd.platform.kubernetes.cluster_objects import cluster_objects
-from pgherd.platform.kubernetes.ensure import Applier, owned
+from pgherd.platform.kubernetes.ensure import Applier, all_done, owned
 from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.fence import Fence
 from pgherd.platform.kubernetes.group_objects import group_objects
 from pgherd.platform.kubernetes.keeping import KeepsBackups, server_major
 from pgherd.platform.kubernetes.nodes import Nodes
+from pgherd.platform.kubernetes.opinions import Opinion, Opinions, Witnesses, ask
 from pgherd.platform.kubernetes.reach import volume_reach
 from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
@@ -107,6 +108,7 @@ class KubernetesPlatform(KeepsBackups):
         self._hints = Hints(api, namespace)
         self._trust = Trust(api, namespace, self._reader, announce=self._tell)
         self._written: dict[str, tuple[str, float]] = {}
+        self._opinions = Opinions(partial(ask, self.reach))
 
     # declarations
 
@@ -140,28 +142,36 @@ class KubernetesPlatform(KeepsBackups):
         known = self._parsed.get(metadata["name"])
         if known is not None and known[0] == key:
             return known[1]
-        cluster, problems = self._accepted(found)
+        accepted = self._accepted(found, is_going=deleting)
+        self._opinions.note(metadata["name"], accepted)
         declaration = Declaration(
-            cluster,
-            problems=problems,
+            accepted.cluster,
+            problems=accepted.problems,
             stopped=stopped,
             deleting=deleting,
             purge=_is_purging(found),
             generation=metadata["generation"],
         )
-        self._parsed[metadata["name"]] = (key, declaration)
+        if stopped or not accepted.waits:
+            self._parsed[metadata["name"]] = (key, declaration)
         return declaration
 
-    def _accepted(self, found: Object) -> tuple[PostgresCluster, Sequence[str]]:
+    def _accepted(self, found: Object, *, is_going: bool) -> Opinion:
         """What was declared, or if that can't be what was accepted last, and why.
 
         :raises BadInput: it can't be, and none was accepted before
         """
         name = found["metadata"]["name"]
-        cluster, problems = acceptance.judge(found, self.kept_declaration(name))
+        kept = self.kept_declaration(name)
+        cluster, problems = acceptance.judge(found, kept)
         if problems and not self.api.list(VOLUME_CLAIM, self.namespace, names.selector(name)):
-            return acceptance.judge(found, None)  # there are no data that it would have to fit
-        return cluster, problems
+            cluster, problems = acceptance.judge(found, None)  # there are no data that it would have to fit
+        elif not problems and not is_going and (before := acceptance.accepted_before(kept)) is not None:
+            kinds = (POD, VOLUME_CLAIM, STATEFUL_SET)
+            pods, claims, sets = (self._reader.of_cluster(kind, self.namespace, name) for kind in kinds)
+            witnesses = Witnesses(pods, claims, views.templates(sets), self.image_of(cluster))
+            return self._opinions.of(before, cluster, witnesses, server_major(cluster))
+        return Opinion(cluster, problems)
 
     def kept_declaration(self, name: str) -> Object | None:
         """The config map with what was accepted last; asked for, as databases are made of what is said to fit it."""
@@ -220,6 +230,7 @@ class KubernetesPlatform(KeepsBackups):
         self._applier.forget(self.namespace, name)
         self._trust.forget(name)
         self._fence.forget(name)
+        self._opinions.forget(name)
         for memory in (self._parsed, self._written, self._owners):
             memory.pop(name, None)
         with self._guard:
@@ -323,7 +334,7 @@ class KubernetesPlatform(KeepsBackups):
 
         :param configs: Patroni's dynamic configuration of each group that should be
         :return: whether anything was changed
-        :raises PgherdError: something was refused; everything else was done
+        :raises PgherdError: something was refused, or waits; everything else was done
         """
         name = cluster.metadata.name
         with self._changing(name):
@@ -332,10 +343,13 @@ class KubernetesPlatform(KeepsBackups):
             chores = [partial(self._align_group, cluster, configs, group) for group in present]
             if present:
                 chores.insert(0, partial(self._ensure_cluster, cluster))
-            chores += [partial(self._end_trials, name), partial(self._remove_discarded, name)]
+            chores += [partial(self._end_trials, cluster), partial(self._remove_discarded, name)]
             if cluster.spec.fencing == "out-of-service":
                 chores.append(partial(self._look_at_fence, name))
-            return bool(_all_done(chores))
+            changed = all_done(chores)
+        if not changed:
+            self._opinions.require_none_waits(name)
+        return bool(changed)
 
     def _align_group(
         self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
@@ -351,16 +365,18 @@ class KubernetesPlatform(KeepsBackups):
         self._upkeep.group(cluster, group, replicas, own)
         return changed
 
-    def _end_trials(self, name: str) -> list[str]:
+    def _end_trials(self, cluster: PostgresCluster) -> list[str]:
+        name, asked = cluster.metadata.name, trials.script(cluster, server_major(cluster))
         pods = self._reader.of_cluster(POD, self.namespace, name)
         templates = views.templates(self._reader.of_cluster(STATEFUL_SET, self.namespace, name))
         for pod in pods:
-            if trials.TRIAL_LABEL in pod["metadata"]["labels"] and trials.is_over(pods, pod, templates):
+            is_trial = trials.TRIAL_LABEL in pod["metadata"]["labels"]
+            if is_trial and trials.is_over(pods, pod, templates, asked):
                 self.api.delete(POD, self.namespace, pod["metadata"]["name"], grace=0)
         return []
 
     def _remove_discarded(self, name: str) -> list[str]:
-        _all_done([self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())])
+        all_done([self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())])
         return []
 
     def _look_at_fence(self, name: str) -> list[str]:
@@ -555,23 +571,6 @@ class KubernetesPlatform(KeepsBackups):
             self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self.forget_store(cluster, group, epoch)
-
-
-def _all_done(chores: Sequence[Callable[[], list[str] | None]]) -> list[str]:
-    """What was changed. What is refused for one group must not keep the others from being healed.
-
-    :raises PgherdError: something was refused; everything else was done
-    """
-    changed: list[str] = []
-    problems: list[str] = []
-    for chore in chores:
-        try:
-            changed += chore() or []
-        except PgherdError as error:
-            problems.append(str(error))
-    if problems:
-        raise PgherdError("; ".join(problems))
-    return changed
 
 
 def is_stopped(found: Object) -> bool:

@@ -1,10 +1,10 @@
 """Could a member run in what is declared now? A pod of no consequence finds out before the member's own goes. Pure.
 
 It has the new image, node selector, tolerations and rights, keeps the distance from the other members of its group that
-is declared, looks for the programs that it would need, and ends. It begins on the member's own node, which it asks for
-what the new resources are more than the old ones: what the member has there comes free when it goes. If that node takes
-no such pod, a second one asks all others to which the member's volume can follow, for everything. What a member can't
-have is its trial's to find out: a standby that waits for a node protects nobody.
+is declared, looks for the programs and libraries that it would need, and ends. It begins on the member's own node,
+which it asks for what the new resources are more than the old ones: what the member has there comes free when it goes.
+If that node takes no such pod, a second one asks all others to which the member's volume can follow, for everything.
+What a member can't have is its trial's to find out: a standby that waits for a node protects nobody.
 
 A member alone has nobody who could take its place, and is not sent elsewhere: it is moved by way of a standby. One that
 never ran in what it has needs no trial.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,10 +129,11 @@ def case(member: Member, pods: Sequence[Object], template: Object) -> Case:
     )
 
 
-def is_over(pods: Sequence[Object], trial: Object, templates: Mapping[str, Object]) -> bool:
+def is_over(pods: Sequence[Object], trial: Object, templates: Mapping[str, Object], asked: str) -> bool:
     """Whether a trial's answer is of no use any more, or not worth the room that it takes.
 
     :param templates: by StatefulSet
+    :param asked: the script as it would be now
     """
     labels = trial["metadata"]["labels"]
     member = names.member_of(str(labels.get(names.CLUSTER_LABEL)), str(labels[TRIAL_LABEL]))
@@ -145,6 +147,8 @@ def is_over(pods: Sequence[Object], trial: Object, templates: Mapping[str, Objec
     failed = (trial.get("status") or {}).get("phase") == "Failed" and _exit_code(trial) not in (0, NOT_THERE)
     if failed or now.valid(where) is None or "deletionTimestamp" in trial["metadata"]:
         return True
+    if _asked(trial) != asked:
+        return True
     return where is Where.ELSEWHERE and (_is_in_the_way(now, trial) or _is_needless(now))
 
 
@@ -156,6 +160,12 @@ def _is_in_the_way(now: Case, trial: Object) -> bool:
 def _is_needless(now: Case) -> bool:
     here = now.made.get(Where.HERE)
     return here is not None and not views.finds_no_place(here)
+
+
+def _asked(trial: Object) -> object:
+    return next(
+        each["command"][-1] for each in trial["spec"]["containers"] if each["name"] == names.CONTAINER
+    )
 
 
 def _mark_of(trial: Object) -> str | None:
@@ -281,7 +291,13 @@ def trial_pod(
 def script(cluster: PostgresCluster, major: int) -> str:
     """What the trial looks for."""
     program = f"/usr/lib/postgresql/{major}/bin/postgres"
-    return SCRIPT.replace("@FILES@", " ".join([program, *patroni_files.required_files(cluster, major)]))
+    preloaded = patroni_files.preloaded(cluster.spec.postgres.parameters, major)
+    files = [
+        program,
+        *patroni_files.required_files(cluster, major),
+        *(f"{path}.so" for _, _, path in preloaded),
+    ]
+    return SCRIPT.replace("@FILES@", shlex.join(files))
 
 
 def _is_node(name: str) -> dict[str, Any]:

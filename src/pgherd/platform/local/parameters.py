@@ -1,9 +1,5 @@
-"""What the installed PostgreSQL itself says of declared parameters, asked before anything runs.
-
-Patroni leaves out a parameter it does not know or whose value is out of range, and only logs it: a typing error would
-stay unseen. A library that is not there would keep members from starting. ``postgres -C`` reads parameters exactly as
-a server does, needs no data directory, and takes about 2 ms.
-"""
+"""What the installed PostgreSQL itself says of declared parameters, asked before anything runs: see
+:mod:`pgherd.platform.parameters`."""
 
 from __future__ import annotations
 
@@ -16,15 +12,15 @@ from pgherd.engine import registry
 from pgherd.model import tuning
 from pgherd.model.spec import ParameterValue, PostgresCluster
 from pgherd.platform.local.binaries import Binaries
+from pgherd.platform.parameters import LIBDIR, QUESTION, absent, libraries, path_of, refusal, setting
 
 _SECONDS = 30
-_MARKS = ("FATAL:", "DETAIL:", "HINT:")
 
 
 def problems(postgres: Binaries, parameters: Mapping[str, ParameterValue]) -> list[str]:
     """What this PostgreSQL would not take, each with its path in the declaration."""
     return [
-        f"spec.postgres.parameters.{name}: {problem}"
+        f"{path_of(name)}: {problem}"
         for name, value in parameters.items()
         for problem in _problems(postgres, name, value)
     ]
@@ -47,48 +43,32 @@ def engine_problems(postgres: Binaries, cluster: PostgresCluster) -> list[str]:
 
 
 def _problems(postgres: Binaries, name: str, value: ParameterValue) -> Iterator[str]:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if refusal := _refusal(postgres.directory / "postgres", name, text):
-        yield refusal
-    if name.lower() == "shared_preload_libraries":
-        yield from (f"there is no library {library} here" for library in _missing(postgres, text))
+    if problem := _refusal(postgres.directory / "postgres", name, value):
+        yield problem
+    yield from (absent(library) for library in _missing(postgres, name, value))
 
 
-def _refusal(program: Path, name: str, value: str) -> str | None:
-    # -C must be the first argument: only then may root ask.
-    command: list[str | Path] = [
-        program,
-        "-C",
-        "port",
-        "--config-file=/dev/null",
-        "-D",
-        "/",
-        "-c",
-        f"{name}={value}",
-    ]
+def _refusal(program: Path, name: str, value: ParameterValue) -> str | None:
     done = subprocess.run(
-        command,
+        [program, *QUESTION, setting(name, value)],
         capture_output=True,
         text=True,
         timeout=_SECONDS,
         check=False,
         env={**os.environ, "LC_ALL": "C"},
     )
-    if done.returncode == 0:
-        return None
-    told = [
-        line.split(mark, 1)[1].strip() for line in done.stderr.splitlines() for mark in _MARKS if mark in line
-    ]
-    return "; ".join(told) or f"PostgreSQL refuses {value!r}"
+    return None if done.returncode == 0 else refusal(done.stderr, value)
 
 
-def _missing(postgres: Binaries, libraries: str) -> Iterator[str]:
-    """Libraries without a file where PostgreSQL would look for them; paths and ``$libdir`` are left to it."""
-    folder = _config(postgres, "pkglibdir")
+def _missing(postgres: Binaries, name: str, value: ParameterValue) -> Iterator[str]:
+    """Libraries without a file where PostgreSQL would look for them."""
+    named = libraries(name, value)
+    folder = _config(postgres, "pkglibdir") if named else None
     if folder is None:
         return
-    for library in filter(None, (item.strip().strip('"') for item in libraries.split(","))):
-        if "/" not in library and not list(folder.glob(f"{library.removesuffix('.so')}.*")):
+    for library, path in named.items():
+        there = Path(path.replace(LIBDIR, str(folder)))
+        if not list(there.parent.glob(f"{there.name}.*")):
             yield library
 
 
