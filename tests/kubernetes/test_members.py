@@ -27,6 +27,8 @@ def shop(namespace: Namespace) -> Iterator[Cluster]:
     cluster = Cluster(namespace, "dwell")
     declared = cluster.declaration(segments=1, standbys=0)
     declared["spec"]["segments"]["standbys"] = 1
+    # A line that says host would take connections of both kinds.
+    declared["spec"]["postgres"] = {"hostBasedAuthentication": "host all all all scram-sha-256"}
     namespace.apply(declared)
     cluster.wait_phase("Running")
     yield cluster
@@ -53,7 +55,7 @@ def test_members_of_a_group_are_on_different_nodes(shop: Cluster) -> None:
 def test_nobody_talks_to_postgresql_in_plain_text(shop: Cluster) -> None:
     member = shop.member("segment-1", "standby")
     address = f"host=dwell-segment-1.{shop.namespace.name}.svc user=postgres dbname=app"
-    assert "no encryption" in said(shop, member, f"{address} sslmode=disable")
+    assert "rejects connection" in said(shop, member, f"{address} sslmode=disable")
     assert said(shop, member, f"{address} sslmode=require").strip() == "in"
     named = address.replace("host=", f"host={shop.member('segment-1', 'primary')}.")
     assert (

@@ -53,6 +53,15 @@ def test_what_may_not_be_leaves_what_was_accepted_before(
     assert all(problem.startswith(path) for problem in problems)
 
 
+def test_a_line_that_an_older_version_accepted_stays_in_force_and_is_told() -> None:
+    lines = {"hostBasedAuthentication": "hostnossl all all all md5"}
+    before = kept(postgres={"hostBasedAuthentication": "hostnossl all all all reject"})
+    before["data"] = {key: text.replace("all reject", "all md5") for key, text in before["data"].items()}
+    cluster, problems = judge(resource(postgres=lines), before)
+    assert cluster.spec.postgres.host_based_authentication == lines["hostBasedAuthentication"]
+    assert [problem.split(":")[0] for problem in problems] == ["spec.postgres.hostBasedAuthentication"]
+
+
 def test_without_anything_accepted_before_it_is_refused_as_a_whole() -> None:
     with pytest.raises(BadInput, match="fsync"):
         judge(resource(postgres={"parameters": {"fsync": "off"}}), None)

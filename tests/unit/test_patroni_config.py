@@ -96,6 +96,26 @@ def test_no_line_of_the_users_can_lock_pgherd_out_and_all_of_them_come_before_th
     assert all(line.split()[-1] in ("scram-sha-256", "reject") for line in lines)
 
 
+def test_where_connections_are_encrypted_no_line_of_the_users_lets_plain_text_in() -> None:
+    declared = cluster(postgres={"hostBasedAuthentication": "host all,replication all all \\\n trust\n"})
+    lines = dynamic_config(declared, 0, {}, [], networks=["0.0.0.0/0", "::/0"], local=False, tls=True)[
+        "postgresql"
+    ]["pg_hba"]
+    assert lines == [
+        "local replication replicator scram-sha-256",
+        "hostssl replication replicator 0.0.0.0/0 scram-sha-256",
+        "hostssl all postgres 0.0.0.0/0 scram-sha-256",
+        "hostssl replication replicator ::/0 scram-sha-256",
+        "hostssl all postgres ::/0 scram-sha-256",
+        "hostnossl all all all reject",
+        "hostnossl replication all all reject",
+        "host all,replication all all  trust",
+        "local all all scram-sha-256",
+        "hostssl all all 0.0.0.0/0 scram-sha-256",
+        "hostssl all all ::/0 scram-sha-256",
+    ]
+
+
 def test_a_configuration_needs_no_patch_to_become_itself() -> None:
     assert config_patch(config(), config()) == {}
 

@@ -327,6 +327,35 @@ def test_platforms_differ_in_engine_and_resources() -> None:
     assert spec.with_platform_defaults(kubernetes, "kubernetes") == kubernetes
 
 
+def test_lines_for_clients_without_tls_are_refused_where_members_refuse_such_clients() -> None:
+    body = "spec: {postgres: {hostBasedAuthentication: hostnossl all all all md5}}"
+    assert declared(body).spec.postgres.host_based_authentication
+    with pytest.raises(BadInput) as refused:
+        declared(body, platform="kubernetes")
+    (problem,) = refused.value.problems
+    assert problem.startswith("spec.postgres.hostBasedAuthentication: line 1 is for connections without TLS")
+    assert problem.endswith("write hostssl, or leave the line out")
+    assert declared(body.replace("md5", "reject"), platform="kubernetes")
+
+
+@pytest.mark.parametrize("line", ["hostnossl all all all md5", "host all all 10.0.0.0/99 md5"])
+def test_lines_that_an_older_version_accepted_do_not_make_a_cluster_unreadable(line: str) -> None:
+    raw = spec.to_mapping(declared(platform="kubernetes"))
+    raw["spec"]["postgres"]["hostBasedAuthentication"] = line
+    kept = spec.from_mapping(raw, platform="kubernetes", kept=True)
+    assert kept.spec.postgres.host_based_authentication == line
+    assert spec.load(spec.dump(kept), source="x", platform="kubernetes", kept=True) == kept
+    with pytest.raises(BadInput, match="hostBasedAuthentication: line 1"):
+        spec.from_mapping(raw, platform="kubernetes")
+
+
+def test_a_method_is_judged_by_the_version_that_is_declared() -> None:
+    line = "host all all all oauth issuer=https://example.com scope=openid"
+    assert declared(f"spec: {{postgres: {{version: 18, hostBasedAuthentication: '{line}'}}}}")
+    with pytest.raises(BadInput, match="which PostgreSQL 17 does not know yet"):
+        declared(f"spec: {{postgres: {{version: 17, hostBasedAuthentication: '{line}'}}}}")
+
+
 def test_declared_resources_stay_beside_the_platforms() -> None:
     resources = declared(
         "spec: {segments: {resources: {memory: 8Gi}}}", platform="kubernetes"

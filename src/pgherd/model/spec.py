@@ -15,9 +15,11 @@ from pydantic import BaseModel, ValidationError
 from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
 from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RetentionSpec
+from pgherd.model.spec_hba import plain_text_problems
 from pgherd.model.spec_models import (
     API_VERSION,
     DEFAULT_ENGINE,
+    KEPT,
     KIND,
     ClusterSpec,
     ExpansionSpec,
@@ -88,18 +90,20 @@ _VERSION = ("spec", "postgres", "version")
 _KUBERNETES_RESOURCES = {"cpu": "1", "memory": "2Gi"}
 
 
-def load(text: str, *, source: str, platform: str = "local") -> PostgresCluster:
+def load(text: str, *, source: str, platform: str = "local", kept: bool = False) -> PostgresCluster:
     """Read a declaration (YAML or JSON) and fill in the platform's defaults.
 
     :param source: what to call the text in messages, for example its file name
     :param platform: ``local`` or ``kubernetes``
+    :param kept: it was accepted once and is in force: its pg_hba lines are not judged anew, or a cluster that runs
+        would be nobody's any more where a later version knows better
     :raises BadInput: with every problem, each with its path and line
     """
     document = spec_yaml.read(text, source)
-    cluster, problems = validate(document.value, PostgresCluster)
+    cluster, problems = validate(document.value, PostgresCluster, kept=kept)
     if cluster is None:
         raise BadInput(*described(problems, document, source))
-    return with_platform_defaults(cluster, platform)
+    return with_platform_defaults(cluster, platform, kept=kept)
 
 
 def described(problems: list[Found], document: spec_yaml.Document, source: str) -> list[str]:
@@ -113,18 +117,20 @@ def described(problems: list[Found], document: spec_yaml.Document, source: str) 
     return [told(each) for each in sorted(problems, key=lambda found: document.line(found[0]) or 0)]
 
 
-def from_mapping(value: object, *, source: str = "", platform: str = "local") -> PostgresCluster:
+def from_mapping(
+    value: object, *, source: str = "", platform: str = "local", kept: bool = False
+) -> PostgresCluster:
     """The same for plain data, for example an object of the Kubernetes API.
 
     :raises BadInput: with every problem, each with its path
     """
-    cluster, problems = validate(value, PostgresCluster)
+    cluster, problems = validate(value, PostgresCluster, kept=kept)
     if cluster is None:
         raise BadInput(*(f"{dotted(path) or source or 'the declaration'}: {what}" for path, what in problems))
-    return with_platform_defaults(cluster, platform)
+    return with_platform_defaults(cluster, platform, kept=kept)
 
 
-def validate(value: object, model: type[M]) -> tuple[M | None, list[Found]]:
+def validate(value: object, model: type[M], *, kept: bool = False) -> tuple[M | None, list[Found]]:
     """A declaration of one kind from plain data, or everything that is wrong with it."""
     if not isinstance(value, Mapping):
         return None, [((), f"must be a mapping with apiVersion, kind, metadata and spec, got {shown(value)}")]
@@ -139,7 +145,7 @@ def validate(value: object, model: type[M]) -> tuple[M | None, list[Found]]:
         return None, header
     problems = relations(raw) if model is PostgresCluster else []
     try:
-        declared = model.model_validate(raw, by_alias=True, by_name=False)
+        declared = model.model_validate(raw, by_alias=True, by_name=False, context={KEPT: kept})
     except ValidationError as error:
         return None, problems_of(error, model) + problems
     return (None if problems else declared), problems
@@ -185,10 +191,11 @@ def to_mapping(cluster: PostgresCluster) -> dict[str, Any]:
     return cluster.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresCluster:
+def with_platform_defaults(cluster: PostgresCluster, platform: str, *, kept: bool = False) -> PostgresCluster:
     """Fill in what the platform decides and the declaration left out (idempotent).
 
     :param platform: ``local`` or ``kubernetes``
+    :param kept: see :func:`load`
     :raises BadInput: what is filled in does not go with what was declared
     """
     spec = cluster.spec
@@ -198,7 +205,9 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str) -> PostgresC
     if spec.expansion.mode == "clone" and platform == "kubernetes":
         raise BadInput("spec.expansion.mode: clone is for the local platform: use online or blocking")
     if platform == "kubernetes":
-        if problems := kubernetes_problems(spec):
+        plain_text = [] if kept else plain_text_problems(spec.postgres.host_based_authentication)
+        problems = [f"spec.postgres.hostBasedAuthentication: {problem}" for problem in plain_text]
+        if problems := [*problems, *kubernetes_problems(spec)]:
             raise BadInput(*problems)
         update["coordinator"] = _with_resources(spec.coordinator)
         update["segments"] = _with_resources(spec.segments)
@@ -225,7 +234,7 @@ def kubernetes_problems(spec: ClusterSpec) -> list[str]:
             )
     if spec.bootstrap is not None and spec.bootstrap.clone is not None:
         problems.append(
-            "spec.bootstrap.clone: is not available on kubernetes in this version: use recovery, or 'pgherd copy'"
+            "spec.bootstrap.clone: is not available on kubernetes in this version: use recovery, or 'pgherd copy-to'"
         )
     return problems
 

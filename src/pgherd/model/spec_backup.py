@@ -84,8 +84,9 @@ class BackupSpec(Model):
     when_full: Literal["keep", "drop"] = Field(
         default="keep",
         description="What happens at walLimit. keep: the log goes on waiting, until the members' disks are full. drop: "
-        "the oldest of it is let go unarchived, so that disks never fill up; points after such a gap can be restored "
-        "again once a new base copy is made, which happens by itself.",
+        "log is let go unarchived, so that disks never fill up: with native the oldest file, again and again, with "
+        "pgbackrest all that waits, at once. Points after such a gap can be restored again once a new base copy is "
+        "made, which happens by itself.",
     )
     secret_ref: str | None = Field(default=None, min_length=1, max_length=400, description=_SECRET)
     compress: Literal["zst", "lz4", "gz", "none"] | None = Field(
@@ -155,7 +156,7 @@ class BootstrapSpec(Model):
 
     recovery: RecoverySpec | None = Field(default=None, description="From the backups of another cluster.")
     clone: CloneSpec | None = Field(
-        default=None, description="From another cluster as it is when it is copied."
+        default=None, description="Local only: from another cluster as it is when it is copied."
     )
 
     @model_validator(mode="after")

@@ -17,13 +17,15 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pgherd.model.spec_backup import BackupSpec, BootstrapSpec
 from pgherd.model.spec_base import Model
-from pgherd.model.spec_parameters import ParameterValue, hba_problems, parameter_problem, same_but_for_case
+from pgherd.model.spec_hba import hba_problems
+from pgherd.model.spec_parameters import ParameterValue, parameter_problem, same_but_for_case
 from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_time
 
 API_VERSION = "pgherd.io/v1alpha1"
@@ -55,6 +57,9 @@ _LABEL_KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
 _RESERVED_DATABASES = {"postgres", "template0", "template1", "pgherd", "replicator", "public", "none"}
+
+KEPT = "kept"
+"""in the context of a validation: whether the declaration is one that was accepted before"""
 
 Problem = tuple[tuple[str | int, ...], str, Any]
 """path below the model at hand, what is wrong, the value"""
@@ -126,8 +131,11 @@ def _check_image(value: str) -> str:
     return value
 
 
-def _check_hba(text: str) -> str:
-    _raise("hostBasedAuthentication", [((), problem, text) for problem in hba_problems(text)])
+def _check_hba(text: str, info: ValidationInfo) -> str:
+    if (info.context or {}).get(KEPT):
+        return text
+    problems = hba_problems(text, info.data.get("version"))
+    _raise("hostBasedAuthentication", [((), problem, text) for problem in problems])
     return text
 
 
@@ -217,7 +225,8 @@ class PostgresSpec(Model):
     host_based_authentication: Annotated[str, AfterValidator(_check_hba)] = Field(
         default="",
         description="Lines of pg_hba.conf that say who may connect, from where and how; they come before the "
-        "defaults (a SCRAM password for everyone).",
+        "defaults (a SCRAM password for everyone). A line that PostgreSQL would not read is refused. On Kubernetes "
+        "connections without TLS are refused whatever is said here.",
     )
 
 
@@ -390,12 +399,13 @@ class ClusterSpec(Model):
     )
     backup: BackupSpec | None = Field(
         default=None,
-        description="Local only: backups and restore points of the whole cluster. Left out: there are none.",
+        description="Backups and restore points of the whole cluster. On Kubernetes with method pgbackrest and an "
+        "object store only. Left out: there are none.",
     )
     bootstrap: BootstrapSpec | None = Field(
         default=None,
-        description="Local only: where a new cluster gets its data from. Left out: it begins empty. Of no effect once "
-        "the cluster has data.",
+        description="Where a new cluster gets its data from; on Kubernetes from backups in an object store only. Left "
+        "out: it begins empty. Of no effect once the cluster has data.",
     )
     replace_lost_after: int = Field(
         default=300,

@@ -1,4 +1,4 @@
-"""Which PostgreSQL parameters and pg_hba lines a declaration may carry, and why not the others.
+"""Which PostgreSQL parameters a declaration may carry, and why not the others.
 
 Parameters that carry a promise of pgherd (where members listen, how they replicate, that a commit is
 durable) belong to pgherd. Of a few that moves and standbys live on only the floor is fixed. Everything
@@ -109,39 +109,3 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value).strip().lower()
-
-
-_HBA_TYPES = {"local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"}
-_HBA_METHODS = {
-    *("trust", "reject", "scram-sha-256", "md5", "password", "gss", "sspi", "ident", "peer", "ldap"),
-    *("radius", "cert", "pam", "bsd", "oauth"),
-}
-_HBA_FIELD = re.compile(r'(?:"[^"]*"|[^\s,#"])+(?:,\s*(?:"[^"]*"|[^\s,#"])+)*')
-
-
-def hba_problems(text: str) -> list[str]:
-    """What PostgreSQL would refuse in these pg_hba lines, one sentence each.
-
-    One wrong line keeps PostgreSQL from reading the whole file, and from starting: better refused here.
-    """
-    problems = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = _HBA_FIELD.findall(line.split("#", 1)[0])
-        problem = _hba_line_problem(fields) if fields else None
-        if problem:
-            problems.append(f"line {number} {problem}")
-    return problems
-
-
-def _hba_line_problem(fields: list[str]) -> str | None:
-    kind, needed = fields[0], 4 if fields[0] == "local" else 5
-    if kind not in _HBA_TYPES:
-        return f"must start with local, host or hostssl, got {kind}"
-    if len(fields) < needed:
-        address = ", address" if needed == 5 else ""
-        return f"needs {needed} fields (type, database, user{address}, method), got {len(fields)}"
-    # An address may be followed by a mask of its own: the method is then one field later.
-    candidates = fields[needed - 1 : needed + 1] if needed == 5 else fields[needed - 1 : needed]
-    if not _HBA_METHODS & set(candidates):
-        return f"has an unknown authentication method {candidates[0]}"
-    return None

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec_hba import hba_lines
 from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
 from pgherd.model.tuning import memory_parameters
 
@@ -114,7 +115,7 @@ def dynamic_config(
                 engine_parameters,
                 preload,
             ),
-            "pg_hba": _pg_hba(cluster, networks, "hostssl" if tls else "host"),
+            "pg_hba": _pg_hba(cluster, networks, tls=tls),
         },
     }
 
@@ -161,7 +162,8 @@ def _split(value: str) -> list[str]:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _pg_hba(cluster: PostgresCluster, networks: Sequence[str], host: str) -> list[str]:
+def _pg_hba(cluster: PostgresCluster, networks: Sequence[str], *, tls: bool) -> list[str]:
+    host = "hostssl" if tls else "host"
     # pgherd's own two roles come first: no line of the user's can lock Patroni or the engine out.
     own = [f"local replication {REPLICATION_USER} scram-sha-256"]
     own += [
@@ -172,12 +174,13 @@ def _pg_hba(cluster: PostgresCluster, networks: Sequence[str], host: str) -> lis
             f"{host} all {SUPERUSER} {network} scram-sha-256",
         )
     ]
-    user = (line.strip() for line in (cluster.spec.postgres.host_based_authentication or "").splitlines())
+    # A line that says host takes connections of both kinds; all does not mean replication.
+    encrypted = [f"hostnossl {database} all all reject" for database in ("all", "replication")] if tls else []
     defaults = [
         "local all all scram-sha-256",
         *(f"{host} all all {network} scram-sha-256" for network in networks),
     ]
-    return [*own, *(line for line in user if line and not line.startswith("#")), *defaults]
+    return [*own, *encrypted, *hba_lines(cluster.spec.postgres.host_based_authentication), *defaults]
 
 
 def config_patch(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

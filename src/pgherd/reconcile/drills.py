@@ -1,9 +1,9 @@
 """A drill: the newest restore point is restored into a scratch cluster, which is examined and removed again.
 
 Backups that nobody restores are hopes. A drill does all that a real restore does, in a cluster without standbys; then
-it asks the scratch whether its catalogue and its segments agree, reads every table and index of every group for damage
-(``pg_amcheck``; page checksums are verified on the way), and says what it found. Where tables are named it makes a
-point of its own, with what they held there (``operations.fingerprint``), and compares.
+it asks the scratch whether its catalogue and its segments agree, reads tables and btree indexes of every group for
+damage (``pg_amcheck``; page checksums are verified on the way), and says what it found. Where tables are named it makes
+a point of its own, with what they held there (``operations.fingerprint``), and compares.
 
 How the scratch is made and removed, and how programs are run in it, is its :class:`Ground`'s business, which also
 writes down how far the drill is: whoever is given that goes on from there.
@@ -43,6 +43,8 @@ AGAIN_SECONDS = 10.0
 LATE_SECONDS = 60.0
 """how long after its time a drill may still wait for its scratch to answer; then that goes, and the drill with it"""
 PAGE_BYTES = 8192
+READING = "reading tables and btree indexes"
+"""what is told while ``pg_amcheck`` runs: other kinds of indexes it does not know"""
 AMCHECK = ("--no-password", "--install-missing", "--progress")
 """what ``pg_amcheck`` is told everywhere"""
 _QUIET = "-c event_triggers=off"
@@ -331,7 +333,7 @@ class Drill:
         if prints := self._prints():
             different, compared = self._compare(world, prints)
             problems += different
-        self._told("reading every table and index")
+        self._told(READING)
         problems += self._amcheck(world)
         crash_point("drill:examined")
         return problems, compared
@@ -366,7 +368,7 @@ class Drill:
             self._require_time()
             if amounts := _PAGES.findall(text):
                 done, total = (int(amount) * PAGE_BYTES for amount in amounts[-1])
-                self._report("reading every table and index", done, total)
+                self._report(READING, done, total)
 
         found = []
         for group in sorted(world.databases.addresses()):

@@ -39,7 +39,7 @@ def accepted_before(kept: Object | None) -> PostgresCluster | None:
     """The declaration in this config map; None where there is none, or none that makes sense any more."""
     text = ((kept or {}).get("data") or {}).get(ACCEPTED_KEY, "")
     try:
-        return load(text, source="what was accepted before", platform="kubernetes")
+        return load(text, source="what was accepted before", platform="kubernetes", kept=True)
     except BadInput:
         return None
 

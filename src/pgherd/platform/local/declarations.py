@@ -99,7 +99,7 @@ def _parse(text: str, source: str) -> Declaration:
             f"{source}: {_SECTION}: must be a mapping with a number as generation: restore it from a copy"
         )
     return Declaration(
-        spec.from_mapping(value, source=source),
+        spec.from_mapping(value, source=source, kept=True),
         stopped=bool(asked.get("stopped")),
         deleting=bool(asked.get("deleting")),
         purge=bool(asked.get("purge")),
