@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +20,7 @@ from pgherd.backup.native import Native
 from pgherd.backup.pgbackrest import PgBackRest, Place
 from pgherd.backup.pgbackrest_config import Settings
 from pgherd.backup.pgbackrest_program import Runner
-from pgherd.backup.records import Point
+from pgherd.backup.records import Backup, Point
 from pgherd.backup.repository import Repository
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore
@@ -500,3 +500,86 @@ def test_a_round_that_meets_what_nobody_expected_is_told(herd: Herd, monkeypatch
     herd.keeper.run()
     assert herd.keeper.error is not None
     assert "by nothing" in herd.keeper.error
+
+
+# backups that failed
+
+
+class Idle(Keeper):
+    """One that only notes what it begins; every group has a copy."""
+
+    begun: list[Backup]
+
+    def _start(self, backup: Backup) -> None:
+        self.begun.append(backup)
+
+
+@pytest.fixture
+def idle(herd: Herd, monkeypatch: pytest.MonkeyPatch) -> Idle:
+    monkeypatch.setattr("pgherd.backup.choice.missing_base", lambda *those: [])
+    made = Idle(herd.keeper._kept)
+    made.begun = []
+    return made
+
+
+def failed(name: str, seconds_ago: float, *, again: bool = True, order: int = 0) -> Backup:
+    ended = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
+    since = f"2026-11-01T00:00:{order:02}+00:00"
+    known = Backup(name, "differential", "failed", since, wanted=(0, 1), finished_at=ended, again=again)
+    return replace(known, error="no space left on device")
+
+
+def test_a_backup_that_failed_of_what_may_pass_is_made_anew(herd: Herd, idle: Idle) -> None:
+    herd.repository.remember_backup(failed("b1", keeper.AGAIN_SECONDS - 5))
+    idle._see_to_backups()
+    assert idle.begun == []
+    herd.repository.remember_backup(failed("b1", keeper.AGAIN_SECONDS + 5))
+    idle._see_to_backups()
+    [begun] = idle.begun
+    assert (begun.type, begun.wanted, begun.phase) == ("differential", (0, 1), "requested")
+
+
+def test_a_backup_that_failed_of_what_stays_is_left_to_somebody(herd: Herd, idle: Idle) -> None:
+    herd.repository.remember_backup(failed("b1", 1e6, again=False))
+    idle._see_to_backups()
+    assert idle.begun == []
+
+
+def test_a_backup_that_does_not_fit_is_tried_less_and_less_often(herd: Herd, idle: Idle) -> None:
+    for number in range(5):
+        herd.repository.remember_backup(failed(f"b{number}", 8 * keeper.AGAIN_SECONDS, order=number))
+    idle._see_to_backups()
+    assert idle.begun == []
+    for number in range(5, 40):
+        herd.repository.remember_backup(failed(f"b{number}", keeper.AGAIN_MOST_SECONDS + 5, order=number))
+    idle._see_to_backups()
+    assert len(idle.begun) == 1, "but never given up"
+
+
+def test_a_backup_that_is_interrupted_rests_before_it_goes_on(
+    herd: Herd, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    tries: list[str] = []
+
+    class Interrupted:
+        def __init__(self, job: object, backup: Backup) -> None:
+            self.backup = backup
+
+        def run(self) -> None:
+            tries.append(self.backup.id)
+            raise PgherdError("could not write backup.json: no space left on device")
+
+    monkeypatch.setattr(keeper, "Maker", Interrupted)
+    herd.repository.remember_backup(Backup("b1", "full", "running", "2026-11-01T00:00:00+00:00"))
+
+    def look() -> None:
+        herd.keeper._see_to_backups()
+        if herd.keeper._maker is not None:
+            herd.keeper._maker.join()
+
+    for _ in range(3):
+        look()
+    assert tries == ["b1"]
+    clock(keeper.INTERRUPTED_SECONDS + 1)
+    look()
+    assert tries == ["b1", "b1"]

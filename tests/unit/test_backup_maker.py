@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from pgherd.backup import maker, points, records
+from pgherd.backup import choice, gaps, maker, points, records
 from pgherd.backup.base import Report
+from pgherd.backup.gaps import file_name
 from pgherd.backup.maker import Job, Maker
 from pgherd.backup.native import Native
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, BackupType, GroupBackup, GroupPoint, Point
-from pgherd.errors import BadInput
+from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.platform.base import Programs
 from tests.support.backups import SYSTEM, backup, copy, lsn
 
+PER_HOUR = 16
+"""files of the log"""
 LEFT = f'1\t{lsn(1.05)}\tat restore point "p-1"\n'
 """all groups were taken back to a place within the copy that was made at 1"""
 
@@ -28,10 +32,13 @@ class Groups(Native):
     """Groups that are all on one timeline, and whose copies are folders with a note; the repository is a real one."""
 
     timeline = 1
+    problem: PgherdError | None = None
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, _no_programs)
         self.made: list[tuple[int, str | None]] = []
+        self.lost: dict[int, set[int]] = {}
+        self.position: float | None = None
 
     def back_up(
         self,
@@ -47,14 +54,25 @@ class Groups(Native):
         assert not folder.exists(), "what led nowhere was removed"
         folder.mkdir(parents=True)
         self.made.append((group, parent))
-        return copy(float(self.timeline), "full" if parent is None else kind, parent, timeline=self.timeline)
+        if self.problem is not None:
+            raise self.problem
+        at = float(self.timeline) if self.position is None else self.position
+        return copy(at, "full" if parent is None else kind, parent, timeline=self.timeline)
+
+    def archive(self) -> None:
+        """The log up to the next point, but for what is lost."""
+        for group in range(3):
+            folder = self.repository.logs(group) / SYSTEM
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in set(range(PER_HOUR, 9 * PER_HOUR)) - self.lost.get(group, set()):
+                (folder / file_name(1 if number < 1.05 * PER_HOUR - 1 else self.timeline, number)).touch()
 
     def go_back(self) -> None:
         """A restore in place."""
         self.timeline = 2
         for group in range(3):
             folder = self.repository.logs(group) / SYSTEM
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "00000002.history").write_text(LEFT)
 
 
@@ -71,6 +89,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Groups:
         return {group: Standing(SYSTEM, "now", made.timeline, 1, 1, {}) for group in those}
 
     def make(engine: object, databases: object, method: object, name: str, *, backup: str) -> Point:
+        made.archive()
         where = {group: GroupPoint(SYSTEM, made.timeline, lsn(9)) for group in range(3)}
         point = Point(name, records.now(), where, "fdw", "app", 0, 1.0, True, backup)
         made.repository.remember_point(point)
@@ -137,3 +156,99 @@ def test_a_backup_whose_record_can_not_be_read_is_not_begun_anew_over_its_copies
         maker.request(native.repository, "full", name="nightly")
     assert record.read_text() == content
     assert maker.request(native.repository, "full").id != "nightly"
+
+
+def test_a_group_whose_log_has_a_hole_behind_its_copy_is_copied_again(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the backup is done, and the point that closes it can't be restored."""
+    monkeypatch.setattr(points, "LOST_SECONDS", 0.0)
+    monkeypatch.setattr(maker, "RETRY_SECONDS", 0.01)
+    groups.lost = {1: {3 * PER_HOUR}}
+
+    class Later(Maker):
+        def _copy_again(self, those: Sequence[int]) -> None:
+            groups.position = 4.0
+            super()._copy_again(those)
+
+    done = Later(job(groups), requested(groups)).run()
+    assert done.phase == "done", done.error
+    assert sorted(group for group, _ in groups.made) == [0, 1, 1, 2]
+    closing = groups.repository.point(str(done.point))
+    assert closing is not None
+    logs = gaps.Logs(groups.log_names, groups.histories)
+    late = replace(closing, time="2026-12-01T00:00:00+00:00")
+    assert choice.bases(late, [done], groups.histories, logs) is not None
+
+
+def test_a_file_that_a_standby_brings_in_time_makes_no_copy_anew(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups.lost = {1: {3 * PER_HOUR}}
+
+    def rest(self: Maker) -> None:
+        groups.lost.clear()
+        groups.archive()
+
+    monkeypatch.setattr(Maker, "_rest", rest)
+    assert Maker(job(groups), requested(groups)).run().phase == "done"
+    assert len(groups.made) == 3
+
+
+def test_a_closing_point_that_is_archived_days_later_is_not_lost(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = points.make
+
+    def long_ago(*those: Any, **named: Any) -> Point:
+        for hours in (40, 80, 120):
+            groups.repository.remember_point(later(make(*those, **named), hours))
+        return make(*those, **named)
+
+    def later(point: Point, hours: float) -> Point:
+        at = (records.moment(point.time) + timedelta(hours=hours)).isoformat()
+        return replace(point, name=f"p-{hours}", time=at)
+
+    monkeypatch.setattr(points, "make", long_ago)
+    done = Maker(job(groups), requested(groups)).run()
+    assert done.phase == "done", done.error
+
+
+@pytest.mark.parametrize(
+    ("problem", "again"),
+    [
+        (PgherdError("pg_basebackup: could not write to file: No space left on device"), True),
+        (Unavailable("segment-1 has no primary"), True),
+        (PgherdError("pg_basebackup: tablespaces are not backed up"), False),
+    ],
+)
+def test_a_backup_that_failed_says_whether_another_one_may_do_better(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch, problem: PgherdError, again: bool
+) -> None:
+    monkeypatch.setattr(maker, "TRIES", 1)
+    groups.problem = problem
+    failed = Maker(job(groups), requested(groups)).run()
+    assert (failed.phase, failed.again) == ("failed", again)
+    [known] = groups.repository.backups()
+    assert known.again == again
+    assert ("again" in known.as_json()) == again, "others are read by versions before, too"
+
+
+def test_a_backup_whose_repository_goes_away_stays_open_with_its_copies(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = requested(groups)
+    root = groups.repository.root
+
+    class Dropping(Maker):
+        def _close(self) -> None:
+            root.rename(root.with_name("away"))
+            raise PgherdError("the repository lost the restore point")
+
+    with pytest.raises(PgherdError, match="lost"):
+        Dropping(job(groups), backup).run()
+    root.with_name("away").rename(root)
+    [known] = groups.repository.backups()
+    assert known.is_open
+    assert Maker(job(groups), known).run().phase == "done"
+    assert len(groups.made) == 3, "complete copies stay"

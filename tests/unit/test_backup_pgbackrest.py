@@ -13,7 +13,7 @@ import pytest
 from pgherd.backup import archive as script
 from pgherd.backup import pgbackrest_config as config
 from pgherd.backup.pgbackrest_config import Settings
-from pgherd.backup.pgbackrest_log import ArchivedLog
+from pgherd.backup.pgbackrest_log import FRESH_SECONDS, SETTLED_SECONDS, ArchivedLog
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.store import DirectoryStore
 from pgherd.model.spec import RepositorySpec
@@ -268,3 +268,31 @@ def test_what_is_being_written_is_not_there_yet(archive: Path) -> None:
     folder = archive / "0000000100000000"
     (folder / f"000000010000000000000004-{CHECKSUM}.zst.pgbackrest.tmp").write_bytes(b"")
     assert timeline_of(archive, 1, "0/4000100") is None
+
+
+def test_the_last_files_of_a_folder_that_has_become_full_are_no_hole_in_the_log(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a distant repository a look is good for a while, and for long where nothing comes any more."""
+
+    class Far(DirectoryStore):
+        near = False
+
+    clock = [1000.0]
+    monkeypatch.setattr("pgherd.backup.pgbackrest_log.time.monotonic", lambda: clock[0])
+    log = ArchivedLog(Far(archive.parents[3]), lambda name: b"")
+    stanza, names = f"segment-1-{SYSTEM}", ["0000000100000000000000FD", "0000000100000000000000FE"]
+    put(archive, *names)
+    assert log.names(stanza) == {*names}
+    clock[0] += 1
+    names += ["0000000100000000000000FF", "000000010000000100000000"]
+    put(archive, names[2], names[3])
+    assert log.names(stanza) == {*names}
+    clock[0] += FRESH_SECONDS + 1
+    put(archive, late := "0000000100000000000000FC")
+    assert late in log.names(stanza), "another member may still send one"
+    clock[0] += SETTLED_SECONDS
+    log.names(stanza)
+    clock[0] += FRESH_SECONDS + 1
+    put(archive, "0000000100000000000000FB")
+    assert "0000000100000000000000FB" not in log.names(stanza), "nobody pays for that look"

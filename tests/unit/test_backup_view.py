@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,3 +128,18 @@ def test_damaged_points_of_an_encrypted_repository_are_named(seen: Seen, tmp_pat
     assert problem == (
         "there/points/2026-11-01T01.jsonl is damaged, its points are not offered: put it back from a copy or remove it"
     )
+
+
+def test_a_failed_backup_is_complained_of_until_another_one_is_done(seen: Seen) -> None:
+    def complaints() -> list[str]:
+        return [each for each in seen.look()["problems"] if each.startswith("backup ")]
+
+    seen.archive(0, 4)
+    bad = replace(backup(1, groups=1, phase="failed"), error="no space left on device", again=True)
+    seen.repository.remember_backup(bad)
+    said = ["backup f1 failed: no space left on device: another one is made by itself"]
+    assert complaints() == said
+    seen.repository.remember_backup(backup(2, groups=1, phase="running"))
+    assert complaints() == said, "it is not known to fare any better"
+    seen.repository.remember_backup(backup(2, groups=1))
+    assert complaints() == []

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from pgherd.backup import repair, restoring
-from pgherd.errors import PgherdError
+from pgherd.backup.base import NoBackups
+from pgherd.backup.catalogue import Away
+from pgherd.errors import BadInput, PgherdError
 from pgherd.platform.local.platform import LocalPlatform
 from tests.support.bench import Bench
 from tests.support.platform import cluster
@@ -132,6 +134,47 @@ def test_nobody_starts_or_ends_members_before_it_was_asked_last_who_leads(
     assert lab.run()["phase"] == repair.DONE
     assert phases == ["copying", "copying", "settling", "settling", "placing"]
     assert "put_back" not in lab.bench.did, "what leads from then on is what was made"
+
+
+@pytest.mark.parametrize("step", ["_copy", "_replay", "_judge"])
+def test_a_repair_waits_for_a_repository_that_is_away_and_keeps_what_is_made(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    away = Away("there is no repository at /disk/shop: see to it that its disk is mounted")
+    problems: list[Exception] = [away]
+
+    class Failing(repair.Repair):
+        def _pass(self, step: str, **what: Any) -> None:
+            super()._pass(step, **what)
+
+    def fail(self: repair.Repair) -> None:
+        raise PgherdError("the copy is damaged")
+
+    def require() -> None:
+        for problem in problems:
+            raise problem
+
+    for each in ("_copy", "_replay", "_judge"):
+        monkeypatch.setattr(Failing, each, fail if each == step else lambda self: True)
+    site = lab.site
+    site.method = SimpleNamespace(repository=SimpleNamespace(require=require))
+    lab.bench.write("state", {"id": "1", "phase": "copying", "steps": [], "reason": ""})
+    with pytest.raises(PgherdError, match="damaged"):
+        Failing(site).run()
+    assert lab.bench.state["phase"] == "copying"
+    assert not {"put_back", "drop"} & {*lab.bench.did}
+    problems.clear()
+    with pytest.raises(PgherdError, match="damaged"):
+        Failing(site).run()
+    assert lab.bench.state["phase"] == repair.FAILED
+
+
+def test_a_repair_of_a_cluster_without_backups_fails_and_says_so(lab: Lab) -> None:
+    site = lab.site
+    site.method = NoBackups()
+    with pytest.raises(BadInput, match=r"spec\.backup says where"):
+        repair.Repair(site).run()
+    assert lab.bench.state["phase"] == repair.FAILED
 
 
 def test_a_group_that_was_shrunk_away_is_not_waited_for(lab: Lab) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
+from pgherd.backup.catalogue import Away
 from pgherd.backup.pgbackrest import PgBackRest
 from pgherd.backup.pgbackrest_program import WithMembers
 from pgherd.backup.restore import Restore, Site
@@ -263,9 +264,51 @@ def test_a_repository_that_is_away_is_not_taken_for_damaged_copies_and_logs(home
 
 
 def test_a_repository_that_was_removed_is_not_waited_for(home: Home) -> None:
+    """A store says so that answers: nothing comes back by itself."""
     home.know(phase="copying")
     home.fails(PgherdError("a copy is damaged"), Repository(PgherdError("there is no repository")))
     assert (home.state["phase"], home.state["error"]) == ("failed", "a copy is damaged")
+
+
+AWAY = Away("there is no repository at /disk/shop: see to it that its disk is mounted")
+
+
+@pytest.mark.parametrize("error", [PgherdError("a copy is damaged"), FileNotFoundError("PG_VERSION"), AWAY])
+def test_a_directory_that_was_there_when_the_point_was_chosen_is_waited_for_and_what_is_copied_stays(
+    home: Home, error: Exception
+) -> None:
+    home.know(phase="copying", bases=BASES, steps=["copied:0"])
+    made = Layout(home.folder).member(Member("shop", 0, 0)).directory / restore.FOLDER
+    made.mkdir(parents=True)
+    for _ in range(2 * pauses.TRIES):
+        home.fails(error, Repository(AWAY))
+    assert (home.state["phase"], home.state["waits"]) == ("copying", str(AWAY))
+    assert restoring.operation_status(home.state)["message"].endswith(str(AWAY))
+    assert made.is_dir()
+    assert home.state["steps"] == ["copied:0"]
+
+
+def test_a_directory_in_which_no_point_could_be_chosen_is_an_error(home: Home) -> None:
+    class Choosing(Restore):
+        def _plan(self) -> None:
+            self._tell(phase="copying")
+            raise AWAY
+
+    with pytest.raises(Away):
+        Choosing(home.site(method=Repository(AWAY))).run()
+    assert (home.state["phase"], home.state["error"]) == ("failed", str(AWAY))
+
+
+def test_what_a_clone_is_made_of_does_not_come_back(home: Home) -> None:
+    home.know(phase="copying")
+
+    class Failing(Restore):
+        def _carry_on(self) -> None:
+            raise AWAY
+
+    with pytest.raises(Away):
+        Failing(home.site(method=Repository(AWAY), live=lambda report: point(1))).run()
+    assert (home.state["phase"], home.state["error"]) == ("failed", str(AWAY))
 
 
 def test_in_place_nobody_waits_for_keys_while_the_data_are_aside(home: Home) -> None:
@@ -288,6 +331,11 @@ def test_in_place_nobody_waits_for_keys_while_the_data_are_aside(home: Home) -> 
         (
             'P00   WARN: [HostConnectError] no\nLOG:  restored log file "00000001" from archive\nFATAL:  bad',
             None,
+        ),
+        (
+            "P00  ERROR: [103]: unable to find a valid repository:\n"
+            "repo1: [FileMissingError] unable to load info file '/r/archive/coordinator-7/archive.info' or ...",
+            "archive.info",
         ),
         ("ERROR:  canceling statement due to statement timeout", None),
         ("FATAL:  recovery ended before configured recovery target was reached", None),
@@ -498,6 +546,8 @@ def test_pgbackrest_goes_on_where_its_own_manifest_says_that_it_was_at_work(
     place: Any = SimpleNamespace(settings=lambda: None)
 
     class Method(PgBackRest):
+        repository: Any = SimpleNamespace(store=SimpleNamespace(near=False))
+
         def _copy_of(self, backup: str, group: int) -> Any:
             return SimpleNamespace(system="7", label="20261121F", bytes=10)
 

@@ -39,6 +39,8 @@ SEGMENT_LETTERS = 24
 """in the name of a file of the log: 8 each for its timeline and the two halves of its number"""
 CHUNK = 1 << 16
 _ZEROS = bytes(CHUNK)
+NOWHERE = "there is no repository at"
+"""how it is told, to people and to whoever reads a server's words"""
 AWAY = 255
 """above 125, by which PostgreSQL knows that a file's absence is not meant"""
 
@@ -155,7 +157,7 @@ def push(folder: str, path: str, name: str) -> None:
     :raises Refused: the repository is not there, or has other content under this name
     """
     if not os.path.exists(os.path.join(os.path.dirname(os.path.dirname(folder)), MARK)):
-        raise Refused(f"there is no repository at {os.path.dirname(os.path.dirname(folder))}")
+        raise Refused(f"{NOWHERE} {os.path.dirname(os.path.dirname(folder))}")
     place = os.path.join(folder, system_of("."))
     if is_left_inside(path, name, place):
         return
@@ -232,17 +234,39 @@ def fetch(folder: str, name: str, path: str) -> bool:
 
     :param folder: of one database system
     :return: whether there is such a file
-    :raises OSError: nobody can tell: the repository is away, or can't be read; or there is no room for the file
+    :raises Refused: nobody can tell: the repository is away
+    :raises OSError: it can't be read; or there is no room for the file
     """
     source = os.path.join(folder, name)
+    root = os.path.abspath(os.path.join(folder, *3 * [os.pardir]))
     try:
-        os.stat(source)
-    except FileNotFoundError:
-        # The cluster's own folder is there since its first backup, or the repository is away.
-        os.stat(os.path.abspath(os.path.join(folder, *3 * [os.pardir])))
-        return False
-    _copy(source, path, durable=False)
+        if not _is_there(source):
+            _require_there(root)
+            # The repository may have come back between these looks.
+            if not _is_there(source):
+                return False
+        _copy(source, path, durable=False)
+    except OSError:
+        _require_there(root)
+        raise
     return True
+
+
+def _is_there(path: str) -> bool:
+    """:raises OSError: nobody can tell"""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _require_there(root: str) -> None:
+    """Its folder alone says nothing: it may be where a disk is mounted that is away."""
+    try:
+        os.stat(os.path.join(root, MARK))
+    except OSError as error:
+        raise Refused(f"{NOWHERE} {root} ({error.strerror})") from error
 
 
 def system_of(data: str) -> str:

@@ -115,6 +115,7 @@ class BackupMethod(ABC):
         :param copies: ids of backups, the whole one first
         :param target: must not be there
         :raises Cancelled: ``stopping`` said so
+        :raises Withheld: the repository is away, or was meanwhile
         :raises PgherdError: a copy is damaged, or it could not be written
         """
 

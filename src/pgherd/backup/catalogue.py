@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from pgherd.backup.archive import MARK
 from pgherd.backup.records import Backup, Point
 from pgherd.backup.sealed import MAGIC
 from pgherd.backup.store import Damaged, Entry, Store
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.errors import BadInput, PgherdError, Unavailable, Withheld
 from pgherd.model.topology import COORDINATOR, group_name
 from pgherd.platform.base import Owner
 
@@ -49,6 +50,10 @@ NEVER = float("-inf")
 
 class NotOurs(BadInput):
     """The repository is another cluster's."""
+
+
+class Away(Withheld):
+    """There is no repository in a directory: it was removed, or its disk is not mounted."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +162,16 @@ class Catalogue:
         return found
 
     def require(self) -> None:
-        """:raises PgherdError: it is not there"""
-        if not self.is_there():
-            raise PgherdError(f"there is no repository at {self.location}: {self._hint()}")
-
-    def _hint(self) -> str:
-        return "see to it that its disk is mounted" if self.store.grows else "see whether it was removed"
+        """
+        :raises Away: it is not there, but its disk may come back
+        :raises PgherdError: it is not there, as who keeps it says, or nobody can tell
+        """
+        if self.is_there():
+            return
+        nothing = f"there is no repository at {self.location}"
+        if self.store.near:
+            raise Away(f"{nothing}: see to it that its disk is mounted")
+        raise PgherdError(f"{nothing}: see whether it was removed")
 
     def identity(self) -> Identity:
         """Whose it is.
@@ -252,8 +261,19 @@ class Catalogue:
 
         :param days: only those of the last so many days on which there were any; 0: all
         """
+        return self._points(self._point_files(days))
+
+    def point(self, name: str) -> Point | None:
+        """A point by the name that ``points.new_name`` gave it; None: there is none."""
+        named = datetime.strptime("-".join(name.split("-")[1:3]), "%Y%m%d-%H%M%S")
+        # It is kept under the time at which it was made, and clocks are set.
+        around = {f"{named + timedelta(days=days):%Y-%m-%d}" for days in (-1, 0, 1)}
+        known = self._points([entry for entry in self.store.names("points") if _day(entry) in around])
+        return next((each for each in known if each.name == name), None)
+
+    def _points(self, entries: list[Entry]) -> list[Point]:
         found: dict[str, Point] = {}
-        for content in self._contents(self._point_files(days)):
+        for content in self._contents(entries):
             for line in content.decode(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
                     point = records.point_from(json.loads(line))

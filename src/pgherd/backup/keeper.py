@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 import psycopg
@@ -45,7 +46,11 @@ HISTORIES_SECONDS = 30.0
 HISTORIES_GOOD_SECONDS = 300.0
 """the same where all were there"""
 AGAIN_SECONDS = 60.0
-"""until a backup that is needed and failed is tried again"""
+"""until a backup that is needed and failed is tried again, and at first one that failed of what may pass"""
+AGAIN_MOST_SECONDS = 6 * 3600.0
+"""the same for one that failed of that again and again: it may not fit at all, and fills the disk each time"""
+INTERRUPTED_SECONDS = 5.0
+"""until a backup is carried on that could not go on"""
 LOST_AGAIN_SECONDS = 60.0
 """between two looks for a point that hardly comes any more"""
 POINTS_SECONDS = 5.0
@@ -98,6 +103,8 @@ class Keeper(threading.Thread):
         self.error: str | None = None
         """what the last round, or the last try of a backup, ran into"""
         self._interrupted: str | None = None
+        self._carried_on = NEVER
+        """when a backup that was interrupted may go on"""
         self._held: str | None = None
         """why nothing is let go"""
 
@@ -287,6 +294,8 @@ class Keeper(threading.Thread):
     def _see_to_backups(self) -> None:
         if self._maker is not None and self._maker.is_alive():
             return
+        if time.monotonic() < self._carried_on:
+            return
         known = self._repository.backups()
         due = next((backup for backup in known if backup.is_open), None)
         if due is None:
@@ -295,11 +304,14 @@ class Keeper(threading.Thread):
             missing = choice.missing_base(self._present(), usable, self._histories) or self._cut_off(
                 systems, usable
             )
-            if not missing or (known and _failed_lately(known[-1])):
+            if missing and not _failed_within(known, AGAIN_SECONDS):
+                # Without it no point could be restored: the first of all, that of a segment that is new, or one after
+                # a part of the log that is not in the repository.
+                due = request(self._repository, "full", missing)
+            elif not missing and _is_to_repeat(known):
+                due = request(self._repository, known[-1].type, known[-1].wanted)
+            else:
                 return
-            # Without it no point could be restored: the first of all, that of a segment that is new, or one after a
-            # part of the log that is not in the repository.
-            due = request(self._repository, "full", missing)
         self._start(due)
 
     def _present(self) -> choice.Present:
@@ -331,11 +343,13 @@ class Keeper(threading.Thread):
                 Maker(job, backup).run()
             except Cancelled:
                 return
-            except Exception as error:  # its record stays open: the next round carries it on
-                logger.exception("%s: backup %s was interrupted", self._kept.name, backup.id)
+            except Exception as error:  # its record stays open: another round carries it on
+                self._carried_on = time.monotonic() + INTERRUPTED_SECONDS
                 self._interrupted = (
                     f"backup {backup.id} was interrupted, and is tried again: {one_line(error)}"
                 )
+                unknown = not isinstance(error, PgherdError)
+                logger.warning("%s: %s", self._kept.name, self._interrupted, exc_info=unknown)
                 return
             self._interrupted = None
             self._retained = NEVER
@@ -392,7 +406,15 @@ class Keeper(threading.Thread):
         self._held = told if unread else None
 
 
-def _failed_lately(backup: Backup) -> bool:
-    if backup.phase != "failed" or backup.finished_at is None:
+def _failed_within(known: Sequence[Backup], seconds: float) -> bool:
+    if not known or known[-1].phase != "failed" or known[-1].finished_at is None:
         return False
-    return (datetime.now(UTC) - moment(backup.finished_at)).total_seconds() < AGAIN_SECONDS
+    return (datetime.now(UTC) - moment(known[-1].finished_at)).total_seconds() < seconds
+
+
+def _is_to_repeat(known: Sequence[Backup]) -> bool:
+    """Whether the last backup failed of what may have passed, and it is time to make it anew."""
+    if not known or known[-1].phase != "failed" or not known[-1].again:
+        return False
+    tries = sum(1 for _ in takewhile(lambda each: each.phase == "failed", reversed(known)))
+    return not _failed_within(known, min(AGAIN_SECONDS * 2 ** min(tries - 1, 20), AGAIN_MOST_SECONDS))

@@ -7,6 +7,7 @@ the others are made anew. A group whose primary changes meanwhile is copied agai
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from pgherd.backup import choice, points, records
+from pgherd.backup import choice, points, presence, records
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
+from pgherd.backup.gaps import Logs
 from pgherd.backup.records import Backup, BackupType
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
 from pgherd.postgres.connections import Databases
@@ -32,6 +34,7 @@ TRIES = 3
 RETRY_SECONDS = 5.0
 PARALLEL = 4
 """groups at a time"""
+_NO_ROOM = re.compile("no space left on device|disk quota exceeded|read-only file system", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Maker:
         """Until it is done, or has failed; returns the record.
 
         :raises Cancelled: this process is asked to stop; whoever comes next goes on
+        :raises PgherdError: the repository is away, or takes no record; the same
         """
         try:
             self._copies()
@@ -107,7 +111,9 @@ class Maker:
         except Cancelled:
             raise
         except PgherdError as error:
-            self._fail(str(error))
+            if presence.obstacle(self._job.method) is not None:
+                raise  # what is complete is kept for when it is back
+            self._fail(error)
         return self._backup
 
     def _copies(self) -> None:
@@ -181,12 +187,13 @@ class Maker:
     def _close(self) -> None:
         """The point up to which all copies can be brought, archived: only now the backup is worth something."""
         for _ in range(TRIES):
-            astray = self._astray(self._archived_point())
+            point = self._archived_point()
+            astray = self._astray(point) or self._cut_off(point)
             if not astray:
                 break
             self._copy_again(astray)
         else:
-            raise PgherdError("its groups left the timelines of their copies again and again")
+            raise Unavailable("its groups' logs did not lead from their copies to its end again and again")
         # Its copies may have to be found by their names after a power cut.
         self._job.method.complete(self._backup.id)
         self._change(phase="done", finished_at=records.now(), message="")
@@ -219,9 +226,27 @@ class Maker:
             and (made.system != at.system or not choice.is_on_path(made, group, at.timeline, histories))
         ]
 
+    def _cut_off(self, point: records.Point) -> list[int]:
+        """Groups whose log is not whole from their copy to the point: files of it were let go, or removed. A standby
+        may still bring them, as with a point that seems lost."""
+        deadline = time.monotonic() + points.LOST_SECONDS
+        while found := self._behind_a_gap(point):
+            if time.monotonic() > deadline:
+                return found
+            self._rest()
+        return []
+
+    def _behind_a_gap(self, point: records.Point) -> list[int]:
+        logs = Logs(self._job.method.log_names, self._job.method.histories)
+        return [
+            group
+            for group, made in self._backup.groups.items()
+            if (at := point.groups.get(group)) is not None and not logs.is_whole(group, made, at)
+        ]
+
     def _copy_again(self, groups: Sequence[int]) -> None:
         names = ", ".join(map(group_name, groups))
-        logger.warning("backup %s: %s left what was copied: copying again", self._backup.id, names)
+        logger.warning("backup %s: nothing leads on from the copies of %s: again", self._backup.id, names)
         left = {group: made for group, made in self._backup.groups.items() if group not in groups}
         self._change(groups=left, point=None)
         crash_point("backup:astray")
@@ -243,10 +268,9 @@ class Maker:
 
     def _closing_point(self) -> records.Point:
         """The keeper notes when it is archived."""
-        point = next(
-            (each for each in self._repository.points(days=2) if each.name == self._backup.point), None
-        )
+        point = self._repository.point(str(self._backup.point))
         if point is None:
+            self._repository.require()  # one that is away has lost nothing
             raise PgherdError(f"the repository lost the restore point {self._backup.point}")
         return point
 
@@ -273,12 +297,28 @@ class Maker:
             self._backup = replace(self._backup, **what)  # type: ignore[arg-type]
             self._repository.remember_backup(self._backup)
 
-    def _fail(self, error: str) -> None:
+    def _fail(self, error: PgherdError) -> None:
         logger.error("backup %s failed: %s", self._backup.id, error)
         with self._guard:
             self._backup = replace(
-                self._backup, phase="failed", finished_at=records.now(), error=error, groups={}, message=""
+                self._backup,
+                phase="failed",
+                finished_at=records.now(),
+                error=str(error),
+                groups={},
+                message="",
+                again=may_pass(error),
             )
             self._repository.remember_backup(self._backup)
         with suppress(PgherdError):  # retention tries again
             self._job.method.discard(self._backup.id)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether what a backup failed of may pass by itself: a group or a repository that does not answer, or a full one.
+    With anything else it would only fail again, after hours of copying."""
+    while error is not None:
+        if isinstance(error, Unavailable | Withheld) or _NO_ROOM.search(str(error)):
+            return True
+        error = error.__cause__
+    return False

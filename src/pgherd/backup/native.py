@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import psycopg
 
-from pgherd.backup import archive, wal
+from pgherd.backup import archive, presence, wal
 from pgherd.backup.base import BackupMethod, Report
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.repository import Repository
@@ -96,6 +97,8 @@ class Native(BackupMethod):
         report: Report,
         stopping: Callable[[], bool],
     ) -> GroupBackup:
+        # What copies would make all folders above its own, on whatever disk that is.
+        self._repository.require()
         final = self._repository.copy_of(backup, group)
         partial = final.with_name(f"{final.name}.partial")
         tools.end_strays(partial)
@@ -154,6 +157,12 @@ class Native(BackupMethod):
     def restore(
         self, copies: Sequence[str], group: int, target: Path, report: Report, stopping: Callable[[], bool]
     ) -> None:
+        with presence.watched(self, stopping) as stopping:
+            self._restore(copies, group, target, report, stopping)
+
+    def _restore(
+        self, copies: Sequence[str], group: int, target: Path, report: Report, stopping: Callable[[], bool]
+    ) -> None:
         programs = self._programs()
         sources = [self._repository.copy_of(copy, group) for copy in copies]
         tools.end_strays(target)
@@ -188,6 +197,10 @@ class Native(BackupMethod):
 
     def restore_command(self, group: int, system: str) -> str:
         return f"{_quoted([*_SCRIPT, 'fetch', str(self._repository.logs(group) / system)])} %f %p"
+
+    def hindrance(self, said: str) -> str | None:
+        found = _AWAY.findall(said.rpartition("restored log file")[2])
+        return str(found[-1]) if found else None
 
     # the log
 
@@ -279,6 +292,7 @@ def _changed_at(folder: Path) -> float:
     return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
 
 
+_AWAY = re.compile(rf"^pgherd: ({archive.NOWHERE} .*)$", re.MULTILINE)
 _SCRIPT = (sys.executable, "-I", "-S", archive.__file__)
 
 

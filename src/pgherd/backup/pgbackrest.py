@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import pgbackrest_config as config
-from pgherd.backup import wal
+from pgherd.backup import presence, wal
 from pgherd.backup.base import BackupMethod, Report
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.pgbackrest_log import ArchivedLog
@@ -286,6 +286,12 @@ class PgBackRest(BackupMethod):
     # restoring
 
     def restore(
+        self, copies: Sequence[str], group: int, target: Path, report: Report, stopping: Callable[[], bool]
+    ) -> None:
+        with presence.watched(self, stopping) as stopping:
+            self._restore(copies, group, target, report, stopping)
+
+    def _restore(
         self, copies: Sequence[str], group: int, target: Path, report: Report, stopping: Callable[[], bool]
     ) -> None:
         made = self._copy_of(copies[-1], group)

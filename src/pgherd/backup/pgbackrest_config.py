@@ -195,12 +195,14 @@ _AWAY = re.compile(
     r"\[(?:HostConnect|Service|Protocol)Error\]|unable to connect|unable to get address|TLS error"
     r"|HTTP request failed with (?:401|403|5\d\d)"
     r"|unable to open missing file '[^']*/pgbackrest\.conf'"
+    r"|\[FileMissingError\] unable to load info file '[^']*/archive\.info'"
 )
 
 
 def is_away(complaint: str) -> bool:
     """Whether pgBackRest complains that it does not reach a repository, or is refused there. What its configuration
-    says may be a minute old in a pod, so that keys may be right by now, or there."""
+    says may be a minute old in a pod, so that keys may be right by now, or there. Where not even what a log begins
+    with is there, a directory is away."""
     return _AWAY.search(complaint) is not None
 
 

@@ -21,6 +21,8 @@ _HISTORY = re.compile(r"([0-9A-F]{8})\.history(\.\w+)?")
 AGAIN_SECONDS, FRESH_SECONDS, FULL_SECONDS = 1.0, 5.0, 600.0
 """between two looks into the same folder of a distant repository: for a file that is awaited, for all files, and where
 only retention changes anything"""
+SETTLED_SECONDS = 60.0
+"""until nothing comes to a full folder any more: files may be sent side by side, and by several members"""
 
 
 class ArchivedLog:
@@ -35,6 +37,8 @@ class ArchivedLog:
         self._fetch = fetch
         self._histories: dict[str, wal.History] = {}
         self._seen: dict[str, tuple[float, frozenset[str]]] = {}
+        self._full: dict[str, float] = {}
+        """since when folders are known to be full"""
 
     def readable_timeline(self, stanza: str, at: GroupPoint) -> int | None:
         """The timeline on which a point can be reached; None: not yet."""
@@ -72,9 +76,18 @@ class ArchivedLog:
             folders = [name for name in self._store.folders(archive) if _FOLDER.fullmatch(name)]
             newest = {name[:8]: name for name in sorted(folders)}
             for name in folders:
+                path = f"{archive}/{name}"
                 is_full = newest[name[:8]] != name
-                found |= self._names(f"{archive}/{name}", FULL_SECONDS if is_full else FRESH_SECONDS)
+                found |= self._names(path, self._good(path) if is_full else FRESH_SECONDS)
         return frozenset(found)
+
+    def _good(self, folder: str) -> float:
+        """How long a look into a full folder is good. One from before lacks its last files, which looks like a hole."""
+        full = self._full.setdefault(folder, time.monotonic())
+        looked, _ = self._seen.get(folder, (float("-inf"), None))
+        if looked < full:
+            return 0.0
+        return FULL_SECONDS if looked > full + SETTLED_SECONDS else FRESH_SECONDS
 
     def _names(self, folder: str, good: float = AGAIN_SECONDS) -> frozenset[str]:
         looked, known = self._seen.get(folder, (float("-inf"), frozenset()))

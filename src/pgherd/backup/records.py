@@ -125,6 +125,8 @@ class Backup:
     bytes_total: int = 0
     bytes_done: int = 0
     message: str = ""
+    again: bool = False
+    """it failed of what may pass by itself, a repository that was full: another one is made instead"""
 
     @property
     def is_open(self) -> bool:
@@ -136,9 +138,12 @@ class Backup:
         return replace(self, groups={**self.groups, group: made})
 
     def as_json(self) -> dict[str, Any]:
-        """For :func:`backup_from`."""
+        """For :func:`backup_from`; what versions before do not know is left out where it says nothing."""
+        known = asdict(self)
+        if not self.again:
+            del known["again"]
         return {
-            **asdict(self),
+            **known,
             "groups": {str(group): asdict(made) for group, made in self.groups.items()},
             "wanted": list(self.wanted),
         }

@@ -27,7 +27,7 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, records, settle
+from pgherd.backup import choice, presence, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
@@ -166,7 +166,12 @@ class Repair:
         if isinstance(error, _Retired):
             return False
         may_pass = isinstance(error, Withheld) or is_passing(error) or is_worth_a_try(error, self._state)
-        return may_pass or self._is_past("placed") or self._site.bench.in_force
+        return may_pass or self._is_past("placed") or self._site.bench.in_force or self._is_withheld(error)
+
+    def _is_withheld(self, error: Exception) -> bool:
+        """A repository that is away makes copies and logs look damaged."""
+        known = isinstance(error, PgherdError | OSError)
+        return known and presence.obstacle(self._site.method) is not None
 
     def _pause(self, error: Exception) -> None:
         """Whoever comes next goes on, or begins anew if what was made is lost."""
@@ -375,11 +380,15 @@ class Repair:
     def _marks(self) -> dict[int, str]:
         """Restore points that the group's primary had written, archived or not."""
         method, group, system = self._site.method, self._site.group, self._state["system"]
+        # One that is away has no points: what nobody sees would count as never written.
+        method.repository.require()
         reached = Reached(**self._state["reached"]).timeline
         known = marks_of(
             method.repository.points(days=2), group, system, reached, method.histories(group, system)
         )
-        return {**known, **self._archived_marks()}
+        found = {**known, **self._archived_marks()}
+        method.repository.require()
+        return found
 
     def _archived_marks(self) -> dict[int, str]:
         """Where the archived log begins anew after its last hole, and where its last file begins."""

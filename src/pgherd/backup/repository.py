@@ -36,7 +36,8 @@ class Repository(Catalogue):
         self.root = root
 
     def is_there(self) -> bool:
-        return (self.root / MARK).is_file()
+        with files.explained(f"read {self.root / MARK}"):
+            return (self.root / MARK).is_file()
 
     def create(self, cluster: str) -> None:
         if self.is_there():
@@ -64,7 +65,10 @@ class Repository(Catalogue):
         return self.root / "wal" / group_name(group)
 
     def log_files(self, group: int, system: str) -> dict[str, os.DirEntry[str]]:
-        """The archived files of one database system's log, by name; whatever else is there is none of them."""
+        """The archived files of one database system's log, by name; whatever else is there is none of them.
+
+        :raises Away: the repository is away, which is not to be taken for an empty log
+        """
         try:
             with os.scandir(self.logs(group) / system) as entries:
                 return {
@@ -73,6 +77,7 @@ class Repository(Catalogue):
                     if not entry.name.startswith(".") and entry.is_file()
                 }
         except FileNotFoundError:
+            self.require()
             return {}
 
     def histories(self, group: int, system: str) -> list[History]:

@@ -35,8 +35,9 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, planning, records, settle, wish
+from pgherd.backup import choice, gaps, planning, presence, records, settle, wish
 from pgherd.backup.base import BackupMethod
+from pgherd.backup.catalogue import Away
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer, is_open, is_paused_or_open
 from pgherd.backup.records import Point
@@ -200,16 +201,13 @@ class Restore:
 
     def _obstacle(self, error: Exception) -> Withheld | None:
         """What is waited for: a repository that is away, or refuses us, makes copies and logs look damaged."""
-        if isinstance(error, Withheld):
-            return error
-        if isinstance(error, PgherdError):
-            try:
-                self._site.method.repository.require()
-            except Withheld as found:
-                return found
-            except PgherdError:
-                return None
-        return None
+        found = error if isinstance(error, Withheld) else None
+        if found is None and isinstance(error, PgherdError | OSError):
+            found = presence.obstacle(self._site.method)
+        # Where there was none when the point was to be chosen a path may be mistyped, and what a clone is made of is
+        # on the members' own disk.
+        may_come_back = "point" in self._state and self._site.live is None
+        return None if isinstance(found, Away) and not may_come_back else found
 
     def _pause(self, error: Exception) -> None:
         """Nothing is known to be wrong: whoever comes next goes on."""
@@ -505,6 +503,7 @@ class Restore:
     def _require_timeline_of_its_own(self, group: int, server: PrivateServer) -> None:
         """:raises PgherdError: the repository has a timeline of that number already: their logs would be mixed up"""
         timeline = server.timeline()
+        self._site.method.repository.require()
         method, system = self._site.method, self._point.groups[group].system
         known = {history.timeline for history in method.histories(group, system)}
         if timeline in known | timelines(method.log_names(group, system) or ()):

@@ -75,8 +75,10 @@ def view(
         f"{method.location}/{each} is damaged, its points are not offered: put it back from a copy or remove it"
         for each in damaged
     ]
-    if backups and backups[-1].phase == "failed":
-        problems.append(f"backup {backups[-1].id} failed: {backups[-1].error}")
+    ended = [backup for backup in backups if not backup.is_open]
+    if ended and ended[-1].phase == "failed":
+        onward = ": another one is made by itself" if ended[-1].again else ""
+        problems.append(f"backup {ended[-1].id} failed: {ended[-1].error}{onward}")
     systems = {group: state["system"] for group, state in archiving.items()}
     logs = Logs(method.log_names, method.histories)
     gaps = [_gap(group, gap, logs, systems[group]) for group, gap in cut_off(systems, done, logs).items()]
