@@ -10,10 +10,12 @@ from typing import Any
 import psutil
 import pytest
 
+from pgherd.backup.records import now
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
     await_first_backup,
+    await_point_after,
     backups,
     condition,
     points,
@@ -45,14 +47,19 @@ def home(throttle: Throttle) -> Iterator[Home]:
 
 def copying(home: Home, group: str) -> list[psutil.Process]:
     """Base copies of a group for a backup that are being made."""
-    mark = str(home.path.parent / "repository")
+    return at_work(home, "pg_basebackup", f"/{group}.partial")
+
+
+def at_work(home: Home, *marks: str) -> list[psutil.Process]:
+    """Processes on the repository with all of this in their command lines."""
+    repository = str(home.path.parent / "repository")
     found = []
     for process in psutil.process_iter():
         try:
             command = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if "pg_basebackup" in command and mark in command and f"/{group}.partial" in command:
+        if all(mark in command for mark in (repository, *marks)):
             found.append(process)
     return found
 
@@ -168,3 +175,37 @@ def test_a_segment_that_leaves_in_the_middle_does_not_fail_the_backup(
     assert done["phase"] == "done", done["error"]
     assert len(home.status()["groups"]) == 3
     assert_restorable(home, backup, segments_at_the_end_of(home, backup), tmp_path)
+
+
+def test_a_restore_outlives_a_repository_that_drops_for_a_moment(home: Home, throttle: Throttle) -> None:
+    """What is being read of it then looks damaged."""
+    target = await_point_after(home, now())
+    before = home.query("SELECT count(*), sum(id)::bigint FROM item")
+    root = home.path.parent / "repository"
+    away = root.with_name("unplugged")
+
+    def doing() -> str:
+        return str((home.status("later").get("operation") or {}).get("message", ""))
+
+    throttle.on()
+    try:
+        home.run("restore", "shop", "later", "--point", target["name"], "--no-wait")
+        wait_for(lambda: at_work(home, "pg_verifybackup"), "its copies are being read", 120, every=0.2)
+        root.rename(away)
+        try:
+            throttle.off()
+            wait_for(
+                lambda: f"there is no repository at {root}/shop" in doing(),
+                "the status says so",
+                60,
+                every=0.5,
+            )
+            assert home.status("later")["phase"] != "Failed"
+        finally:
+            away.rename(root)
+    finally:
+        throttle.off()
+    home.wait_phase("Running", "later", timeout=300)
+    assert home.query("SELECT count(*), sum(id)::bigint FROM item", "later") == before
+    assert_sound(home, "later")
+    home.run("delete", "later", "--purge", "--yes")

@@ -1,5 +1,5 @@
-"""PostgreSQL's programs as they are, but base copies are made slowly while a test wants that: real ones, in whose
-middle something can happen."""
+"""PostgreSQL's programs as they are, but base copies are made slowly, and not verified to their end, while a test wants
+that: real ones, in whose middle something can happen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Throttle:
     flag: Path
 
     def on(self) -> None:
-        """From now on base copies take their time."""
+        """From now on base copies, and restores of them, take their time."""
         self.flag.touch()
 
     def off(self) -> None:
@@ -41,6 +41,13 @@ def throttled(directory: Path) -> Throttle:
     script.write_text(
         f'#!/bin/sh\nif [ "$1" != --version ] && [ -e {shlex.quote(str(flag))} ]; then\n'
         f'    exec {original} --max-rate={RATE} "$@"\nfi\nexec {original} "$@"\n'
+    )
+    script.chmod(0o755)
+    script = directory / "pg_verifybackup"
+    script.unlink()
+    script.write_text(
+        f"#!/bin/sh\nwhile [ -e {shlex.quote(str(flag))} ]; do sleep 0.2; done\n"
+        f'exec {shlex.quote(str(real / script.name))} "$@"\n'
     )
     script.chmod(0o755)
     return Throttle(directory, flag)
