@@ -6,14 +6,17 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pgherd.backup import registry, restore, restoring
+from pgherd.backup import looking, registry, restore, restoring
+from pgherd.backup.looking import Unseen
 from pgherd.backup.records import Point
 from pgherd.errors import PgherdError, Refused, Unavailable, Withheld
+from pgherd.model.spec_backup import BackupSpec
 from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import CONFIG_MAP
@@ -151,6 +154,34 @@ def test_a_wish_whose_point_is_not_there_is_refused_and_no_member_ends(
     assert failed
     assert why in event
     assert status._not_begun(seen, {"restore": seen.restore}) == [], "once"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_programs_are_run_by_members_who_have_keys_of_their_own_repository_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr(registry, "make_method", lambda platform, cluster: asked.append(("own", None)))
+    monkeypatch.setattr(registry, "open_method", lambda *what: asked.append(("other", what[-1])))
+    cluster = desk.platform.declaration("shop").cluster
+    backup = BackupSpec.model_validate(
+        {key: RECOVERY[key] for key in ("method", "repository", "secretRef")} | {"encrypt": not own}
+    )
+    spec = cluster.spec.model_copy(update={"backup": backup})
+    looking.look(desk.platform, cluster.model_copy(update={"spec": spec}), RECOVERY)
+    [(which, machines)] = asked
+    assert which == ("own" if own else "other")
+    if not own:
+        for ask in (partial(machines.of, 1), partial(machines.equip, {}), partial(machines.at, "a")):
+            with pytest.raises(Unseen):
+                ask()
+
+
+def test_what_nobody_can_see_before_begins_and_is_looked_for_then(desk: Desk) -> None:
+    desk.repository.trouble = Unseen("no member has the keys of this repository")
+    desk.wish()
+    seen = desk.until(lambda seen: seen.recovery)
+    assert (seen.recovery or {})["phase"] == restoring.PENDING
 
 
 def test_another_clusters_repository_is_refused_and_no_member_ends(desk: Desk) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgherd.backup import planning, registry, repair, restore, wish
+from pgherd.backup import looking, planning, registry, repair, restore, wish
 from pgherd.backup.live_copy import LiveCopy
 from pgherd.backup.native import Native
 from pgherd.backup.records import Point, pace
@@ -77,20 +77,14 @@ def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
 
 
 def look(platform: Platform, cluster: PostgresCluster, pending: Mapping[str, Any]) -> None:
-    """Whether a restore in place that is not begun has a point, and that fits. May take as long as a store is silent.
+    """See :func:`pgherd.backup.looking.look`.
 
     :param pending: what it begins with
-    :raises Withheld: its repository can't be asked
-    :raises BadInput: it makes no sense
     """
-    name = cluster.metadata.name
-    workshop, wanted = platform.workshop(name), planning.wanted(pending["recovery"])
-    method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
-    point = restore.find_point(method, wanted)
     counts = pending.get("segments") or {}
     if cluster.spec.segments.count == counts.get("before"):
         cluster = _with_segments(cluster, counts["at"])
-    planning.check_fits(cluster, point)
+    looking.look(platform, cluster, pending["recovery"])
 
 
 def pending(platform: Platform, name: str) -> Mapping[str, Any] | None:

@@ -2,8 +2,8 @@
 
 Members end when it is begun, so what makes no sense must be found before. The look is made beside the loop, for the
 repository may be silent for minutes; what it finds is written down. A repository that can't be asked is asked again,
-and members go on meanwhile. Where nobody runs there is nothing to lose by beginning: it begins as it is, and is taken
-back if there is no such point.
+and members go on meanwhile. Where nobody can look without having begun (``looking``), and where nobody runs and there
+is nothing to lose by beginning, it begins as it is, and is taken back if there is no such point.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from pgherd.backup import restoring
+from pgherd.backup.looking import Unseen
 from pgherd.errors import BadInput, PgherdError, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster
@@ -107,6 +108,10 @@ class InPlace:
             raise
         except BadInput as error:
             return "; ".join(error.problems)
+        except Unseen as error:
+            logger.info(
+                "%s: the point of its restore in place is not looked for before: %s", self._name, error
+            )
         return ""
 
     def _decide(self, pending: Mapping[str, Any], problem: str) -> None:

@@ -1,0 +1,76 @@
+"""The look for the point of a restore in place, while members run and nothing is made yet.
+
+Most of a repository is read by itself; for some of it pgBackRest is needed, which runs where members are, with the keys
+that they have: those of their own repository. So of another one not everything can be seen before a restore has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pgherd.backup import planning, registry, restore
+from pgherd.backup.base import BackupMethod
+from pgherd.errors import PgherdError
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec_backup import RecoverySpec
+from pgherd.platform.base import Platform
+from pgherd.platform.machine import Machine, Machines
+
+
+class Unseen(PgherdError):
+    """Whether there is such a point is seen only once the restore has begun."""
+
+
+def look(platform: Platform, cluster: PostgresCluster, recovery: Mapping[str, Any]) -> None:
+    """Whether a restore in place that is not begun has a point, and that fits. May take as long as a store is silent.
+
+    :param cluster: with as many segments as it is to have
+    :raises Withheld: its repository can't be asked
+    :raises BadInput: it makes no sense
+    :raises Unseen: nobody can tell yet
+    """
+    wanted = planning.wanted(dict(recovery))
+    point = restore.find_point(_method(platform, cluster, wanted), wanted)
+    planning.check_fits(cluster, point)
+
+
+def _method(platform: Platform, cluster: PostgresCluster, wanted: RecoverySpec) -> BackupMethod:
+    if _is_own(cluster, wanted):
+        return registry.make_method(platform, cluster)
+    workshop = platform.workshop(cluster.metadata.name)
+    machines = Nowhere() if workshop.machines() is not None else None
+    return registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), machines)
+
+
+def _is_own(cluster: PostgresCluster, wanted: RecoverySpec) -> bool:
+    """Whether it is where the cluster's backups are, with the keys that its members have."""
+    own = cluster.spec.backup
+    if own is None or wanted.cluster != cluster.metadata.name:
+        return False
+    return (wanted.method, wanted.repository, wanted.secret_ref, wanted.encrypt) == (
+        own.method,
+        own.repository,
+        own.secret_ref,
+        own.encrypt,
+    )
+
+
+class Nowhere(Machines):
+    """Where no program can be run."""
+
+    folder = Path("/nowhere")
+    processes = 1
+
+    def at(self, host: str) -> Machine:
+        return self.of(None)
+
+    def of(self, group: int | None) -> Machine:
+        raise Unseen("no member has the keys of this repository")
+
+    def end_strays(self, group: int, argument: str) -> None:
+        self.of(group)
+
+    def equip(self, files: Mapping[str, str]) -> None:
+        self.of(None)
