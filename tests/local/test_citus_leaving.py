@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgherd.engine.citus import checks
-from pgherd.errors import PgherdError
+from pgherd.engine.citus import checks, nodes
+from pgherd.errors import PgherdError, Unavailable
 from tests.support.citus import needs_citus
 from tests.support.citus_servers import CitusHerd, running_citus_herd
 from tests.support.servers import rows
@@ -47,6 +47,7 @@ def test_a_table_that_nothing_moves_keeps_its_segment(herd: CitusHerd, leaving: 
             ):
                 herd.engine.retire(leaving)
             assert leaving in herd.engine.segments()
+            assert not [each for each in herd.engine.check() if each.check == "metadata"]
             # Whatever is declared next: who holds the only copy of something counts.
             desk.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [leaving])
             assert leaving in herd.engine.segments()
@@ -86,6 +87,28 @@ def test_a_segment_ends_what_began_there_before_it_leaves(herd: CitusHerd, leavi
         herd.engine.retire(leaving)
         assert rows(elsewhere, "SELECT count(*) FROM pg_prepared_xacts") == [0]
         assert rows(elsewhere, "SELECT id FROM part") == [1]
+
+
+def test_a_segment_that_can_not_end_what_began_there_stays(
+    herd: CitusHerd, leaving: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "DECIDED_SECONDS", 0.0)
+    gid = f"citus_{leaving}_1_1_3"
+    with herd.superuser(1) as elsewhere, herd.superuser(leaving) as origin:
+        origin.execute("ALTER SYSTEM SET citus.recover_2pc_interval = -1")
+        origin.execute("SELECT pg_reload_conf()")
+        elsewhere.execute(
+            f"BEGIN; LOCK TABLE pg_dist_authinfo IN ACCESS SHARE MODE; PREPARE TRANSACTION '{gid}'".encode()
+        )
+        with pytest.raises(
+            Unavailable, match=f"segment-1 has prepared transactions that began on segment-{leaving}"
+        ):
+            herd.engine.retire(leaving)
+        with herd.superuser() as desk:
+            query = f"SELECT count(*) FROM pgherd.segment WHERE group_id = {leaving}"
+            assert rows(desk, query) == [1], "it still counts, whatever becomes of the operation"
+        elsewhere.execute(f"ROLLBACK PREPARED '{gid}'".encode())
+    herd.engine.retire(leaving)
 
 
 def test_the_way_out_of_an_old_prepared_transaction_names_the_node_that_can(herd: CitusHerd) -> None:

@@ -135,7 +135,6 @@ def remove_undone(databases: Databases) -> int:
 
     :return: how many clean-up records remain
     """
-    own_sequences(databases)
     with superuser(databases) as desk:
         desk.execute(
             "UPDATE pgherd.clone c SET state = %s WHERE NOT EXISTS ("
@@ -152,7 +151,10 @@ def remove_undone(databases: Databases) -> int:
                     desk.execute(
                         "DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group]
                     )
-        return int(value(desk, "SELECT count(*) FROM pgherd.cleanup WHERE kind = %s", [CLONE]))
+        remaining = int(value(desk, "SELECT count(*) FROM pgherd.cleanup WHERE kind = %s", [CLONE]))
+    # The last: a segment that is down must not keep copies alive that nobody wants.
+    own_sequences(databases)
+    return remaining
 
 
 def _forget_node(desk: Connection, group: int) -> None:
@@ -412,16 +414,20 @@ def _failure(databases: Databases, desk: Connection, group: int, error: Exceptio
     return Unavailable(reason) if (failures or 0) < HOPELESS_AFTER else PgherdError(reason)
 
 
-def own_sequences(databases: Databases) -> None:
+def own_sequences(databases: Databases, only: int | None = None) -> None:
     """Sequences give a node's own values; those of a source are its copy's, too, until this is done.
 
     With the record goes what keeps the segment from recovering: it has to know its own number before.
 
+    :param only: of this segment; None: of all
     :raises Unavailable: a segment can't be reached, or the split's commit has not reached it
     """
     with superuser(databases) as desk:
-        query = "SELECT id, group_id, name::int FROM pgherd.cleanup WHERE kind = %s ORDER BY id"
-        for record, group, source in desk.execute(query, [SEQUENCES]).fetchall():
+        query = (
+            "SELECT id, group_id, name::int FROM pgherd.cleanup WHERE kind = %(kind)s"
+            " AND (group_id = %(only)s OR %(only)s::int IS NULL) ORDER BY id"
+        )
+        for record, group, source in desk.execute(query, {"kind": SEQUENCES, "only": only}).fetchall():
             if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
                 clone_name.require_own(databases, group)
                 _number_anew(databases, group, source)

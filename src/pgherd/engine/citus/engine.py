@@ -107,6 +107,8 @@ class CitusEngine(Engine):
         nodes.update_endpoints(self.databases, group, endpoints)
 
     def retire(self, group: int) -> None:
+        # One that was split off just now recovers nothing until this is done; and it has to, before it goes.
+        clone.own_sequences(self.databases, group)
         nodes.retire(self.databases, group)
 
     def segments(self) -> Sequence[int]:

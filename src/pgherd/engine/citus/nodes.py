@@ -225,6 +225,9 @@ def retire(databases: Databases, group: int) -> None:
             raise PgherdError("; ".join(map(no_way(group), tables)))
         if held := _holds(connection, group):
             raise PgherdError(f"{group_name(group)} still holds {held} shards: move them away first")
+        others = [COORDINATOR, *sorted(_admitted(connection) - {group})]
+        # While it still counts: once it does not, its members go, even if nobody waits here any more.
+        _await_decisions(databases, group, others)
         with connection.transaction():
             connection.execute(
                 "INSERT INTO pgherd.cleanup (group_id, kind, name) SELECT %(group)s, %(kind)s, %(name)s"
@@ -234,29 +237,32 @@ def retire(databases: Databases, group: int) -> None:
             connection.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [group])
         if node is not None and node.active:
             connection.execute("SELECT citus_disable_node(%s, %s, true)", [node.host, node.port])
-        others = [COORDINATOR, *_admitted(connection)]
     _await_decisions(databases, group, others)
 
 
 def _await_decisions(databases: Databases, group: int, others: Sequence[int]) -> None:
-    """Until nothing is prepared any more of what began on a segment: only it knows what of that was committed.
+    """Until nothing is prepared any more of what is now, and began on a segment: only it knows what was committed.
 
     :raises Unavailable: it takes too long
     """
     deadline = time.monotonic() + DECIDED_SECONDS
-    while waiting := [each for each in others if _undecided(databases, each, group)]:
+    waiting = {each: _prepared(databases, each, group) for each in others}
+    while waiting := {each: gids for each, gids in waiting.items() if gids}:
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"{', '.join(map(group_name, waiting))} has prepared transactions that began on {group_name(group)},"
                 " which has to end them before it goes"
             )
         time.sleep(POLL_SECONDS)
+        # What its clients begin meanwhile ends by itself: a busy segment is never without.
+        waiting = {each: gids & _prepared(databases, each, group) for each, gids in waiting.items()}
 
 
-def _undecided(databases: Databases, group: int, origin: int) -> bool:
+def _prepared(databases: Databases, group: int, origin: int) -> set[str]:
+    """What is prepared on a group and began on another one."""
     with superuser(databases, group) as connection:
-        query = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid ~ %s"
-        return bool(value(connection, query, [f"^citus_{origin}_"]))
+        query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() AND gid ~ %s"
+        return {row[0] for row in connection.execute(query.encode(), [f"^citus_{origin}_"]).fetchall()}
 
 
 def remove_retired(databases: Databases) -> int:
