@@ -332,18 +332,24 @@ def test_in_place_nobody_waits_for_keys_while_the_data_are_aside(home: Home) -> 
             'P00   WARN: [HostConnectError] no\nLOG:  restored log file "00000001" from archive\nFATAL:  bad',
             None,
         ),
-        (
-            "P00  ERROR: [103]: unable to find a valid repository:\n"
-            "repo1: [FileMissingError] unable to load info file '/r/archive/coordinator-7/archive.info' or ...",
-            "archive.info",
-        ),
         ("ERROR:  canceling statement due to statement timeout", None),
         ("FATAL:  recovery ended before configured recovery target was reached", None),
     ],
 )
 def test_a_log_that_nobody_could_read_is_told_from_one_that_ends(said: str, hindrance: str | None) -> None:
-    found = pgbackrest_config.hindrance(said)
-    assert (found is None) if hindrance is None else (hindrance in (found or ""))
+    for near in (False, True):
+        found = pgbackrest_config.hindrance(said, near=near)
+        assert (found is None) if hindrance is None else (hindrance in (found or ""))
+
+
+def test_a_bucket_that_lost_what_a_log_begins_with_is_not_away() -> None:
+    """It would be waited for without end; a directory where not even that is there may have its disk elsewhere."""
+    said = (
+        "P00  ERROR: [103]: unable to find a valid repository:\n"
+        "repo1: [FileMissingError] unable to load info file '/r/archive/coordinator-7/archive.info' or ..."
+    )
+    assert pgbackrest_config.hindrance(said, near=False) is None
+    assert "archive.info" in (pgbackrest_config.hindrance(said, near=True) or "")
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ class PgBackRest(BackupMethod):
         return config.restore_command(self._runner.command, group, system)
 
     def hindrance(self, said: str) -> str | None:
-        return config.hindrance(said)
+        return config.hindrance(said, near=self.repository.store.near)
 
     def major_of(self, backup: str, group: int) -> int:
         stanza = config.stanza(group, self._copy_of(backup, group).system)

@@ -195,24 +195,29 @@ _AWAY = re.compile(
     r"\[(?:HostConnect|Service|Protocol)Error\]|unable to connect|unable to get address|TLS error"
     r"|HTTP request failed with (?:401|403|5\d\d)"
     r"|unable to open missing file '[^']*/pgbackrest\.conf'"
-    r"|\[FileMissingError\] unable to load info file '[^']*/archive\.info'"
 )
+_NO_LOG = re.compile(r"\[FileMissingError\] unable to load info file '[^']*/archive\.info'")
 
 
 def is_away(complaint: str) -> bool:
     """Whether pgBackRest complains that it does not reach a repository, or is refused there. What its configuration
-    says may be a minute old in a pod, so that keys may be right by now, or there. Where not even what a log begins
-    with is there, a directory is away."""
+    says may be a minute old in a pod, so that keys may be right by now, or there."""
     return _AWAY.search(complaint) is not None
 
 
-def hindrance(said: str) -> str | None:
+def hindrance(said: str, *, near: bool) -> str | None:
     """The same of the pgBackRest that a recovering server runs: what it said of that; None: nothing.
 
     :param said: by both; what was before the last file that was read counts no more
+    :param near: the repository is a directory: where not even what a log begins with is there, it is away. A bucket
+        that answers without it has lost it
     """
     lines = said.rpartition("restored log file")[2].splitlines()
-    found = [line for line in lines if _OWN_LINE.search(line) and is_away(line)]
+    found = [
+        line
+        for line in lines
+        if _OWN_LINE.search(line) and (is_away(line) or (near and _NO_LOG.search(line)))
+    ]
     return complaint(found[-1]) if found else None
 
 
