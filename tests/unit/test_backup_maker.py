@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from pgherd.backup import choice, gaps, maker, points, records
+from pgherd.backup import choice, gaps, maker, pgbackrest_program, points, records
 from pgherd.backup.base import Report
 from pgherd.backup.gaps import file_name
 from pgherd.backup.maker import Job, Maker
@@ -252,3 +252,42 @@ def test_a_backup_whose_repository_goes_away_stays_open_with_its_copies(
     assert known.is_open
     assert Maker(job(groups), known).run().phase == "done"
     assert len(groups.made) == 3, "complete copies stay"
+
+
+def test_a_copy_that_fills_the_repository_gives_its_room_to_the_record_that_it_failed(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker, "TRIES", 1)
+    backup = requested(groups)
+    repository = groups.repository
+    partial = repository.folder(backup.id) / "segment-2.partial"
+    whole = repository.copy_of(backup.id, 0)
+    write = repository.remember_backup
+    copied = groups.back_up
+
+    def full(record: Backup) -> None:
+        if partial.exists():
+            raise PgherdError("could not write backup.json: No space left on device")
+        assert whole.exists() or record.phase != "failed", "what is recorded is not what goes first"
+        write(record)
+
+    def back_up(*those: Any) -> GroupBackup:
+        if those[1] != 2:
+            return copied(*those)
+        partial.mkdir()
+        raise PgherdError("pg_basebackup: could not write: No space left on device")
+
+    monkeypatch.setattr(maker, "PARALLEL", 1)
+    monkeypatch.setattr(groups, "back_up", back_up)
+    monkeypatch.setattr(repository, "remember_backup", full)
+    ended = Maker(job(groups), backup).run()
+    assert (ended.phase, ended.again) == ("failed", True)
+    [known] = repository.backups()
+    assert known == ended
+    assert not partial.exists()
+    assert not whole.exists(), "nothing is left of it in the end"
+
+
+def test_an_archive_that_lost_its_beginning_is_no_reason_to_make_a_backup_again() -> None:
+    said = "[FileMissingError] unable to load info file '/r/archive/coordinator-7/archive.info' or ..."
+    assert not maker.may_pass(pgbackrest_program._failed(said))

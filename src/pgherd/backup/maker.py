@@ -34,6 +34,8 @@ TRIES = 3
 RETRY_SECONDS = 5.0
 PARALLEL = 4
 """groups at a time"""
+_GIVEN = re.compile(rf"\d{{8}}-\d{{6}}-({'|'.join(records.TYPES)})(-\d+)?")
+"""ids that nobody chose"""
 _NO_ROOM = re.compile("no space left on device|disk quota exceeded|read-only file system", re.IGNORECASE)
 
 
@@ -80,6 +82,11 @@ def request(
         backup = Backup(name, kind, "requested", records.now(), wanted=tuple(groups))
         repository.remember_backup(backup)
     return backup
+
+
+def is_named(backup: Backup) -> bool:
+    """Whether somebody chose its id, and may ask for it again: without its record it would be made anew."""
+    return _GIVEN.fullmatch(backup.id) is None
 
 
 def _same(known: Backup, kind: BackupType) -> Backup:
@@ -300,7 +307,7 @@ class Maker:
     def _fail(self, error: PgherdError) -> None:
         logger.error("backup %s failed: %s", self._backup.id, error)
         with self._guard:
-            self._backup = replace(
+            failed = replace(
                 self._backup,
                 phase="failed",
                 finished_at=records.now(),
@@ -309,7 +316,15 @@ class Maker:
                 message="",
                 again=may_pass(error),
             )
-            self._repository.remember_backup(self._backup)
+            try:
+                self._repository.remember_backup(failed)
+            except PgherdError as found:
+                if not is_full(found):
+                    raise
+                # What the record does not name makes the room to write it in.
+                self._job.method.discard(self._backup.id, set(failed.wanted) - set(self._backup.groups))
+                self._repository.remember_backup(failed)
+            self._backup = failed
         with suppress(PgherdError):  # retention tries again
             self._job.method.discard(self._backup.id)
 
@@ -318,7 +333,12 @@ def may_pass(error: BaseException | None) -> bool:
     """Whether what a backup failed of may pass by itself: a group or a repository that does not answer, or a full one.
     With anything else it would only fail again, after hours of copying."""
     while error is not None:
-        if isinstance(error, Unavailable | Withheld) or _NO_ROOM.search(str(error)):
+        if isinstance(error, Unavailable | Withheld) or is_full(error):
             return True
         error = error.__cause__
     return False
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room to write in."""
+    return _NO_ROOM.search(str(error)) is not None

@@ -226,7 +226,7 @@ class Native(BackupMethod):
     def discard(self, backup: str, groups: Collection[int] | None = None) -> None:
         names = None if groups is None else {group_name(group) for group in groups}
         for path in self._repository.folder(backup).iterdir():
-            if path.is_dir() and (names is None or path.name in names):
+            if path.is_dir() and (names is None or path.name.removesuffix(".partial") in names):
                 with suppress(PgherdError):
                     files.remove(path)
 
