@@ -30,7 +30,7 @@ from pgherd.model.spec import BackupSpec
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.machine import Machine
 from pgherd.reconcile.loop import ClusterLoop
-from tests.support.backups import BEGIN, SYSTEM, backup, lsn, point
+from tests.support.backups import BEGIN, SYSTEM, backup, copy, lsn, point
 
 
 class Herd:
@@ -554,6 +554,182 @@ def test_a_backup_that_does_not_fit_is_tried_less_and_less_often(herd: Herd, idl
         herd.repository.remember_backup(failed(f"b{number}", keeper.AGAIN_MOST_SECONDS + 5, order=number))
     idle._see_to_backups()
     assert len(idle.begun) == 1, "but never given up"
+
+
+def test_a_copy_that_is_missing_and_does_not_fit_is_tried_less_and_less_often(
+    herd: Herd, idle: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgherd.backup.choice.missing_base", lambda *those: [0, 1])
+    for number in range(5):
+        herd.repository.remember_backup(failed(f"b{number}", keeper.AGAIN_SECONDS + 1, order=number))
+    idle._see_to_backups()
+    assert idle.begun == []
+    for number in range(5, 10):
+        herd.repository.remember_backup(
+            failed(f"b{number}", keeper.MISSING_MOST_SECONDS + 5, again=False, order=number)
+        )
+    idle._see_to_backups()
+    [begun] = idle.begun
+    assert (begun.type, begun.wanted) == ("full", (0, 1)), "never given up, and soon enough"
+
+
+def done_in_part(group: int, order: int) -> Backup:
+    since = f"2026-11-01T00:00:{order:02}+00:00"
+    return Backup(f"part{order}", "full", "done", since, {group: copy(1)}, (group,))
+
+
+def test_a_backup_that_failed_is_made_anew_though_a_copy_of_one_group_was_made_since(
+    herd: Herd, idle: Idle
+) -> None:
+    herd.repository.remember_backup(failed("sched", 7200))
+    herd.repository.remember_backup(done_in_part(2, 1))
+    idle._see_to_backups()
+    [begun] = idle.begun
+    assert (begun.type, begun.wanted) == ("differential", (0, 1))
+
+
+def test_copies_of_one_group_that_fail_are_no_reason_to_wait_longer_for_all(herd: Herd, idle: Idle) -> None:
+    herd.repository.remember_backup(failed("sched", keeper.AGAIN_SECONDS + 5))
+    for number in range(1, 5):
+        herd.repository.remember_backup(replace(failed(f"b{number}", 5, order=number), wanted=(2,)))
+    herd.repository.remember_backup(done_in_part(2, 5))
+    idle._see_to_backups()
+    assert [each.wanted for each in idle.begun] == [(0, 1)]
+
+
+def test_a_copy_of_one_group_that_failed_is_not_repeated_once_another_backup_is_done(
+    herd: Herd, idle: Idle
+) -> None:
+    """The group may be gone: it would be made again and again."""
+    herd.repository.remember_backup(replace(failed("b1", 7200), wanted=(2,)))
+    herd.repository.remember_backup(done_in_part(3, 1))
+    idle._see_to_backups()
+    assert idle.begun == []
+
+
+def long_ago_failed(name: str, hours: float) -> Backup:
+    since = (datetime.now(UTC) - timedelta(hours=hours)).isoformat()
+    return Backup(name, "full", "failed", since, wanted=(0,), finished_at=since, again=True)
+
+
+def test_records_of_backups_that_failed_do_not_pile_up_while_there_is_no_full_one(
+    herd: Herd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded: list[str] = []
+    monkeypatch.setattr(herd.method, "discard", discarded.append)
+    names = [f"20261101-0000{number:02}-full" for number in range(50)]
+    for number, name in enumerate(names):
+        herd.repository.remember_backup(long_ago_failed(name, 100 - number))
+    herd.repository.remember_backup(long_ago_failed("somebodys", 200))
+    declared = BackupSpec.model_validate({"repository": {"path": "/x"}})
+    torn = herd.repository.folder("torn") / "backup.json"
+    torn.parent.mkdir()
+    torn.write_text("{")
+    herd.keeper.retain(declared)
+    assert len(herd.repository.backups()) == 51, "nothing goes while anything is held"
+    herd.repository.remove_backup("torn")
+    herd.keeper.retain(declared)
+    left = [each.id for each in herd.repository.backups()]
+    assert left == ["somebodys", *names[-10:]], "what has a name would be begun anew without its record"
+    assert set(names) == set(discarded)
+    discarded.clear()
+    herd.keeper.retain(declared)
+    assert sorted(discarded) == names[-10:]
+
+
+def test_records_of_backups_that_failed_today_stay(herd: Herd) -> None:
+    names = [f"20261101-0000{number:02}-full" for number in range(20)]
+    for number, name in enumerate(names):
+        herd.repository.remember_backup(long_ago_failed(name, 20 - number))
+    herd.keeper.retain(BackupSpec.model_validate({"repository": {"path": "/x"}}))
+    assert [each.id for each in herd.repository.backups()] == names
+
+
+class Resuming:
+    """A maker that meets a repository which is away at first, and then is at work until it is told to end."""
+
+    tries = 0
+    going = threading.Event()
+
+    def __init__(self, job: object, backup: Backup) -> None:
+        return
+
+    def run(self) -> None:
+        type(self).tries += 1
+        if self.tries == 1:
+            raise PgherdError("/mnt/backups is not there: see to it that its disk is mounted")
+        self.going.wait(60)
+
+
+def test_a_backup_that_goes_on_is_not_told_to_be_interrupted_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    places, nobody = Places(tmp_path), cast(Any, None)
+    method = places.method("a", "1")
+    method.repository.create("shop")
+    method.repository.remember_backup(Backup("b1", "full", "running", "2026-11-01T00:00:00+00:00"))
+    kept = Kept("shop", nobody, nobody, method, lambda: None, dict, lambda: True, threading.Event())
+    made = Keeper(kept)
+    monkeypatch.setattr(Resuming, "tries", 0)
+    monkeypatch.setattr(Resuming, "going", threading.Event())
+    monkeypatch.setattr(keeper, "Maker", Resuming)
+
+    def one_round() -> None:
+        over = iter([False, True])
+        monkeypatch.setattr(made, "_round", made._see_to_backups)
+        monkeypatch.setattr(made, "_is_over", lambda: next(over))
+        monkeypatch.setattr(made._kept.stop, "wait", lambda seconds: False)
+        made.run()
+
+    one_round()
+    assert made._maker is not None
+    made._maker.join()
+    one_round()
+    assert "see to it that its disk is mounted" in (made.complaint or "")
+    clock(keeper.INTERRUPTED_SECONDS + 1)
+    one_round()
+    try:
+        assert Resuming.tries == 2
+        assert made.complaint is not None, "it may be interrupted by the same in a moment"
+        clock(keeper.GOES_ON_SECONDS + 1)
+        one_round()
+        assert made.complaint is None
+        assert not made.is_to_leave_for(places.method("a", "2")), "it would be begun anew"
+    finally:
+        Resuming.going.set()
+        made._maker.join()
+
+
+def test_nothing_is_told_of_a_backup_that_was_interrupted_and_is_not_there_any_more(
+    herd: Herd, idle: Idle
+) -> None:
+    idle._interrupted = "backup b1 was interrupted"
+    idle._see_to_backups()
+    assert idle._interrupted is None
+
+
+def test_what_holds_retention_is_told_beside_what_goes_wrong(herd: Herd) -> None:
+    assert herd.keeper.complaint is None
+    herd.keeper.error, herd.keeper._held = "backup b1 was interrupted", "retention removes nothing"
+    assert herd.keeper.complaint == "backup b1 was interrupted; retention removes nothing"
+
+
+def test_retention_makes_room_where_there_is_none_to_write_in(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = retention.repository.folder("f0")
+    forget = retention.repository.forget_points
+
+    def forget_points(names: set[str]) -> None:
+        if gone.exists():
+            raise PgherdError("could not write points/2026-11-01T01.jsonl: No space left on device")
+        forget(names)
+
+    monkeypatch.setattr(retention.method.repository, "forget_points", forget_points)
+    assert retention.restorable() == ALL
+    retention.retain(full=1, days=0)
+    assert not gone.exists()
+    assert [each.name for each in retention.repository.points()] == ["p151"]
 
 
 def test_a_backup_that_is_interrupted_rests_before_it_goes_on(

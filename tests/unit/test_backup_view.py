@@ -17,7 +17,7 @@ from pgherd.backup.native import Native
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore
 from pgherd.backup.view import view
-from tests.support.backups import SYSTEM, backup, point
+from tests.support.backups import SYSTEM, backup, copy, point
 from tests.support.platform import cluster
 
 PER_HOUR = 16
@@ -143,3 +143,12 @@ def test_a_failed_backup_is_complained_of_until_another_one_is_done(seen: Seen) 
     assert complaints() == said, "it is not known to fare any better"
     seen.repository.remember_backup(backup(2, groups=1))
     assert complaints() == []
+
+
+def test_a_backup_that_failed_is_not_made_up_for_by_copies_of_some_groups(seen: Seen) -> None:
+    seen.archive(0, 4)
+    bad = replace(backup(1, groups=1, phase="failed"), error="no space left on device", again=True)
+    seen.repository.remember_backup(bad)
+    seen.repository.remember_backup(replace(backup(2), groups={2: copy(2)}, wanted=(2,)))
+    problems = [each for each in seen.look()["problems"] if each.startswith("backup ")]
+    assert problems == ["backup f1 failed: no space left on device: another one is made by itself"]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
@@ -21,9 +21,9 @@ import psycopg
 from pgherd.backup import choice, gaps, histories, points
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import NEVER, Catalogue, NotOurs
-from pgherd.backup.maker import Job, Maker, request
+from pgherd.backup.maker import Job, Maker, is_full, is_named, request
 from pgherd.backup.points import Standing
-from pgherd.backup.records import Backup, Point, moment
+from pgherd.backup.records import Backup, Point, moment, seconds_since, unanswered
 from pgherd.backup.wal import History
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError, one_line
@@ -46,11 +46,19 @@ HISTORIES_SECONDS = 30.0
 HISTORIES_GOOD_SECONDS = 300.0
 """the same where all were there"""
 AGAIN_SECONDS = 60.0
-"""until a backup that is needed and failed is tried again, and at first one that failed of what may pass"""
+"""until a backup that failed of what may pass, or that is needed, is tried again; doubled with each time it fails"""
 AGAIN_MOST_SECONDS = 6 * 3600.0
-"""the same for one that failed of that again and again: it may not fit at all, and fills the disk each time"""
+"""the most of that: it may not fit at all, and fills the disk each time"""
+MISSING_MOST_SECONDS = 1800.0
+"""the same for one without which no point could be restored"""
+FAILED_KEPT = 10
+"""records of backups that failed, the last of all, that are kept however old they are"""
+FAILED_SECONDS = 24 * 3600.0
+"""until others go"""
 INTERRUPTED_SECONDS = 5.0
 """until a backup is carried on that could not go on"""
+GOES_ON_SECONDS = 60.0
+"""until one that is carried on counts as going on: longer than it takes to meet the same thing again"""
 LOST_AGAIN_SECONDS = 60.0
 """between two looks for a point that hardly comes any more"""
 POINTS_SECONDS = 5.0
@@ -105,20 +113,22 @@ class Keeper(threading.Thread):
         self._interrupted: str | None = None
         self._carried_on = NEVER
         """when a backup that was interrupted may go on"""
+        self._begun = NEVER
+        """when the last backup was begun, or carried on"""
         self._held: str | None = None
         """why nothing is let go"""
 
     @property
     def complaint(self) -> str | None:
         """What is wrong, in one line."""
-        return self.error or self._held
+        return "; ".join(filter(None, (self.error, self._held))) or None
 
     def run(self) -> None:
         """Rounds until the end."""
         while not self._is_over():
             try:
                 self._round()
-                self.error = self._interrupted
+                self.error = None if self._goes_on() else self._interrupted
             except (PgherdError, psycopg.Error, OSError) as error:
                 text = one_line(error) or type(error).__name__
                 if text != self.error:
@@ -147,12 +157,13 @@ class Keeper(threading.Thread):
         Keys that were renewed are no reason to begin a backup anew: while the old ones do, it is made to its end."""
         if self.fingerprint == method.fingerprint():
             return False
-        making = self._maker is not None and self._maker.is_alive()
-        return not (making and self.error is None and self._kept.method.differs_in_keys_only(method))
+        return not (
+            self._is_making() and self.error is None and self._kept.method.differs_in_keys_only(method)
+        )
 
     def is_at_rest(self) -> bool:
         """Whether neither it nor a backup is at work."""
-        return not self.is_alive() and not (self._maker is not None and self._maker.is_alive())
+        return not self.is_alive() and not self._is_making()
 
     def join_maker(self, timeout: float) -> None:
         """Wait for a running backup to come to a resumable place after ``stop`` was set."""
@@ -230,8 +241,7 @@ class Keeper(threading.Thread):
     def _see_others(self) -> None:
         """Follow points that somebody else wrote down: backups and drills make their own, and of ours one may be
         written down though what came after it failed."""
-        waits = self._maker is not None and self._maker.is_alive()
-        if not waits and time.monotonic() - self._looked_for_points < POINTS_SECONDS:
+        if not self._is_making() and time.monotonic() - self._looked_for_points < POINTS_SECONDS:
             return
         self._looked_for_points = time.monotonic()
         version = self._repository.points_version()
@@ -291,25 +301,34 @@ class Keeper(threading.Thread):
 
     # backups
 
+    def _is_making(self) -> bool:
+        return self._maker is not None and self._maker.is_alive()
+
+    def _goes_on(self) -> bool:
+        """Whether a backup is at work, for so long that what interrupted it before is over."""
+        return self._is_making() and time.monotonic() - self._begun > GOES_ON_SECONDS
+
     def _see_to_backups(self) -> None:
-        if self._maker is not None and self._maker.is_alive():
+        if self._is_making():
             return
         if time.monotonic() < self._carried_on:
             return
         known = self._repository.backups()
         due = next((backup for backup in known if backup.is_open), None)
         if due is None:
+            self._interrupted = None  # what was interrupted is not there any more
             systems = {group: standing.system for group, standing in self._standing.items()}
             usable = [backup for backup in known if backup.phase == "done"]
             missing = choice.missing_base(self._present(), usable, self._histories) or self._cut_off(
                 systems, usable
             )
-            if missing and not _failed_within(known, AGAIN_SECONDS):
+            failed = unanswered(known)
+            if missing and _have_rested(_last_failures(known), MISSING_MOST_SECONDS):
                 # Without it no point could be restored: the first of all, that of a segment that is new, or one after
                 # a part of the log that is not in the repository.
                 due = request(self._repository, "full", missing)
-            elif not missing and _is_to_repeat(known):
-                due = request(self._repository, known[-1].type, known[-1].wanted)
+            elif not missing and failed and failed[-1].again and _have_rested(failed, AGAIN_MOST_SECONDS):
+                due = request(self._repository, failed[-1].type, failed[-1].wanted)
             else:
                 return
         self._start(due)
@@ -354,6 +373,7 @@ class Keeper(threading.Thread):
             self._interrupted = None
             self._retained = NEVER
 
+        self._begun = time.monotonic()
         self._maker = threading.Thread(target=make, name=f"backup-{self._kept.name}", daemon=True)
         self._maker.start()
 
@@ -361,16 +381,16 @@ class Keeper(threading.Thread):
 
     def retain(self, declared: BackupSpec) -> None:
         """Remove what retention lets go. Offers vanish first, then copies, then logs."""
-        if self._maker is not None and self._maker.is_alive():
+        if self._is_making():
             return
         method, repository = self._kept.method, self._repository
         held, unread_points = repository.held(), repository.damaged_points()
         known, backups = repository.points(), held.backups
         unread = [*(f"backups/{each}/backup.json" for each in held.complaints()), *unread_points]
         self._hold(unread)
-        for backup in backups if not unread else ():
-            if backup.phase == "failed":
-                method.discard(backup.id)
+        if not unread:
+            forgotten = self._clear_failed(backups)
+            backups = [each for each in backups if each.id not in forgotten]
         gone = choice.waste(
             known,
             backups,
@@ -382,17 +402,49 @@ class Keeper(threading.Thread):
             present=self._present(),
             unread=unread,
         )
-        if gone.points:
-            repository.forget_points(set(gone.points))
-            for name in gone.points:
-                self._forget(name)
-            points.forget(self._kept.databases, sorted(gone.points))
-        for each in gone.backups:
-            method.remove_backup(each)
-        for (group, system), begins in gone.logs.items():
-            method.remove_log(group, system, None if begins is None else begins[1])
-        method.sweep()
+        try:
+            self._forget_points(gone.points)
+        except PgherdError as error:
+            if not is_full(error):
+                raise
+            # What goes makes the room to write in; nobody can restore a point meanwhile that has no copy.
+            self._remove(gone)
+            self._forget_points(gone.points)
+        else:
+            self._remove(gone)
         self._retained = time.monotonic() - (RETENTION_SECONDS - HELD_SECONDS if unread else 0)
+
+    def _forget_points(self, names: Collection[str]) -> None:
+        if not names:
+            return
+        self._repository.forget_points(set(names))
+        for name in names:
+            self._forget(name)
+        points.forget(self._kept.databases, sorted(names))
+
+    def _remove(self, gone: choice.Waste) -> None:
+        for each in gone.backups:
+            self._kept.method.remove_backup(each)
+        for (group, system), begins in gone.logs.items():
+            self._kept.method.remove_log(group, system, None if begins is None else begins[1])
+        self._kept.method.sweep()
+
+    def _clear_failed(self, backups: Sequence[Backup]) -> set[str]:
+        """Remove what is left of backups that failed, and most of their records in the end; returns whose.
+
+        Also while there is no full one: there may never be one on a disk that is full."""
+        failed = [each for each in backups if each.phase == "failed"]
+        long_ago = datetime.now(UTC) - timedelta(seconds=FAILED_SECONDS)
+        old = [
+            each
+            for each in failed[:-FAILED_KEPT]
+            if not each.groups and not is_named(each) and moment(each.requested_at) < long_ago
+        ]
+        for each in [*failed[-FAILED_KEPT:], *old]:
+            self._kept.method.discard(each.id)
+        for each in old:
+            self._kept.method.remove_backup(each.id)
+        return {each.id for each in old}
 
     def _hold(self, unread: Sequence[str]) -> None:
         """Say that nothing is let go, and why."""
@@ -406,15 +458,14 @@ class Keeper(threading.Thread):
         self._held = told if unread else None
 
 
-def _failed_within(known: Sequence[Backup], seconds: float) -> bool:
-    if not known or known[-1].phase != "failed" or known[-1].finished_at is None:
-        return False
-    return (datetime.now(UTC) - moment(known[-1].finished_at)).total_seconds() < seconds
+def _last_failures(known: Sequence[Backup]) -> list[Backup]:
+    """Those that failed since the last one was done, oldest first."""
+    return list(takewhile(lambda each: each.phase == "failed", reversed(known)))[::-1]
 
 
-def _is_to_repeat(known: Sequence[Backup]) -> bool:
-    """Whether the last backup failed of what may have passed, and it is time to make it anew."""
-    if not known or known[-1].phase != "failed" or not known[-1].again:
-        return False
-    tries = sum(1 for _ in takewhile(lambda each: each.phase == "failed", reversed(known)))
-    return not _failed_within(known, min(AGAIN_SECONDS * 2 ** min(tries - 1, 20), AGAIN_MOST_SECONDS))
+def _have_rested(failed: Sequence[Backup], most: float) -> bool:
+    """Whether it is time to make anew what failed so many times, oldest first."""
+    if not failed or failed[-1].finished_at is None:
+        return True
+    rest: float = min(AGAIN_SECONDS * 2 ** min(len(failed) - 1, 20), most)
+    return seconds_since(failed[-1].finished_at) >= rest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from pgherd.model.topology import COORDINATOR
 
 BackupType = Literal["full", "differential", "incremental"]
 TYPES: tuple[BackupType, ...] = ("full", "differential", "incremental")
@@ -133,6 +135,11 @@ class Backup:
         """It has not ended."""
         return self.phase in OPEN_PHASES
 
+    @property
+    def is_of_all(self) -> bool:
+        """It was to hold all groups; others are of single segments that had no copy."""
+        return not self.wanted or COORDINATOR in self.wanted
+
     def with_group(self, group: int, made: GroupBackup) -> Backup:
         """One group more is done."""
         return replace(self, groups={**self.groups, group: made})
@@ -161,3 +168,18 @@ def backup_from(raw: Mapping[str, Any]) -> Backup:
     if found.phase not in PHASES or {found.type, *(made.type for made in groups.values())} - {*TYPES}:
         raise ValueError(f"a {found.type} backup that is {found.phase}")
     return found
+
+
+def unanswered(backups: Sequence[Backup]) -> list[Backup]:
+    """The last backup that failed and that no later one makes up for, behind those that failed like it before; empty:
+    there is none. What failed for all groups, copies of some do not make up for.
+
+    :param backups: oldest first
+    """
+    found: list[Backup] = []
+    for backup in backups:
+        if backup.phase == "failed":
+            found.append(backup)
+        elif backup.phase == "done":
+            found = [each for each in found if each.is_of_all and COORDINATOR not in backup.groups]
+    return [each for each in found if each.is_of_all == found[-1].is_of_all]

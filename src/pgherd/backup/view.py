@@ -16,7 +16,7 @@ from pgherd.backup import choice, schedule
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import check_owner
 from pgherd.backup.gaps import Gap, Logs, cut_off, file_name
-from pgherd.backup.records import Backup, Point
+from pgherd.backup.records import Backup, Point, unanswered
 from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.errors import PgherdError
 from pgherd.model.backup_kinds import PostgresBackupSchedule
@@ -75,10 +75,9 @@ def view(
         f"{method.location}/{each} is damaged, its points are not offered: put it back from a copy or remove it"
         for each in damaged
     ]
-    ended = [backup for backup in backups if not backup.is_open]
-    if ended and ended[-1].phase == "failed":
-        onward = ": another one is made by itself" if ended[-1].again else ""
-        problems.append(f"backup {ended[-1].id} failed: {ended[-1].error}{onward}")
+    if failed := unanswered(backups):
+        onward = ": another one is made by itself" if failed[-1].again else ""
+        problems.append(f"backup {failed[-1].id} failed: {failed[-1].error}{onward}")
     systems = {group: state["system"] for group, state in archiving.items()}
     logs = Logs(method.log_names, method.histories)
     gaps = [_gap(group, gap, logs, systems[group]) for group, gap in cut_off(systems, done, logs).items()]
