@@ -349,6 +349,18 @@ def test_lines_that_an_older_version_accepted_do_not_make_a_cluster_unreadable(l
         spec.from_mapping(raw, platform="kubernetes")
 
 
+@pytest.mark.parametrize("line", ["hostnossl all all all md5", "host all all 10.0.0.0/99 md5"])
+def test_lines_that_an_older_version_accepted_keep_nobody_from_scaling(line: str) -> None:
+    raw = spec.to_mapping(declared())
+    raw["spec"]["postgres"]["hostBasedAuthentication"] = line
+    kept = spec.from_mapping(raw, kept=True)
+    scaled = spec.with_segment_count(kept, 4)
+    assert scaled.spec.segments.count == 4
+    assert scaled.spec.postgres == kept.spec.postgres
+    with pytest.raises(BadInput, match=r"spec\.segments\.count"):
+        spec.with_segment_count(kept, -1)
+
+
 def test_a_method_is_judged_by_the_version_that_is_declared() -> None:
     line = "host all all all oauth issuer=https://example.com scope=openid"
     rest = f"parameters: {{oauth_validator_libraries: own}}, hostBasedAuthentication: '{line}'"

@@ -262,7 +262,8 @@ def with_segment_count(cluster: PostgresCluster, count: int) -> PostgresCluster:
     """
     raw = to_mapping(cluster)
     raw["spec"]["segments"]["count"] = count
-    changed, problems = validate(raw, PostgresCluster)
+    # Its other fields are in force already: a wish for segments is no wish for them.
+    changed, problems = validate(raw, PostgresCluster, kept=True)
     if changed is None:
         raise BadInput(*(f"{dotted(path)}: {what}" for path, what in problems))
     return changed
