@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
 
 from pgherd.backup.records import Backup, BackupType, GroupBackup, GroupPoint, Point
 
@@ -63,3 +68,17 @@ def backup(
     """A backup of all groups, named after its type and time."""
     copies = {group: copy(hours, kind, parent, timeline=timeline) for group in range(groups)}
     return Backup(f"{kind[0]}{hours:g}", kind, phase, at(hours), copies, tuple(copies), f"p{hours + 0.1:g}")
+
+
+def rust(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """A disk that can't read the files any more that are put into this set."""
+    bad: set[Path] = set()
+    read = Path.read_bytes
+
+    def tried(path: Path) -> bytes:
+        if path in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", tried)
+    return bad

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from pgherd.backup import histories, keeper, points, restore
+from pgherd.backup.catalogue import Away
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.native import Native
 from pgherd.backup.pgbackrest import PgBackRest, Place
@@ -23,14 +24,14 @@ from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import Backup, Point
 from pgherd.backup.repository import Repository
 from pgherd.backup.sealed import SealedStore
-from pgherd.backup.store import DirectoryStore
+from pgherd.backup.store import DirectoryStore, Entry
 from pgherd.backup.wal import segment_before
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.spec import BackupSpec
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.machine import Machine
 from pgherd.reconcile.loop import ClusterLoop
-from tests.support.backups import BEGIN, SYSTEM, backup, copy, lsn, point
+from tests.support.backups import BEGIN, SYSTEM, backup, copy, lsn, point, rust
 
 
 class Herd:
@@ -200,6 +201,12 @@ def retention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Retention:
     return Retention(tmp_path / "shop", monkeypatch)
 
 
+@pytest.fixture
+def bad_sectors(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Files that the disk can't read any more."""
+    return rust(monkeypatch)
+
+
 ALL = ["p1", "p101", "p151"]
 
 
@@ -247,6 +254,48 @@ def test_a_backup_that_can_not_be_read_and_is_removed_holds_nothing_any_more(ret
     retention.retain(full=1, days=0)
     assert retention.keeper.complaint is None
     assert retention.restorable() == ["p151"]
+
+
+def test_nothing_is_let_go_while_the_disk_can_not_read_a_record(
+    retention: Retention, bad_sectors: set[Path]
+) -> None:
+    bad_sectors.add(retention.record(0))
+    there = retention.files()
+    retention.retain(full=1, days=0)
+    assert retention.files() == there
+    assert "can't be read: backups/f0/backup.json in" in retention.complaint()
+    assert retention.restorable() == ["p101", "p151"]
+    bad_sectors.clear()
+    assert retention.restorable() == ALL
+
+
+def test_nothing_is_let_go_while_the_disk_can_not_read_points(
+    retention: Retention, bad_sectors: set[Path]
+) -> None:
+    name = f"points/{BEGIN:%Y-%m-%d}.jsonl"
+    bad_sectors.add(retention.repository.root / name)
+    there = retention.files()
+    retention.retain(full=1, days=0)
+    assert retention.files() == there
+    assert f"can't be read: {name} in" in retention.complaint()
+
+
+def test_nothing_is_let_go_of_a_disk_that_comes_back_while_it_is_looked_at(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It seemed to have no points, of which one needs the first backup."""
+    there, root = retention.files(), retention.repository.root
+    names = DirectoryStore.names
+
+    def dropped(store: DirectoryStore, folder: str) -> list[Entry]:
+        root.rename(root.with_name("away"))
+        return names(store, folder)
+
+    monkeypatch.setattr(DirectoryStore, "names", dropped)
+    with pytest.raises(Away):
+        retention.retain(full=1, days=200)
+    root.with_name("away").rename(root)
+    assert retention.files() == there
 
 
 def test_many_records_that_can_not_be_read_are_told_in_one_line(retention: Retention) -> None:
@@ -332,6 +381,37 @@ def test_copies_of_a_backup_whose_record_can_not_be_read_are_no_orphans(tmp_path
     method.repository.store.write("backups/newer/backup.json", b'{"id": "newer", "shape": 2}')
     method._expire_orphans(0, "coordinator-7")
     assert runner.expired == ["unheard-of-label", "failed-label"]
+
+
+def test_no_copy_is_an_orphan_of_a_directory_that_was_away(tmp_path: Path) -> None:
+    """Its disk comes back before pgBackRest tells of the copies."""
+    root, away = tmp_path / "shop", tmp_path / "away"
+
+    class Back(Quiet):
+        def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
+            if away.exists():
+                away.rename(root)
+            return super().output(arguments, machine)
+
+    runner = Back("f0", "f1")
+    method, _ = sealed_method(root, runner)
+    for hours in (0, 1):
+        method.repository.remember_backup(backup(hours))
+    root.rename(away)
+    with pytest.raises(Away):
+        method._expire_orphans(0, "coordinator-7")
+    method._output(["info"])
+    method._expire_orphans(0, "coordinator-7")
+    assert runner.expired == []
+
+
+def test_nothing_is_begun_in_a_directory_that_is_away(tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    method, _ = sealed_method(root, Quiet())
+    root.rename(tmp_path / "away")
+    with pytest.raises(Away):
+        method.back_up("f0", 0, "full", None, {}, lambda done, total: None, lambda: False)
+    assert not root.exists()
 
 
 def test_a_round_goes_on_though_sealed_files_are_damaged(

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import keys
-from pgherd.backup.catalogue import Catalogue
+from pgherd.backup.catalogue import Away, Catalogue
 from pgherd.backup.object_store import bucket_url
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Entry, Store
 from pgherd.errors import BadInput, PgherdError, Refused
 from pgherd.model.spec import RepositorySpec
 from pgherd.platform.local import secret_file
-from tests.support.backups import at, backup, point
+from tests.support.backups import at, backup, point, rust
 
 S3 = RepositorySpec.model_validate({"s3": {"bucket": "safe"}})
 
@@ -287,6 +287,107 @@ def test_damaged_points_that_are_put_back_in_place_are_seen(tmp_path: Path) -> N
     assert "p2" not in {each.name for each in seen.points()}
     path.write_bytes(before)
     assert "p2" in {each.name for each in seen.points()}
+
+
+@pytest.fixture
+def bad_sectors(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Files that the disk can't read any more."""
+    return rust(monkeypatch)
+
+
+class Rusty:
+    """A repository in a directory with two backups and points of two days, of which a disk loses files."""
+
+    def __init__(self, root: Path, sealed: bool, bad: set[Path]) -> None:
+        self.root, self.bad, self.sealed = root, bad, sealed
+        self.catalogue = self.opened()
+        self.catalogue.create("shop")
+        for hours in (1, 30):
+            self.catalogue.remember_backup(backup(hours))
+            self.catalogue.remember_point(point(hours))
+            self.catalogue.remember_prints(f"p{hours}", [{"table": "account"}])
+        self.catalogue = self.opened()
+
+    def opened(self) -> Catalogue:
+        plain = DirectoryStore(self.root)
+        return Catalogue(SealedStore(plain, "open sesame") if self.sealed else plain)
+
+    def lose(self, name: str) -> None:
+        self.bad.add(self.root / name)
+
+    def points(self) -> list[str]:
+        return [each.name for each in self.catalogue.points()]
+
+
+@pytest.fixture(params=["plain", "sealed"])
+def rusty(request: pytest.FixtureRequest, tmp_path: Path, bad_sectors: set[Path]) -> Rusty:
+    return Rusty(tmp_path / "shop", request.param == "sealed", bad_sectors)
+
+
+def test_a_record_that_the_disk_can_not_read_hides_no_other_and_is_named(rusty: Rusty) -> None:
+    rusty.lose("backups/f1/backup.json")
+    assert [each.id for each in rusty.catalogue.backups()] == ["f30"]
+    assert list(rusty.catalogue.held().complaints()) == ["f1"]
+    assert rusty.points() == ["p1", "p30"]
+    rusty.bad.clear()
+    assert [each.id for each in rusty.catalogue.backups()] == ["f1", "f30"]
+
+
+def test_points_that_the_disk_can_not_read_hide_no_others_and_are_named(rusty: Rusty) -> None:
+    (first, *_) = rusty.catalogue.store.names("points")
+    rusty.lose(first.name)
+    assert rusty.points() == ["p30"]
+    assert rusty.catalogue.damaged_points() == [first.name]
+    rusty.catalogue.remember_point(point(1.1))
+    assert rusty.points() == ["p1.1", "p30"]
+    rusty.catalogue.remember_prints("p30", [])
+    rusty.bad.clear()
+    assert rusty.points() == ["p1", "p1.1", "p30"]
+    assert rusty.catalogue.damaged_points() == []
+    assert rusty.catalogue.prints("p1") == [{"table": "account"}]
+
+
+def test_an_empty_file_of_points_that_grow_is_not_damaged(tmp_path: Path) -> None:
+    catalogue = Catalogue(DirectoryStore(tmp_path / "shop"))
+    catalogue.create("shop")
+    catalogue.store.write("points/2026-11-01.jsonl", b"")
+    assert catalogue.damaged_points() == []
+
+
+@pytest.mark.parametrize("lost", ["repository.json", "backups/f1/backup.json"])
+def test_a_disk_that_does_not_read_the_mark_is_not_taken_for_one_that_lost_a_record(
+    rusty: Rusty, lost: str
+) -> None:
+    rusty.lose(lost)
+    (rusty.root / "repository.json").unlink()
+    with pytest.raises(PgherdError, match=f"could not read .*/{lost}: input/output error"):
+        rusty.catalogue.store.read(lost)
+    with pytest.raises(PgherdError):
+        rusty.catalogue.backups()
+
+
+@pytest.mark.parametrize("falls", ["before", "meanwhile"])
+def test_a_directory_that_is_away_is_not_taken_for_an_empty_one(
+    rusty: Rusty, monkeypatch: pytest.MonkeyPatch, falls: str
+) -> None:
+    away = rusty.root.with_name("away")
+    looks = (rusty.catalogue.backups, rusty.catalogue.points, rusty.catalogue.damaged_points)
+    for look in looks:
+        with monkeypatch.context() as dropping:
+
+            def dropped(store: DirectoryStore, folder: str) -> list[str]:
+                if rusty.root.exists():
+                    rusty.root.rename(away)
+                return []
+
+            if falls == "before":
+                rusty.root.rename(away)
+            for method in ("names", "folders"):
+                dropping.setattr(DirectoryStore, method, dropped)
+            with pytest.raises(Away):
+                look()
+        away.rename(rusty.root)
+    assert rusty.points() == ["p1", "p30"]
 
 
 def test_another_passphrase_is_told_as_such_whatever_is_damaged(sealed: Sealed) -> None:

@@ -11,7 +11,7 @@
 
 All of it can be read when the cluster is gone. Points are appended, with a flush each; a line that a crash cut short is
 passed over, and the next append begins a new one. Where a store can't append, a file holds an hour's points, not a
-day's; if that file is damaged, the points that follow go into ``HOUR_2.jsonl``: it may be put back.
+day's; if a file is damaged, the points that follow go into one beside it (``HOUR_2.jsonl``): it may be put back.
 """
 
 from __future__ import annotations
@@ -260,8 +260,9 @@ class Catalogue:
         """Every restore point, oldest first.
 
         :param days: only those of the last so many days on which there were any; 0: all
+        :raises Away: the repository is away, which is not to be taken for one without points
         """
-        return self._points(self._point_files(days))
+        return self._there(lambda: self._points(self._point_files(days)))
 
     def point(self, name: str) -> Point | None:
         """A point by the name that ``points.new_name`` gave it; None: there is none."""
@@ -281,17 +282,19 @@ class Catalogue:
         return sorted(found.values(), key=lambda point: point.time)
 
     def damaged_points(self, *, days: int = 0) -> list[str]:
-        """Files of points of which nothing can be read; of those that grow nobody can tell.
+        """Files of points of which nothing can be read.
 
         :param days: as in :meth:`points`
+        :raises Away: as there
         """
-        if self.store.grows:
-            return []  # a crash may leave an empty one
-        entries = self._point_files(days)
-        empty = [
-            entry.name for entry, found in zip(entries, self._contents(entries), strict=True) if not found
-        ]
-        return [name for name in empty if self.store.read(name) == b""]  # it may have gone meanwhile
+
+        def look() -> list[str]:
+            entries = self._point_files(days)
+            found = zip(entries, self._contents(entries), strict=True)
+            empty = [entry.name for entry, content in found if not content]
+            return [name for name in empty if self.store.is_damaged(name)]  # it may have gone meanwhile
+
+        return self._there(look)
 
     def _point_files(self, days: int) -> list[Entry]:
         entries = [entry for entry in self.store.names("points") if entry.name.endswith(".jsonl")]
@@ -342,7 +345,13 @@ class Catalogue:
         return self.held().backups
 
     def held(self) -> Held:
-        """Every backup, and what else is in their place."""
+        """Every backup, and what else is in their place.
+
+        :raises Away: the repository is away, which is not to be taken for an empty one
+        """
+        return self._there(self._look)
+
+    def _look(self) -> Held:
         names = self.store.folders("backups")
         found = dict(zip(names, self._each(self._record, names), strict=True))
         backups = [each for each in found.values() if isinstance(each, Backup)]
@@ -431,6 +440,8 @@ class Catalogue:
         with self.locked():
             self._write(f"prints/{point}.json", {"prints": list(prints)})
             known = {each.name for each in self.points()}
+            if self.damaged_points():
+                return  # those of points that may be readable again stay
             for entry in self.store.names("prints"):
                 if entry.name.removeprefix("prints/").removesuffix(".json") not in known:
                     self.store.remove(entry.name)
@@ -445,6 +456,18 @@ class Catalogue:
         raise PgherdError(f"{self.location}/prints/{point}.json is not there any more, or damaged")
 
     # files
+
+    def _there(self, look: Callable[[], R]) -> R:
+        """What a look finds. A disk that has dropped seems to hold nothing: it has to be there before and after.
+
+        :raises Away: it was not
+        """
+        if not self.store.near:
+            return look()  # whoever is asked says so
+        self.require()
+        found = look()
+        self.require()
+        return found
 
     def _contents(self, entries: list[Entry]) -> list[bytes]:
         """The contents of files, of which those that have not changed are remembered."""

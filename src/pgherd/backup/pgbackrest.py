@@ -173,6 +173,8 @@ class PgBackRest(BackupMethod):
         report: Report,
         stopping: Callable[[], bool],
     ) -> GroupBackup:
+        # A directory that is away has no stanza and no records, and what is made anew then lies on another disk.
+        self.repository.require()
         begun = time.monotonic()
         primary = _primary_of(connection)
         stanza = config.stanza(group, primary.system)

@@ -7,6 +7,7 @@ A file is replaced as a whole: a reader sees the old content or the new one. Wri
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,8 +15,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgherd.backup.archive import MARK
 from pgherd.errors import PgherdError
 from pgherd.platform.local import files
+
+_LOST = (errno.EIO, errno.EBADMSG)
+"""what a disk says that can't read a file's place any more, and a file system that finds other bytes there"""
 
 
 class Damaged(PgherdError):
@@ -50,6 +55,11 @@ class Store(ABC):
 
         :raises PgherdError: the store does not answer, or refuses
         """
+
+    def is_damaged(self, name: str) -> bool:
+        """Whether a file is there of which nothing can be read. An empty one is not where files grow: a crash may
+        leave it."""
+        return self.read(name) == b""
 
     @abstractmethod
     def write(self, name: str, content: bytes) -> None:
@@ -105,12 +115,42 @@ class DirectoryStore(Store):
         self._lock = files.Lock(root / "lock")
 
     def read(self, name: str) -> bytes | None:
+        try:
+            return self._content(name)
+        except Damaged:
+            return b""
+
+    def is_damaged(self, name: str) -> bool:
+        try:
+            self._content(name)
+        except Damaged:
+            return True
+        return False
+
+    def _content(self, name: str) -> bytes | None:
+        """A file's content; None: there is no such file.
+
+        :raises Damaged: the disk has lost it, and answers otherwise: one bad sector is not to hide all the others
+        """
         path = self.root / name
         with files.explained(f"read {path}"):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            except OSError as error:
+                if error.errno in _LOST and name != MARK and self._answers():
+                    raise Damaged(f"{path} is damaged: put it back from a copy, or remove it") from error
+                raise
+
+    def _answers(self) -> bool:
+        """Whether the mark can be read from the disk itself: what was on one that is gone is remembered for a while."""
+        try:
+            with open(self.root / MARK, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                return bool(file.read())
+        except OSError:
+            return False
 
     def write(self, name: str, content: bytes) -> None:
         path = self.root / name
@@ -122,7 +162,7 @@ class DirectoryStore(Store):
     def append(self, name: str, content: bytes) -> None:
         path = self.root / name
         with files.explained(f"write {path}"):
-            is_new = not path.exists()
+            is_new = self._content(name) is None
             path.parent.mkdir(exist_ok=True, mode=files.PRIVATE_DIRECTORY)
             with open(path, "ab", opener=_private) as file:
                 file.write(content)
