@@ -256,6 +256,34 @@ def test_a_backup_that_can_not_be_read_and_is_removed_holds_nothing_any_more(ret
     assert retention.restorable() == ["p151"]
 
 
+@pytest.mark.parametrize("begins", ["another supervisor", "the same"])
+@pytest.mark.parametrize("way", ["moved aside", "removed"])
+def test_nothing_is_let_go_while_a_record_is_being_put_back(
+    retention: Retention, way: str, begins: str
+) -> None:
+    record = retention.record(0)
+    before = record.read_text()
+    record.write_text("{")
+    retention.retain(full=1, days=0)
+    there = retention.files()
+    if way == "removed":
+        record.unlink()
+    else:
+        record.rename(record.with_name("backup.json.bad"))
+    if begins == "another supervisor":
+        retention.method = Native(retention.repository.root, retention._no_programs)
+        retention.begin()
+    retention.retain(full=1, days=0)
+    moved = {record, *record.parent.glob("backup.json.bad")}
+    assert retention.files() - moved == there - moved
+    told = retention.complaint()
+    assert "removes nothing while what may need it can't be read: backups/f0/backup.json in" in told
+    record.write_text(before)
+    assert retention.restorable() == ALL
+    retention.retain()
+    assert (retention.complaint(), retention.restorable()) == ("", ALL)
+
+
 def test_nothing_is_let_go_while_the_disk_can_not_read_a_record(
     retention: Retention, bad_sectors: set[Path]
 ) -> None:

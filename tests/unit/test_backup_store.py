@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pgherd.backup import keys
-from pgherd.backup.catalogue import Away, Catalogue
+from pgherd.backup import keys, maker
+from pgherd.backup.catalogue import Away, Catalogue, Unread
 from pgherd.backup.object_store import bucket_url
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Entry, Store
@@ -388,6 +388,53 @@ def test_a_directory_that_is_away_is_not_taken_for_an_empty_one(
                 look()
         away.rename(rusty.root)
     assert rusty.points() == ["p1", "p30"]
+
+
+LEFT: dict[str, Unread | None] = {
+    "backup.json.bad": Unread.LOST,
+    "coordinator/PG_VERSION": Unread.LOST,
+    "coordinator.partial/PG_VERSION": Unread.MISSING,
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_a_backup_without_a_record_had_one_if_anything_is_complete(
+    catalogue: Catalogue, store: Store, left: str
+) -> None:
+    """It is there before anything is made."""
+    for name in ("f1", "@server"):
+        store.write(f"backups/{name}/{left}", b"16")
+    held = catalogue.held()
+    assert held.unread == {"f1": LEFT[left], "@server": Unread.MISSING}
+    assert catalogue.nameless() == ["@server", "f1"]
+    told = (
+        f"backup f1 has no record any more: put backup.json in {store.location}/backups/f1 back from a copy or remove "
+        "that folder"
+    )
+    assert held.complaints() == ({"f1": told} if LEFT[left] is Unread.LOST else {})
+    if LEFT[left] is Unread.LOST:
+        with pytest.raises(BadInput, match="no record any more"):
+            maker.request(catalogue, "full", name="f1")
+    catalogue.remember_backup(backup(1))
+    assert catalogue.backups() == [backup(1)]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_record_that_was_read_once_is_missed(tmp_path: Path, sealed: bool) -> None:
+    """Beside it there may be nothing: copies of pgBackRest's lie elsewhere."""
+    plain = DirectoryStore(tmp_path / "shop")
+    catalogue = Catalogue(SealedStore(plain, "open sesame") if sealed else plain, "pgbackrest")
+    catalogue.create("shop")
+    for hours in (1, 2):
+        catalogue.remember_backup(backup(hours))
+    (tmp_path / "shop/backups/f3").mkdir()
+    plain.write("backups/f1/backup.json", b"{")
+    catalogue.held()
+    plain.remove("backups/f1/backup.json")
+    catalogue.remove_backup("f2")
+    assert catalogue.held().unread == {"f1": Unread.LOST, "f3": Unread.MISSING}
+    plain.remove("backups/f1")
+    assert catalogue.held().complaints() == {}
 
 
 def test_another_passphrase_is_told_as_such_whatever_is_damaged(sealed: Sealed) -> None:

@@ -81,6 +81,7 @@ def test_a_complete_copy_stays_whatever_happened_to_its_record_and_it_is_told(na
     assert native.repository.backups() == []
     assert native.repository.nameless() == ["never", "torn"]
     assert native.repository.damaged() == ["torn"]
+    assert sorted(native.repository.held().complaints()) == ["never", "torn"]
 
 
 def test_a_record_of_another_version_is_a_record(native: Native) -> None:

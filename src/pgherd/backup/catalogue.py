@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,8 @@ FRESH_SECONDS = 5.0
 DRILLS = 100
 """how many are remembered"""
 NEVER = float("-inf")
+_ID = re.compile(r"[a-z0-9][-.a-z0-9]*")
+"""of a backup; what a file server keeps for itself is called otherwise"""
 
 
 class NotOurs(BadInput):
@@ -89,6 +92,7 @@ class Unread(Enum):
     """Why a backup's folder says nothing of it."""
 
     MISSING = "no record"
+    LOST = "no record any more"
     DAMAGED = "damaged"
     FOREIGN = "of another version"
 
@@ -104,12 +108,15 @@ class Held:
     location: str
 
     def complaints(self) -> dict[str, str]:
-        """Of each backup that has a record which can't be read: one line, with the way out."""
+        """Of each backup whose record can't be read, or is gone: one line, with the way out."""
         found = {name: _COMPLAINTS.get(why, "") for name, why in self.unread.items()}
         return {name: text.format(name, self.location) for name, text in found.items() if text}
 
 
 _COMPLAINTS = {
+    Unread.LOST: (
+        "backup {0} has no record any more: put backup.json in {1}/backups/{0} back from a copy or remove that folder"
+    ),
     Unread.DAMAGED: (
         "the record of backup {0} is damaged: put backup.json in {1}/backups/{0} back from a copy or remove that folder"
     ),
@@ -134,6 +141,8 @@ class Catalogue:
         self._owned = NEVER
         self._known: dict[tuple[str, str], bytes] = {}
         self._ended: dict[str, Backup] = {}
+        self._had: set[str] = set()
+        """backups that had a record, whatever it held"""
         self._seen = NEVER
 
     @property
@@ -365,13 +374,29 @@ class Catalogue:
         """One backup's record; one that has ended does not change any more."""
         if backup not in self._ended:
             content = self.store.read(_record_of(backup))
+            if content is None and self._has_lost_record(backup):
+                content = self.store.read(_record_of(backup))  # it may have come meanwhile
+                if content is None:
+                    return Unread.LOST
             if content is None:
                 return Unread.MISSING
+            self._had.add(backup)
             found = _backup_in(content)
             if isinstance(found, Unread) or found.is_open or self.store.near:
                 return found
             self._ended[backup] = found
         return self._ended[backup]
+
+    def _has_lost_record(self, backup: str) -> bool:
+        """Whether a folder without a record is known to have had one: it is written before anything else. Copies that
+        are not complete tell nothing: they are not worth holding anything for."""
+        if not _ID.fullmatch(backup):
+            return False
+        folder = f"backups/{backup}"
+        inside = [*(entry.name for entry in self.store.names(folder)), *self.store.folders(folder)]
+        if any(not name.endswith(".partial") for name in inside):
+            return True
+        return backup in self._had and backup in self.store.folders("backups")
 
     def backup(self, backup: str) -> Backup:
         """One backup.
@@ -388,11 +413,11 @@ class Catalogue:
         )
 
     def nameless(self) -> list[str]:
-        """Folders of backups whose record was never written, or is torn: nobody knows what they hold."""
+        """Folders of backups whose record was never written, is gone or torn: nobody knows what they hold."""
         return [name for name, why in self.held().unread.items() if why is not Unread.FOREIGN]
 
     def damaged(self) -> list[str]:
-        """Those of them that have a record."""
+        """Those of them that have a record, which is torn."""
         return [name for name, why in self.held().unread.items() if why is Unread.DAMAGED]
 
     def foreign(self) -> list[str]:
