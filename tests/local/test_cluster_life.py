@@ -96,11 +96,11 @@ def setting(home: Home, name: str) -> set[str]:
 def test_changed_parameters_reach_every_member(home: Home) -> None:
     """One needs only a reload, the other a rolling restart."""
     home.up(declaration(extra="  postgres: {parameters: {work_mem: 7MB, max_connections: 210}}\n"))
-    wait_for(lambda: setting(home, "work_mem") == {"7MB"}, "work_mem is everywhere", 30)
-    wait_for(lambda: setting(home, "max_connections") == {"210"}, "max_connections is everywhere", 60)
+    wait_for(lambda: setting(home, "work_mem") == {"7MB"}, "work_mem is everywhere", 90)
+    wait_for(lambda: setting(home, "max_connections") == {"210"}, "max_connections is everywhere", 180)
     assert home.wait_phase("Running")["phase"] == "Running"
     home.up(declaration(extra="  postgres: {parameters: {max_connections: 190}}\n"))
-    wait_for(lambda: setting(home, "max_connections") == {"190"}, "lowered everywhere", 60)
+    wait_for(lambda: setting(home, "max_connections") == {"190"}, "lowered everywhere", 180)
     wait_for(lambda: setting(home, "work_mem") != {"7MB"}, "work_mem is back to its default", 30)
     assert items(home) == (500, 125250)
 

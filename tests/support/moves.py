@@ -18,12 +18,15 @@ import psycopg
 
 from pgherd.engine.base import ShardGroupId
 from pgherd.engine.fdw.move import move_shard_group
+from pgherd.engine.fdw.move_session import BlockedError
 from pgherd.errors import Cancelled
 from pgherd.postgres.connections import Connection
 from tests.support.servers import Herd
 
 GROUP = ShardGroupId(1, 0)
 """the shard group that most tests move"""
+ATTEMPTS = 5
+"""of a move, as operations make them"""
 
 MOMENTS = (
     "recorded", "created", "slot", "copied", "subscribed", "caught-up", "attached", "switched", "detached", "cleaned",
@@ -102,12 +105,22 @@ def move(
     target: int | None = None,
     blocking: bool = False,
 ) -> Control:
-    """Move a shard group to the other segment; returns the control."""
-    control = control or Control()
+    """Move a shard group to the other segment; returns the control.
+
+    One of which nobody looks into the middle is made again, as operations do, where commits are slow for a moment.
+    """
     target = target or other_place(herd, group)
-    move_shard_group(herd.databases, 1, group, target, control, blocking=blocking)
+    for left in reversed(range(ATTEMPTS if control is None else 1)):
+        mine = control or Control()
+        try:
+            move_shard_group(herd.databases, 1, group, target, mine, blocking=blocking)
+            break
+        except BlockedError as error:
+            if not left or "are slow" not in str(error):
+                raise
+            time.sleep(1.0)
     assert place_of(herd, group) == target
-    return control
+    return mine
 
 
 def settle(herd: Herd, seconds: float = 30) -> None:
