@@ -7,18 +7,22 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pgherd.backup import restore
+from pgherd.backup import planning, registry, restore
 from pgherd.cli.main import run
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
+from pgherd.model.spec import from_mapping, to_mapping
 from pgherd.model.topology import Member
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
+from pgherd.reconcile import steering
 from pgherd.supervisor import backups
 from pgherd.supervisor.client import Client
+from tests.support.backups import point
 from tests.support.platform import cluster
 
 DONE: Mapping[str, Any] = {
@@ -198,3 +202,49 @@ def test_nothing_is_tidied_beside_another_cluster(client: Client) -> None:
         client.require_known("shed")
     assert (platform.home / "supervisor.log").exists()
     assert platform.clusters() == ["shop"]
+
+
+WRONG = "host all all 10.0.0.0/99 md5"
+"""accepted by older versions only"""
+
+
+@pytest.fixture
+def old(client: Client) -> Client:
+    """Of a home whose cluster was declared by an older version."""
+    raw = to_mapping(cluster(engine="fdw"))
+    raw["spec"]["postgres"]["hostBasedAuthentication"] = WRONG
+    client._platform.declare(from_mapping(raw, kept=True))
+    return client
+
+
+def test_a_line_that_an_older_version_accepted_keeps_nobody_from_calling_an_operation_off(
+    old: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steering, "request_cancel", lambda world: 3)
+    old.cancel("shop")
+    assert old.declared("shop").spec.segments.count == 3
+    assert old.declared("shop").spec.postgres.host_based_authentication == WRONG
+
+
+def test_a_clone_that_would_not_start_is_refused_with_the_way_out(old: Client) -> None:
+    with pytest.raises(BadInput) as refused:
+        backups.plan_clone(old._platform, "shop", "shop2")
+    (problem,) = refused.value.problems
+    assert problem.startswith("spec.postgres.hostBasedAuthentication: line 1 has a wrong mask in 10.0.0.0/99")
+    assert problem.endswith("correct it there with 'pgherd up'")
+
+
+def test_a_line_that_an_older_version_accepted_keeps_nobody_from_restoring_in_place(
+    old: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = point(1)
+    source = {"cluster": "shop", "repository": {"path": "/mnt"}}
+    method = SimpleNamespace(check=lambda: None)
+    monkeypatch.setattr(backups, "method_of", lambda *arguments: method)
+    monkeypatch.setattr(backups, "declared_of", lambda *arguments: None)
+    monkeypatch.setattr(registry, "source_of", lambda *arguments: source)
+    monkeypatch.setattr(restore, "restorable", lambda method: [chosen])
+    monkeypatch.setattr(restore, "find_point", lambda *arguments: chosen)
+    monkeypatch.setattr(planning, "check_fits", lambda *arguments: None)
+    found = backups.plan(old._platform, "shop", "shop", in_place=True)
+    assert found.cluster.spec.postgres.host_based_authentication == WRONG

@@ -11,11 +11,12 @@ from functools import partial
 import pytest
 
 from pgherd.platform.kubernetes import api, cache, names
-from pgherd.platform.kubernetes.api import POD, Api
+from pgherd.platform.kubernetes.api import CLUSTER, POD, Api
 from pgherd.platform.kubernetes.cache import Watched
 from tests.support.kube_api import Kube, Object, kube_api
 
 PODS = "/api/v1/namespaces/prod/pods"
+CLUSTERS = "/apis/pgherd.io/v1alpha1/namespaces/prod/postgresclusters"
 
 
 def a_pod(**labels: str) -> Object:
@@ -167,6 +168,56 @@ def test_what_a_pod_was_when_it_went_outlives_the_next_list(
             until(lambda: watched.get(POD, "prod", "mark"))
             until(lambda: watched.get(POD, "prod", "mark") is None)
         assert [each["metadata"]["name"] for each in watched.last_of("prod", "shop")] == ["a"]
+
+
+def gone(watched: Watched, kube: Kube, name: str, cluster: str) -> None:
+    """A pod of a cluster was told to end, and went."""
+    pod = a_pod()
+    pod["metadata"] |= {"deletionTimestamp": "now", "labels": names.labels(cluster, 1)}
+    watched.put(POD, dict(kube.put(f"{PODS}/{name}", pod)))
+    kube.remove(f"{PODS}/{name}")
+    watched._take(POD, *kube.log[-1][::2])
+
+
+def a_cluster(uid: str) -> Object:
+    return {"kind": "PostgresCluster", "metadata": {"uid": uid, "generation": 1}}
+
+
+def last_of(watched: Watched, cluster: str) -> list[str]:
+    return [each["metadata"]["name"] for each in watched.last_of("prod", cluster)]
+
+
+def test_a_cluster_does_not_get_the_last_words_of_a_former_one_of_its_name(server: tuple[Kube, Api]) -> None:
+    kube, client = server
+    watched = Watched(client, "prod")
+    watched.put(CLUSTER, dict(kube.put(f"{CLUSTERS}/shop", a_cluster("1"))))
+    gone(watched, kube, "a", "shop")
+    gone(watched, kube, "b", "other")
+    assert last_of(watched, "shop") == ["a"]
+    kube.remove(f"{CLUSTERS}/shop")
+    watched._take(CLUSTER, *kube.log[-1][::2])
+    assert (last_of(watched, "shop"), last_of(watched, "other")) == ([], ["b"])
+    gone(watched, kube, "c", "shop")
+    assert last_of(watched, "shop") == [], "the news of pods may come after that of their cluster"
+    watched.put(CLUSTER, dict(kube.put(f"{CLUSTERS}/shop", a_cluster("2"))))
+    gone(watched, kube, "d", "shop")
+    assert last_of(watched, "shop") == ["d"]
+
+
+@pytest.mark.parametrize("follower", [[], ["2"]])
+def test_a_list_tells_too_that_last_words_are_a_former_clusters(
+    server: tuple[Kube, Api], follower: list[str]
+) -> None:
+    kube, client = server
+    watched = Watched(client, "prod")
+    watched.put(CLUSTER, dict(kube.put(f"{CLUSTERS}/shop", a_cluster("1"))))
+    gone(watched, kube, "a", "shop")
+    watched._fill(CLUSTER, [dict(kube.objects[f"{CLUSTERS}/shop"])], kube.version, first=True)
+    assert last_of(watched, "shop") == ["a"]
+    kube.remove(f"{CLUSTERS}/shop")
+    now = [dict(kube.put(f"{CLUSTERS}/shop", a_cluster(uid))) for uid in follower]
+    watched._fill(CLUSTER, now, kube.version, first=True)
+    assert last_of(watched, "shop") == []
 
 
 def test_the_end_of_a_pod_that_a_list_showed_anew_is_not_the_end_of_the_new_one(

@@ -15,6 +15,7 @@ from pgherd.backup import registry, restore
 from pgherd.backup import schedule as rules
 from pgherd.backup.records import Point
 from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable
+from pgherd.model.spec import from_mapping
 from pgherd.operator import drills as module
 from pgherd.operator import scratch as scratch_module
 from pgherd.operator.drills import Drills
@@ -23,7 +24,7 @@ from pgherd.platform.kubernetes import drills, names
 from pgherd.platform.kubernetes.api import CLUSTER
 from pgherd.platform.kubernetes.drills import BEGUN, ENDED, ENDING, Ask, State
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
-from pgherd.reconcile.drills import Course, Wish, scratch_name
+from pgherd.reconcile.drills import Course, Wish, lean, scratch_name
 from tests.support.backups import point
 from tests.support.home import wait_for
 from tests.support.kube_api import Kube, kube_api
@@ -153,6 +154,26 @@ def test_a_scratch_is_a_lean_cluster_that_goes_with_the_one_whose_backups_it_is_
     assert "note" not in made["metadata"]["annotations"]
     (owner,) = made["metadata"]["ownerReferences"]
     assert (owner["name"], owner["uid"]) == ("shop", api.objects[SHOP]["metadata"]["uid"])
+
+
+def test_lines_that_an_older_version_accepted_keep_nobody_from_drilling(
+    kube: tuple[Kube, KubernetesPlatform], points: list[Point]
+) -> None:
+    lines = {
+        "hostBasedAuthentication": "hostnossl all all 10.0.0.0/8 scram-sha-256\nhost all all 10.0.0.0/99 md5"
+    }
+    parameters = {"parameters": {"work_mem": "8MB"}}
+    raw = {
+        "apiVersion": CLUSTER.api_version,
+        "kind": CLUSTER.name,
+        "metadata": {"name": "shop"},
+        "spec": {"engine": "fdw", "backup": DECLARED, "postgres": {**parameters, **lines}},
+    }
+    cluster = from_mapping(raw, platform="kubernetes", kept=True)
+    scratch = shape(cluster, points[0], "shop-drill")
+    assert scratch.spec.postgres.host_based_authentication == "", "nobody but pgherd connects to it"
+    assert scratch.spec.postgres.parameters == parameters["parameters"]
+    assert from_mapping(lean(cluster, "shop-drill"), platform="local").metadata.name == "shop-drill"
 
 
 def test_a_scratch_is_declared_once_and_that_of_an_earlier_drill_makes_room(

@@ -54,6 +54,13 @@ def running(
     }
 
 
+def placeless(name: str) -> dict[str, Any]:
+    """A pod for which the scheduler knows no node."""
+    found = running(name)
+    why = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    return {**found, "status": {"conditions": [why]}}
+
+
 def template(image: str) -> dict[str, Any]:
     return {
         "metadata": {"annotations": {names.TEMPLATE_ANNOTATION: f"of {image}"}},
@@ -66,6 +73,7 @@ class Members:
 
     def __init__(self, said: Refusals | None = None) -> None:
         self.said: Refusals = said or {}
+        self.others: dict[str, Refusals] = {}
         self.dumb: set[str] = set()
         self.asked: list[str] = []
         self.go_on = threading.Event()
@@ -77,7 +85,8 @@ class Members:
         self.go_on.wait(20)
         if pod in self.dumb:
             raise Unavailable(f"{pod} does not answer")
-        return {name: said for name, said in self.said.items() if name in parameters}
+        said = self.others.get(pod, self.said)
+        return {name: told for name, told in said.items() if name in parameters}
 
     def of(
         self,
@@ -196,24 +205,96 @@ def test_where_the_rest_needs_the_parameters_it_waits_with_them() -> None:
     now = declared({"shared_buffers": "1GB"}, segments={"resources": {"memory": "4Gi"}})
     found = members.of(before, now)
     assert found.cluster == before
+    assert found.waits.endswith("all else that is declared needs it, and stays as before too")
+
+
+def test_where_nobody_finds_a_place_what_needs_less_is_taken() -> None:
+    members = Members()
+
+    def of_size(buffers: str, memory: str) -> PostgresCluster:
+        sized = {"resources": {"memory": memory}}
+        return declared({"shared_buffers": buffers}, segments=sized, coordinator=sized)
+
+    before, now = of_size("4GB", "8Gi"), of_size("512MB", "2Gi")
+    assert members.of(before, now, placeless("shop-segment-1-0")) == Opinion(now)
+    # Who has a place may start, and say what it thinks.
+    for other in (running(state=STARTING), placeless("shop-segment-1-0-trial")):
+        assert members.of(before, now, other).cluster == before
+    dumb = running("shop-segment-2-0")
+    members.dumb.add("shop-segment-2-0")
+    assert members.of(before, now, placeless("shop-segment-1-0"), dumb).cluster == before
+    found = members.of(before, of_size("512MB", "6Gi"), placeless("shop-segment-1-0"))
     assert found.waits
+    assert found.cluster == of_size("4GB", "6Gi")
+
+
+# libraries that are looked for elsewhere
+
+ELSEWHERE = {"dynamic_library_path": "/opt/lib:$libdir"}
+PRELOADED = {"shared_preload_libraries": "timescaledb"}
+
+
+@pytest.mark.parametrize("path", [{}, {"dynamic_library_path": "/opt/other"}])
+def test_libraries_that_are_looked_for_elsewhere_are_judged_anew(path: dict[str, Any]) -> None:
+    members = Members({"shared_preload_libraries": ["there is no library timescaledb here"]})
+    before, now = declared({**ELSEWHERE, **PRELOADED}), declared({**path, **PRELOADED})
+    found = members.of(before, now)
+    assert (found.cluster, len(found.problems)) == (before, 1)
+    assert members.of(declared(ELSEWHERE), declared(path)) == Opinion(declared(path))
+
+
+def test_libraries_that_wait_are_still_looked_for_where_they_are() -> None:
+    members = Members({"shared_preload_libraries": ["there is no library timescaledb here"]})
+    before = declared({**ELSEWHERE, **PRELOADED, "jit": True})
+    now = cluster(postgres={"image": OTHER, "parameters": {**PRELOADED, "jit": False}})
+    found = members.of(before, now, image=OTHER)
+    kept = {**ELSEWHERE, **PRELOADED, "jit": False}
+    assert found.cluster == cluster(postgres={"image": OTHER, "parameters": kept})
+    assert found.waits.startswith(
+        "spec.postgres.parameters.shared_preload_libraries, spec.postgres.parameters.dynamic_library_path: "
+    )
 
 
 # another image
 
 
-def test_what_only_the_present_image_refuses_waits_for_a_member_of_the_new_one() -> None:
-    members = Members({"new_one": ["unrecognized"]})
-    before, wanted = declared(), {"new_one": "on", "jit": False}
+def test_what_only_another_image_refuses_waits_until_nobody_runs_that_any_more() -> None:
+    """Members of it start again before they are replaced: a primary hands over."""
+    members, wanted = Members({"new_one": ["unrecognized"]}), {"new_one": "on", "jit": False}
+    members.others["shop-segment-1-1"] = {}
     now = cluster(postgres={"image": OTHER, "parameters": wanted})
-    found = members.of(before, now, image=OTHER)
-    assert found.cluster == cluster(postgres={"image": OTHER, "parameters": {"jit": False}})
-    assert found.problems == ()
-    assert f"no member runs {OTHER} yet" in found.waits
-    members.said = {}
+    without = cluster(postgres={"image": OTHER, "parameters": {"jit": False}})
+    says = "members of another image still run, which say: spec.postgres.parameters.new_one: unrecognized"
+    before, new = declared(), running("shop-segment-1-1", OTHER)
+    for pods in ([running()], [running(), new], [new, running("shop-coordinator-0")]):
+        for _ in range(3):
+            found = members.of(before, now, *pods, image=OTHER)
+            assert (found.cluster, found.problems) == (without, ())
+            assert found.waits == f"spec.postgres.parameters.new_one: stays as before: {says}"
+        before = found.cluster
+    assert members.of(before, now, new, image=OTHER) == Opinion(now)
+
+
+def test_members_of_each_image_are_asked_once() -> None:
+    members, now = Members(), declared({"jit": False})
+    pods = [
+        running(f"shop-segment-1-{ordinal}", image) for ordinal, image in enumerate([IMAGE, OTHER, "pg:17.7"])
+    ]
+    for _ in range(3):
+        assert members.of(declared(), now, *pods, image=OTHER) == Opinion(now)
+    assert members.asked == ["shop-segment-1-1", "shop-segment-1-0", "shop-segment-1-2"]
+    members.opinions.forget("shop")
+    assert members.of(declared(), now, *pods, image=OTHER) == Opinion(now)
+    assert len(members.asked) == 6
+
+
+def test_a_parameter_waits_while_members_of_another_image_can_not_be_asked() -> None:
+    members = Members()
+    members.dumb.add("shop-segment-1-0")
     both = running(), running("shop-segment-1-1", OTHER)
-    assert members.of(found.cluster, now, *both, image=OTHER) == Opinion(now)
-    assert members.asked[-1] == "shop-segment-1-1"
+    found = members.of(declared(), declared({"jit": False}), *both, image=OTHER)
+    assert found.cluster == declared()
+    assert "shop-segment-1-0 does not answer" in found.waits
 
 
 def test_a_member_of_the_new_image_refuses_whatever_others_would_say() -> None:

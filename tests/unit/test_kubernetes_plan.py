@@ -144,6 +144,28 @@ def test_an_outdated_member_that_can_not_start_is_put_right_at_once() -> None:
     assert p.ReplaceMember(shop(1, 1)) in plan(look(changes=[broken]))
 
 
+def test_an_outdated_standby_whose_server_can_not_start_any_more_is_put_right_at_once() -> None:
+    """Its Patroni goes on without a server, in an image that lacks a library which the new one has."""
+    for tried, expected in (
+        (None, [p.TryMember(shop(1, 0))]),
+        (True, [p.ReplaceMember(shop(1, 0))]),
+        (False, []),
+    ):
+        failed = outdated(1, 0, tried=tried, leader=False, state="failed")
+        seen = look(changes=[failed, member(1, 1, leader=True), outdated(2, 1)])
+        assert rolled(plan(seen)) == expected
+
+
+def test_a_member_whose_server_can_not_start_is_left_alone_while_nobody_else_leads() -> None:
+    failed = outdated(1, 0, leader=False, state="failed")
+    for other in (member(1, 1, state="starting"), outdated(1, 1, state="failed")):
+        assert not rolled(plan(look(changes=[failed, other])))
+    assert not rolled(plan(look(cluster(standbys=0), changes=[failed])))
+    assert not rolled(
+        plan(look(changes=[member(1, 0, leader=False, state="failed"), member(1, 1, leader=True)]))
+    )
+
+
 def test_who_has_to_be_replaced_does_not_restart_before() -> None:
     """Larger buffers would start in the old pod's smaller memory; and two outages are one too many."""
     raised = {"shared_buffers": (100, 200)}
@@ -219,8 +241,8 @@ def test_a_lost_member_that_still_answers_stays() -> None:
 
 
 STATES = st.builds(
-    lambda group, ordinal, leader, running, is_lost, old, tried: seen_as(
-        member(group, ordinal, leader=leader, running=running),
+    lambda group, ordinal, leader, running, is_lost, old, tried, state: seen_as(
+        member(group, ordinal, leader=leader, running=running, state=state),
         lost=1000.0 if is_lost else None,
         outdated=old,
         tried=tried,
@@ -232,6 +254,7 @@ STATES = st.builds(
     st.booleans(),
     st.booleans(),
     st.sampled_from([None, False, True]),
+    st.sampled_from(["running", "failed"]),
 )
 
 

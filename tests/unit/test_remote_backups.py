@@ -43,6 +43,7 @@ class Commands(KubernetesClient):
                 yield
 
         self._api = SimpleNamespace(client=client, namespace="prod", asking=asking)  # type: ignore[assignment]
+        self._explicit_namespace = None
         self.declared_clusters: list[PostgresCluster] = []
 
     def up(self, cluster: PostgresCluster) -> None:
@@ -459,3 +460,50 @@ def test_drills_and_schedules_are_shown_with_what_the_operator_listed(kube: tupl
     api.put(f"{GROUP}/postgresbackupschedules/nightly", schedule)
     (row,) = commands.schedules("shop")
     assert row["drill"]["dueAt"] == "2026-11-27T10:00:00+00:00"
+
+
+# lines of pg_hba.conf that only an older version accepted
+
+OLD = "hostnossl all app 10.0.0.0/8 scram-sha-256"
+
+
+def with_lines(kube: Kube, lines: str) -> None:
+    before = kube.objects[CLUSTER]
+    postgres = {"hostBasedAuthentication": lines}
+    kube.put(CLUSTER, {**before, "spec": {**before["spec"], "postgres": postgres}})
+
+
+def test_an_old_line_can_be_corrected_and_everything_else_goes_on(living: tuple[Kube, Commands]) -> None:
+    kube, commands = living
+    with_lines(kube, OLD)
+    assert commands.declared("shop").spec.postgres.host_based_authentication == OLD
+    commands.scale("shop", 4)
+    assert kube.objects[CLUSTER]["spec"]["segments"]["count"] == 4
+    raw = spec.to_mapping(commands.declared("shop"))
+    with pytest.raises(BadInput, match="line 1 is for connections without TLS"):
+        KubernetesClient.up(commands, spec.from_mapping(raw, platform="kubernetes", kept=True))
+    raw["spec"]["postgres"]["hostBasedAuthentication"] = OLD.replace("hostnossl", "hostssl")
+    KubernetesClient.up(commands, spec.from_mapping(raw, platform="kubernetes"))
+    lines = kube.objects[CLUSTER]["spec"]["postgres"]["hostBasedAuthentication"]
+    assert lines == OLD.replace("hostnossl", "hostssl")
+
+
+def test_an_old_line_keeps_nobody_from_restoring_in_place(living: tuple[Kube, Commands]) -> None:
+    kube, commands = living
+    with_lines(kube, OLD)
+    assert commands.restore("shop", "shop", restore_point="p1", in_place=True)["restorePoint"] == "p1"
+    assert epochs.wish_of(kube.objects[CLUSTER]) is not None
+
+
+def test_an_old_line_is_refused_for_a_new_cluster_and_it_is_said_where_to_correct_it(
+    living: tuple[Kube, Commands],
+) -> None:
+    kube, commands = living
+    with_lines(kube, OLD)
+    for make in (commands.restore, commands.clone):
+        with pytest.raises(BadInput) as refused:
+            make("shop", "shop2")
+        (problem,) = refused.value.problems
+        assert "line 1 is for connections without TLS" in problem
+        assert problem.endswith("correct it there with 'pgherd up'")
+    assert commands.declared_clusters == []

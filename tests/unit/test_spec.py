@@ -349,11 +349,34 @@ def test_lines_that_an_older_version_accepted_do_not_make_a_cluster_unreadable(l
         spec.from_mapping(raw, platform="kubernetes")
 
 
+@pytest.mark.parametrize("line", ["hostnossl all all all md5", "host all all 10.0.0.0/99 md5"])
+def test_lines_that_an_older_version_accepted_keep_nobody_from_scaling(line: str) -> None:
+    raw = spec.to_mapping(declared())
+    raw["spec"]["postgres"]["hostBasedAuthentication"] = line
+    kept = spec.from_mapping(raw, kept=True)
+    scaled = spec.with_segment_count(kept, 4)
+    assert scaled.spec.segments.count == 4
+    assert scaled.spec.postgres == kept.spec.postgres
+    with pytest.raises(BadInput, match=r"spec\.segments\.count"):
+        spec.with_segment_count(kept, -1)
+
+
 def test_a_method_is_judged_by_the_version_that_is_declared() -> None:
     line = "host all all all oauth issuer=https://example.com scope=openid"
-    assert declared(f"spec: {{postgres: {{version: 18, hostBasedAuthentication: '{line}'}}}}")
-    with pytest.raises(BadInput, match="which PostgreSQL 17 does not know yet"):
-        declared(f"spec: {{postgres: {{version: 17, hostBasedAuthentication: '{line}'}}}}")
+    rest = f"parameters: {{oauth_validator_libraries: own}}, hostBasedAuthentication: '{line}'"
+    assert declared(f"spec: {{postgres: {{version: 18, {rest}}}}}")
+    assert declared(f"spec: {{postgres: {{{rest}}}}}"), "what is installed says it"
+    for version, platform in (("version: 17, ", "local"), ("", "kubernetes")):
+        with pytest.raises(BadInput, match="which PostgreSQL 17 does not know yet"):
+            declared(f"spec: {{postgres: {{{version}{rest}}}}}", platform=platform)
+    assert declared(f"spec: {{postgres: {{version: 18, {rest}}}}}", platform="kubernetes")
+    for platform in ("local", "kubernetes"):
+        with pytest.raises(
+            BadInput, match="hostBasedAuthentication: line 1 has method oauth, which needs a library"
+        ):
+            declared(
+                f"spec: {{postgres: {{version: 18, hostBasedAuthentication: '{line}'}}}}", platform=platform
+            )
 
 
 def test_declared_resources_stay_beside_the_platforms() -> None:

@@ -14,6 +14,8 @@ from pgherd.model import spec_yaml
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
 from pgherd.platform.local import files
 
+_HBA = "spec.postgres.hostBasedAuthentication: "
+
 
 def wanted(raw: dict[str, Any]) -> RecoverySpec:
     """What is to be restored.
@@ -51,13 +53,15 @@ def declared(
     *,
     own_segments: bool,
     platform: str = "local",
+    kept: bool = False,
 ) -> PostgresCluster:
     """The declaration of a cluster that is restored.
 
     :param shape: what it is like: its own declaration, or that of the cluster that was backed up
     :param point: None: whoever makes the cluster finds out which it is
     :param own_segments: the number of segments is its own, to be checked; else it is that of the point
-    :raises BadInput: nobody knows what it is like
+    :param kept: it is restored in place, with what is in force
+    :raises BadInput: nobody knows what it is like, or no new cluster may be like that any more
     """
     if not shape:
         raise BadInput(
@@ -69,7 +73,23 @@ def declared(
             spec["segments"] = {**spec["segments"], "count": max(point.groups)}
         spec["expansion"] = {**spec.get("expansion", {}), "paused": False}
     raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
-    return declaration.from_mapping(raw, source=target, platform=platform)
+    if kept:
+        return declaration.from_mapping(raw, source=target, platform=platform, kept=True)
+    return like(raw, target, platform)
+
+
+def like(raw: dict[str, Any], target: str, platform: str = "local") -> PostgresCluster:
+    """The declaration of a new cluster made of that of another, which may have been accepted long ago.
+
+    :raises BadInput: a new cluster may not be like that, as it would not start
+    """
+    try:
+        return declaration.from_mapping(raw, source=target, platform=platform)
+    except BadInput as error:
+        way_out = f"; what {target} is made of was declared before that was refused: correct it there with 'pgherd up'"
+        raise BadInput(
+            *(f"{each}{way_out if each.startswith(_HBA) else ''}" for each in error.problems)
+        ) from None
 
 
 def check_fits(cluster: PostgresCluster, point: Point) -> None:

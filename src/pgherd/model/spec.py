@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
 from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RetentionSpec
-from pgherd.model.spec_hba import plain_text_problems
+from pgherd.model.spec_hba import hba_problems, plain_text_problems
 from pgherd.model.spec_models import (
     API_VERSION,
     DEFAULT_ENGINE,
+    IMAGE_MAJOR,
     KEPT,
     KIND,
     ClusterSpec,
@@ -50,6 +51,7 @@ from pgherd.model.spec_schema import IMMUTABLE, crd_schema
 
 __all__ = [
     "API_VERSION",
+    "IMAGE_MAJOR",
     "KIND",
     "BackupSpec",
     "BootstrapSpec",
@@ -205,13 +207,22 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str, *, kept: boo
     if spec.expansion.mode == "clone" and platform == "kubernetes":
         raise BadInput("spec.expansion.mode: clone is for the local platform: use online or blocking")
     if platform == "kubernetes":
-        plain_text = [] if kept else plain_text_problems(spec.postgres.host_based_authentication)
-        problems = [f"spec.postgres.hostBasedAuthentication: {problem}" for problem in plain_text]
+        problems = [] if kept else _kubernetes_hba_problems(spec.postgres)
         if problems := [*problems, *kubernetes_problems(spec)]:
             raise BadInput(*problems)
         update["coordinator"] = _with_resources(spec.coordinator)
         update["segments"] = _with_resources(spec.segments)
     return _changed(cluster, spec=_changed(spec, **update))
+
+
+def _kubernetes_hba_problems(postgres: PostgresSpec) -> list[str]:
+    """What of the lines the members' servers would refuse, whose version is known there, or whose TLS would."""
+    text = postgres.host_based_authentication
+    found = [
+        *hba_problems(text, postgres.version or IMAGE_MAJOR, postgres.parameters),
+        *plain_text_problems(text),
+    ]
+    return [f"spec.postgres.hostBasedAuthentication: {problem}" for problem in found]
 
 
 def kubernetes_problems(spec: ClusterSpec) -> list[str]:
@@ -251,7 +262,8 @@ def with_segment_count(cluster: PostgresCluster, count: int) -> PostgresCluster:
     """
     raw = to_mapping(cluster)
     raw["spec"]["segments"]["count"] = count
-    changed, problems = validate(raw, PostgresCluster)
+    # Its other fields are in force already: a wish for segments is no wish for them.
+    changed, problems = validate(raw, PostgresCluster, kept=True)
     if changed is None:
         raise BadInput(*(f"{dotted(path)}: {what}" for path, what in problems))
     return changed

@@ -7,6 +7,7 @@ regular expression, the name of a host) is taken for right.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +49,11 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 _SEARCH = ("ldapbasedn", "ldapbinddn", "ldapbindpasswd", "ldapsearchattribute", "ldapsearchfilter")
 
 _BLANK = " \t\r"
-_BITS = re.compile(r"\s*[+-]?[0-9]+", re.ASCII)
+_BITS = re.compile(r"\s*([+-]?)0*([0-9]{1,3})", re.ASCII)
 _NOT_ZERO = re.compile(r"\s*[+-]?0*[1-9]", re.ASCII)
 _OCTETS = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+", re.ASCII)
+_VALIDATORS = "oauth_validator_libraries"
+_MOST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,34 @@ def hba_lines(text: str) -> list[str]:
     return [line for _, line in _numbered(text)]
 
 
-def hba_problems(text: str, major: int | None = None) -> list[str]:
+def hba_problems(
+    text: str, major: int | None = None, parameters: Mapping[str, object] | None = None
+) -> list[str]:
     """What PostgreSQL would refuse in these pg_hba lines, one sentence each.
 
     :param major: PostgreSQL's major version; None: not known
+    :param parameters: those of the server; None: not known
     """
     problems = []
     for number, line in _numbered(text):
         fields = _fields(line)
         try:
             if fields:
-                _check(fields, major)
+                _check(fields, major, parameters)
         except _WrongLine as wrong:
             problems.append(f"line {number} {wrong}")
     return problems
+
+
+def hba_methods(text: str) -> list[tuple[int, str]]:
+    """The number and the authentication method of each line that is right and names it itself."""
+    found = []
+    for number, line in _numbered(text):
+        fields = _fields(line)
+        with contextlib.suppress(_WrongLine):
+            if fields and (told := _check(fields, None, None)) is not None:
+                found.append((number, told))
+    return found
 
 
 def plain_text_problems(text: str) -> list[str]:
@@ -110,19 +127,25 @@ def plain_text_problems(text: str) -> list[str]:
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Each rule with the number of its first line; a backslash at the end of a line joins it with the next."""
-    first, parts = 1, []
-    lines = text.splitlines()
+    """Each rule with the number of its first line; a backslash that is a line's last character joins it with the next.
+
+    Only where PostgreSQL sees the end of a line is one: the name of a user may hold any other separator.
+    """
+    first, whole, joined = 1, "", 0
+    lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
-        stripped = line.rstrip()
-        goes_on = stripped.endswith("\\")
-        parts.append(stripped.removesuffix("\\"))
-        if goes_on and number < len(lines):
-            continue
-        whole = "".join(parts).strip()
-        if whole and not whole.startswith("#"):
-            yield first, whole
-        first, parts = number + 1, []
+        whole = (whole + line).rstrip("\r")
+        # One that was left before a continuation is none at the end of an empty line that follows.
+        if len(whole) > joined and whole.endswith("\\"):
+            whole = whole[:-1]
+            joined = len(whole)
+            if number < len(lines):
+                continue
+        rule = whole.strip()
+        if rule and not rule.startswith("#"):
+            # On a line of its own it must not go on with the next rule.
+            yield first, f"{rule} " if rule.endswith("\\") else rule
+        first, whole, joined = number + 1, "", 0
 
 
 def _fields(line: str) -> list[_Field]:
@@ -164,10 +187,13 @@ def _token(line: str, at: int) -> tuple[_Token | None, int, bool]:
     return (_Token(text, initial) if text or quoted else None), at, False
 
 
-def _check(fields: Sequence[_Field], major: int | None) -> None:
+def _check(
+    fields: Sequence[_Field], major: int | None, parameters: Mapping[str, object] | None
+) -> str | None:
+    """The line's method; None where a file says it."""
     kind = fields[0][0]
     if any(token.is_file for field in (fields[0], *fields[3:]) for token in field):
-        return
+        return None
     if len(fields[0]) > 1 or kind.text not in _TYPES:
         raise _WrongLine(f"must start with local, host or hostssl, got {_shown(fields[0])}")
     needed = 4 if kind.text == "local" else 5
@@ -177,7 +203,11 @@ def _check(fields: Sequence[_Field], major: int | None) -> None:
     rest = fields[3:] if kind.text == "local" else _after_address(fields[3:])
     method = _single(rest[0], "authentication method").text
     _check_method(kind.text, method, major)
-    _check_options(kind.text, method, _options(rest[1:]))
+    options = _options(rest[1:])
+    _check_options(kind.text, method, options)
+    if method == "oauth" and parameters is not None:
+        _check_validator(options.get("validator"), parameters)
+    return method
 
 
 def _after_address(fields: Sequence[_Field]) -> Sequence[_Field]:
@@ -191,8 +221,9 @@ def _after_address(fields: Sequence[_Field]) -> Sequence[_Field]:
         if version is None:
             raise _WrongLine(f"has an address {token.text} that is none: a mask follows an IP address only")
         most = 32 if version == 4 else 128
-        if not _BITS.fullmatch(bits) or not 0 <= int(bits) <= most:
-            raise _WrongLine(f"has a wrong mask in {token.text}: must be from /0 to /{most}")
+        number = _BITS.fullmatch(bits)
+        if number is None or not 0 <= int("".join(number.groups())) <= most:
+            raise _WrongLine(f"has a wrong mask in {_bounded(token.text)}: must be from /0 to /{most}")
         return fields[1:]
     if version is None:
         return fields[1:]
@@ -294,6 +325,25 @@ def _check_options(kind: str, method: str, options: Mapping[str, str]) -> None:
         _check_radius(options)
 
 
+def _check_validator(validator: str | None, parameters: Mapping[str, object]) -> None:
+    """Refuse what no library may validate: which one may, a parameter says."""
+    declared = next((str(value) for name, value in parameters.items() if name.lower() == _VALIDATORS), "")
+    libraries = [library.strip() for library in declared.split(",") if library.strip()]
+    way_out = f"postgres.parameters.{_VALIDATORS}"
+    if not libraries:
+        raise _WrongLine(
+            f"has method oauth, which needs a library that validates tokens: name it in {way_out}"
+        )
+    if '"' in declared:
+        return
+    if validator is None and len(libraries) > 1:
+        raise _WrongLine(f"needs option validator=... for method oauth: {way_out} names several libraries")
+    if validator is not None and validator not in libraries:
+        raise _WrongLine(
+            f"has option validator={validator}, a library that {way_out} does not name: add it there"
+        )
+
+
 def _check_ldap(options: Mapping[str, str]) -> None:
     # A URL may hold any of the others.
     search = [name for name in _SEARCH if name in options]
@@ -325,6 +375,10 @@ def _single(field: _Field, what: str) -> _Token:
     if len(field) > 1:
         raise _WrongLine(f"has several values where one {what} must stand: {_shown(field)}")
     return field[0]
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _shown(field: _Field) -> str:

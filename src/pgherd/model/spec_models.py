@@ -33,6 +33,8 @@ KIND = "PostgresCluster"
 
 DEFAULT_ENGINE = {"local": "fdw", "kubernetes": "citus"}
 """by platform: what is taken where none is declared"""
+IMAGE_MAJOR = 17
+"""PostgreSQL's major version on Kubernetes where none is declared"""
 
 MAX_NAME = 40
 """A group's StatefulSet is NAME-segment-256: Kubernetes adds 11 characters to that and allows 63. Members are
@@ -134,7 +136,7 @@ def _check_image(value: str) -> str:
 def _check_hba(text: str, info: ValidationInfo) -> str:
     if (info.context or {}).get(KEPT):
         return text
-    problems = hba_problems(text, info.data.get("version"))
+    problems = hba_problems(text, info.data.get("version"), info.data.get("parameters"))
     _raise("hostBasedAuthentication", [((), problem, text) for problem in problems])
     return text
 

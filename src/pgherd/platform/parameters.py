@@ -7,7 +7,7 @@ a server does, needs no data directory, and takes about 2 ms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pgherd.model.spec import ParameterValue
 
@@ -35,12 +35,31 @@ def changed(
     before: Mapping[str, ParameterValue], now: Mapping[str, ParameterValue]
 ) -> dict[str, ParameterValue]:
     """Parameters that are new or have another value, and what these can't be judged without. What is left out again is
-    PostgreSQL's default."""
-    known = {name.lower(): _text(value) for name, value in before.items()}
-    found = {name: value for name, value in now.items() if known.get(name.lower()) != _text(value)}
-    return {
-        name: value for name, value in now.items() if name in found or (found and name.lower() == SEARCHED)
-    }
+    PostgreSQL's default. Libraries that are looked for elsewhere are others."""
+    known, wanted = _by_name(before), _by_name(now)
+    found = {name for name, value in wanted.items() if known.get(name) != value}
+    if known.get(SEARCHED) != wanted.get(SEARCHED):
+        found |= _LIBRARIES.keys() & wanted.keys()
+    if found:
+        found.add(SEARCHED)
+    return {name: value for name, value in now.items() if name.lower() in found}
+
+
+def together(
+    before: Mapping[str, ParameterValue], now: Mapping[str, ParameterValue], held: Collection[str]
+) -> list[str]:
+    """Changed parameters that have to stay as they were where some do: libraries stay where they are looked for.
+
+    :param held: those that do, as they are named now
+    """
+    known, wanted = _by_name(before), _by_name(now)
+    linked = {SEARCHED, *_LIBRARIES}
+    stays = {name.lower() for name in held}
+    if known.get(SEARCHED) == wanted.get(SEARCHED) or stays.isdisjoint(linked):
+        return list(held)
+    names = {name.lower(): name for name in (*before, *now)}
+    moved = (name for name in sorted(linked - stays) if known.get(name) != wanted.get(name))
+    return [*held, *(names[name] for name in moved)]
 
 
 def setting(name: str, value: ParameterValue) -> str:
@@ -70,6 +89,10 @@ def libraries(name: str, value: ParameterValue) -> Mapping[str, str]:
 def absent(library: str) -> str:
     """What to say of a library that is not there."""
     return f"there is no library {library} here"
+
+
+def _by_name(parameters: Mapping[str, ParameterValue]) -> dict[str, str]:
+    return {name.lower(): _text(value) for name, value in parameters.items()}
 
 
 def _text(value: ParameterValue) -> str:

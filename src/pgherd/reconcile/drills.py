@@ -171,12 +171,18 @@ def scratch_name(name: str) -> str:
 def lean(cluster: PostgresCluster, scratch: str, **more: Any) -> dict[str, Any]:
     """The shape of a cluster's scratch, as files hold it: without standbys and without backups of its own.
 
+    It has none of the user's pg_hba lines either, whose clients don't come to it: one that only an older version
+    accepted would keep it from being made.
+
     :param more: goes into its ``spec``
     """
     raw = declaration.to_mapping(cluster)
     spec = {key: value for key, value in raw["spec"].items() if key != "backup"}
     for group in ("coordinator", "segments"):
         spec[group] = {**spec[group], "standbys": 0}
+    spec["postgres"] = {
+        key: value for key, value in spec["postgres"].items() if key != "hostBasedAuthentication"
+    }
     # What people and their tools noted on the cluster is not the scratch's.
     return {**raw, "metadata": {"name": scratch}, "spec": {**spec, **more}}
 

@@ -3,7 +3,8 @@
 A change may be wrong: an image that is not there, a node that nobody has, a value that PostgreSQL does not start with.
 So it goes to one member at a time, in the whole cluster, and no further while anyone who should run does not: standbys
 before their primary, segments before the coordinator. A member is replaced only after its platform saw that it could
-run in what is declared now, and one that never ran in what it has is put right at once.
+run in what is declared now, and one that never ran in what it has, or can't start in it any more while another one of
+its group leads, is put right at once.
 """
 
 from __future__ import annotations
@@ -26,18 +27,28 @@ def rollout(seen: Observed) -> list[Step]:
 
 
 def _repairs(seen: Observed) -> list[Step]:
-    """One that does not run protects nobody: a wrong image is put right at once, wherever it is."""
+    """One that does not run protects nobody: what is wrong with it is put right at once, wherever it is."""
     wanted = set(seen.wanted_groups())
     broken = [
         state
         for state in seen.members.values()
         if state.view.outdated
-        and not state.view.running
+        and _is_down(seen, state)
         and state.view.lost is None
         and state.member.group in wanted
     ]
     # A lone member whose process is back in a moment must not be taken out of the image in which it can run.
     return [step for state in broken for step in _renewal(state)]
+
+
+def _is_down(seen: Observed, state: MemberState) -> bool:
+    if not state.view.running:
+        return True
+    # A parameter with which its old image does not start leaves Patroni alone in there. Where nobody leads, it may
+    # have what nobody else has, and a value that is taken back is enough.
+    primary = seen.primary(state.member.group)
+    has_failed = state.patroni is not None and state.patroni.state == "failed"
+    return has_failed and primary is not None and primary.member != state.member
 
 
 def _renewal(state: MemberState) -> list[Step]:

@@ -245,7 +245,13 @@ class Backups(Repairs):
             shape["spec"].pop("backup", None)
         recovery = as_asked if point is None else {**from_there, "restorePoint": point.name}
         cluster = planning.declared(
-            shape, target, point, recovery, own_segments=declared is not None, platform="kubernetes"
+            shape,
+            target,
+            point,
+            recovery,
+            own_segments=declared is not None,
+            platform="kubernetes",
+            kept=in_place,
         )
         if point is None:
             self.up(cluster)

@@ -31,12 +31,15 @@ def could_be_name(name: str) -> bool:
 def cluster_of(resource: Mapping[str, Any]) -> PostgresCluster:
     """The declaration that a custom resource holds, with the platform's defaults.
 
+    It is there already, and no wish: a pg_hba line in it that only an older version accepted must not keep anybody from
+    correcting it.
+
     :raises BadInput: it is none that this version understands
     """
     metadata = resource["metadata"]
     kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
     value = {key: resource[key] for key in ("apiVersion", "kind", "spec") if key in resource}
-    return declaration.from_mapping({**value, "metadata": kept}, platform="kubernetes")
+    return declaration.from_mapping({**value, "metadata": kept}, platform="kubernetes", kept=True)
 
 
 def is_stopped(resource: Mapping[str, Any]) -> bool:

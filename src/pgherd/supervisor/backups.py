@@ -243,7 +243,7 @@ def plan(
     if as_clone and shape:
         shape = {**shape, "spec": {key: value for key, value in shape["spec"].items() if key != "backup"}}
     cluster = planning.declared(
-        shape, target, point, exact, own_segments=declared is not None and not in_place
+        shape, target, point, exact, own_segments=declared is not None and not in_place, kept=in_place
     )
     planning.check_fits(cluster, point)
     return Target(point, choice.after(points, point), cluster)
@@ -322,7 +322,7 @@ def plan_clone(platform: LocalPlatform, source: str, target: str) -> PostgresClu
     spec = {key: value for key, value in shape["spec"].items() if key != "backup"}
     spec = {**spec, "bootstrap": {"clone": {"cluster": source}}}
     raw = {**shape, "metadata": {**shape["metadata"], "name": target}, "spec": spec}
-    return declaration.from_mapping(raw, source=target)
+    return planning.like(raw, target)
 
 
 def _require_free(platform: LocalPlatform, target: str) -> None:

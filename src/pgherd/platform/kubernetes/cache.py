@@ -192,6 +192,8 @@ class Watched:
         buried, _ = self._tombs.get((kind, key), (0, 0.0))
         if buried and buried >= _version(obj):
             return
+        if kind == CLUSTER and known is not None and _uid(known) != _uid(obj):
+            self._forget_last(key)
         obj["metadata"].pop("managedFields", None)
         if known is None or _matter(kind, known) != _matter(kind, obj):
             self._changed(kind, obj)
@@ -203,6 +205,8 @@ class Watched:
             self._of_cluster[kind].setdefault((key[0], cluster), {})[key[1]] = obj
 
     def _drop(self, kind: Kind, key: tuple[str, str], version: int) -> None:
+        if kind == CLUSTER:
+            self._forget_last(key)
         known = self._objects[kind].get(key)
         if known is not None and _version(known) > version > 0:
             return  # a list was ahead of the stream: this is the end of the one before
@@ -211,6 +215,14 @@ class Watched:
             del self._objects[kind][key]
             self._changed(kind, known)
             self._unlist(kind, known)
+
+    def _forget_last(self, cluster: tuple[str, str]) -> None:
+        """What a cluster's pods were is nothing that a later one of its name may go by."""
+        for key in [key for key, obj in self._last.items() if (key[0], _cluster(obj)) == cluster]:
+            del self._last[key]
+
+    def _is_gone(self, cluster: tuple[str, str]) -> bool:
+        return (CLUSTER, cluster) in self._tombs and cluster not in self._objects[CLUSTER]
 
     def _unlist(self, kind: Kind, known: Object) -> None:
         namespace, name = _key(known)
@@ -257,12 +269,18 @@ class Watched:
         with self._guard:
             if event == "DELETED":
                 self._drop(kind, _key(obj), _version(obj))
-                if kind == POD and "deletionTimestamp" in obj["metadata"]:
-                    self._last[_key(obj)] = obj
+                self._bury(kind, obj)
             elif event in ("ADDED", "MODIFIED"):
                 self._put(kind, obj)
                 if kind == POD:
                     self._last.pop(_key(obj), None)
+
+    def _bury(self, kind: Kind, obj: Object) -> None:
+        """Keep what a pod was when it went, unless the news that its cluster is gone came first."""
+        namespace, _ = key = _key(obj)
+        is_told = kind == POD and "deletionTimestamp" in obj["metadata"]
+        if is_told and not self._is_gone((namespace, _cluster(obj) or "")):
+            self._last[key] = obj
 
     def _fill(self, kind: Kind, objects: Iterable[Object], version: int, *, first: bool) -> None:
         """Take a complete list.
@@ -332,6 +350,10 @@ def _cluster(obj: Object) -> str | None:
     else:
         found = (obj["metadata"].get("labels") or {}).get(names.CLUSTER_LABEL)
     return str(found) if found else None
+
+
+def _uid(obj: Object) -> object:
+    return obj["metadata"].get("uid")
 
 
 def _version(obj: Object) -> int:

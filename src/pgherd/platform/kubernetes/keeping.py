@@ -21,7 +21,7 @@ from lightkube import Client
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Refused, Unavailable
 from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
-from pgherd.model.spec import PostgresCluster, parse_cpu
+from pgherd.model.spec import IMAGE_MAJOR, PostgresCluster, parse_cpu
 from pgherd.model.topology import COORDINATOR, Member
 from pgherd.platform.base import Ending, Owner, Platform
 from pgherd.platform.kubernetes import drills, endings, epochs, names, rebuilt, restore_pods, views
@@ -52,7 +52,6 @@ from pgherd.platform.kubernetes.places import DEAD_SECONDS
 from pgherd.platform.kubernetes.workshop import PodWorkshop
 from pgherd.platform.machine import Machines
 
-DEFAULT_MAJOR = 17
 STORE_PARTS = ("leader", "config", "sync", "failover")
 """Patroni's own config maps of a group"""
 SECRET_SECONDS = 10.0
@@ -116,7 +115,7 @@ def schedule_of(resource: Object) -> PostgresBackupSchedule:
 
 def server_major(cluster: PostgresCluster) -> int:
     """PostgreSQL's version in the members' image."""
-    return cluster.spec.postgres.version or DEFAULT_MAJOR
+    return cluster.spec.postgres.version or IMAGE_MAJOR
 
 
 def _name(obj: Object) -> str:

@@ -1,9 +1,10 @@
 """What running members' own PostgreSQL says of parameters that were changed, before Patroni hears of them.
 
-Any member may be asked: all are of the same image. While they get another one, only those that have it can say no. A
-parameter of which nobody could say anything yet stays as it was until somebody can; so does one that only the present
-image refuses. Where members failed and none runs any more, nothing that runs could be harmed: then it is taken as it
-is, for it may be what brings them back. So it is where no member has ever had a volume.
+Any member may be asked of those that are of the same image. While they get another one, all must be able to start
+again, so one of each image is asked: what the new one refuses is refused, and what only another one refuses stays as it
+was until nobody runs that any more. So does a parameter of which nobody could say anything yet. Where members failed
+and none runs any more, nothing that runs could be harmed: then it is taken as it is, for it may be what brings them
+back. So it is where no member has ever had a volume, and where members find no place without it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pgherd.model.tuning import check_fit
 from pgherd.platform.kubernetes import names, patroni_files, views
 from pgherd.platform.kubernetes.machines import PodMachine
 from pgherd.platform.kubernetes.tunnel import Reach
-from pgherd.platform.parameters import QUESTION, absent, changed, path_of, refusal, setting
+from pgherd.platform.parameters import QUESTION, absent, changed, path_of, refusal, setting, together
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +101,29 @@ class Witnesses:
         ]
         return sorted(found, key=lambda pod: (not self.is_of_image(pod), not views.is_ready(pod)))
 
+    def by_image(self) -> dict[str, list[Object]]:
+        """The same by what they run: first those of the image that is declared, if any are."""
+        found: dict[str, list[Object]] = {}
+        for pod in self.running():
+            image = self.image if self.is_of_image(pod) else str(_image(pod))
+            found.setdefault(image, []).append(pod)
+        return found
+
     def is_any_at_stake(self) -> bool:
         """Whether there is a member that runs, or would if it were started."""
-        own = [pod for pod in self.pods if self._is_member(pod)]
+        own = self._own()
         if any(map(views.is_running, own)):
             return True
         have_data = any((claim.get("status") or {}).get("phase") != "Pending" for claim in self.claims)
         return have_data and not any(map(views.ended_at, own))
+
+    def find_no_place(self) -> bool:
+        """Whether no member runs, and one could not anywhere."""
+        own = self._own()
+        return not any(map(views.is_running, own)) and any(map(views.finds_no_place, own))
+
+    def _own(self) -> list[Object]:
+        return [pod for pod in self.pods if self._is_member(pod)]
 
     def is_of_image(self, pod: Object) -> bool:
         """Whether it has the image that is declared, under whatever name somebody's webhook gave it."""
@@ -135,13 +152,14 @@ class Opinions:
     def __init__(self, ask: Callable[[str, int, Parameters], Refusals]) -> None:
         self._ask = ask
         self._guard = threading.Lock()
-        self._said: dict[str, _Asked] = {}
+        self._said: dict[tuple[str, str], _Asked] = {}
         self._last: dict[str, Opinion] = {}
 
     def forget(self, cluster: str) -> None:
         """It is gone."""
         with self._guard:
-            self._said.pop(cluster, None)
+            for key in [key for key in self._said if key[0] == cluster]:
+                del self._said[key]
             self._last.pop(cluster, None)
 
     def require_none_waits(self, cluster: str) -> None:
@@ -164,38 +182,55 @@ class Opinions:
         wanted = changed(before.spec.postgres.parameters, now.spec.postgres.parameters)
         if not wanted or not witnesses.is_any_at_stake():
             return Opinion(now)
-        running = witnesses.running()
-        can_refuse = bool(running) and witnesses.is_of_image(running[0])
-        asked = [pod for pod in running if witnesses.is_of_image(pod) == can_refuse][:ASKED]
         try:
-            refused = self._answer(now.metadata.name, asked, major, wanted)
+            refused, is_final = self._refused(now.metadata.name, witnesses, major, wanted)
         except PgherdError as error:
-            return _held(
-                before, now, wanted, f"no member can say yet whether it takes it ({one_line(error)})"
-            )
+            why = f"members can't say yet whether they take it ({one_line(error)})"
+            return _held(before, now, wanted, why, witnesses)
         if not refused:
             return Opinion(now)
         told = [f"{path_of(name)}: {problem}" for name, found in refused.items() for problem in found]
-        if can_refuse:
+        if is_final:
             return Opinion(before, told)
-        return _held(
-            before, now, refused, f"no member runs {witnesses.image} yet, what runs says: {'; '.join(told)}"
-        )
+        why = f"members of another image still run, which say: {'; '.join(told)}"
+        return _held(before, now, refused, why, witnesses)
 
-    def _answer(self, cluster: str, pods: Sequence[Object], major: int, wanted: Parameters) -> Refusals:
-        """:raises PgherdError: there is none, or not yet"""
-        if not pods:
+    def _refused(
+        self, cluster: str, witnesses: Witnesses, major: int, wanted: Parameters
+    ) -> tuple[Refusals, bool]:
+        """What somebody refuses, and whether the image does that is declared: others need not be asked then.
+
+        :raises PgherdError: not all images can say, or not yet
+        """
+        running = witnesses.by_image()
+        if not running:
             raise Unavailable("none runs")
+        refused: dict[str, Sequence[str]] = {}
+        for image, pods in running.items():
+            found = self._answer((cluster, image), pods[:ASKED], major, wanted)
+            if found and image == witnesses.image:
+                return found, True
+            refused = {**found, **refused}
+        return refused, False
+
+    def _answer(
+        self, key: tuple[str, str], pods: Sequence[Object], major: int, wanted: Parameters
+    ) -> Refusals:
+        """What members of one image say.
+
+        :param key: the cluster, and the image
+        :raises PgherdError: nobody can say, or not yet
+        """
         question = (
             sorted(setting(*each) for each in wanted.items()),
             {pod["metadata"]["uid"] for pod in pods},
         )
         with self._guard:
-            known = self._said.get(cluster)
+            known = self._said.get(key)
             if known is None or known.question != question or known.is_to_be_asked_again():
-                known = self._said[cluster] = _Asked(question)
+                known = self._said[key] = _Asked(question)
                 ask = partial(self._ask_one_of, [pod["metadata"]["name"] for pod in pods], major, wanted)
-                threading.Thread(target=known.fill, args=(ask,), name=f"ask-{cluster}", daemon=True).start()
+                threading.Thread(target=known.fill, args=(ask,), name=f"ask-{key[0]}", daemon=True).start()
         return known.answer()
 
     def _ask_one_of(self, pods: Sequence[str], major: int, wanted: Parameters) -> Refusals:
@@ -242,12 +277,16 @@ class _Asked:
         return failed and time.monotonic() - self._since > AGAIN_SECONDS
 
 
-def _held(before: PostgresCluster, now: PostgresCluster, held: Collection[str], why: str) -> Opinion:
+def _held(
+    before: PostgresCluster, now: PostgresCluster, refused: Collection[str], why: str, witnesses: Witnesses
+) -> Opinion:
     """What is declared now, but for some parameters, which stay as they were."""
-    known = {name.lower(): (name, value) for name, value in before.spec.postgres.parameters.items()}
-    parameters = {
-        name: value for name, value in now.spec.postgres.parameters.items() if name not in held
-    } | dict(known[name.lower()] for name in held if name.lower() in known)
+    old, new = before.spec.postgres.parameters, now.spec.postgres.parameters
+    held = together(old, new, refused)
+    stays = {name.lower() for name in held}
+    parameters = {name: value for name, value in new.items() if name.lower() not in stays} | {
+        name: value for name, value in old.items() if name.lower() in stays
+    }
     waits = f"{', '.join(map(path_of, held))}: stays as before: {why}"
     plain = to_mapping(now)
     plain["spec"].setdefault("postgres", {})["parameters"] = parameters
@@ -255,7 +294,9 @@ def _held(before: PostgresCluster, now: PostgresCluster, held: Collection[str], 
         cluster = from_mapping(plain, source=now.metadata.name, platform="kubernetes")
         check_fit(cluster)
     except BadInput:  # the rest needs them
-        return Opinion(before, waits=waits)
+        if witnesses.find_no_place():
+            return Opinion(now)  # nobody could ever be asked in what was declared before
+        return Opinion(before, waits=f"{waits}; all else that is declared needs it, and stays as before too")
     return Opinion(cluster, waits=waits)
 
 

@@ -80,8 +80,8 @@ class LocalPlatform(Platform):
     def check_supported(self, cluster: PostgresCluster) -> None:
         """Refuse early what this machine can't run.
 
-        :raises BadInput: the name is the home's own, another PostgreSQL version is asked for, or an engine or a
-            parameter that it does not have
+        :raises BadInput: the name is the home's own, another PostgreSQL version is asked for, or an engine, a
+            parameter or an authentication method that it does not have
         :raises PgherdError: programs are missing, or members can't run as an ordinary user
         """
         if self._layout.cluster(cluster.metadata.name) == self._layout.raft:
@@ -100,6 +100,7 @@ class LocalPlatform(Platform):
             *parameters.engine_problems(here, cluster),
             *parameters.memory_problems(cluster),
             *parameters.problems(here, cluster.spec.postgres.parameters),
+            *parameters.access_problems(here, cluster.spec.postgres),
         ]
         if problems:
             raise BadInput(*problems)
