@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pgherd.backup.catalogue import Catalogue, Unread
 from pgherd.backup.records import Backup, BackupType, GroupBackup, GroupPoint, Point
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
@@ -82,3 +83,8 @@ def rust(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
 
     monkeypatch.setattr(Path, "read_bytes", tried)
     return bad
+
+
+def unread(catalogue: Catalogue, why: Unread) -> list[str]:
+    """Folders of backups that say nothing for this reason."""
+    return [name for name, each in catalogue.held().unread.items() if each is why]

@@ -336,14 +336,10 @@ def test_many_records_that_can_not_be_read_are_told_in_one_line(retention: Reten
     assert "b3" not in told
 
 
-class Quiet(Runner):
-    """A pgBackRest whose repository holds copies of these backups of ours; it notes what it is told."""
+class Elsewhere(Runner):
+    """A pgBackRest that runs on no machine."""
 
     command, left = ("pgbackrest",), ()
-
-    def __init__(self, *owners: str) -> None:
-        self.owners = owners
-        self.expired: list[str] = []
 
     def prepare(self, settings: Settings) -> None:
         return
@@ -352,6 +348,14 @@ class Quiet(Runner):
         return None
 
     at = end_strays = lock = environment = of  # type: ignore[assignment]
+
+
+class Quiet(Elsewhere):
+    """A pgBackRest whose repository holds copies of these backups of ours; it notes what it is told."""
+
+    def __init__(self, *owners: str) -> None:
+        self.owners = owners
+        self.expired: list[str] = []
 
     def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
         if "expire" in arguments:
@@ -568,18 +572,8 @@ def test_keys_that_are_renewed_do_not_end_a_backup_while_the_old_ones_do(tmp_pat
     assert made.is_to_leave_for(renewed)
 
 
-class Torn(Runner):
+class Torn(Elsewhere):
     """A pgBackRest whose words do not arrive whole."""
-
-    command, left = ("pgbackrest",), ()
-
-    def prepare(self, settings: Settings) -> None:
-        return
-
-    def of(self, group: int | None) -> Any:
-        return None
-
-    at = end_strays = lock = environment = of  # type: ignore[assignment]
 
     def output(self, arguments: Sequence[str], machine: Machine) -> bytes:
         return b'"backup": [{}]}]'

@@ -17,7 +17,7 @@ from pgherd.backup.store import DirectoryStore, Entry, Store
 from pgherd.errors import BadInput, PgherdError, Refused
 from pgherd.model.spec import RepositorySpec
 from pgherd.platform.local import secret_file
-from tests.support.backups import at, backup, point, rust
+from tests.support.backups import at, backup, point, rust, unread
 
 S3 = RepositorySpec.model_validate({"s3": {"bucket": "safe"}})
 
@@ -235,7 +235,11 @@ def test_a_sealed_record_that_is_damaged_hides_no_other_and_is_named(sealed: Sea
     before = sealed.damage("backups/f1/backup.json", how)
     seen = sealed.opened()
     assert [each.id for each in seen.backups()] == ["f5"]
-    assert (seen.damaged(), seen.nameless(), seen.foreign()) == (["f1"], ["f1"], [])
+    assert (unread(seen, Unread.DAMAGED), seen.nameless(), unread(seen, Unread.FOREIGN)) == (
+        ["f1"],
+        ["f1"],
+        [],
+    )
     assert [each.name for each in seen.points()] == ["p2", "p3", "p6"]
     seen.require()
     with pytest.raises(BadInput, match=r"the record of backup f1 is damaged: put backup\.json in") as told:
@@ -243,7 +247,7 @@ def test_a_sealed_record_that_is_damaged_hides_no_other_and_is_named(sealed: Sea
     assert not isinstance(told.value, Refused), "nobody waits for it"
     sealed.inner.write("backups/f1/backup.json", before)
     assert [each.id for each in seen.backups()] == ["f1", "f5"]
-    assert seen.damaged() == []
+    assert unread(seen, Unread.DAMAGED) == []
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -255,7 +259,7 @@ def test_sealed_points_that_are_damaged_hide_no_others_and_are_not_written_over(
     damaged = sealed.inner.read(name)
     seen = sealed.opened()
     assert [each.name for each in seen.points()] == ["p3", "p6"]
-    assert seen.damaged_points() == [name]
+    assert seen.points_and_damage()[1] == [name]
     assert [each.id for each in seen.backups()] == ["f1", "f5"]
     for each in (replace(point(2.5), archived=False), point(2.5), point(2.6)):
         seen.remember_point(each)
@@ -265,7 +269,7 @@ def test_sealed_points_that_are_damaged_hide_no_others_and_are_not_written_over(
     sealed.inner.write(name, before)
     assert [each.name for each in seen.points()] == ["p2", "p2.5", "p3", "p6"]
     assert all(each.archived for each in seen.points())
-    assert seen.damaged_points() == []
+    assert seen.points_and_damage()[1] == []
 
 
 def test_what_became_of_a_point_counts_when_the_file_comes_back_that_it_was_in(sealed: Sealed) -> None:
@@ -337,13 +341,13 @@ def test_points_that_the_disk_can_not_read_hide_no_others_and_are_named(rusty: R
     (first, *_) = rusty.catalogue.store.names("points")
     rusty.lose(first.name)
     assert rusty.points() == ["p30"]
-    assert rusty.catalogue.damaged_points() == [first.name]
+    assert rusty.catalogue.points_and_damage()[1] == [first.name]
     rusty.catalogue.remember_point(point(1.1))
     assert rusty.points() == ["p1.1", "p30"]
     rusty.catalogue.remember_prints("p30", [])
     rusty.bad.clear()
     assert rusty.points() == ["p1", "p1.1", "p30"]
-    assert rusty.catalogue.damaged_points() == []
+    assert rusty.catalogue.points_and_damage()[1] == []
     assert rusty.catalogue.prints("p1") == [{"table": "account"}]
 
 
@@ -351,7 +355,7 @@ def test_an_empty_file_of_points_that_grow_is_not_damaged(tmp_path: Path) -> Non
     catalogue = Catalogue(DirectoryStore(tmp_path / "shop"))
     catalogue.create("shop")
     catalogue.store.write("points/2026-11-01.jsonl", b"")
-    assert catalogue.damaged_points() == []
+    assert catalogue.points_and_damage()[1] == []
 
 
 @pytest.mark.parametrize("lost", ["repository.json", "backups/f1/backup.json"])
@@ -371,7 +375,7 @@ def test_a_directory_that_is_away_is_not_taken_for_an_empty_one(
     rusty: Rusty, monkeypatch: pytest.MonkeyPatch, falls: str
 ) -> None:
     away = rusty.root.with_name("away")
-    looks = (rusty.catalogue.backups, rusty.catalogue.points, rusty.catalogue.damaged_points)
+    looks = (rusty.catalogue.backups, rusty.catalogue.points, rusty.catalogue.points_and_damage)
     for look in looks:
         with monkeypatch.context() as dropping:
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from pgherd.backup.catalogue import Unread
 from pgherd.backup.native import LEFTOVER_SECONDS, Native
 from pgherd.backup.records import Backup
 from pgherd.platform.local import files
-from tests.support.backups import SYSTEM, at, backup
+from tests.support.backups import SYSTEM, at, backup, unread
 
 BEGUN = Backup("begun", "full", "running", at(0))
 
@@ -80,7 +81,7 @@ def test_a_complete_copy_stays_whatever_happened_to_its_record_and_it_is_told(na
     assert (torn / "coordinator" / "base").is_dir()
     assert native.repository.backups() == []
     assert native.repository.nameless() == ["never", "torn"]
-    assert native.repository.damaged() == ["torn"]
+    assert unread(native.repository, Unread.DAMAGED) == ["torn"]
     assert sorted(native.repository.held().complaints()) == ["never", "torn"]
 
 
@@ -89,7 +90,7 @@ def test_a_record_of_another_version_is_a_record(native: Native) -> None:
     native.sweep()
     assert other.is_dir()
     assert native.repository.nameless() == []
-    assert native.repository.foreign() == ["newer"]
+    assert unread(native.repository, Unread.FOREIGN) == ["newer"]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +110,8 @@ def test_a_record_that_says_what_nobody_here_knows_is_of_another_version(
     native.repository.remember_backup(backup(1))
     folder(native, "newer", "coordinator", record=json.dumps({**backup(2).as_json(), **change}))
     assert [each.id for each in native.repository.backups()] == ["f1"]
-    assert native.repository.foreign() == ["newer"]
-    assert native.repository.damaged() == []
+    assert unread(native.repository, Unread.FOREIGN) == ["newer"]
+    assert unread(native.repository, Unread.DAMAGED) == []
 
 
 def test_the_record_of_a_running_backup_survives_a_power_cut(

@@ -271,39 +271,31 @@ class Catalogue:
         :param days: only those of the last so many days on which there were any; 0: all
         :raises Away: the repository is away, which is not to be taken for one without points
         """
-        return self._there(lambda: self._points(self._point_files(days)))
+        return self.points_and_damage(days=days)[0]
+
+    def points_and_damage(self, *, days: int = 0) -> tuple[list[Point], list[str]]:
+        """The same, and the files of points of which nothing can be read.
+
+        :param days: as in :meth:`points`
+        :raises Away: as there
+        """
+
+        def look() -> tuple[list[Point], list[str]]:
+            entries = self._point_files(days)
+            contents = self._contents(entries)
+            empty = [entry.name for entry, content in zip(entries, contents, strict=True) if not content]
+            damaged = [name for name in empty if self.store.is_damaged(name)]  # it may have gone meanwhile
+            return _points_in(contents), damaged
+
+        return self._there(look)
 
     def point(self, name: str) -> Point | None:
         """A point by the name that ``points.new_name`` gave it; None: there is none."""
         named = datetime.strptime("-".join(name.split("-")[1:3]), "%Y%m%d-%H%M%S")
         # It is kept under the time at which it was made, and clocks are set.
         around = {f"{named + timedelta(days=days):%Y-%m-%d}" for days in (-1, 0, 1)}
-        known = self._points([entry for entry in self.store.names("points") if _day(entry) in around])
-        return next((each for each in known if each.name == name), None)
-
-    def _points(self, entries: list[Entry]) -> list[Point]:
-        found: dict[str, Point] = {}
-        for content in self._contents(entries):
-            for line in content.decode(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
-                    point = records.point_from(json.loads(line))
-                    found[point.name] = point
-        return sorted(found.values(), key=lambda point: point.time)
-
-    def damaged_points(self, *, days: int = 0) -> list[str]:
-        """Files of points of which nothing can be read.
-
-        :param days: as in :meth:`points`
-        :raises Away: as there
-        """
-
-        def look() -> list[str]:
-            entries = self._point_files(days)
-            found = zip(entries, self._contents(entries), strict=True)
-            empty = [entry.name for entry, content in found if not content]
-            return [name for name in empty if self.store.is_damaged(name)]  # it may have gone meanwhile
-
-        return self._there(look)
+        entries = [entry for entry in self.store.names("points") if _day(entry) in around]
+        return next((each for each in _points_in(self._contents(entries)) if each.name == name), None)
 
     def _point_files(self, days: int) -> list[Entry]:
         entries = [entry for entry in self.store.names("points") if entry.name.endswith(".jsonl")]
@@ -416,14 +408,6 @@ class Catalogue:
         """Folders of backups whose record was never written, is gone or torn: nobody knows what they hold."""
         return [name for name, why in self.held().unread.items() if why is not Unread.FOREIGN]
 
-    def damaged(self) -> list[str]:
-        """Those of them that have a record, which is torn."""
-        return [name for name, why in self.held().unread.items() if why is Unread.DAMAGED]
-
-    def foreign(self) -> list[str]:
-        """Backups whose record another version of pgherd made, and this one does not understand."""
-        return [name for name, why in self.held().unread.items() if why is Unread.FOREIGN]
-
     def remember_backup(self, backup: Backup) -> None:
         """Write a backup's record; before anything of it is made. Always durably: without it the copies are lost."""
         with self.locked():
@@ -464,11 +448,12 @@ class Catalogue:
         """Write down what tables held at a point; what is known of points that are gone goes."""
         with self.locked():
             self._write(f"prints/{point}.json", {"prints": list(prints)})
-            known = {each.name for each in self.points()}
-            if self.damaged_points():
+            known, damaged = self.points_and_damage()
+            if damaged:
                 return  # those of points that may be readable again stay
+            names = {each.name for each in known}
             for entry in self.store.names("prints"):
-                if entry.name.removeprefix("prints/").removesuffix(".json") not in known:
+                if entry.name.removeprefix("prints/").removesuffix(".json") not in names:
                     self.store.remove(entry.name)
 
     def prints(self, point: str) -> list[dict[str, Any]]:
@@ -528,6 +513,17 @@ class Catalogue:
 
 def _record_of(backup: str) -> str:
     return f"backups/{backup}/backup.json"
+
+
+def _points_in(contents: list[bytes]) -> list[Point]:
+    """Points by time; of each what was written down of it last."""
+    found: dict[str, Point] = {}
+    for content in contents:
+        for line in content.decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+                point = records.point_from(json.loads(line))
+                found[point.name] = point
+    return sorted(found.values(), key=lambda point: point.time)
 
 
 def _backup_in(content: bytes) -> Backup | Unread:

@@ -384,8 +384,8 @@ class Keeper(threading.Thread):
         if self._is_making():
             return
         method, repository = self._kept.method, self._repository
-        held, unread_points = repository.held(), repository.damaged_points()
-        known, backups = repository.points(), held.backups
+        held = repository.held()
+        (known, unread_points), backups = repository.points_and_damage(), held.backups
         unread = [*(f"backups/{each}/backup.json" for each in held.complaints()), *unread_points]
         self._hold(unread)
         if not unread:

@@ -62,8 +62,8 @@ def view(
             check_owner(method.location, known, coordinator["system"], method.name)
         elif not method.repository.is_own():
             method.repository.require_own()
-        points, held = method.repository.points(days=2), method.repository.held()
-        drills, damaged = method.repository.drills(), method.repository.damaged_points(days=2)
+        points, damaged = method.repository.points_and_damage(days=2)
+        held, drills = method.repository.held(), method.repository.drills()
     except (PgherdError, OSError) as error:
         return {**found, "problems": [str(error), *problems]}
     backups = held.backups

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from pgherd.backup.restoring import PENDING
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.patroni.client import lag_bytes
 from pgherd.reconcile.fulfilment import conditions as by_type
@@ -119,7 +120,7 @@ def _operations(seen: Observed, previous: Mapping[str, Any] | None) -> dict[str,
 def _is_pending(operation: object) -> bool:
     """Whether it is a restore in place that was not begun when that was told."""
     known = operation if isinstance(operation, dict) else {}
-    return (known.get("kind"), known.get("phase")) == ("restore", "requested")
+    return (known.get("kind"), known.get("phase")) == ("restore", PENDING)
 
 
 def hindered(

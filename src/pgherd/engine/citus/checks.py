@@ -5,7 +5,6 @@ Each check compares one aspect and yields findings; none changes anything.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import psycopg
 
 from pgherd.engine.base import Finding
 from pgherd.engine.citus import nodes, versions
+from pgherd.engine.citus.restored import origin_of
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import Unavailable, one_line
 from pgherd.model.topology import COORDINATOR, Endpoint, group_name
@@ -21,9 +21,6 @@ from pgherd.postgres.connections import Connection, Databases
 _CLEAN_UP = "run CALL citus_cleanup_orphaned_resources() as superuser, then check again"
 OLD = "interval '1 minute'"
 """older than this, a prepared transaction is one that nobody resolves"""
-
-_ORIGIN = re.compile(r"citus_(\d+)_")
-"""the group where a prepared transaction began, in its name"""
 
 _METADATA = {
     "pg_dist_node": "SELECT (nodeid, groupid, nodename, nodeport, noderole, isactive, shouldhaveshards)::text"
@@ -200,8 +197,7 @@ def _prepared(node: _Node) -> Iterator[Finding]:
     ).fetchall()
     for (gid,) in rows:
         # A node ends what began there, and nothing else.
-        found = _ORIGIN.match(gid)
-        origin = int(found[1]) if found else COORDINATOR
+        origin = origin_of(gid) or COORDINATOR
         fix = f"SELECT recover_prepared_transactions() on {group_name(origin)}"
         if origin not in known:
             fix = f"{group_name(origin)}, where it began, is gone: end it as its other parts were ended"

@@ -12,7 +12,7 @@ again. It goes with the clean-up record, once the group has no members.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg.types.json import Jsonb
@@ -119,16 +119,12 @@ def _holds(connection: Connection, group: int) -> int:
 
 
 def stuck(connection: Connection, group: int) -> list[str]:
-    """Tables with shards on a segment that nothing moves: distributed by range, or by appending."""
-    return [row[0] for row in connection.execute(_STUCK.encode(), [group]).fetchall()]
-
-
-def no_way(group: int) -> Callable[[str], str]:
-    """What to say of such a table."""
-    return lambda table: (
+    """A sentence for each table with shards on a segment that nothing moves: distributed by range, or by appending."""
+    return [
         f"table {table} is distributed in a way that can't be moved, and {group_name(group)} has the only copy of some"
         f" of its shards: SELECT undistribute_table('{table}'), and distribute it anew"
-    )
+        for (table,) in connection.execute(_STUCK.encode(), [group]).fetchall()
+    ]
 
 
 def steer(databases: Databases, retiring: Collection[int]) -> None:
@@ -221,8 +217,8 @@ def retire(databases: Databases, group: int) -> None:
         node = nodes(connection).get(group)
         if node is not None:
             _open(connection, node, False)
-        if tables := stuck(connection, group):
-            raise PgherdError("; ".join(map(no_way(group), tables)))
+        if problems := stuck(connection, group):
+            raise PgherdError("; ".join(problems))
         if held := _holds(connection, group):
             raise PgherdError(f"{group_name(group)} still holds {held} shards: move them away first")
         others = [COORDINATOR, *sorted(_admitted(connection) - {group})]

@@ -53,7 +53,7 @@ def preflight(
         if not blocking:
             found.extend(_unfit_tables(connection, groups))
         for group in sorted(retiring):
-            found.extend(map(nodes.no_way(group), nodes.stuck(connection, group)))
+            found.extend(nodes.stuck(connection, group))
     for group in [COORDINATOR, *nodes.segments(databases)]:
         found.extend(_unfit_node(databases, group, blocking=blocking))
     return found

@@ -62,13 +62,19 @@ def settle_rebuilt(databases: Databases, group: int, rebuilt: Databases, *, loss
     return done
 
 
+def origin_of(gid: str) -> int | None:
+    """The group where a prepared transaction began; None: it is none of Citus's."""
+    found = _GID.fullmatch(gid)
+    return int(found[1]) if found else None
+
+
 def _parts(connection: Connection) -> list[tuple[str, int]]:
     """The prepared parts of distributed transactions on a node, and the group where each began."""
     rows = connection.execute(
         "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared"
     ).fetchall()
     # Others are an application's own: its owner ends them.
-    return [(gid, int(origin[1])) for (gid,) in rows if (origin := _GID.fullmatch(gid))]
+    return [(gid, origin) for (gid,) in rows if (origin := origin_of(gid)) is not None]
 
 
 def _end_part(connection: Connection, gid: str, *, committed: bool) -> None:

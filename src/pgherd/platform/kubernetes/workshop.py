@@ -164,11 +164,13 @@ class PodWorkshop(Workshop):
 
     def _wish(self) -> epochs.Wish | None:
         wish = epochs.wish_of(self._platform.look_up(CLUSTER, self._cluster))
-        return epochs.judged(wish, self._notes.refusal())
+        return None if wish is None else epochs.judged(wish, self._notes.refusal())
 
     @property
     def pending(self) -> Mapping[str, Any] | None:
-        return self._begun(self._notes.state(), self._wish(), asked=False)
+        # With every look, and hardly ever is there one.
+        wish = self._wish()
+        return None if wish is None else self._begun(self._notes.state(), wish, asked=False)
 
     def _begun(
         self, written: epochs.State | None, wish: epochs.Wish | None, *, asked: bool
