@@ -248,3 +248,46 @@ def test_a_line_that_an_older_version_accepted_keeps_nobody_from_restoring_in_pl
     monkeypatch.setattr(planning, "check_fits", lambda *arguments: None)
     found = backups.plan(old._platform, "shop", "shop", in_place=True)
     assert found.cluster.spec.postgres.host_based_authentication == WRONG
+
+
+class Died:
+    """A process that has ended, or has not."""
+
+    def __init__(self, code: int | None) -> None:
+        self._code = code
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal."""
+        return self._code
+
+
+def _spawned(made: Client, monkeypatch: pytest.MonkeyPatch, *codes: int | None) -> list[Died]:
+    """Supervisors that end like this, one after the other; the one that does not end is seen to run."""
+    started: list[Died] = []
+
+    def spawn() -> Died:
+        started.append(Died(codes[len(started)]))
+        return started[-1]
+
+    monkeypatch.setattr(made, "_spawn_daemon", spawn)
+    monkeypatch.setattr(made, "_daemon_runs", lambda: started[-1].poll() is None)
+    return started
+
+
+def test_a_supervisor_that_is_killed_before_it_is_seen_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Client(tmp_path / "home")
+    started = _spawned(made, monkeypatch, -9, -9, None)
+    made.ensure_daemon()
+    assert len(started) == 3
+
+
+def test_a_supervisor_that_refuses_to_start_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Client(tmp_path / "home")
+    started = _spawned(made, monkeypatch, 1)
+    with pytest.raises(PgherdError, match=r"the supervisor does not start: see .*supervisor\.log"):
+        made.ensure_daemon()
+    assert len(started) == 1

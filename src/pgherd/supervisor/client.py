@@ -391,9 +391,22 @@ class Client(BackupCommands):
                 return
             self._retire_daemon(running)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        process = self._spawn_daemon()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._daemon_runs():
+            ended = process.poll() or 0
+            if ended > 0 or time.monotonic() > deadline:
+                raise PgherdError(f"the supervisor does not start: see {home / daemon.LOG}")
+            if ended < 0:
+                # Killed, maybe at work already and only not seen yet: that is not its own refusal.
+                process = self._spawn_daemon()
+            time.sleep(0.05)
+
+    def _spawn_daemon(self) -> subprocess.Popen[bytes]:
+        home = self._platform.home
         arguments = [sys.executable, "-m", "pgherd.supervisor", str(home)]
         with (home / daemon.LOG).open("a") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*arguments, str(self._bin_dir)] if self._bin_dir else arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -401,11 +414,6 @@ class Client(BackupCommands):
                 start_new_session=True,
                 cwd=home,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while not self._daemon_runs():
-            if process.poll() not in (None, 0) or time.monotonic() > deadline:
-                raise PgherdError(f"the supervisor does not start: see {home / daemon.LOG}")
-            time.sleep(0.05)
 
     def _retire_daemon(self, running: daemon.Running) -> None:
         """After an upgrade: a daemon of another version would carry on with the old program."""
