@@ -22,7 +22,7 @@ from typing import Any
 from pgherd.model.spec import PostgresCluster, parse_bytes, parse_cpu
 from pgherd.model.topology import Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import names, patroni_files, views
+from pgherd.platform.kubernetes import first_parameters, names, patroni_files, views
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
@@ -186,7 +186,7 @@ def due(now: Case) -> Where | None:
 
 def verdict(now: Case) -> tuple[bool | None, str]:
     """Whether the member could run as declared (None: nobody knows yet), and what stands in the way."""
-    if now.pod is None or not _has_run(now.pod):
+    if now.pod is None or not _has_run(now.pod) or first_parameters.is_refused(now.pod):
         return True, ""
     trial = now.valid(Where.HERE)
     moves = trial is not None and bool(now.others) and views.finds_no_place(trial)
