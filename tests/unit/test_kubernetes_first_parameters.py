@@ -105,7 +105,7 @@ def refused(asked_of: str, code: int = REFUSED) -> dict[str, Any]:
         "metadata": {
             "name": "shop-segment-1-0",
             "labels": names.labels("shop", 1),
-            "annotations": {**mark, **first_parameters.annotations(asked_of)},
+            "annotations": {**mark, **first_parameters.marks(asked_of)},
         },
         "spec": {"nodeName": "n1", "containers": []},
         "status": {"containerStatuses": [status]},

@@ -75,6 +75,7 @@ class ClusterLoop(threading.Thread):
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
         self._last_unfit: Sequence[str] = ()
+        self._last_unread: Sequence[str] | None = ()
         self._revision: object = None
         self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
@@ -175,10 +176,12 @@ class ClusterLoop(threading.Thread):
         if due:
             self._sizes_at = time.monotonic()
             self._last_backups, self._last_unfit = seen.backups, seen.unfit
+            self._last_unread = self._last_unread if seen.unread is None else seen.unread
         seen = replace(
             seen,
             backups=self._with_complaint(self._last_backups),
             unfit=self._last_unfit,
+            unread=self._last_unread,
             is_being_made=is_being_made,
         )
         if seen.sizes:

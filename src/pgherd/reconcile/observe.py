@@ -26,6 +26,7 @@ from pgherd.patroni.client import PatroniClient
 from pgherd.patroni.config import dynamic_config
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.postgres.connections import Connection, Databases
+from pgherd.reconcile import access
 from pgherd.reconcile.clones import with_clones
 from pgherd.reconcile.state import Catalogue, GroupSize, MemberState, Observed, Operation
 
@@ -85,7 +86,7 @@ def primaries_in(seen: Observed) -> dict[int, Endpoint]:
 def observe(world: World, *, sizes: bool = False) -> Observed:
     """Look once.
 
-    :param sizes: also ask each segment for its shards' sizes, and what its engine is (a query each)
+    :param sizes: also ask each segment for its shards' sizes, what its engine is and what it can't read (a query each)
     """
     # Asked twice: it may be decided meanwhile, or be asked for, with other segments.
     pending = restoring.pending(world.platform, world.name)
@@ -127,7 +128,7 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         )
         seen = replace(seen, backups=backups)
     if sizes and COORDINATOR in known:
-        seen = replace(seen, unfit=_unfit(world))
+        seen = replace(seen, unfit=_unfit(world), unread=_unread(world, seen))
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
 
 
@@ -216,6 +217,13 @@ def _unfit(world: World) -> Sequence[str]:
     except (PgherdError, psycopg.Error) as error:
         logger.info("nodes can't be compared: %s", error)
         return ()
+
+
+def _unread(world: World, seen: Observed) -> Sequence[str] | None:
+    declared = seen.declaration.cluster.spec.postgres.host_based_authentication
+    return access.unread(
+        world.databases, declared, sorted(primaries_in(seen).keys() & seen.initialised.keys())
+    )
 
 
 def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:

@@ -164,9 +164,10 @@ def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, 
     A declaration that was refused, an operation's end. Told before it is written: rather twice than never.
     """
     found: list[tuple[str, bool]] = []
-    refused = "; ".join(seen.declaration.problems)
-    if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
-        found.append((refused, True))
+    for kind, told in (("SpecRefused", seen.declaration.problems), ("AccessRulesUnread", seen.unread or ())):
+        text = "; ".join(told)
+        if text and text != by_type(previous).get(kind, {}).get("message"):
+            found.append((text, True))
     found += _not_begun(seen, previous) + _taken_back(seen, previous)
     last = seen.last_operation_status
     known = (previous or {}).get("lastOperation")
@@ -434,6 +435,8 @@ def _conditions(
         conditions.append(("DataLost", True, "NoData", "; ".join(data_lost(seen, group) for group in lost)))
     if seen.unfit:
         conditions.append(("EngineUnfit", True, "NodesDiffer", "; ".join(seen.unfit)))
+    if seen.unread:
+        conditions.append(("AccessRulesUnread", True, "WrongLine", "; ".join(seen.unread)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     if seen.backups is not None:

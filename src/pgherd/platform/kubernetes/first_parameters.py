@@ -82,7 +82,7 @@ def files(asked: str) -> dict[str, str]:
     return {patroni_files.FIRST_FILE: asked} if asked else {}
 
 
-def annotations(asked: str) -> dict[str, str]:
+def marks(asked: str) -> dict[str, str]:
     """What a pod bears that is told to ask this: it is made of no other template for it.
 
     :param asked: the script; may be empty

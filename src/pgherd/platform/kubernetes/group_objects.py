@@ -54,7 +54,7 @@ def group_objects(
             files=patroni_files.lasting(cluster, group, namespace, server_major, epoch),
             epoch=epoch,
             volumes=epoch if volumes is None else volumes,
-            marks=first_parameters.annotations(first),
+            marks=first_parameters.marks(first),
         ),
     ]
 
