@@ -85,11 +85,9 @@ def test_first_parameters_make_no_member_outdated_that_runs() -> None:
     without, told = objects(), objects(first="ask")
     template, made = (each["StatefulSet"]["spec"]["template"] for each in (without, told))
     assert views.template_of(template) == views.template_of(made)
-    assert made["metadata"]["annotations"].keys() - template["metadata"]["annotations"].keys() == {
-        first_parameters.ANNOTATION
-    }
+    assert template["metadata"]["annotations"] != made["metadata"]["annotations"]
     assert told["ConfigMap"]["data"]["first.sh"] == "ask"
-    assert "first.sh" not in without["ConfigMap"]["data"]
+    assert without["ConfigMap"]["data"]["first.sh"] == ""
 
 
 def refused(asked_of: str, code: int = REFUSED) -> dict[str, Any]:

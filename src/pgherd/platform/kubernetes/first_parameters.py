@@ -79,15 +79,15 @@ def files(asked: str) -> dict[str, str]:
 
     :param asked: the script; may be empty
     """
-    return {patroni_files.FIRST_FILE: asked} if asked else {}
+    return {patroni_files.FIRST_FILE: asked}
 
 
 def marks(asked: str) -> dict[str, str]:
-    """What a pod bears that is told to ask this: it is made of no other template for it.
+    """Annotations of a pod that is told to ask this.
 
     :param asked: the script; may be empty
     """
-    return {ANNOTATION: hashlib.sha256(asked.encode()).hexdigest()[:16]} if asked else {}
+    return {ANNOTATION: hashlib.sha256(asked.encode()).hexdigest()[:16]}
 
 
 def is_refused(pod: Mapping[str, Any]) -> bool:

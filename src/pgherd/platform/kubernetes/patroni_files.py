@@ -34,7 +34,7 @@ BACKUP_DIRECTORY = "/etc/pgherd-backup"
 RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
 """the same for what a cluster is made from"""
 FIRST_FILE = "first.sh"
-"""what asks PostgreSQL about the parameters of a new cluster, beside ``patroni.yml``; there is none otherwise"""
+"""what asks PostgreSQL about the parameters of a new cluster, beside ``patroni.yml``; empty: nobody asks"""
 
 LAST_WORDS = "how its server ended:"
 """begins what a container says that was told to end"""
