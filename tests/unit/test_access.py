@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, ClassVar
 
 import pytest
 
 from pgherd.errors import Unavailable
+from pgherd.model.topology import Credentials, Endpoint
+from pgherd.postgres.connections import Databases
 from pgherd.reconcile import access
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pgherd.postgres.connections import Databases
 
 LINES = "# ours\nhost all app all scram-sha-256\nhost  all /^( all scram-sha-256\n"
 WRONG = "host  all /^( all scram-sha-256"
@@ -25,26 +22,34 @@ TOLD = (
 )
 
 
-def databases(answers: dict[int, list[Any] | Exception]) -> Databases:
-    """Primaries that say this of their pg_hba files."""
+class Servers(Databases):
+    """They say this of their pg_hba files, by port."""
 
-    @contextmanager
-    def connect(group: int) -> Iterator[Any]:
-        answer = answers[group]
+    answers: ClassVar[dict[int, list[Any] | Exception]]
+
+    def connect(self, group: int, **how: Any) -> Any:
+        """One server is asked, whatever it is."""
+        [endpoint] = self.addresses()[group]
+        assert how == {"database": "postgres", "read_only": True}
+        answer = self.answers[endpoint.port]
         if isinstance(answer, Exception):
             raise answer
-        yield SimpleNamespace(execute=lambda query: SimpleNamespace(fetchall=lambda: answer))
+        return nullcontext(SimpleNamespace(execute=lambda query: SimpleNamespace(fetchall=lambda: answer)))
 
-    return cast("Databases", SimpleNamespace(connect=connect))
+
+def unread(answers: dict[int, Any], text: str = LINES) -> list[str] | None:
+    Servers.answers = answers
+    servers = Servers("app", Credentials("", "", "", ""), dict)
+    return access.unread(servers, text, [(port // 10, Endpoint("here", port)) for port in answers])
 
 
 def test_a_line_that_servers_can_not_read_is_told_once_with_its_number_and_the_way_out() -> None:
     rows = [(9, ERROR, WRONG)]
-    assert access.unread(databases({0: rows, 1: rows, 2: []}), LINES, [0, 1, 2]) == [TOLD]
+    assert unread({0: rows, 1: rows, 20: []}) == [TOLD]
 
 
 def test_a_line_that_is_not_declared_is_told_by_its_place() -> None:
-    [told] = access.unread(databases({0: [(2, "no", "nonsense")]}), LINES, [0]) or []
+    [told] = unread({0: [(2, "no", "nonsense")]}) or []
     assert "line 2 of the servers' pg_hba.conf (nonsense) can't be read: no" in told
     assert access.problem(LINES, None, None, "no such file").startswith(
         "spec.postgres.hostBasedAuthentication"
@@ -57,8 +62,8 @@ def test_a_line_that_is_not_declared_is_told_by_its_place() -> None:
     ids=["one answers", "none does", "nobody to ask"],
 )
 def test_what_nobody_can_say_is_not_taken_for_right(answers: dict[int, Any], told: list[str] | None) -> None:
-    assert access.unread(databases(answers), LINES, list(answers)) == told
+    assert unread(answers) == told
 
 
 def test_nobody_is_asked_where_no_line_is_declared() -> None:
-    assert access.unread(databases({}), " \n", [0]) == []
+    assert unread({0: Unavailable("away")}, " \n") == []

@@ -8,13 +8,15 @@ start again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psycopg
 
 from pgherd.errors import PgherdError, one_line
 from pgherd.model.spec_hba import hba_line_number
+from pgherd.model.topology import SUPERUSER, Endpoint
 from pgherd.postgres.connections import Databases
 
 logger = logging.getLogger(__name__)
@@ -28,28 +30,29 @@ _QUERY = r"""
 """
 
 
-def unread(databases: Databases, text: str, groups: Collection[int]) -> list[str] | None:
+def unread(databases: Databases, text: str, servers: Sequence[tuple[int, Endpoint]]) -> list[str] | None:
     """The lines that servers can't read, a sentence each; None: nobody can be asked.
 
     :param text: the lines as declared
-    :param groups: those whose primaries are asked
+    :param servers: who is asked, each with its group
     """
     if not text.strip():
         return []
-    if not groups:
+    if not servers:
         return None
     with ThreadPoolExecutor(max_workers=8) as pool:
-        answers = list(pool.map(lambda group: _of(databases, text, group), groups))
+        answers = list(pool.map(lambda server: _of(databases, text, *server), servers))
     told = [answer for answer in answers if answer is not None]
     return list(dict.fromkeys(problem for answer in told for problem in answer)) if told else None
 
 
-def _of(databases: Databases, text: str, group: int) -> list[str] | None:
+def _of(databases: Databases, text: str, group: int, endpoint: Endpoint) -> list[str] | None:
+    alone = replace(databases, addresses=lambda: {group: (endpoint,)})
     try:
-        with databases.connect(group) as connection:
+        with alone.connect(group, database=SUPERUSER, read_only=True) as connection:
             rows = connection.execute(_QUERY).fetchall()
     except (PgherdError, psycopg.Error) as error:
-        logger.info("group %d can't say what it reads of pg_hba: %s", group, one_line(error))
+        logger.info("%s can't say what it reads of pg_hba: %s", endpoint.host, one_line(error))
         return None
     return [problem(text, number, line, error) for number, error, line in rows]
 

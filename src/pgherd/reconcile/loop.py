@@ -176,7 +176,8 @@ class ClusterLoop(threading.Thread):
         if due:
             self._sizes_at = time.monotonic()
             self._last_backups, self._last_unfit = seen.backups, seen.unfit
-            self._last_unread = self._last_unread if seen.unread is None else seen.unread
+        if seen.unread is not None:
+            self._last_unread = seen.unread
         seen = replace(
             seen,
             backups=self._with_complaint(self._last_backups),
