@@ -12,6 +12,7 @@ from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.postgres.connections import Databases
 from pgherd.reconcile import access
+from tests.support.looks import look, member
 
 LINES = "# ours\nhost all app all scram-sha-256\nhost  all /^( all scram-sha-256\n"
 WRONG = "host  all /^( all scram-sha-256"
@@ -67,3 +68,16 @@ def test_what_nobody_can_say_is_not_taken_for_right(answers: dict[int, Any], tol
 
 def test_nobody_is_asked_where_no_line_is_declared() -> None:
     assert unread({0: Unavailable("away")}, " \n") == []
+
+
+def test_before_a_restart_all_running_servers_are_asked_else_primaries() -> None:
+    raised = {"max_connections": (100, 200)}
+    calm, due = look(), look(changes=[member(1, 1, pending=raised), member(2, 1, running=False)])
+    assert {(group, endpoint.port) for group, endpoint in access.servers(calm)} == {
+        (0, 7000),
+        (1, 7010),
+        (2, 7020),
+    }
+    assert not access.is_to_change(calm)
+    assert {endpoint.port for _, endpoint in access.servers(due)} == {7000, 7001, 7010, 7011, 7020}
+    assert access.is_to_change(due)

@@ -18,6 +18,7 @@ from pgherd.errors import PgherdError, one_line
 from pgherd.model.spec_hba import hba_line_number
 from pgherd.model.topology import SUPERUSER, Endpoint
 from pgherd.postgres.connections import Databases
+from pgherd.reconcile.state import Observed
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +31,37 @@ _QUERY = r"""
 """
 
 
-def unread(databases: Databases, text: str, servers: Sequence[tuple[int, Endpoint]]) -> list[str] | None:
+def is_to_change(seen: Observed) -> bool:
+    """Whether members wait for a restart: Patroni says so of one only after it has written the rules there."""
+    return any(
+        state.view.outdated or (state.patroni is not None and state.patroni.pending_restart)
+        for state in seen.members.values()
+    )
+
+
+def servers(seen: Observed) -> list[tuple[int, Endpoint]]:
+    """Who is to be asked, each with its group: all get the same lines, but one may have them a moment before others,
+    and may be restarted then."""
+    everybody = is_to_change(seen)
+    return [
+        (state.member.group, state.view.postgres)
+        for state in seen.members.values()
+        if state.is_running and (everybody or state.is_primary)
+    ]
+
+
+def unread(databases: Databases, text: str, asked: Sequence[tuple[int, Endpoint]]) -> list[str] | None:
     """The lines that servers can't read, a sentence each; None: nobody can be asked.
 
     :param text: the lines as declared
-    :param servers: who is asked, each with its group
+    :param asked: of :func:`servers`
     """
     if not text.strip():
         return []
-    if not servers:
+    if not asked:
         return None
     with ThreadPoolExecutor(max_workers=8) as pool:
-        answers = list(pool.map(lambda server: _of(databases, text, *server), servers))
+        answers = list(pool.map(lambda server: _of(databases, text, *server), asked))
     told = [answer for answer in answers if answer is not None]
     return list(dict.fromkeys(problem for answer in told for problem in answer)) if told else None
 

@@ -129,9 +129,9 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         seen = replace(seen, backups=backups)
     if sizes and COORDINATOR in known:
         seen = replace(seen, unfit=_unfit(world))
-    changes = _is_to_change(seen)
-    if sizes or changes:
-        seen = replace(seen, unread=_unread(world, seen, everybody=changes))
+    if sizes or access.is_to_change(seen):
+        declared = declaration.cluster.spec.postgres.host_based_authentication
+        seen = replace(seen, unread=access.unread(world.databases, declared, access.servers(seen)))
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
 
 
@@ -220,25 +220,6 @@ def _unfit(world: World) -> Sequence[str]:
     except (PgherdError, psycopg.Error) as error:
         logger.info("nodes can't be compared: %s", error)
         return ()
-
-
-def _is_to_change(seen: Observed) -> bool:
-    """Whether members wait for a restart: Patroni says so only after it has written the rules."""
-    return any(
-        state.view.outdated or (state.patroni is not None and state.patroni.pending_restart)
-        for state in seen.members.values()
-    )
-
-
-def _unread(world: World, seen: Observed, *, everybody: bool) -> Sequence[str] | None:
-    """All servers get the same lines, but not at the same moment."""
-    asked = [
-        (state.member.group, state.view.postgres)
-        for state in seen.members.values()
-        if state.is_running and (everybody or state.is_primary)
-    ]
-    declared = seen.declaration.cluster.spec.postgres.host_based_authentication
-    return access.unread(world.databases, declared, asked)
 
 
 def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:
