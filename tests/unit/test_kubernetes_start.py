@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import restore
-from pgherd.platform.base import Ending
+from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import endings, patroni_files
 from tests.unit.test_kubernetes_objects import objects
 

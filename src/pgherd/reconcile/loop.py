@@ -281,7 +281,7 @@ class ClusterLoop(threading.Thread):
             logger.warning("%s: %r", self.cluster, another)
 
     def _align(self, seen: Observed) -> bool:
-        if seen.declaration.stopped or seen.declaration.deleting or (seen.recovery or {}).get("inPlace"):
+        if seen.declaration.is_winding_down or (seen.recovery or {}).get("inPlace"):
             return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
         changed = self._platform.align(seen.declaration.cluster, wanted)
@@ -409,7 +409,7 @@ class ClusterLoop(threading.Thread):
         wanted = (
             cluster.spec.backup is not None
             and self._platform.keeps_backups
-            and not (seen.declaration.stopped or seen.declaration.deleting)
+            and not seen.declaration.is_winding_down
             and seen.recovery is None
         )
         keeper = self._keeper
