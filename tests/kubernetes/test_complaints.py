@@ -77,6 +77,42 @@ def test_a_parameter_that_can_not_be_is_said_before_anything_is_made(broken: Clu
     assert not broken.pods()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"shared_bufers": "1GB"}, 'shared_bufers: unrecognized configuration parameter "shared_bufers"'),
+        ({"work_mem": "nonsense"}, 'work_mem: invalid value for parameter "work_mem": "nonsense"'),
+        ({"shared_preload_libraries": "nope"}, "shared_preload_libraries: there is no library nope here"),
+    ],
+    ids=["name", "value", "library"],
+)
+def test_what_postgresql_refuses_of_a_new_cluster_is_said_and_can_be_mended(
+    broken: Cluster, wrong: dict[str, str], says: str
+) -> None:
+    broken.apply(segments=1, standbys=1, postgres={"parameters": {"geqo_effort": 4, **wrong}})
+    says = f"spec.postgres.parameters.{says}"
+    wait_for(broken.pods, "there are pods")
+    wait_for(
+        lambda: says in broken.condition("Degraded").get("message", "") and says in told(broken),
+        "condition and event say so",
+        SECONDS,
+    )
+    volumes = {each["metadata"]["uid"] for each in broken.namespace.list("pvc", selector(broken))}
+    broken.patch({"postgres": {"parameters": dict.fromkeys(wrong)}})
+    broken.wait_phase("Running")
+    assert {each["metadata"]["uid"] for each in broken.namespace.list("pvc", selector(broken))} == volumes
+    assert broken.psql(broken.member("segment-1", "primary"), "SHOW geqo_effort") == "4"
+    before = {pod["metadata"]["uid"] for pod in broken.pods()}
+    broken.patch({"postgres": {"parameters": {"geqo_effort": 6}}})
+    member = broken.member("segment-1", "standby")
+    wait_for(lambda: broken.psql(member, "SHOW geqo_effort") == "6", "what changes later needs no new pod")
+    assert {pod["metadata"]["uid"] for pod in broken.pods()} == before
+
+
+def selector(cluster: Cluster) -> str:
+    return f"pgherd.io/cluster={cluster.name}"
+
+
 def test_an_engine_that_is_not_there_is_said(broken: Cluster) -> None:
     broken.apply(segments=1, standbys=0, engine="citus")
     advice = "name one that has it with spec.postgres.image"

@@ -219,15 +219,16 @@ with open("/var/lib/postgresql/lonely", "w", buffering=1) as journal:
 
 
 @pytest.mark.alone
-def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) -> None:
+@pytest.mark.parametrize("group", ["coordinator", "segment-1"])
+def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace, group: str) -> None:
     """Its primary, alone with a writer beside it, acknowledges nothing that the others will not know."""
-    old = str(shop.leader("segment-1"))
+    old = str(shop.leader(group))
     node = shop.node_of(old)
     shop.psql(old, "DROP TABLE IF EXISTS public.lonely")
     namespace.kubectl(
         "exec", old, "--", "sh", "-c", 'nohup python3 -c "$0" > /tmp/lonely.log 2>&1 &', LONELY_WRITER
     )
-    with writers(shop, avoid=node, segment="segment-1") as at_work:
+    with writers(shop, avoid=node, segment=segment_of(group)) as at_work:
         began = time.monotonic()
         lab("cut", node.removeprefix("node"))
         cut_at = time.time()
@@ -235,9 +236,10 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
             took = outage(at_work, began, 90)
         finally:
             lab("mend", node.removeprefix("node"))
-        new = str(shop.leader("segment-1"))
+        new = str(shop.leader(group))
         assert new != old
         shop.wait_phase("Running", timeout=180)
+        assert shop.member(group, "standby") == old, "it is back, behind the other one"
         final = at_work.finish()
     journal = namespace.kubectl("exec", old, "--", "cat", "/var/lib/postgresql/lonely").splitlines()
     acknowledged = {int(line.split()[0]): float(line.split()[1]) for line in journal if " " in line}
@@ -245,7 +247,7 @@ def test_a_node_cut_off(shop: Cluster, breakable: None, namespace: Namespace) ->
     late = [at for at in acknowledged.values() if at > cut_at + IN_FLIGHT]
     assert any(cut_at - 2 < at <= cut_at for at in acknowledged.values()), "it acknowledged until the cut"
     print(
-        f"{took:.1f} s; beside the old primary: {len(acknowledged)} rows, {len(late)} after the cut; {final}"
+        f"{group}: {took:.1f} s; beside the old primary: {len(acknowledged)} rows, {len(late)} after the cut; {final}"
     )
     assert set(acknowledged) <= kept
     assert not late

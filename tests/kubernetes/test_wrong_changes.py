@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.kube import ENGINE, Cluster, KubectlError, Namespace, kubectl, wait_for
+from tests.kubernetes.test_complaints import told
 from tests.kubernetes.writer import writers
 
 pytestmark = pytest.mark.kubernetes
@@ -122,6 +123,31 @@ def harms_nobody(cluster: Cluster, wrong: Wrong) -> None:
         lambda: not cluster.namespace.list("pods", f"pgherd.io/trial,pgherd.io/cluster={cluster.name}"),
         "nothing is tried any more",
     )
+
+
+def test_an_access_rule_that_no_server_can_read_harms_nobody_and_is_said(shop: Cluster) -> None:
+    """What members are needs no restart meanwhile: none would come back."""
+    before = members(shop)
+    says = "line 2 (host all /^( all scram-sha-256) can't be read: invalid regular expression"
+    lines = "host all app all scram-sha-256\nhost all /^( all scram-sha-256\n"
+    with writers(shop) as at_work:
+        shop.patch({"postgres": {"hostBasedAuthentication": lines, "parameters": {"max_connections": 120}}})
+        wait_for(
+            lambda: says in shop.condition("AccessRulesUnread").get("message", "") and says in told(shop),
+            "condition and event say so",
+            30,
+        )
+        at_work.go_on(500)
+        assert shop.condition("Ready")["status"] == "True"
+        member = shop.member("segment-1", "standby")
+        assert shop.psql(member, "SHOW max_connections") != "120", "nobody has restarted"
+        shop.patch({"postgres": {"hostBasedAuthentication": None, "parameters": None}})
+        wait_for(lambda: not shop.condition("AccessRulesUnread"), "nothing is said any more")
+        shop.wait_phase("Running")
+        at_work.go_on()
+        final = at_work.finish()
+    assert final["gaps"][0] <= GAP_SECONDS, final
+    assert members(shop) == before
 
 
 OTHER_ENGINE = "fdw" if ENGINE == "citus" else "citus"

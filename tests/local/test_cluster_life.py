@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -102,6 +103,34 @@ def test_changed_parameters_reach_every_member(home: Home) -> None:
     home.up(declaration(extra="  postgres: {parameters: {max_connections: 190}}\n"))
     wait_for(lambda: setting(home, "max_connections") == {"190"}, "lowered everywhere", 180)
     wait_for(lambda: setting(home, "work_mem") != {"7MB"}, "work_mem is back to its default", 30)
+    assert items(home) == (500, 125250)
+
+
+WRONG_RULES = """\
+  postgres:
+    parameters: {max_connections: 230}
+    hostBasedAuthentication: |
+      host all app all scram-sha-256
+      host all /^( all scram-sha-256
+"""
+
+
+def told_of_rules(home: Home) -> str:
+    conditions = {each["type"]: each["message"] for each in home.status()["conditions"]}
+    return str(conditions.get("AccessRulesUnread", ""))
+
+
+def test_a_rule_that_no_server_can_read_is_told_and_nobody_restarts_until_it_is_right(home: Home) -> None:
+    before = {member: home.postmaster(member) for member in MEMBERS}
+    home.up(declaration(extra=WRONG_RULES))
+    told = "line 2 (host all /^( all scram-sha-256) can't be read: invalid regular expression"
+    wait_for(lambda: told in told_of_rules(home), "the status names the line", 30)
+    time.sleep(10)
+    assert home.status()["phase"] == "Running"
+    assert {member: home.postmaster(member) for member in MEMBERS} == before
+    home.up(declaration())
+    wait_for(lambda: not told_of_rules(home), "it is told no more", 30)
+    assert home.wait_phase("Running")["phase"] == "Running"
     assert items(home) == (500, 125250)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.model.spec_hba import hba_problems
+from pgherd.reconcile import access
 from tests.support.hba import RIGHT, WRONG
 from tests.support.servers import Herd, running_herd
 
@@ -36,6 +37,24 @@ def test_a_server_reads_just_the_lines_that_are_accepted(herd: Herd) -> None:
         if (reason is not None) != bool(hba_problems(line)) and BUILT_OTHERWISE not in (reason or "")
     }
     assert differently == {}
+
+
+def test_a_line_that_only_a_server_can_find_wrong_is_told_with_its_number(herd: Herd) -> None:
+    text = "# ours\nhost all app all scram-sha-256\nhost all /^( all scram-sha-256\n"
+    assert not hba_problems(text)
+    file = Path(herd.servers[0].data) / "pg_hba.conf"
+    before = file.read_text()
+    servers = [(0, each) for each in herd.databases.addresses()[0]]
+    assert access.unread(herd.databases, text, servers) == []
+    try:
+        file.write_text(f"local all all trust\n{before}\n{text}")
+        [told] = access.unread(herd.databases, text, servers) or []
+    finally:
+        file.write_text(before)
+    assert told.startswith(
+        "spec.postgres.hostBasedAuthentication: line 3 (host all /^( all scram-sha-256) can't be"
+    )
+    assert "invalid regular expression" in told
 
 
 def _refused(herd: Herd, lines: list[str]) -> list[str | None]:

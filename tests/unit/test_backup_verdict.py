@@ -10,7 +10,7 @@ from pgherd.backup.records import Point
 from pgherd.backup.repair import marks_of
 from pgherd.backup.verdict import Reached, Verdict, judge
 from pgherd.backup.wal import SEGMENT_BYTES, History, parse_history
-from pgherd.platform.base import Ending, LastWords
+from pgherd.platform.bench import Ending, LastWords
 from pgherd.platform.local.endings import parse_control
 from tests.support.backups import SYSTEM, lsn, point
 

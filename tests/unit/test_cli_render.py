@@ -111,14 +111,11 @@ def test_a_status_shows_problems_and_operations() -> None:
     assert "problems:\n  a is stopped\n  b has no primary\n  disk is full" in shown
 
 
-def test_a_status_shows_nodes_that_differ_though_all_is_running() -> None:
-    unfit = {
-        "type": "EngineUnfit",
-        "status": "True",
-        "message": "segment-2 has another version: bring all to one",
-    }
+@pytest.mark.parametrize("kind", ["EngineUnfit", "AccessRulesUnread"])
+def test_a_status_shows_what_is_wrong_though_all_is_running(kind: str) -> None:
+    wrong = {"type": kind, "status": "True", "message": "segment-2 has another version: bring all to one"}
     assert "problems:\n  segment-2 has another version: bring all to one" in "\n".join(
-        drawn(render.status(status(conditions=[unfit])))
+        drawn(render.status(status(conditions=[wrong])))
     )
 
 

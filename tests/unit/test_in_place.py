@@ -88,6 +88,7 @@ class Desk:
         world: Any = SimpleNamespace(
             name="shop",
             platform=self.platform,
+            databases=None,
             patroni=SimpleNamespace(member_status=lambda rest: None),
             engine=SimpleNamespace(
                 parameters=lambda group, shards: {}, preload_libraries=list, is_initialised=lambda group: None

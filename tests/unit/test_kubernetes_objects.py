@@ -41,7 +41,11 @@ def cluster(**spec: Any) -> PostgresCluster:
 
 
 def objects(
-    declared: PostgresCluster | None = None, group: int = 1, epoch: int = 0, volumes: int | None = None
+    declared: PostgresCluster | None = None,
+    group: int = 1,
+    epoch: int = 0,
+    volumes: int | None = None,
+    first: str = "",
 ) -> dict[str, dict[str, Any]]:
     declared = declared or cluster()
     found = group_objects(
@@ -54,6 +58,7 @@ def objects(
         dcs_config=dynamic_config(declared, group, {}, (), networks=["0.0.0.0/0"], local=False, tls=True),
         epoch=epoch,
         volumes=volumes,
+        first=first,
     )
     return {each["kind"]: each for each in found}
 
@@ -249,7 +254,7 @@ def test_the_longest_names_fit() -> None:
         platform="kubernetes",
     )
     made = pods.stateful_set(
-        longest, 256, namespace="n", replicas=9, image="pg:17", files={}, epoch=999, volumes=999
+        longest, 256, namespace="n", replicas=9, image="pg:17", files={}, epoch=999, volumes=999, marks={}
     )
     # Kubernetes adds a hash of 10 letters and a hyphen for its revisions' label.
     assert len(made["metadata"]["name"]) + 11 <= 63

@@ -462,3 +462,16 @@ def test_a_first_declaration_has_nobody_to_be_asked_of_it(town: Town) -> None:
     town.declare(1, declared({"wrok_mem": "4MB"}))
     assert not town.platform.declaration("shop").problems
     assert members.asked == []
+
+
+def test_who_founds_is_told_to_ask_until_somebody_takes_part(town: Town) -> None:
+    def asks() -> bool:
+        return bool(town.kube.objects[f"{CORE}/configmaps/shop-segment-1"]["data"][patroni_files.FIRST_FILE])
+
+    new = declared({"work_mem": "4MB"})
+    town.declare(2, new)
+    town.platform.align(new, {1: {}})
+    assert asks()
+    town.kube.put(RESOURCE, {**town.kube.objects[RESOURCE], "status": {"phase": "Running", "admitted": [1]}})
+    assert town.platform.align(new, {1: {}})
+    assert not asks()

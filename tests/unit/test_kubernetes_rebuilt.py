@@ -13,7 +13,8 @@ from pgherd.backup import repair, restoring
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.spec import to_mapping
 from pgherd.model.topology import Member
-from pgherd.platform.base import CALLED_OFF, Ending
+from pgherd.platform.base import CALLED_OFF
+from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import endings, epochs, names, rebuilt, stands, views
 from pgherd.platform.kubernetes.bench import PodBench
 from pgherd.platform.kubernetes.cache import Direct

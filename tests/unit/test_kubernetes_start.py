@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import restore
-from pgherd.platform.base import Ending
+from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import endings, patroni_files
 from tests.unit.test_kubernetes_objects import objects
 
@@ -48,7 +48,7 @@ class Containers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.volume, self.journal = folder / "volume", folder / "journal"
-        for each in (self.volume, folder / "bin", folder / "tls"):
+        for each in (self.volume, folder / "bin", folder / "tls", folder / "etc"):
             each.mkdir()
         for name in ("tls.crt", "ca.crt"):
             (folder / "tls" / name).touch()
@@ -60,12 +60,17 @@ class Containers:
         for path, here in (
             (patroni_files.VOLUME_PATH, self.volume),
             (patroni_files.TLS_DIRECTORY, folder / "tls"),
+            (patroni_files.DIRECTORY, folder / "etc"),
             ("/dev/termination-log", folder / "log"),
             ("/usr/lib/postgresql/17/bin", folder / "bin"),
         ):
             script = script.replace(path, str(here))
         self._script = script
         self.started: list[subprocess.Popen[str]] = []
+
+    def ask(self, text: str) -> None:
+        """What a new cluster's containers run first."""
+        (self._folder / "etc" / patroni_files.FIRST_FILE).write_text(text)
 
     def _program(self, name: str, text: str) -> None:
         path = self._folder / "bin" / name
@@ -171,6 +176,24 @@ def test_a_restore_that_nobody_knows_of_any_more_is_not_taken_for_a_database(con
     assert containers.start().wait(10) == 2
     assert "a restore that was not finished" in containers.said(0)
     assert not containers.servers()
+
+
+def test_who_is_refused_before_the_first_data_begins_nothing(containers: Containers) -> None:
+    containers.ask("echo no; exit 78")
+    assert containers.start().wait(10) == 78
+    assert containers.said(0).splitlines() == ["no"]
+    assert not containers.servers()
+    assert not list((containers.volume / "data").iterdir())
+
+
+def test_who_has_data_is_asked_nothing(containers: Containers) -> None:
+    containers.ask("exit 78")
+    for folder in ("global", "base/5"):
+        (containers.volume / "data" / folder).mkdir(parents=True)
+    for file in ("global/pg_control", "base/5/16384"):
+        (containers.volume / "data" / file).touch()
+    containers.start()
+    until(containers.servers, "it serves")
 
 
 def noted(address: str) -> str:

@@ -149,6 +149,21 @@ def test_who_never_ran_needs_none() -> None:
     assert trials.verdict(among(crashed, NEW)) == (None, "")
 
 
+def test_it_may_what_the_members_may() -> None:
+    """Pull secrets are their account's; policies look at accounts, labels and users."""
+    labelled = declared().model_copy(
+        update={"metadata": declared().metadata.model_copy(update={"labels": {"team": "sales"}})}
+    )
+    for where in Where:
+        made = trials.trial_pod(labelled, among(running(OLD), NEW, BESIDE), where, 17)
+        for key in ("serviceAccountName", "securityContext", "tolerations"):
+            assert made["spec"][key] == NEW["spec"][key]
+        assert made["spec"]["serviceAccountName"] == "shop"
+        assert made["spec"]["automountServiceAccountToken"] is False
+        assert made["metadata"]["labels"].items() >= {"team": "sales", **names.labels("shop")}.items()
+        assert names.GROUP_LABEL not in made["metadata"]["labels"]
+
+
 MOVING = {
     "nodeSelector": template(nodeSelector={"disk": "imaginary"}),
     "antiAffinity": template(antiAffinity="required"),

@@ -119,6 +119,12 @@ def test_a_standby_restarts_before_its_primary() -> None:
     assert plan(seen) == [p.RestartMember(shop(1, 1))]
 
 
+def test_nobody_restarts_with_access_rules_that_no_server_can_read() -> None:
+    raised = {"max_connections": (100, 200)}
+    seen = look(changes=[member(1, 0, pending=raised), member(1, 1, pending=raised)])
+    assert plan(replace(seen, unread=("line 1 can't be read",))) == []
+
+
 def test_the_primary_restarts_once_its_standby_is_back() -> None:
     raised = {"max_connections": (100, 200)}
     assert plan(look(changes=[member(1, 0, pending=raised)])) == [p.RestartMember(shop(1, 0))]

@@ -61,6 +61,19 @@ def test_nodes_that_differ_are_a_condition_of_their_own() -> None:
     assert "EngineUnfit" not in {each["type"] for each in status(look())["conditions"]}
 
 
+def test_access_rules_that_servers_can_not_read_are_a_condition_and_told_once() -> None:
+    seen = replace(look(), unread=("line 1 can't be read: correct it",))
+    told = status(seen)
+    assert condition(told, "AccessRulesUnread")["message"] == "line 1 can't be read: correct it"
+    assert told["phase"] == "Running"
+    assert news(seen, status(look())) == [("line 1 can't be read: correct it", True)]
+    assert not news(seen, told)
+    for unknown in ((), None):
+        assert "AccessRulesUnread" not in {
+            each["type"] for each in status(replace(look(), unread=unknown))["conditions"]
+        }
+
+
 def test_a_group_without_a_primary_is_not_ready() -> None:
     told = status(look(changes=[member(1, 0, running=False)]), previous={"phase": "Running"})
     assert condition(told, "Ready")["status"] == "False"

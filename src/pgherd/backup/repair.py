@@ -44,7 +44,8 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld, one_lin
 from pgherd.faults import crash_point
 from pgherd.model.topology import group_name
 from pgherd.platform import base
-from pgherd.platform.base import CALLED_OFF, Bench, Lost
+from pgherd.platform.base import CALLED_OFF, Lost
+from pgherd.platform.bench import Bench
 from pgherd.postgres.connections import Databases, is_passing
 
 logger = logging.getLogger(__name__)

@@ -38,18 +38,13 @@ def state(platform: Platform, cluster: PostgresCluster) -> Mapping[str, Any] | N
     has_data = any(view.has_data for view in members)
     lived = bool((platform.read_status(name) or {}).get("admitted"))
     unsure = needed and not lived and not any(view.running for view in members)
-    if unsure and not _is_winding_down(platform, name):
+    if unsure and not platform.declaration(name).is_winding_down:
         # What is at hand may be of an earlier cluster of this name: an empty one would be founded.
         has_data = platform.has_data_now(name)
         known = platform.workshop(name).read_state()
     if not wish.is_due(known, cluster, has_data, lived=lived):
         return None
     return wish.standing(known or {}, cluster)
-
-
-def _is_winding_down(platform: Platform, name: str) -> bool:
-    declaration = platform.declaration(name)
-    return declaration.deleting or declaration.stopped
 
 
 def in_place(platform: Platform, name: str) -> dict[str, Any] | None:
@@ -225,7 +220,7 @@ def begin(
             return True
         except PgherdError:
             return False  # nobody knows: what is done is done; what makes no sense is no wish
-        ends = declaration.deleting or declaration.stopped
+        ends = declaration.is_winding_down
         return ends or is_obsolete(declaration.cluster) or _is_called_off(platform, name, known)
 
     def is_obsolete(now: PostgresCluster) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgherd.backup.wal import SEGMENT_BYTES
-from pgherd.platform.base import Ending, LastWords
+from pgherd.platform.bench import Ending, LastWords
 
 FIRST_RECORD = 0x28
 """where in a file of the log the first record begins"""

@@ -100,7 +100,8 @@ def _problems(now: Mapping[str, Any]) -> Iterator[str]:
     degraded = _condition(now, "Degraded")
     if degraded.get("status") == "True":
         yield from degraded.get("message", "").split("; ")
-    yield from filter(None, _condition(now, "EngineUnfit").get("message", "").split("; "))
+    for kind in ("EngineUnfit", "AccessRulesUnread"):
+        yield from filter(None, _condition(now, kind).get("message", "").split("; "))
     for kind in ("BackupsHealthy", "RestoreProven"):
         condition = _condition(now, kind)
         # That the last drill failed is said by the first already.

@@ -85,6 +85,14 @@ def hba_lines(text: str) -> list[str]:
     return [line for _, line in _numbered(text)]
 
 
+def hba_line_number(text: str, line: str) -> int | None:
+    """Which line of these a server got as this one; None: none of them.
+
+    :param line: as it is in the server's file
+    """
+    return next((number for number, rule in _numbered(text) if rule.strip() == line.strip()), None)
+
+
 def hba_problems(
     text: str, major: int | None = None, parameters: Mapping[str, object] | None = None
 ) -> list[str]:

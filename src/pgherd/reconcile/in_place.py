@@ -71,7 +71,7 @@ class InPlace:
         if pending is None:
             return
         declaration = self._platform.declaration(self._name)
-        if declaration.stopped or declaration.deleting:
+        if declaration.is_winding_down:
             return
         if not any(view.running for view in self._platform.members(self._name).values()):
             self._decide(pending, "")

@@ -75,6 +75,7 @@ class ClusterLoop(threading.Thread):
         self._sizes_at = float("-inf")
         self._last_sizes: dict[int, Any] = {}
         self._last_unfit: Sequence[str] = ()
+        self._last_unread: Sequence[str] | None = ()
         self._revision: object = None
         self._repeated: tuple[list[Step], float] = ([], BUSY_SECONDS)
         self._rests = False
@@ -175,10 +176,13 @@ class ClusterLoop(threading.Thread):
         if due:
             self._sizes_at = time.monotonic()
             self._last_backups, self._last_unfit = seen.backups, seen.unfit
+        if seen.unread is not None:
+            self._last_unread = seen.unread
         seen = replace(
             seen,
             backups=self._with_complaint(self._last_backups),
             unfit=self._last_unfit,
+            unread=self._last_unread,
             is_being_made=is_being_made,
         )
         if seen.sizes:
@@ -277,7 +281,7 @@ class ClusterLoop(threading.Thread):
             logger.warning("%s: %r", self.cluster, another)
 
     def _align(self, seen: Observed) -> bool:
-        if seen.declaration.stopped or seen.declaration.deleting or (seen.recovery or {}).get("inPlace"):
+        if seen.declaration.is_winding_down or (seen.recovery or {}).get("inPlace"):
             return False
         wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
         changed = self._platform.align(seen.declaration.cluster, wanted)
@@ -405,7 +409,7 @@ class ClusterLoop(threading.Thread):
         wanted = (
             cluster.spec.backup is not None
             and self._platform.keeps_backups
-            and not (seen.declaration.stopped or seen.declaration.deleting)
+            and not seen.declaration.is_winding_down
             and seen.recovery is None
         )
         keeper = self._keeper

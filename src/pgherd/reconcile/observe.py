@@ -26,6 +26,7 @@ from pgherd.patroni.client import PatroniClient
 from pgherd.patroni.config import dynamic_config
 from pgherd.platform.base import Declaration, MemberView, Platform
 from pgherd.postgres.connections import Connection, Databases
+from pgherd.reconcile import access
 from pgherd.reconcile.clones import with_clones
 from pgherd.reconcile.state import Catalogue, GroupSize, MemberState, Observed, Operation
 
@@ -85,7 +86,7 @@ def primaries_in(seen: Observed) -> dict[int, Endpoint]:
 def observe(world: World, *, sizes: bool = False) -> Observed:
     """Look once.
 
-    :param sizes: also ask each segment for its shards' sizes, and what its engine is (a query each)
+    :param sizes: also ask each segment for its shards' sizes, what its engine is and what it can't read (a query each)
     """
     # Asked twice: it may be decided meanwhile, or be asked for, with other segments.
     pending = restoring.pending(world.platform, world.name)
@@ -128,6 +129,9 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
         seen = replace(seen, backups=backups)
     if sizes and COORDINATOR in known:
         seen = replace(seen, unfit=_unfit(world))
+    if sizes or access.is_to_change(seen):
+        declared = declaration.cluster.spec.postgres.host_based_authentication
+        seen = replace(seen, unread=access.unread(world.databases, declared, access.servers(seen)))
     return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
 
 

@@ -46,7 +46,7 @@ from pgherd.reconcile.steps import (
 
 def plan(seen: Observed) -> list[Step]:
     """What to do now; empty when the world is as declared."""
-    if seen.declaration.deleting or seen.declaration.stopped:
+    if seen.declaration.is_winding_down:
         return _wind_down(seen)
     if seen.recovery is not None:
         # Nothing may start before all groups have reached the same point; in place, nothing may run.

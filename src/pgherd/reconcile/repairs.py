@@ -14,7 +14,8 @@ from pgherd.errors import NoSuchCluster, PgherdError
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import group_name
 from pgherd.operations import store
-from pgherd.platform.base import Bench, Platform
+from pgherd.platform.base import Platform
+from pgherd.platform.bench import Bench
 from pgherd.reconcile import fulfilment
 from pgherd.reconcile.observe import World
 
@@ -91,7 +92,7 @@ class Repairs:
             declaration = self._platform.declaration(self._name)
         except NoSuchCluster:
             return True
-        return declaration.deleting or declaration.stopped
+        return declaration.is_winding_down
 
 
 def _method(platform: Platform, cluster: PostgresCluster, group: int, bench: Bench) -> BackupMethod:

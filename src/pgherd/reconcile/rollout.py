@@ -21,8 +21,8 @@ def rollout(seen: Observed) -> list[Step]:
     """What brings members nearer to what is declared; nothing while an earlier step has not turned out well."""
     if repairs := _repairs(seen):
         return repairs
-    if not _all_run(seen):
-        return []
+    if not _all_run(seen) or seen.unread:
+        return []  # with rules that it can't read no server would come back
     return _restarts(seen) or _replacements(seen)
 
 

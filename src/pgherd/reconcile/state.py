@@ -122,6 +122,8 @@ class Observed:
     """``status.backups``; None: none are declared"""
     unfit: Sequence[str] = ()
     """what keeps nodes from working as one although each answers, a sentence each"""
+    unread: Sequence[str] | None = None
+    """declared pg_hba lines that running servers can't read, a sentence each; None: nobody was asked, or could be"""
     unanswered: Mapping[str, float] = field(default_factory=dict)
     """members on silent places whose Patroni has not answered any look, for how many seconds"""
     admitted_before: Sequence[int] = ()

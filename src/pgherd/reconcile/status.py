@@ -164,9 +164,10 @@ def news(seen: Observed, previous: Mapping[str, Any] | None) -> list[tuple[str, 
     A declaration that was refused, an operation's end. Told before it is written: rather twice than never.
     """
     found: list[tuple[str, bool]] = []
-    refused = "; ".join(seen.declaration.problems)
-    if refused and refused != by_type(previous).get("SpecRefused", {}).get("message"):
-        found.append((refused, True))
+    for kind, told in (("SpecRefused", seen.declaration.problems), ("AccessRulesUnread", seen.unread or ())):
+        text = "; ".join(told)
+        if text and text != by_type(previous).get(kind, {}).get("message"):
+            found.append((text, True))
     found += _not_begun(seen, previous) + _taken_back(seen, previous)
     last = seen.last_operation_status
     known = (previous or {}).get("lastOperation")
@@ -203,7 +204,7 @@ def _ended(operation: Mapping[str, Any]) -> str:
 
 def find_problems(seen: Observed) -> list[str]:
     """What keeps the cluster from being as declared, a sentence each; most important first."""
-    if _is_winding_down(seen):
+    if seen.declaration.is_winding_down:
         return _held_up(seen)
     problems = [data_lost(seen, group) for group in seen.without_data()]
     for group in seen.wanted_groups():
@@ -228,10 +229,6 @@ def find_problems(seen: Observed) -> list[str]:
     if seen.catalogue is None and not problems:
         problems.append("the coordinator's catalogue can't be read")
     return problems
-
-
-def _is_winding_down(seen: Observed) -> bool:
-    return seen.declaration.stopped or seen.declaration.deleting
 
 
 def _held_up(seen: Observed) -> list[str]:
@@ -410,7 +407,7 @@ def _conditions(
     why_not = problems[0] if problems else (str(steps[0]) if steps else phase)
     doing = [str(step) for step in steps if not isinstance(step, BACKGROUND)]
     progressing = bool(doing) or seen.operation_status is not None
-    waits_for = "; ".join(problems) if _is_winding_down(seen) else ""
+    waits_for = "; ".join(problems) if seen.declaration.is_winding_down else ""
     message = (
         "; ".join(errors)
         or waits_for
@@ -434,6 +431,8 @@ def _conditions(
         conditions.append(("DataLost", True, "NoData", "; ".join(data_lost(seen, group) for group in lost)))
     if seen.unfit:
         conditions.append(("EngineUnfit", True, "NodesDiffer", "; ".join(seen.unfit)))
+    if seen.unread:
+        conditions.append(("AccessRulesUnread", True, "WrongLine", "; ".join(seen.unread)))
     if seen.catalogue is not None and (last := seen.catalogue.last) is not None and last.phase == "failed":
         conditions.append(("OperationFailed", True, last.kind, last.error or "it failed"))
     if seen.backups is not None:
@@ -509,7 +508,12 @@ def _condition(
 
 def is_serving(seen: Observed) -> bool:
     """Whether every group that takes part takes writes."""
-    if seen.without_data() or _is_winding_down(seen) or seen.catalogue is None or not seen.catalogue.segments:
+    if (
+        seen.without_data()
+        or seen.declaration.is_winding_down
+        or seen.catalogue is None
+        or not seen.catalogue.segments
+    ):
         return False
     serving = (COORDINATOR, *seen.catalogue.segments)
     return all(seen.primary(group) is not None and group in seen.initialised for group in serving)

@@ -316,7 +316,7 @@ def plan_clone(platform: LocalPlatform, source: str, target: str) -> PostgresClu
     """
     _require_free(platform, target)
     found = platform.declaration(source)
-    if found.stopped or found.deleting:
+    if found.is_winding_down:
         raise BadInput(f"{source} is not running: 'pgherd start {source}' brings it back")
     shape = declaration.to_mapping(found.cluster)
     spec = {key: value for key, value in shape["spec"].items() if key != "backup"}

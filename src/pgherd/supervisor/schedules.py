@@ -178,7 +178,7 @@ class Scheduler(threading.Thread):
         :raises PgherdError: something could not be read or written; the next look tries again
         """
         declaration = self._platform.declaration(cluster)
-        if declaration.deleting or declaration.stopped:
+        if declaration.is_winding_down:
             return
         if self._is_drilling(cluster):
             self._end_if_late(cluster)

@@ -16,7 +16,8 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member, group_name
-from pgherd.platform.base import CALLED_OFF, Bench, LastWords
+from pgherd.platform.base import CALLED_OFF
+from pgherd.platform.bench import Bench, LastWords
 from pgherd.platform.kubernetes import epochs, names, patroni_files, pods, rebuilt, views
 from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, POD, STATEFUL_SET, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.machines import PodMachine

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pgherd.platform.base import Ending
+from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import names, patroni_files
 from pgherd.platform.local.endings import parse_control
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgherd.model.spec import PostgresCluster
-from pgherd.platform.kubernetes import names, patroni_files, pods
+from pgherd.platform.kubernetes import first_parameters, names, patroni_files, pods
 
 
 def group_objects(
@@ -20,6 +20,7 @@ def group_objects(
     dcs_config: Mapping[str, Any],
     epoch: int,
     volumes: int | None = None,
+    first: str = "",
 ) -> list[dict[str, Any]]:
     """Everything of one group, in the order in which it is needed.
 
@@ -27,6 +28,7 @@ def group_objects(
     :param dcs_config: Patroni's dynamic configuration, used when the group is founded
     :param epoch: whose place in Patroni's store the group has, and whose volumes
     :param volumes: whose volumes, if they are of another one: the group was rebuilt
+    :param first: what asks about a new cluster's parameters, if it is new
     """
     name, labels = (
         names.group_object(cluster.metadata.name, group),
@@ -39,7 +41,8 @@ def group_objects(
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": name, "labels": labels},
-            "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major, epoch),
+            "data": patroni_files.files(cluster, group, dcs_config, namespace, server_major, epoch)
+            | first_parameters.files(first),
         },
         disruption_budget(cluster, group, labels),
         pods.stateful_set(
@@ -51,6 +54,7 @@ def group_objects(
             files=patroni_files.lasting(cluster, group, namespace, server_major, epoch),
             epoch=epoch,
             volumes=epoch if volumes is None else volumes,
+            marks=first_parameters.marks(first),
         ),
     ]
 

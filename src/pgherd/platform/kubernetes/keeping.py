@@ -23,7 +23,8 @@ from pgherd.model.backup_kinds import PostgresBackupSchedule
 from pgherd.model.documents import schedule_from
 from pgherd.model.spec import IMAGE_MAJOR, PostgresCluster, parse_cpu
 from pgherd.model.topology import COORDINATOR, Member
-from pgherd.platform.base import Ending, Owner, Platform
+from pgherd.platform.base import Owner, Platform
+from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import drills, endings, epochs, names, rebuilt, restore_pods, views
 from pgherd.platform.kubernetes.api import (
     CLUSTER,

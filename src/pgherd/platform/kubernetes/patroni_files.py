@@ -33,6 +33,8 @@ BACKUP_DIRECTORY = "/etc/pgherd-backup"
 """where what archiving needs is mounted"""
 RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
 """the same for what a cluster is made from"""
+FIRST_FILE = "first.sh"
+"""what asks PostgreSQL about the parameters of a new cluster, beside ``patroni.yml``; empty: nobody asks"""
 
 LAST_WORDS = "how its server ended:"
 """begins what a container says that was told to end"""
@@ -110,6 +112,10 @@ elif [ ! -e "$founded" ] && [ ! -e "$data/backup_label" ] && [ ! -e "$data/stand
 then
     echo "removing an incomplete founding in $data"
     find "$data" -mindepth 1 -delete
+fi
+# Nobody of this cluster has ever run, so nobody was asked about its parameters: before anything is made they are.
+if [ ! -f "$data/global/pg_control" ] && [ -e {DIRECTORY}/{FIRST_FILE} ]; then
+    /bin/sh {DIRECTORY}/{FIRST_FILE} < /dev/null
 fi
 ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
 # Certificates are renewed under our feet: Patroni and PostgreSQL read them again when they are told to.

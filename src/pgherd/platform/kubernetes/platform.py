@@ -35,6 +35,7 @@ from pgherd.platform.kubernetes.cluster_objects import cluster_objects
 from pgherd.platform.kubernetes.ensure import Applier, all_done, owned
 from pgherd.platform.kubernetes.events import Events, Hints
 from pgherd.platform.kubernetes.fence import Fence
+from pgherd.platform.kubernetes.first_parameters import questions
 from pgherd.platform.kubernetes.group_objects import group_objects
 from pgherd.platform.kubernetes.keeping import KeepsBackups, server_major
 from pgherd.platform.kubernetes.nodes import Nodes
@@ -519,6 +520,7 @@ class KubernetesPlatform(KeepsBackups):
             dcs_config=dcs_config,
             epoch=own.epoch,
             volumes=own.of(group),
+            first=questions(cluster, server_major(cluster), self.read_status(cluster.metadata.name)),
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 

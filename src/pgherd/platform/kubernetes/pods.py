@@ -51,6 +51,7 @@ def stateful_set(
     files: Mapping[str, str],
     epoch: int,
     volumes: int,
+    marks: Mapping[str, str],
 ) -> dict[str, Any]:
     """The StatefulSet of a group.
 
@@ -58,10 +59,11 @@ def stateful_set(
     :param volumes: of which epoch its members' volumes are
     :param replicas: how many members there should be
     :param files: what pods take up only when they start, besides what their template says
+    :param marks: annotations of pods for which none is replaced that runs
     """
     name = cluster.metadata.name
     template = pod_template(cluster, group, image, namespace, epoch, volumes)
-    template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template, files)}
+    template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template, files), **marks}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",

@@ -1,8 +1,9 @@
 """Could a member run in what is declared now? A pod of no consequence finds out before the member's own goes. Pure.
 
-It has the new image, node selector, tolerations and rights, keeps the distance from the other members of its group that
-is declared, looks for the programs and libraries that it would need, and ends. It begins on the member's own node,
-which it asks for what the new resources are more than the old ones: what the member has there comes free when it goes.
+It has the new image, node selector, tolerations and rights, the members' account and labels, keeps the distance from
+the other members of its group that is declared, looks for the programs and libraries that it would need, and ends. It
+begins on the member's own node, which it asks for what the new resources are more than the old ones: what the member
+has there comes free when it goes.
 If that node takes no such pod, a second one asks all others to which the member's volume can follow, for everything.
 What a member can't have is its trial's to find out: a standby that waits for a node protects nobody.
 
@@ -22,7 +23,7 @@ from typing import Any
 from pgherd.model.spec import PostgresCluster, parse_bytes, parse_cpu
 from pgherd.model.topology import Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import names, patroni_files, views
+from pgherd.platform.kubernetes import first_parameters, names, patroni_files, views
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
@@ -186,7 +187,7 @@ def due(now: Case) -> Where | None:
 
 def verdict(now: Case) -> tuple[bool | None, str]:
     """Whether the member could run as declared (None: nobody knows yet), and what stands in the way."""
-    if now.pod is None or not _has_run(now.pod):
+    if now.pod is None or not _has_run(now.pod) or first_parameters.is_refused(now.pod):
         return True, ""
     trial = now.valid(Where.HERE)
     moves = trial is not None and bool(now.others) and views.finds_no_place(trial)
@@ -253,7 +254,9 @@ def trial_pod(
         next(each for each in made["containers"] if each["name"] == names.CONTAINER)
         for made in (now.pod["spec"], spec)
     )
-    resources, asked = container.get("resources") or {}, ["securityContext", "nodeSelector", "tolerations"]
+    resources = container.get("resources") or {}
+    # Of the member's account, for its pull secrets and what policies say of it.
+    asked = ["serviceAccountName", "securityContext", "nodeSelector", "tolerations"]
     if where is Where.HERE:
         resources = _more(old.get("resources") or {}, resources)
         reach = [{"matchFields": [_is_node(now.pod["spec"]["nodeName"])]}]
@@ -264,7 +267,11 @@ def trial_pod(
         "kind": "Pod",
         "metadata": {
             "name": trial_name(now.member, where),
-            "labels": {**names.labels(cluster.metadata.name), TRIAL_LABEL: now.member.name},
+            "labels": {
+                **cluster.metadata.labels,
+                **names.labels(cluster.metadata.name),
+                TRIAL_LABEL: now.member.name,
+            },
             "annotations": {MARK: now.mark(where)},
         },
         "spec": {

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pgherd.model.topology import Endpoint, Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import names, patroni_files, zone
+from pgherd.platform.kubernetes import first_parameters, names, patroni_files, zone
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
@@ -130,8 +130,15 @@ def _view(
         rest=Endpoint(address, names.REST_PORT),
         note=advised(_note(pod, claim, group_set, lost, held, complaint)),
         lost=lost,
-        outdated=pod is not None and template is not None and template_of(pod) != template,
+        outdated=pod is not None and _is_outdated(pod, template, group_set),
     )
+
+
+def _is_outdated(pod: Object, template: str | None, group_set: Object | None) -> bool:
+    made_of = ((group_set or {}).get("spec") or {}).get("template")
+    if made_of is not None and first_parameters.is_overtaken(pod, made_of):
+        return True
+    return template is not None and template_of(pod) != template
 
 
 def _note(

@@ -19,7 +19,8 @@ from typing import Any
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Member, group_name
-from pgherd.platform.base import PLACING, REPAIR_ENDED, Bench, LastWords
+from pgherd.platform.base import PLACING, REPAIR_ENDED
+from pgherd.platform.bench import Bench, LastWords
 from pgherd.platform.local import endings, files, processes
 from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.workshop import OF_THE_SOURCE

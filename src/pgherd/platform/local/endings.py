@@ -17,7 +17,8 @@ from typing import Any
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Member
-from pgherd.platform.base import Ending, Programs
+from pgherd.platform.base import Programs
+from pgherd.platform.bench import Ending
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 

@@ -1,0 +1,147 @@
+"""A new cluster's parameters on Kubernetes: its pods ask their own PostgreSQL before anything is made."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgherd.model.topology import Member
+from pgherd.platform.kubernetes import first_parameters, names, patroni_files, trials, views
+from pgherd.platform.kubernetes.advice import advised
+from pgherd.platform.kubernetes.first_parameters import REFUSED
+from pgherd.platform.local import binaries
+from tests.unit.test_kubernetes_objects import cluster, objects
+
+HERE = binaries.find().directory
+
+
+def script(**parameters: Any) -> str:
+    return first_parameters.questions(cluster(postgres={"parameters": parameters}), 17, None)
+
+
+def asked(folder: Path, text: str, program: Path = HERE / "postgres") -> tuple[int, str]:
+    """How the script ends with the PostgreSQL that is here, and its last words."""
+    text = text.replace("/usr/lib/postgresql/17/bin/postgres", str(program))
+    done = subprocess.run(
+        ["/bin/sh", "-c", text.replace("/dev/termination-log", str(folder / "log"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    log = folder / "log"
+    assert done.stdout == (log.read_text() if log.exists() else "")
+    return done.returncode, done.stdout
+
+
+def test_what_postgresql_refuses_of_a_new_cluster_is_one_line_with_paths_and_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = subprocess.run([HERE / "pg_config", "--pkglibdir"], capture_output=True, text=True, check=True)
+    monkeypatch.setattr(patroni_files, "library_folder", lambda major: folder.stdout.strip())
+    text = script(
+        work_mem="nonsense",
+        shared_bufers="1GB",
+        jit=False,
+        search_path='"$user", it\'s',
+        shared_preload_libraries="auto_explain, nope",
+    )
+    code, said = asked(tmp_path, text)
+    assert code == REFUSED
+    path = "spec.postgres.parameters"
+    assert said == (
+        f'{path}.work_mem: invalid value for parameter "work_mem": "nonsense"; '
+        f'{path}.shared_bufers: unrecognized configuration parameter "shared_bufers"; '
+        f"{path}.shared_preload_libraries: there is no library nope here\n"
+    )
+    assert "declare something else" in advised(said)
+
+
+def test_what_postgresql_takes_of_a_new_cluster_lets_it_begin(tmp_path: Path) -> None:
+    assert asked(tmp_path, script(work_mem="64MB", log_line_prefix="%m it's $(no) `no` \\ @QUESTION@ ")) == (
+        0,
+        "",
+    )
+
+
+def test_a_postgresql_that_can_not_be_asked_refuses_nothing_of_a_new_cluster(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    for program in (tmp_path / "none", killed):
+        assert asked(tmp_path, script(work_mem="nonsense"), program) == (0, "")
+
+
+def test_nobody_is_asked_of_first_parameters_once_somebody_takes_part_or_without_any() -> None:
+    declared = cluster(postgres={"parameters": {"work_mem": "4MB"}})
+    assert first_parameters.questions(declared, 17, {"admitted": []})
+    assert not first_parameters.questions(declared, 17, {"admitted": [1]})
+    assert not script()
+
+
+def test_first_parameters_make_no_member_outdated_that_runs() -> None:
+    without, told = objects(), objects(first="ask")
+    template, made = (each["StatefulSet"]["spec"]["template"] for each in (without, told))
+    assert views.template_of(template) == views.template_of(made)
+    assert template["metadata"]["annotations"] != made["metadata"]["annotations"]
+    assert told["ConfigMap"]["data"]["first.sh"] == "ask"
+    assert without["ConfigMap"]["data"]["first.sh"] == ""
+
+
+def refused(asked_of: str, code: int = REFUSED) -> dict[str, Any]:
+    """A pod whose container ended and waits for its next start."""
+    ended = {"terminated": {"exitCode": code, "message": "spec.postgres.parameters.jit: no"}}
+    status = {
+        "name": names.CONTAINER,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": ended,
+    }
+    mark = objects(first="")["StatefulSet"]["spec"]["template"]["metadata"]["annotations"]
+    return {
+        "metadata": {
+            "name": "shop-segment-1-0",
+            "labels": names.labels("shop", 1),
+            "annotations": {**mark, **first_parameters.marks(asked_of)},
+        },
+        "spec": {"nodeName": "n1", "containers": []},
+        "status": {"containerStatuses": [status]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pod", "now", "outdated"),
+    [
+        (refused("before"), "before", False),
+        (refused("before"), "now", True),
+        (refused("before"), "", True),
+        (refused("before", code=1), "now", False),
+    ],
+    ids=["the same", "another", "none", "ended otherwise"],
+)
+def test_who_was_refused_is_replaced_once_something_else_is_declared(
+    pod: dict[str, Any], now: str, outdated: bool
+) -> None:
+    group_set = objects(first=now)["StatefulSet"]
+    found = views.members(
+        "shop",
+        "prod",
+        pods=[pod],
+        claims=[],
+        sets=[group_set],
+        winding_down=False,
+        templates=views.fingerprints("shop", [group_set]),
+        silent={},
+    )["shop-segment-1-0"]
+    assert found.outdated == outdated
+    assert not found.running
+    assert found.note.startswith("spec.postgres.parameters.jit: no: declare something else")
+
+
+def test_who_was_refused_needs_no_trial() -> None:
+    wanted = objects(first="now")["StatefulSet"]["spec"]["template"]
+    case = trials.case(Member("shop", 1, 0), [refused("before")], wanted)
+    assert trials.verdict(case) == (True, "")
+    case = trials.case(Member("shop", 1, 0), [refused("before", code=1)], wanted)
+    assert trials.verdict(case) == (None, "")
