@@ -20,6 +20,7 @@ def group_objects(
     dcs_config: Mapping[str, Any],
     epoch: int,
     volumes: int | None = None,
+    repository: str | None = None,
 ) -> list[dict[str, Any]]:
     """Everything of one group, in the order in which it is needed.
 
@@ -27,6 +28,7 @@ def group_objects(
     :param dcs_config: Patroni's dynamic configuration, used when the group is founded
     :param epoch: whose place in Patroni's store the group has, and whose volumes
     :param volumes: whose volumes, if they are of another one: the group was rebuilt
+    :param repository: the claim of a volume that members have their repository on
     """
     name, labels = (
         names.group_object(cluster.metadata.name, group),
@@ -51,6 +53,7 @@ def group_objects(
             files=patroni_files.lasting(cluster, group, namespace, server_major, epoch),
             epoch=epoch,
             volumes=epoch if volumes is None else volumes,
+            repository=repository,
         ),
     ]
 

@@ -315,7 +315,8 @@ class KubernetesPlatform(KeepsBackups):
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
         templates = views.templates(sets)
-        return {each: trials.with_verdict(view, pods_now, templates) for each, view in found.items()}
+        said = self._hints.of
+        return {each: trials.with_verdict(view, pods_now, templates, said) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
@@ -376,6 +377,7 @@ class KubernetesPlatform(KeepsBackups):
         return []
 
     def _remove_discarded(self, name: str) -> list[str]:
+        self.holders.tidy(name)
         all_done([self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())])
         return []
 
@@ -519,6 +521,7 @@ class KubernetesPlatform(KeepsBackups):
             dcs_config=dcs_config,
             epoch=own.epoch,
             volumes=own.of(group),
+            repository=self.holders.claim_to_mount(cluster, group),
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 
