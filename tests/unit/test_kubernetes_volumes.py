@@ -17,6 +17,7 @@ from pgherd.model.spec import RepositorySpec, VolumeSpec, from_mapping
 from pgherd.model.topology import Member
 from pgherd.platform.base import MemberView
 from pgherd.platform.kubernetes import holders, names, pods, restore_pods, trials, views, volumes
+from pgherd.platform.kubernetes.events import Hints
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from tests.support.kube_api import Kube, kube_api
 from tests.unit.test_kubernetes_objects import cluster, objects
@@ -301,9 +302,8 @@ def test_why_no_volume_is_to_be_had_is_told(town: Town, monkeypatch: pytest.Monk
     with pytest.raises(Withheld, match="PersistentVolumeClaim backups is not bound yet; shop-repository"):
         town.platform.holders.machine("shop", "backups")
     town.see(claim())
-    monkeypatch.setattr(type(town.platform.api), "warnings", lambda *asked: [])
     said = "FailedMount: mount.nfs: no route to host"
-    monkeypatch.setattr(holders.Hints, "of", lambda self, name, uid: said)
+    monkeypatch.setattr(Hints, "of", lambda self, name, uid: said)
     with pytest.raises(Withheld, match=f"does not run yet: {said}"):
         town.platform.holders.machine("shop", "backups")
 
