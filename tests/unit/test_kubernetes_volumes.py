@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup import looking, registry
-from pgherd.backup.pgbackrest_config import render
+from pgherd.backup.pgbackrest_config import archive_command, render
 from pgherd.backup.volume_store import VolumeStore
 from pgherd.errors import BadInput, NoSuchCluster, Refused, Unavailable, Withheld
 from pgherd.model.spec import RepositorySpec, VolumeSpec, from_mapping
@@ -190,6 +190,33 @@ def test_what_is_remembered_and_what_pgbackrest_keeps_lie_in_one_folder_on_it() 
         text = render(method._place.settings())
         assert "repo1-path=/repository/backups/herd/shop/pgbackrest\n" in text
         assert "repo1-type" not in text, "a directory, to pgBackRest"
+        push = text.partition("[global:archive-push]")[2]
+        assert "archive-async=n\n" in push, "what holds the lock is what writes"
+        command = method.parameters(1)["archive_command"]
+        lock = "/repository/backups/herd/shop/.archive-segment-1"
+        assert f"|| flock -w 30 {lock} pgbackrest --config=" in command
+
+
+def test_members_archive_one_after_the_other_where_they_share_a_folder(tmp_path: Path) -> None:
+    """pgBackRest writes each file aside under a name that is the same in all of them."""
+    program = tmp_path / "pgbackrest"
+    program.write_text(
+        f"#!/bin/sh\n[ ! -e {tmp_path}/busy ] || echo met >> {tmp_path}/said\n"
+        f"touch {tmp_path}/busy\nsleep 0.3\nrm {tmp_path}/busy\necho done >> {tmp_path}/said\n"
+    )
+    program.chmod(0o755)
+    data = tmp_path / "data"
+    for folder in ("pg_wal", "global"):
+        (data / folder).mkdir(parents=True)
+    (data / "global" / "pg_control").write_bytes(bytes(8))
+    command = archive_command([str(program)], ["false"], 1, str(tmp_path / "repository"))
+    command = command.replace("%p", "pg_wal/1").replace("%f", "1")
+    assert subprocess.run(["/bin/sh", "-c", command], cwd=data, check=False).returncode != 0
+    assert not (tmp_path / "said").exists(), "a repository that is not there is not made"
+    (tmp_path / "repository").mkdir()
+    members = [subprocess.Popen(["/bin/sh", "-c", command], cwd=data) for _ in range(3)]
+    assert [member.wait(30) for member in members] == [0, 0, 0]
+    assert (tmp_path / "said").read_text().split() == ["done"] * 3
 
 
 def test_a_volume_is_seen_also_where_no_program_can_be_run() -> None:

@@ -139,7 +139,8 @@ class _Source:
             self.let_go,
         )
         owner = partial(self.platform.owner, self.cluster) if self.own else Owner
-        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner)
+        shared = self._folder if self.repository.volume is not None else None
+        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner, shared)
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""
