@@ -100,6 +100,36 @@ def test_once_there_is_one_members_mount_it_one_after_the_other_and_backups_are_
     assert len(nodes) == 2, "it is shared between nodes"
 
 
+def test_a_group_archives_one_after_the_other_and_nothing_is_left_half_written(depot: Bank) -> None:
+    folder = f"/repository/{CLAIM}/pgherd/depot"
+    found = depot.namespace.kubectl("exec", "depot-segment-1-0", "--", "find", folder, "-type", "f")
+    assert f"{folder}/.archive-segment-1" in found
+    assert f"{folder}/repository.json" in found
+    for member in ("depot-segment-1-0", "depot-segment-1-1"):
+        with depot.connected() as connection:
+            connection.execute("INSERT INTO kept SELECT n, 'early' FROM generate_series(900, 950) n")
+            connection.execute("DELETE FROM kept")
+        depot.await_point_after(now())
+        failed = depot.cluster.psql(
+            member, "SELECT last_failed_time > now() - interval '20 s' FROM pg_stat_archiver"
+        )
+        assert failed != "t", f"{member} archives, and is in nobody's way"
+
+
+def test_it_is_restored_in_place_from_it(depot: Bank) -> None:
+    with depot.connected() as connection:
+        connection.execute("INSERT INTO kept VALUES (1, 'before')")
+    point = depot.await_point_after(now())
+    with depot.connected() as connection:
+        connection.execute("DELETE FROM kept")
+    depot.run("restore", depot.name, "--in-place", "--yes", "--point", point["name"], timeout=600.0)
+    with depot.connected() as connection:
+        assert connection.execute("SELECT text FROM kept").fetchall() == [("before",)]
+        connection.execute("DELETE FROM kept")
+    depot.run("restore", depot.name, "--confirm")
+    depot.cluster.wait_phase("Running", timeout=PATIENCE)
+
+
 def test_a_new_cluster_is_made_of_it_when_the_old_one_is_gone(depot: Bank, tmp_path: Path) -> None:
     with depot.connected() as connection:
         connection.execute("INSERT INTO kept SELECT n, 'row ' || n FROM generate_series(1, %s) n", [ROWS])
