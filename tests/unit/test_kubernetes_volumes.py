@@ -195,6 +195,7 @@ def test_what_is_remembered_and_what_pgbackrest_keeps_lie_in_one_folder_on_it() 
         command = method.parameters(1)["archive_command"]
         lock = "/repository/backups/herd/shop/.archive-segment-1"
         assert f"|| flock -w 30 {lock} pgbackrest --config=" in command
+        assert "--spool-path" not in command, "pgBackRest refuses it of who has none"
 
 
 def test_members_archive_one_after_the_other_where_they_share_a_folder(tmp_path: Path) -> None:

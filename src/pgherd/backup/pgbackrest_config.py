@@ -168,8 +168,9 @@ def archive_command(
     one by mistake can't archive into this one's. A file in which its timeline was left is passed over (``archive``).
     """
     name = f"{group_name(group)}-{_SYSTEM}"
+    own = _OWN_LOCK if shared else _OWN
     alone = f"flock -w {LOCK_SECONDS} {_shell([f'{shared}/.archive-{group_name(group)}'])} " if shared else ""
-    push = f'{alone}{_shell(command)} --stanza="{name}" {_OWN} archive-push "%p"'
+    push = f'{alone}{_shell(command)} --stanza="{name}" {own} archive-push "%p"'
     # Patroni, which archives what a member that died had not, runs it somewhere else, with an absolute path.
     return f'cd "$(dirname "%p")/.." && {{ {_shell(left)} "%p" %f || {push}; }}'
 
@@ -186,6 +187,8 @@ def restore_command(command: Sequence[str], group: int, system: str) -> str:
 
 _OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'
 """each member's own: members of one group may share a machine"""
+_OWN_LOCK = f'--pg1-path="$PWD" --lock-path={_BESIDE}/lock'
+"""the same of who has no process in the background: pgBackRest lets him name no spool"""
 
 
 def _shell(command: Sequence[str]) -> str:
