@@ -43,6 +43,24 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
             {"spec": {"bootstrap": {"recovery": {"cluster": "shop", "repository": {"path": "/mnt"}}}}},
             "spec.bootstrap.*a path is for the local platform",
         ),
+        (
+            {"spec": {"backup": {"repository": {"volume": {"claimName": "backups"}}}}},
+            "spec.backup.method.*a volume needs method: pgbackrest",
+        ),
+        (
+            {
+                "spec": {
+                    "bootstrap": {
+                        "recovery": {"cluster": "shop", "repository": {"volume": {"claimName": "backups"}}}
+                    }
+                }
+            },
+            "spec.bootstrap.*a volume needs method: pgbackrest",
+        ),
+        (
+            {"spec": {"backup": {"method": "pgbackrest", "repository": {"volume": {"prefix": "a"}}}}},
+            "spec.backup.repository.volume.claimName: Required value",
+        ),
         ({"spec": {"bootstrap": {"clone": {"cluster": "shop"}}}}, "clone is not available on kubernetes"),
         ({"spec": {"expansion": {"mode": "clone"}}}, "spec.expansion.mode.*clone is for the local platform"),
     ],

@@ -26,5 +26,7 @@ def test_an_example_is_valid(name: str) -> None:
 
 
 def test_no_two_examples_are_of_the_same_name() -> None:
-    clusters = [spec.load((FOLDER / name).read_text(), source=name) for name in EXAMPLES]
+    clusters = [
+        spec.load((FOLDER / name).read_text(), source=name, platform="kubernetes") for name in EXAMPLES
+    ]
     assert len({cluster.metadata.name for cluster in clusters}) == len(EXAMPLES)

@@ -10,6 +10,7 @@ from pgherd.model.spec import RepositorySpec
 WHERE = "spec.backup.secretRef"
 KEYS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "path": (),
+    "volume": (),
     "s3": (("access-key-id", "secret-access-key"),),
     "gcs": (("service-account",),),
     "azure": (("account-key",), ("sas-token",)),

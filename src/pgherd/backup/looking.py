@@ -7,13 +7,14 @@ that they have: those of their own repository. So of another one not everything 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pgherd.backup import planning, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.errors import PgherdError
-from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec import PostgresCluster, VolumeSpec
 from pgherd.model.spec_backup import RecoverySpec
 from pgherd.platform.base import Platform
 from pgherd.platform.machine import Machine, Machines
@@ -40,7 +41,8 @@ def _method(platform: Platform, cluster: PostgresCluster, wanted: RecoverySpec) 
     if _is_own(cluster, wanted):
         return registry.make_method(platform, cluster)
     workshop = platform.workshop(cluster.metadata.name)
-    machines = Nowhere() if workshop.machines() is not None else None
+    there = workshop.machines()
+    machines = Nowhere(there) if there is not None else None
     return registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), machines)
 
 
@@ -57,11 +59,16 @@ def _is_own(cluster: PostgresCluster, wanted: RecoverySpec) -> bool:
     )
 
 
+@dataclass(frozen=True)
 class Nowhere(Machines):
-    """Where no program can be run."""
+    """Where no program can be run that needs keys.
 
-    folder = Path("/nowhere")
-    processes = 1
+    :param volumes: who has volumes, which need none
+    """
+
+    volumes: Machines
+    folder: Path = Path("/nowhere")
+    processes: int = 1
 
     def at(self, host: str) -> Machine:
         return self.of(None)
@@ -74,3 +81,6 @@ class Nowhere(Machines):
 
     def equip(self, files: Mapping[str, str]) -> None:
         self.of(None)
+
+    def holder(self, volume: VolumeSpec) -> Machine:
+        return self.volumes.holder(volume)

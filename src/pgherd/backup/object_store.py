@@ -44,7 +44,7 @@ class ObjectStore(Store):
         self._folder = folder
         self._secrets = secrets
         self.location = f"{bucket_url(declared)}/{folder}"
-        self._lock = files.Lock(_lock_file(self.location))
+        self._lock = files.Lock(lock_file(self.location))
 
     @cached_property
     def _client(self) -> Any:
@@ -220,6 +220,6 @@ def _given(config: Mapping[str, Any]) -> Any:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _lock_file(location: str) -> Path:
+def lock_file(location: str) -> Path:
     name = hashlib.sha256(location.encode()).hexdigest()[:24]
     return Path(tempfile.gettempdir()) / f"pgherd-locks-{os.getuid()}" / name

@@ -49,6 +49,7 @@ class Place:
     :param open: the store of records, and the same without a seal; refuses keys that won't do
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
     :param owner: tells who asks
+    :param shared: where it is, if members on several machines see it as files
     """
 
     location: str
@@ -57,6 +58,7 @@ class Place:
     open: Callable[[], tuple[Store, Store]]
     settings: Callable[[], config.Settings]
     owner: Callable[[], Owner] = Owner
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class PgBackRest(BackupMethod):
         self._runner.withdraw()
 
     def parameters(self, group: int) -> Mapping[str, str]:
-        command = config.archive_command(self._runner.command, self._runner.left, group)
+        runner = self._runner
+        command = config.archive_command(runner.command, runner.left, group, self._place.shared)
         return {"archive_mode": "always", "archive_command": command}
 
     # the program

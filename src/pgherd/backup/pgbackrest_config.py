@@ -20,6 +20,9 @@ ANNOTATION = "pgherd-backup"
 """which backup of ours one of pgBackRest's belongs to"""
 CIPHER = "aes-256-cbc"
 
+LOCK_SECONDS = 30
+"""how long a member waits for another one that archives; PostgreSQL tries again"""
+
 SINCE = {13: (2, 30), 14: (2, 36), 15: (2, 41), 16: (2, 48), 17: (2, 54), 18: (2, 57)}
 """the first pgBackRest that knows a PostgreSQL"""
 
@@ -73,6 +76,9 @@ def render(settings: Settings) -> str:
     lines = ["[global]", *(f"{name}={value}" for name, value in options.items())]
     # In order, one after the other: what is there of a log is then there without a gap.
     lines += ["", "[global:archive-push]", "process-max=1"]
+    if settings.repository.volume is not None:
+        # One file at a time, under the lock of archive_command, which must not be a process's in the background.
+        lines.append("archive-async=n")
     if settings.let_go is not None:
         lines.append(f"archive-push-queue-max={settings.let_go}")
     return "\n".join(lines) + "\n"
@@ -147,17 +153,24 @@ def parse_stanza(name: str) -> tuple[int, str] | None:
         return None
 
 
-def archive_command(command: Sequence[str], left: Sequence[str], group: int) -> str:
+def archive_command(
+    command: Sequence[str], left: Sequence[str], group: int, shared: str | None = None
+) -> str:
     """What every member of a group runs for each file of its log.
 
     :param command: pgBackRest with its configuration
+    :param shared: a folder that members on several machines archive into as files. pgBackRest writes a file aside under
+        one and the same name, whoever writes it: of two at once the second empties what the first one is about to put
+        in its place, and if it dies then, a file is left that is not whole. So it is one after the other there
     :param left: tells of a file, by path and name, whether its timeline was left in it (``archive.py left``)
 
     The database system is read where the file is, as the stanza's name holds it: a member that belongs to another
     one by mistake can't archive into this one's. A file in which its timeline was left is passed over (``archive``).
     """
     name = f"{group_name(group)}-{_SYSTEM}"
-    push = f'{_shell(command)} --stanza="{name}" {_OWN} archive-push "%p"'
+    own = _OWN_LOCK if shared else _OWN
+    alone = f"flock -w {LOCK_SECONDS} {_shell([f'{shared}/.archive-{group_name(group)}'])} " if shared else ""
+    push = f'{alone}{_shell(command)} --stanza="{name}" {own} archive-push "%p"'
     # Patroni, which archives what a member that died had not, runs it somewhere else, with an absolute path.
     return f'cd "$(dirname "%p")/.." && {{ {_shell(left)} "%p" %f || {push}; }}'
 
@@ -174,6 +187,8 @@ def restore_command(command: Sequence[str], group: int, system: str) -> str:
 
 _OWN = f'--pg1-path="$PWD" --spool-path={_BESIDE} --lock-path={_BESIDE}/lock'
 """each member's own: members of one group may share a machine"""
+_OWN_LOCK = f'--pg1-path="$PWD" --lock-path={_BESIDE}/lock'
+"""the same of who has no process in the background: pgBackRest lets him name no spool"""
 
 
 def _shell(command: Sequence[str]) -> str:

@@ -17,9 +17,11 @@ from pgherd.backup.pgbackrest_config import Settings
 from pgherd.backup.pgbackrest_program import Here, Runner, WithMembers
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
+from pgherd.backup.volume_store import VolumeStore
+from pgherd.errors import BadInput
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec, RepositorySpec, parse_bytes
 from pgherd.platform.base import Owner, Platform
-from pgherd.platform.machine import Machines
+from pgherd.platform.machine import VOLUMES, Machine, Machines
 
 MOST = 4096
 """uses of backups that are remembered: some for each of as many clusters as an operator looks after"""
@@ -137,7 +139,8 @@ class _Source:
             self.let_go,
         )
         owner = partial(self.platform.owner, self.cluster) if self.own else Owner
-        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner)
+        shared = self._folder if self.repository.volume is not None else None
+        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner, shared)
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""
@@ -149,12 +152,22 @@ class _Source:
     def _folder(self) -> str:
         if self.repository.path is not None:
             return str(Path(self.repository.path) / self.cluster)
-        remote = self.repository.s3 or self.repository.gcs or self.repository.azure
+        if self.repository.volume is not None:
+            return str(VOLUMES / self.repository.volume.claim_name / self._below)
+        return self._below
+
+    @property
+    def _below(self) -> str:
+        """The cluster's place in the bucket, or on the volume."""
+        declared = self.repository
+        remote = declared.volume or declared.s3 or declared.gcs or declared.azure
         assert remote is not None, "it is one of these"
         return "/".join(filter(None, (remote.prefix, self.cluster)))
 
     @property
     def _location(self) -> str:
+        if self.repository.volume is not None:
+            return f"volume://{self.repository.volume.claim_name}/{self._below}"
         return self._folder if self.repository.path else f"{bucket_url(self.repository)}/{self._folder}"
 
     def _secrets(self) -> Mapping[str, str]:
@@ -166,12 +179,21 @@ class _Source:
 
     def _open(self) -> tuple[Store, Store]:
         secrets = self._secrets()
-        plain = (
-            DirectoryStore(Path(self._folder))
-            if self.repository.path is not None
-            else ObjectStore(self.repository, self._folder, secrets)
-        )
+        plain = self._plain(secrets)
         return (SealedStore(plain, secrets["passphrase"]) if self.encrypt else plain), plain
+
+    def _plain(self, secrets: Mapping[str, str]) -> Store:
+        if self.repository.path is not None:
+            return DirectoryStore(Path(self._folder))
+        if self.repository.volume is not None:
+            return VolumeStore(self._location, Path(self._folder), self._holder)
+        return ObjectStore(self.repository, self._folder, secrets)
+
+    def _holder(self) -> Machine:
+        assert self.repository.volume is not None, "asked only of volumes"
+        if self.machines is None:
+            raise BadInput("repository.volume: only pods of Kubernetes have it")
+        return self.machines.holder(self.repository.volume)
 
     def _settings(self) -> Settings:
         secrets = self._secrets()

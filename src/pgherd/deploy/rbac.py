@@ -52,8 +52,8 @@ def operator_rules() -> list[Rule]:
         rule("", ["secrets", "serviceaccounts", "services"], KEEP),
         # Made are only those of members that are restored before their StatefulSet is there.
         rule("", ["persistentvolumeclaims"], [*LOOK, "create", "patch", "delete"]),
-        # Made are only those that try a changed image or place before a member has to, and those in which data are
-        # restored.
+        # Made are only those that try a changed image or place before a member has to, those in which data are
+        # restored, and those that hold a volume with backups.
         rule("", ["pods"], [*LOOK, "create", "patch", "delete"]),
         # Backups are made where the data are; a restored server is asked before anybody else can reach it; members' own
         # PostgreSQL says what it takes of changed parameters.

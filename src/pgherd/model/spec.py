@@ -46,7 +46,7 @@ from pgherd.model.spec_problems import (
     shown,
 )
 from pgherd.model.spec_quantity import parse_bytes, parse_cpu, parse_duration, parse_time
-from pgherd.model.spec_repository import RepositorySpec
+from pgherd.model.spec_repository import RepositorySpec, VolumeSpec
 from pgherd.model.spec_schema import IMMUTABLE, crd_schema
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "SegmentsSpec",
     "Storage",
     "Toleration",
+    "VolumeSpec",
     "Window",
     "crd_schema",
     "dotted",
@@ -206,6 +207,8 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str, *, kept: boo
         raise BadInput(f"spec.expansion.mode: {NO_CLONES}")
     if spec.expansion.mode == "clone" and platform == "kubernetes":
         raise BadInput("spec.expansion.mode: clone is for the local platform: use online or blocking")
+    if platform == "local" and (problems := local_problems(spec)):
+        raise BadInput(*problems)
     if platform == "kubernetes":
         problems = [] if kept else _kubernetes_hba_problems(spec.postgres)
         if problems := [*problems, *kubernetes_problems(spec)]:
@@ -225,20 +228,34 @@ def _kubernetes_hba_problems(postgres: PostgresSpec) -> list[str]:
     return [f"spec.postgres.hostBasedAuthentication: {problem}" for problem in found]
 
 
+def local_problems(spec: ClusterSpec) -> list[str]:
+    """What of backups is for Kubernetes only."""
+    return [
+        f"{path}.repository.volume: is for kubernetes: on one machine name a path (a share that is mounted), s3, gcs "
+        "or azure"
+        for path, declared in _repositories(spec)
+        if declared.repository.volume is not None
+    ]
+
+
+def _repositories(spec: ClusterSpec) -> list[tuple[str, BackupSpec | RecoverySpec]]:
+    """What names a repository, by path."""
+    recovery = spec.bootstrap.recovery if spec.bootstrap is not None else None
+    found = (("spec.backup", spec.backup), ("spec.bootstrap.recovery", recovery))
+    return [(path, declared) for path, declared in found if declared is not None]
+
+
 def kubernetes_problems(spec: ClusterSpec) -> list[str]:
     """What of backups is for one machine only."""
-    recovery = spec.bootstrap.recovery if spec.bootstrap is not None else None
     problems = []
-    for path, declared in (("spec.backup", spec.backup), ("spec.bootstrap.recovery", recovery)):
-        if declared is None:
-            continue
+    for path, declared in _repositories(spec):
         remote = declared.repository.s3 or declared.repository.gcs or declared.repository.azure
-        if remote is None:
+        if declared.repository.path is not None:
             problems.append(
-                f"{path}.repository.path: is for the local platform: on kubernetes name s3, gcs or azure, and method: "
-                "pgbackrest"
+                f"{path}.repository.path: is for the local platform: on kubernetes name volume, s3, gcs or azure, and "
+                "method: pgbackrest"
             )
-        elif remote.ca_file is not None:
+        elif remote is not None and remote.ca_file is not None:
             problems.append(
                 f"{path}.repository.{declared.repository.kind}.caFile: is for the local platform: on kubernetes put "
                 "the certificate into the Secret of secretRef as ca.crt"

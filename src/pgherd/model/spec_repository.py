@@ -1,4 +1,4 @@
-"""The declaration's part about repositories: a directory, or a bucket of an object store."""
+"""The declaration's part about repositories: a directory, a volume, or a bucket of an object store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}[A-Za-z0-9]")
 _ENDPOINT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 MAX_PATH = 400
-KINDS = ("path", "s3", "gcs", "azure")
+MAX_CLAIM = 253
+KINDS = ("path", "volume", "s3", "gcs", "azure")
 
 
 def check_path(value: str) -> str:
@@ -94,6 +96,21 @@ class AzureSpec(_Remote):
     container: Bucket = Field(description="The container. It must be there.")
 
 
+class VolumeSpec(Model):
+    """A volume that all members mount."""
+
+    claim_name: Annotated[
+        str, _matching(_CLAIM, "the name of a PersistentVolumeClaim: lower case letters, digits, - and .")
+    ] = Field(
+        max_length=MAX_CLAIM,
+        description="The PersistentVolumeClaim, in the cluster's namespace. It must be there, with access mode "
+        "ReadWriteMany (NFS and the like), and the members' user, 999, must be able to write to it.",
+    )
+    prefix: Prefix | None = Field(
+        default=None, description="Where in the volume: everything of pgherd's begins with it."
+    )
+
+
 class RepositorySpec(Model):
     """Where backups are kept: exactly one of these."""
 
@@ -101,6 +118,11 @@ class RepositorySpec(Model):
         default=None,
         description="An absolute path: a directory, best on another disk or machine (a mount). Each cluster gets a "
         "folder of its own in it, named like the cluster.",
+    )
+    volume: VolumeSpec | None = Field(
+        default=None,
+        description="On Kubernetes: a volume that all members mount. Each cluster gets a folder of its own in it, "
+        "named like the cluster.",
     )
     s3: S3Spec | None = Field(default=None, description="A bucket of S3, or of a server that speaks like it.")
     gcs: GcsSpec | None = Field(default=None, description="A bucket of Google Cloud Storage.")

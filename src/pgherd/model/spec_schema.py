@@ -36,13 +36,26 @@ RULES: tuple[Schema, ...] = (
     },
     {
         "rule": "!has(self.spec.backup) || !has(self.spec.backup.repository.path)",
-        "message": "a path is for the local platform: name s3, gcs or azure, and method: pgbackrest",
+        "message": "a path is for the local platform: name volume, s3, gcs or azure, and method: pgbackrest",
         "fieldPath": ".spec.backup.repository",
     },
     {
         "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
         " || !has(self.spec.bootstrap.recovery.repository.path)",
-        "message": "a path is for the local platform: name s3, gcs or azure, and method: pgbackrest",
+        "message": "a path is for the local platform: name volume, s3, gcs or azure, and method: pgbackrest",
+        "fieldPath": ".spec.bootstrap",
+    },
+    {
+        "rule": "!has(self.spec.backup) || !has(self.spec.backup.repository.volume)"
+        " || self.spec.backup.method == 'pgbackrest'",
+        "message": "a volume needs method: pgbackrest",
+        "fieldPath": ".spec.backup.method",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || !has(self.spec.bootstrap.recovery.repository.volume)"
+        " || self.spec.bootstrap.recovery.method == 'pgbackrest'",
+        "message": "a volume needs method: pgbackrest",
         "fieldPath": ".spec.bootstrap",
     },
     {

@@ -9,10 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pgherd.model.spec import VolumeSpec
 from pgherd.model.topology import Endpoint
 
 PATIENCE_SECONDS = 120.0
 """for a command that only looks"""
+
+VOLUMES = Path("/repository")
+"""where pods have repositories that are on volumes, each under its claim's name"""
 
 
 class Process(ABC):
@@ -160,3 +164,10 @@ class Machines(ABC):
     @abstractmethod
     def equip(self, files: Mapping[str, str]) -> None:
         """See to it that these files, which only members may read, are found in :attr:`folder`, soon."""
+
+    @abstractmethod
+    def holder(self, volume: VolumeSpec) -> Machine:
+        """One that has a volume, whether any member runs or not: for what is remembered in a repository there.
+
+        :raises Withheld: the volume is not to be had, and why
+        """

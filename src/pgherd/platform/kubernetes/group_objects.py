@@ -21,6 +21,7 @@ def group_objects(
     epoch: int,
     volumes: int | None = None,
     first: str = "",
+    repository: str | None = None,
 ) -> list[dict[str, Any]]:
     """Everything of one group, in the order in which it is needed.
 
@@ -29,6 +30,7 @@ def group_objects(
     :param epoch: whose place in Patroni's store the group has, and whose volumes
     :param volumes: whose volumes, if they are of another one: the group was rebuilt
     :param first: what asks about a new cluster's parameters, if it is new
+    :param repository: the claim of a volume that members have their repository on
     """
     name, labels = (
         names.group_object(cluster.metadata.name, group),
@@ -55,6 +57,7 @@ def group_objects(
             epoch=epoch,
             volumes=epoch if volumes is None else volumes,
             marks=first_parameters.marks(first),
+            repository=repository,
         ),
     ]
 

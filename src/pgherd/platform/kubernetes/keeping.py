@@ -25,7 +25,7 @@ from pgherd.model.spec import IMAGE_MAJOR, PostgresCluster, parse_cpu
 from pgherd.model.topology import COORDINATOR, Member
 from pgherd.platform.base import Owner, Platform
 from pgherd.platform.bench import Ending
-from pgherd.platform.kubernetes import drills, endings, epochs, names, rebuilt, restore_pods, views
+from pgherd.platform.kubernetes import drills, endings, epochs, names, rebuilt, restore_pods, views, volumes
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -46,6 +46,7 @@ from pgherd.platform.kubernetes.bench import PodBench
 from pgherd.platform.kubernetes.cache import Reader
 from pgherd.platform.kubernetes.cluster_objects import decoded, files_secret
 from pgherd.platform.kubernetes.ensure import Applier, owned
+from pgherd.platform.kubernetes.holders import Holders
 from pgherd.platform.kubernetes.machines import MemberMachines, wait_until
 from pgherd.platform.kubernetes.nodes import Nodes
 from pgherd.platform.kubernetes.notes import Notes
@@ -136,6 +137,7 @@ class KeepsBackups(Platform):
         self._secrets: dict[str, tuple[Object | None, float]] = {}
         self._owners: dict[str, tuple[str, str]] = {}
         self._drawing = threading.Lock()
+        self.holders = Holders(self)
 
     # what the rest knows
 
@@ -160,7 +162,9 @@ class KeepsBackups(Platform):
 
     def machines(self, name: str) -> Machines:
         """The members' pods."""
-        return MemberMachines(self, name, self.major(name), self.processes(name))
+        backup = self.declaration(name).cluster.spec.backup
+        claim = volumes.claim_of(backup.repository) if backup is not None else None
+        return MemberMachines(self, name, self.major(name), self.processes(name), claim)
 
     def major(self, name: str) -> int:
         """PostgreSQL's version there."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.model.spec import VolumeSpec
 from pgherd.model.topology import SUPERUSER, Endpoint, group_name
-from pgherd.platform.kubernetes import names, patroni_files, views
+from pgherd.platform.kubernetes import names, patroni_files, views, volumes
 from pgherd.platform.kubernetes.programs import PodProgram
 from pgherd.platform.kubernetes.tunnel import HOST, Reach, Tunnel
 from pgherd.platform.local.tools import complaint
@@ -185,24 +186,33 @@ class _Loopback(Entrance):
 
 @dataclass(frozen=True)
 class MemberMachines(Machines):
-    """The pods of a running cluster's members."""
+    """The pods of a running cluster's members.
+
+    :ivar claim: of the volume that the repository is on
+    """
 
     platform: KeepsBackups
     cluster: str
     major: int
     processes: int = 1
+    claim: str | None = None
     folder: Path = field(default=Path(patroni_files.BACKUP_DIRECTORY))
 
     def at(self, host: str) -> Machine:
         pod = host.partition(".")[0]
         if pod not in self._running(None):
             raise Unavailable(f"{pod} does not run")
+        if pod not in self._equipped(None):
+            raise Unavailable(
+                f"{pod} has no volume {self.claim} until it is replaced, which is about to be done"
+            )
         return PodMachine(self.platform.reach, pod, self.major)
 
     def of(self, group: int | None) -> Machine:
-        running = self._running(group) or self._running(None)
+        running = self._equipped(group) or self._equipped(None)
         if not running:
-            raise Unavailable(f"no member of {self.cluster} runs")
+            which = f"with volume {self.claim} " if self.claim and self._running(None) else ""
+            raise Unavailable(f"no member of {self.cluster} {which}runs")
         return PodMachine(self.platform.reach, running[0], self.major)
 
     def end_strays(self, group: int, argument: str) -> None:
@@ -213,6 +223,24 @@ class MemberMachines(Machines):
                 continue  # its guard hears nothing from us either
             except PgherdError as error:
                 raise PgherdError(f"{group_name(group)}: what an earlier try left: {error}") from error
+
+    def _equipped(self, group: int | None) -> list[str]:
+        """Those that have the repository's volume, if it is on one.
+
+        :raises Refused: nobody can have it, and why
+        """
+        if self.claim is None:
+            return self._running(group)
+        self.platform.holders.require(self.claim)
+        having = {
+            pod["metadata"]["name"]
+            for pod in self.platform.pods(self.cluster)
+            if self.claim in volumes.mounted(pod["spec"])
+        }
+        return [name for name in self._running(group) if name in having]
+
+    def holder(self, volume: VolumeSpec) -> Machine:
+        return self.platform.holders.machine(self.cluster, volume.claim_name)
 
     def _running(self, group: int | None) -> list[str]:
         """Pods of members whose container runs, those that serve first."""

@@ -316,7 +316,8 @@ class KubernetesPlatform(KeepsBackups):
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
         )
         templates = views.templates(sets)
-        return {each: trials.with_verdict(view, pods_now, templates) for each, view in found.items()}
+        said = self._hints.of
+        return {each: trials.with_verdict(view, pods_now, templates, said) for each, view in found.items()}
 
     def start_member(self, cluster: PostgresCluster, member: Member, dcs_config: Mapping[str, Any]) -> None:
         """See to it that the member's group has everything, and enough replicas that it is among them."""
@@ -330,10 +331,10 @@ class KubernetesPlatform(KeepsBackups):
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None]) -> bool:
         """Bring what is around the members into line with the declaration; put back what somebody changed.
 
-        :param configs: Patroni's dynamic configuration of each group that should be
+        :param configs: Patroni's dynamic configuration of each group that should be; None: nobody can say it now
         :return: whether anything was changed
         :raises PgherdError: something was refused, or waits; everything else was done
         """
@@ -353,7 +354,7 @@ class KubernetesPlatform(KeepsBackups):
         return bool(changed)
 
     def _align_group(
-        self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
+        self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None], group: int
     ) -> list[str]:
         name = cluster.metadata.name
         own = self.settled(name)
@@ -362,7 +363,8 @@ class KubernetesPlatform(KeepsBackups):
                 self._remove_group(cluster, group, own.epoch)
             return []
         replicas = self._replicas(name, group)
-        changed = self._ensure_group(cluster, group, replicas, configs[group])
+        config = configs[group]
+        changed = [] if config is None else self._ensure_group(cluster, group, replicas, config)
         self._upkeep.group(cluster, group, replicas, own)
         return changed
 
@@ -377,6 +379,7 @@ class KubernetesPlatform(KeepsBackups):
         return []
 
     def _remove_discarded(self, name: str) -> list[str]:
+        self.holders.tidy(name)
         all_done([self.workshop(name).tidy, *(bench.tidy for bench in self.benches(name).values())])
         return []
 
@@ -521,6 +524,7 @@ class KubernetesPlatform(KeepsBackups):
             epoch=own.epoch,
             volumes=own.of(group),
             first=questions(cluster, server_major(cluster), self.read_status(cluster.metadata.name)),
+            repository=self.holders.claim_to_mount(cluster, group),
         )
         return self._applier.ensure(self.namespace, [owned(obj, owner) for obj in objects])
 

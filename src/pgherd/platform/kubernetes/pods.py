@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgherd.model.spec import GroupSpec, PostgresCluster
 from pgherd.model.topology import COORDINATOR
 from pgherd.platform.kubernetes import names, patroni_files
+from pgherd.platform.machine import VOLUMES
 
 POSTGRES_UID = 999
+REPOSITORY = "repository"
+"""what pods call a volume that a repository is on"""
 STOP_SECONDS = 120
 """how long a pod may take for its last checkpoint"""
 UNREACHABLE_SECONDS = 30
@@ -52,6 +55,7 @@ def stateful_set(
     epoch: int,
     volumes: int,
     marks: Mapping[str, str],
+    repository: str | None = None,
 ) -> dict[str, Any]:
     """The StatefulSet of a group.
 
@@ -60,9 +64,12 @@ def stateful_set(
     :param replicas: how many members there should be
     :param files: what pods take up only when they start, besides what their template says
     :param marks: annotations of pods for which none is replaced that runs
+    :param repository: the claim of a volume that they have their repository on
     """
     name = cluster.metadata.name
     template = pod_template(cluster, group, image, namespace, epoch, volumes)
+    if repository is not None:
+        mount_claims(template["spec"], [repository])
     template["metadata"]["annotations"] = {names.TEMPLATE_ANNOTATION: fingerprint(template, files), **marks}
     return {
         "apiVersion": "apps/v1",
@@ -201,6 +208,15 @@ def _volumes(cluster: PostgresCluster, group: int) -> list[dict[str, Any]]:
 def secret_volume(name: str, secret: str) -> dict[str, Any]:
     """Files of a Secret; a pod starts without them, for a server must not wait for its backups."""
     return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440, "optional": True}}
+
+
+def mount_claims(spec: dict[str, Any], claims: Sequence[str]) -> None:
+    """Add claims of volumes that repositories are on to what a pod is made of."""
+    container = next(each for each in spec["containers"] if each["name"] == names.CONTAINER)
+    for number, claim in enumerate(claims):
+        name = f"{REPOSITORY}{number or ''}"
+        spec["volumes"].append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
+        container["volumeMounts"].append({"name": name, "mountPath": str(VOLUMES / claim)})
 
 
 def _mounts(cluster: PostgresCluster, epoch: int) -> list[dict[str, Any]]:

@@ -33,8 +33,13 @@ def restore_pod_name(member: Member, epoch: int) -> str:
     return f"{member.name}-restore{epoch or ''}"
 
 
-def restore_pod(cluster: PostgresCluster, member: Member, image: str, epoch: int) -> dict[str, Any]:
-    """The pod."""
+def restore_pod(
+    cluster: PostgresCluster, member: Member, image: str, epoch: int, repositories: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The pod.
+
+    :param repositories: claims of volumes that are read there
+    """
     group = pods.group_spec(cluster, member.group)
     mounts = [
         (names.VOLUME, patroni_files.VOLUME_PATH),
@@ -74,6 +79,7 @@ def restore_pod(cluster: PostgresCluster, member: Member, image: str, epoch: int
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
     }
+    pods.mount_claims(spec, repositories)
     if group.node_selector:
         spec["nodeSelector"] = dict(group.node_selector)
     labels = {**names.labels(cluster.metadata.name), RESTORE_LABEL: member.name}

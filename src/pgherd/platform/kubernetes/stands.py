@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
+from pgherd.model.spec import RepositorySpec, VolumeSpec
 from pgherd.model.topology import COORDINATOR, Member
-from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views
+from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views, volumes
 from pgherd.platform.kubernetes.api import CLUSTER, POD, SECRET, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
@@ -205,8 +206,16 @@ class Stands:
         if platform.api.get(VOLUME_CLAIM, platform.namespace, claim) is None:
             begin()
             platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member, epoch))
-        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch)
+        claims = volumes.claims_to_restore(cluster, self._asked())
+        read = [each for each in claims if platform.holders.is_usable(each)]
+        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch, read)
         platform.api.create(platform.namespace, owned(pod, owner))
+
+    def _asked(self) -> RepositorySpec | None:
+        """Where a restore in place that is under way was asked to read."""
+        state = Notes(self._platform, self._cluster).state(asked=True) or {}
+        asked = (state.get("recovery") or {}).get("repository")
+        return RepositorySpec.model_validate(asked, by_alias=True, by_name=False) if asked else None
 
     def _pod(self, name: str) -> Object | None:
         return self._platform.api.get(POD, self._platform.namespace, name)
@@ -241,6 +250,9 @@ class StandMachines(Machines, ABC):
     def equip(self, files: Mapping[str, str]) -> None:
         with waited_for():
             self.platform.equip(self.cluster, names.recovery_secret(self.cluster), files)
+
+    def holder(self, volume: VolumeSpec) -> Machine:
+        return self.platform.holders.machine(self.cluster, volume.claim_name)
 
 
 @contextmanager

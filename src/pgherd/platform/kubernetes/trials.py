@@ -23,7 +23,8 @@ from typing import Any
 from pgherd.model.spec import PostgresCluster, parse_bytes, parse_cpu
 from pgherd.model.topology import Member
 from pgherd.platform.base import MemberView
-from pgherd.platform.kubernetes import first_parameters, names, patroni_files, views
+from pgherd.platform.kubernetes import first_parameters, names, patroni_files, views, volumes
+from pgherd.platform.kubernetes import pods as member_pods
 from pgherd.platform.kubernetes.advice import advised
 
 Object = Mapping[str, Any]
@@ -262,7 +263,7 @@ def trial_pod(
         reach = [{"matchFields": [_is_node(now.pod["spec"]["nodeName"])]}]
     else:
         asked.append("topologySpreadConstraints")
-    return {
+    made: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -293,6 +294,11 @@ def trial_pod(
             ],
         },
     }
+    if claims := volumes.mounted(spec):
+        # Whether its node can have them is found out, too.
+        made["spec"]["volumes"], made["spec"]["containers"][0]["volumeMounts"] = [], []
+        member_pods.mount_claims(made["spec"], claims)
+    return made
 
 
 def script(cluster: PostgresCluster, major: int) -> str:
@@ -361,10 +367,29 @@ def _more(old: Object, new: Object) -> dict[str, Any]:
     return {"requests": requests, "limits": {"memory": str(max(memory, parse_bytes(MEMORY_LIMIT)))}}
 
 
-def with_verdict(view: MemberView, pods: Sequence[Object], templates: Mapping[str, Object]) -> MemberView:
-    """What a trial said of an outdated member."""
+def with_verdict(
+    view: MemberView,
+    pods: Sequence[Object],
+    templates: Mapping[str, Object],
+    hint: views.Hint = lambda name, uid: "",
+) -> MemberView:
+    """What a trial said of an outdated member.
+
+    :param hint: the newest warning about an object, by name and uid
+    """
     template = templates.get(view.member.scope)
     if not view.outdated or template is None:
         return view
-    tried, obstacle = verdict(case(view.member, pods, template))
+    now = case(view.member, pods, template)
+    tried, obstacle = verdict(now)
+    if tried is None and not obstacle and (waiting := _without_volume(now)) is not None:
+        obstacle = hint(waiting["metadata"]["name"], waiting["metadata"].get("uid", ""))
     return replace(view, tried=tried, obstacle=obstacle)
+
+
+def _without_volume(now: Case) -> Object | None:
+    """A trial that has a place, and does not start: the volume of the repository may not be had there."""
+    for trial in filter(None, map(now.valid, Where)):
+        if trial["spec"].get("nodeName") and volumes.mounted(trial["spec"]) and _exit_code(trial) is None:
+            return trial
+    return None
