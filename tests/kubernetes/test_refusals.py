@@ -43,7 +43,7 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
             {"spec": {"bootstrap": {"recovery": {"cluster": "shop", "repository": {"path": "/mnt"}}}}},
             "spec.bootstrap.*a path is for the local platform",
         ),
-        ({"spec": {"bootstrap": {"clone": {"cluster": "shop"}}}}, "clone is not available on kubernetes"),
+        ({"spec": {"bootstrap": {"clone": {"cluster": "wrong"}}}}, "clone.cluster is the cluster itself"),
         ({"spec": {"expansion": {"mode": "clone"}}}, "spec.expansion.mode.*clone is for the local platform"),
     ],
 )

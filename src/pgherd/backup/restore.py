@@ -219,6 +219,10 @@ class Restore:
         """A group's data are lost with their place. Once some may be in their places, all are made anew: what is in its
         place is not moved out of it again."""
         lost = [error.group] if self._is_to_do("settled") else self._groups()
+        if self._site.live is not None:
+            # Copied anew, a group is past the point that the others were copied for.
+            lost = sorted({error.group, *self._groups()})
+            self._state.pop("point", None)
         kept = {"aside", *(f"copied:{group}" for group in self._groups() if group not in lost)}
         copied = {
             key: what for key, what in (self._state.get("copiedBytes") or {}).items() if int(key) not in lost
