@@ -496,6 +496,29 @@ def test_a_group_whose_place_is_lost_is_made_anew_and_if_some_may_be_placed_all_
     assert home.state["copiedBytes"].keys() == {"0", "1", "2"}
 
 
+def test_a_clone_whose_place_is_lost_is_copied_anew_as_a_whole(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.know(phase="copying", bases=BASES, steps=["copied:0", "copied:1", "copied:2", "copied"])
+    discarded: list[int] = []
+    monkeypatch.setattr(
+        LocalWorkshop, "discard", lambda self, member: discarded.append(member.group), raising=False
+    )
+
+    class OnADeadNode(Copying):
+        def _carry_on(self) -> None:
+            raise Lost("data-shop-segment-1-0 was used on node n1", 1)
+
+    def live(report: Any) -> Any:
+        raise AssertionError("its point is known")
+
+    with pytest.raises(Lost):
+        OnADeadNode(home.site(live=live)).run()
+    assert discarded == [0, 1, 2], "the others stopped at a point that this one can't be brought to"
+    assert home.state["steps"] == []
+    assert "point" not in home.state
+
+
 def test_nobody_copies_before_there_is_a_place_for_every_group(home: Home) -> None:
     home.know(phase="copying", bases=BASES)
 
