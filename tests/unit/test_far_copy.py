@@ -18,7 +18,7 @@ from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.far_copy import FarCopy, FarMethod, Place, _described, run
 from pgherd.backup.held_log import HeldLog
 from pgherd.backup.live_copy import LiveCopy
-from pgherd.backup.pauses import is_worth_a_try
+from pgherd.backup.pauses import after_pause, is_worth_a_try
 from pgherd.backup.records import GroupBackup, GroupPoint, Point
 from pgherd.backup.store import MemoryStore
 from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable
@@ -310,8 +310,14 @@ def test_what_may_pass_is_begun_anew_and_what_makes_no_sense_is_not(
     monkeypatch.setattr(LiveCopy, "make", make)
     with pytest.raises((PgherdError, psycopg.OperationalError)) as ended:
         Trying(fails).make("shop", lambda *_: None)
-    assert is_worth_a_try(ended.value, {}) == tried_again  # type: ignore[arg-type]
-    assert is_worth_a_try(ended.value, {"tries": 9}) == isinstance(fails, Unavailable)  # type: ignore[arg-type]
+    assert is_worth_a_try(ended.value, {}) == tried_again
+    assert is_worth_a_try(ended.value, {"tries": 9}) == isinstance(fails, Unavailable)
+
+
+def running(segments: int) -> Any:
+    """A source that is declared to have so many."""
+    counted = SimpleNamespace(spec=SimpleNamespace(segments=SimpleNamespace(count=segments)))
+    return SimpleNamespace(stopped=False, deleting=False, cluster=counted)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +326,8 @@ def test_what_may_pass_is_begun_anew_and_what_makes_no_sense_is_not(
         (None, "there is no cluster shop here: it is waited for"),
         (SimpleNamespace(stopped=True, deleting=False), "shop is stopped: it is waited for"),
         (SimpleNamespace(stopped=False, deleting=True), "shop is being deleted: it is waited for"),
+        (running(3), "shop is to have 3 segments, and has 2 now: it is waited for"),
+        (running(4), r"shop does not answer \(no primary\): it is waited for"),
     ],
 )
 def test_a_source_that_is_not_there_is_waited_for(declared: Any, told: str) -> None:
@@ -332,10 +340,19 @@ def test_a_source_that_is_not_there_is_waited_for(declared: Any, told: str) -> N
         declaration=declaration,
         workshop=lambda name: SimpleNamespace(heed=lambda stopping: None),
     )
-    clone = restoring._Clone(platform, clone_of("shop"), "shop", NOBODY, lambda: False)
+
+    def segments() -> list[int]:
+        if declared.cluster.spec.segments.count == 4:
+            raise Unavailable("no primary")
+        return [1, 2]
+
+    world: Any = (SimpleNamespace(segments=segments), NOBODY)
+    clone = restoring._Clone(platform, clone_of("shop"), "shop", lambda name: world, lambda: False)
     _, live = clone.far(NOBODY)
-    with pytest.raises(Unavailable, match=told):
+    with pytest.raises(Unavailable, match=told) as waits:
         live(lambda *_: None)
+    known = after_pause(waits.value, {"tries": 3})
+    assert (known["tries"], known["waits"]) == (0, str(waits.value)), "that is no try"
 
 
 # what is declared

@@ -266,7 +266,11 @@ class FarCopy(LiveCopy):
         if user != REPLICATION_USER:
             return known  # it is this process that asks
         password, authority = (str(self._machines.folder / name) for name in self._keys)
-        return {**known, "password": password, **({"sslrootcert": authority} if "sslrootcert" in known else {})}
+        return {
+            **known,
+            "password": password,
+            **({"sslrootcert": authority} if "sslrootcert" in known else {}),
+        }
 
     # the log
 

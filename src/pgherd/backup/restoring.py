@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from pgherd.backup import looking, planning, registry, repair, restore, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.far_copy import RECEIVED, FarCopy, FarMethod, Place
 from pgherd.backup.live_copy import NearCopy
 from pgherd.backup.native import Native
+from pgherd.backup.pauses import Awaited
 from pgherd.backup.records import Point, pace
 from pgherd.backup.restore import FOLDER, MAKE_ENGINE, STEPS, Restore, Site
 from pgherd.engine.base import Engine
-from pgherd.errors import NoSuchCluster, PgherdError, Unavailable
+from pgherd.errors import NoSuchCluster, PgherdError, Unavailable, one_line
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
 from pgherd.platform.base import NO_WAY_BACK, Platform
@@ -291,24 +294,34 @@ class _Clone:
         copy = FarMethod(place, self.source)
 
         def live(report: Callable[[int, int, int], None]) -> Point:
-            self._require_running()
-            engine, databases = self.running(self.source)
+            engine, databases = self._standing()
             made = FarCopy(engine, databases, copy, self.stopping, machines, place, self.cluster)
             return made.make(self.source, report)
 
         return copy, live
 
-    def _require_running(self) -> None:
-        """:raises Unavailable: it does not run now: both may be declared together, or it may be stopped for an hour"""
+    def _standing(self) -> tuple[Engine, Databases]:
+        """How to reach the source.
+
+        :raises Awaited: it is not there as a whole: both may be declared together, or it may be stopped for an hour
+        """
         try:
             declared = self.platform.declaration(self.source)
         except NoSuchCluster:
-            raise Unavailable(
-                f"spec.bootstrap.clone.cluster: there is no cluster {self.source} here: it is waited for"
-            ) from None
+            raise self._awaited(f"there is no cluster {self.source} here") from None
         if declared.stopped or declared.deleting:
-            what = "is being deleted" if declared.deleting else "is stopped"
-            raise Unavailable(f"spec.bootstrap.clone.cluster: {self.source} {what}: it is waited for")
+            raise self._awaited(f"{self.source} {'is being deleted' if declared.deleting else 'is stopped'}")
+        engine, databases = self.running(self.source)
+        try:
+            there = len(engine.segments())
+        except (Unavailable, psycopg.Error) as error:
+            raise self._awaited(f"{self.source} does not answer ({one_line(error)})") from error
+        if there != (count := declared.cluster.spec.segments.count):
+            raise self._awaited(f"{self.source} is to have {count} segments, and has {there} now")
+        return engine, databases
+
+    def _awaited(self, why: str) -> Awaited:
+        return Awaited(f"spec.bootstrap.clone.cluster: {why}: it is waited for")
 
 
 def _with_its_segments(
