@@ -460,7 +460,7 @@ class Restore:
         server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
         control = server.controlled()
         if control.timeline <= at.timeline:  # else a process that was killed had come so far that it is open
-            machine.remove(data / "standby.signal")  # of a standby's copy; with both the other one would stay for ever
+            machine.remove(data / "standby.signal")  # of a standby: of both the other would stay
             machine.write(data / "recovery.signal", "")
         known = control.settings
         server.start(
