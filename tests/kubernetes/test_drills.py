@@ -188,9 +188,9 @@ def test_a_clone_at_a_point_holds_what_there_was_and_has_no_backups(vault: Vault
         assert connection.execute("SELECT count(*) FROM transfer").fetchone() == (before,)
         assert connection.execute("SELECT sum(balance) FROM account").fetchone() == (SUM,)
     assert "backup" not in Cluster(vault.namespace, COPY).resource["spec"]
-    refused = vault.run("clone", COPY, "vault-third", check=False)
+    refused = vault.run("clone", COPY, "vault-third", "--at", point["name"], check=False)
     assert refused.code == 2, refused
-    assert f"{COPY} has no backups, and on kubernetes a clone is made of them" in refused.err
+    assert f"{COPY} has no backups, and so no restore points" in refused.err
     assert len(refused.err.strip().splitlines()) == 1
     vault.run("delete", COPY, "--purge", "--yes")
 

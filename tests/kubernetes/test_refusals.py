@@ -61,8 +61,11 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
             {"spec": {"backup": {"method": "pgbackrest", "repository": {"volume": {"prefix": "a"}}}}},
             "spec.backup.repository.volume.claimName: Required value",
         ),
-        ({"spec": {"bootstrap": {"clone": {"cluster": "shop"}}}}, "clone is not available on kubernetes"),
-        ({"spec": {"expansion": {"mode": "clone"}}}, "spec.expansion.mode.*clone is for the local platform"),
+        ({"spec": {"bootstrap": {"clone": {"cluster": "wrong"}}}}, "clone.cluster is the cluster itself"),
+        (
+            {"spec": {"engine": "fdw", "expansion": {"mode": "clone"}}},
+            "spec.expansion.mode.*clone needs spec.engine citus",
+        ),
     ],
 )
 def test_a_wrong_resource_is_refused_with_its_path(

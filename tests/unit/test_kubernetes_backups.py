@@ -66,7 +66,7 @@ CORE = "/api/v1/namespaces/prod"
         ),
         (
             {"bootstrap": {"clone": {"cluster": "shop"}}},
-            "spec.bootstrap.clone: is not available on kubernetes in this version: use recovery, or 'pgherd copy-to'",
+            "spec.bootstrap.clone.cluster: is the cluster itself: name the one that is to be copied",
         ),
     ],
 )

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup.live_copy import PARALLEL, LiveCopy
+from pgherd.backup.live_copy import PARALLEL, NearCopy
 from pgherd.backup.records import Backup, GroupBackup, Point
 from pgherd.backup.repository import Repository
 from tests.support.backups import copy, point
 
 
-class Copies(LiveCopy):
+class Copies(NearCopy):
     """Copies that all end at once; there are no servers."""
 
     def __init__(self, repository: Repository) -> None:

@@ -55,11 +55,18 @@ def resource(spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster", "metadata": metadata, "spec": spec}
 
 
+HALTED = {
+    **resource(SPEC),
+    "metadata": {"annotations": {names.STOPPED_ANNOTATION: "true"}},
+}
+
+
 @pytest.fixture
 def kube() -> Iterator[tuple[Kube, Commands]]:
     with kube_api() as (kube, api):
         kube.put(f"{GROUP}/postgresclusters/shop", resource({**SPEC, "backup": DECLARED}))
         kube.put(f"{GROUP}/postgresclusters/plain", resource(SPEC))
+        kube.put(f"{GROUP}/postgresclusters/halted", HALTED)
         points = [
             {**point(hour).as_json(), "state": "restorable" if hour < 3 else "not archived yet"}
             for hour in (1, 2, 3)
@@ -302,23 +309,36 @@ def test_points_are_shown_as_on_one_machine(kube: tuple[Kube, Commands]) -> None
 
 def test_a_clone_is_made_of_the_backups_and_has_none_of_its_own(kube: tuple[Kube, Commands]) -> None:
     _, commands = kube
-    assert commands.clone("shop", "shop2", "p1")["restorePoint"] == "p1"
-    assert commands.clone("shop", "shop3")["restorePoint"] == "p2", "the newest"
+    assert (commands.clone("shop", "shop2", "p1") or {})["restorePoint"] == "p1"
+    assert (commands.clone("shop", "shop3") or {})["restorePoint"] == "p2", "the newest"
     for made in commands.declared_clusters:
         assert made.spec.bootstrap is not None
         assert made.spec.bootstrap.recovery is not None
         assert made.spec.backup is None
 
 
+def test_a_clone_of_a_cluster_without_backups_is_declared_to_be_a_copy_of_it(
+    kube: tuple[Kube, Commands],
+) -> None:
+    _, commands = kube
+    assert commands.clone("plain", "plain2") is None, "there is no point yet of which it would be"
+    [made] = commands.declared_clusters
+    assert made.spec.bootstrap is not None
+    assert made.spec.bootstrap.clone is not None
+    assert made.spec.bootstrap.clone.cluster == "plain"
+    assert made.spec.bootstrap.recovery is None
+    assert (made.metadata.name, made.spec.segments.count, made.spec.backup) == ("plain2", 2, None)
+    assert made.metadata.annotations == {}, "what tools noted on the source is not the clone's"
+
+
 @pytest.mark.parametrize(
     ("source", "target", "at_point", "told"),
     [
-        (
-            "plain",
-            "x",
-            None,
-            "plain has no backups, and on kubernetes a clone is made of them: declare spec.backup",
-        ),
+        ("plain", "x", "p1", "--at p1: plain has no backups, and so no restore points: leave --at out"),
+        ("plain", "shop", None, "shop is here already"),
+        ("plain", "plain", None, "plain is here already"),
+        ("other/plain", "x", None, "other/plain: a clone is made in the namespace of its source"),
+        ("halted", "x", None, "halted is stopped: 'pgherd start halted' brings it back"),
         ("shop", "x", "p3", "no restore point 'p3' can be restored"),
         ("shop", "plain", None, "plain is here already"),
         ("nobody", "x", None, "no cluster 'nobody'"),

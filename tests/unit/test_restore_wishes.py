@@ -15,6 +15,7 @@ from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
 from pgherd.backup.catalogue import Away
 from pgherd.backup.pgbackrest import PgBackRest
 from pgherd.backup.pgbackrest_program import WithMembers
+from pgherd.backup.private_server import Controlled
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import BadInput, Cancelled, PgherdError, Refused, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster
@@ -494,6 +495,62 @@ def test_a_group_whose_place_is_lost_is_made_anew_and_if_some_may_be_placed_all_
     assert home.state["lost"] == []
     assert sorted(method.made) == again
     assert home.state["copiedBytes"].keys() == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("timeline", "told"),
+    [(1, ["end", "remove standby.signal", "write recovery.signal", "start"]), (2, ["end", "start"])],
+)
+def test_a_copy_of_a_standby_recovers_with_the_signal_that_goes_when_it_is_opened(
+    home: Home, monkeypatch: pytest.MonkeyPatch, timeline: int, told: list[str]
+) -> None:
+    """PostgreSQL that finds both removes that of the standby only: taken up again, what is open would recover anew."""
+    done: list[str] = []
+    machine = SimpleNamespace(
+        remove=lambda path: done.append(f"remove {path.name}"),
+        write=lambda path, text: done.append(f"write {path.name}"),
+    )
+
+    class Server:
+        def __init__(self, *_: Any) -> None:
+            self.controlled = lambda: Controlled({}, timeline, True)
+
+        def start(self, settings: Any) -> None:
+            done.append("start")
+            raise Cancelled("enough")
+
+    monkeypatch.setattr("pgherd.backup.restore.PrivateServer", Server)
+    monkeypatch.setattr(LocalWorkshop, "machine", lambda *_: machine)
+    monkeypatch.setattr(LocalWorkshop, "end_processes", lambda *_: done.append("end"))
+    home.know(phase="copying", bases=BASES)
+    restore = Restore(home.site(method=SimpleNamespace(restore_command=lambda *_: "")))
+    restore._state = home.state
+    with pytest.raises(Cancelled):
+        restore._start_and_reach(1)
+    assert done == told
+
+
+def test_a_clone_whose_place_is_lost_is_copied_anew_as_a_whole(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.know(phase="copying", bases=BASES, steps=["copied:0", "copied:1", "copied:2", "copied"])
+    discarded: list[int] = []
+    monkeypatch.setattr(
+        LocalWorkshop, "discard", lambda self, member: discarded.append(member.group), raising=False
+    )
+
+    class OnADeadNode(Copying):
+        def _carry_on(self) -> None:
+            raise Lost("data-shop-segment-1-0 was used on node n1", 1)
+
+    def live(report: Any) -> Any:
+        raise AssertionError("its point is known")
+
+    with pytest.raises(Lost):
+        OnADeadNode(home.site(live=live)).run()
+    assert discarded == [0, 1, 2], "the others stopped at a point that this one can't be brought to"
+    assert home.state["steps"] == []
+    assert "point" not in home.state
 
 
 def test_nobody_copies_before_there_is_a_place_for_every_group(home: Home) -> None:

@@ -7,6 +7,8 @@ lives as long as one process.
 Copies are of standbys where there are any that keep up, so that primaries are spared; the logs are the primaries'. A
 standby is copied once it has replayed all that was written before its group's log was received, and a copy brings the
 log along that was written meanwhile: from its beginning to the point there is no hole.
+
+What is the same everywhere is here, and what is done on one machine; in pods it is ``far_copy``.
 """
 
 from __future__ import annotations
@@ -14,18 +16,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import psycopg
 
 from pgherd.backup import points, records
+from pgherd.backup.base import BackupMethod
 from pgherd.backup.native import Native
 from pgherd.backup.records import Backup, GroupBackup, Point
 from pgherd.engine.base import Engine
 from pgherd.errors import Cancelled, PgherdError
+from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, Endpoint, group_name
 from pgherd.platform.base import Programs
 from pgherd.platform.local import files, tools
@@ -44,7 +49,7 @@ SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn FROM pg_stat_wal_receiver
 logger = logging.getLogger(__name__)
 
 
-class LiveCopy:
+class LiveCopy(ABC):
     """Makes the repository.
 
     :param engine: the source's
@@ -53,18 +58,18 @@ class LiveCopy:
     :param stopping: whether to give up
     """
 
+    poll_seconds = 0.1
+
     def __init__(
         self,
         engine: Engine,
         databases: Databases,
-        method: Native,
-        programs: Programs,
+        method: BackupMethod,
         stopping: Callable[[], bool],
     ) -> None:
         self._engine = engine
         self._databases = databases
         self._method = method
-        self._programs = programs
         self._stopping = stopping
         self._enough = threading.Event()
         self._guard = threading.Lock()
@@ -77,23 +82,44 @@ class LiveCopy:
         :raises Cancelled: ``stopping`` said so
         :raises PgherdError: the source could not be copied
         """
-        repository = self._method.repository
         groups = [COORDINATOR, *self._engine.segments()]
         standing = points.look(self._databases, groups)
-        for group in groups:
-            tools.end_strays(repository.logs(group) / standing[group].system)
-        files.remove(repository.root)
-        repository.create(cluster)
-        with ThreadPoolExecutor(max_workers=len(groups)) as receivers:
+        systems = {group: standing[group].system for group in groups}
+        self._prepare(cluster, systems)
+        with self._keeping_the_log(groups), ThreadPoolExecutor(max_workers=len(groups)) as receivers:
             try:
-                for group in groups:
-                    folder = repository.logs(group) / standing[group].system
-                    folder.mkdir(parents=True)
-                    receivers.submit(self._receive, group, folder)
-                self._await(lambda: all(self._is_receiving(group, standing) for group in groups))
+                for group, system in systems.items():
+                    receivers.submit(self._receive, group, system)
+                self._await(
+                    lambda: all(self._is_receiving(group, system) for group, system in systems.items())
+                )
+                crash_point("clone:receiving")
                 return self._copy(cluster, groups, report)
+            except Cancelled:
+                if not self._stopping():
+                    self._require_no_trouble()
+                raise
             finally:
                 self._enough.set()
+
+    @abstractmethod
+    def _prepare(self, cluster: str, systems: Mapping[int, str]) -> None:
+        """Remove what an earlier try left, and make places for the groups' logs.
+
+        :param systems: each group's database system
+        """
+
+    def _keeping_the_log(self, groups: list[int]) -> AbstractContextManager[object]:
+        """Around all that is received: the source keeps what has not been received yet."""
+        return nullcontext()
+
+    @abstractmethod
+    def _receive(self, group: int, system: str) -> None:
+        """Receive a group's log until it is enough; what keeps it from that is :attr:`_trouble`."""
+
+    @abstractmethod
+    def _is_receiving(self, group: int, system: str) -> bool:
+        """Whether some of it has arrived."""
 
     def _copy(self, cluster: str, groups: list[int], report: Callable[[int, int, int], None]) -> Point:
         repository = self._method.repository
@@ -119,6 +145,7 @@ class LiveCopy:
 
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             list(pool.map(copy, groups))
+        crash_point("clone:copied")
         point = self._point(backup.id)
         self._await(lambda: points.archived(self._method, point) is not None)
         done = points.archived(self._method, point) or point
@@ -136,7 +163,8 @@ class LiveCopy:
             None,
             self._way_to(group, standby, REPLICATION_USER),
             lambda done, total: report(group, done, total),
-            self._stopping,
+            # Whose log has a hole is copied in vain.
+            lambda: bool(self._trouble) or self._stopping(),
         )
 
     def _way_to(self, group: int, member: Endpoint | None, user: str) -> dict[str, str]:
@@ -182,9 +210,52 @@ class LiveCopy:
                 )
         raise AssertionError("unreachable")
 
-    # the logs
+    def _await(self, arrived: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while not arrived():
+            if self._stopping():
+                raise Cancelled("the clone was stopped")
+            self._require_no_trouble()
+            if time.monotonic() > deadline:
+                raise PgherdError("the groups' logs do not arrive: see whether all groups have a primary")
+            time.sleep(self.poll_seconds)
 
-    def _receive(self, group: int, folder: Path) -> None:
+    def _require_no_trouble(self) -> None:
+        for group, trouble in list(self._trouble.items()):
+            raise PgherdError(f"the log of {group_name(group)} can't be received: {trouble}")
+
+
+class NearCopy(LiveCopy):
+    """On this machine.
+
+    :param method: of a repository in a directory, which is made anew
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        databases: Databases,
+        method: Native,
+        programs: Programs,
+        stopping: Callable[[], bool],
+    ) -> None:
+        super().__init__(engine, databases, method, stopping)
+        self._repository = method.repository
+        self._programs = programs
+
+    def _prepare(self, cluster: str, systems: Mapping[int, str]) -> None:
+        folders = [self._folder(group, system) for group, system in systems.items()]
+        for folder in folders:
+            tools.end_strays(folder)
+        files.remove(self._repository.root)
+        self._repository.create(cluster)
+        for folder in folders:
+            folder.mkdir(parents=True)
+
+    def _folder(self, group: int, system: str) -> Path:
+        return self._repository.logs(group) / system
+
+    def _receive(self, group: int, system: str) -> None:
         parameters = self._databases.parameters(group, user=REPLICATION_USER, database=SUPERUSER)
         password = parameters.pop("password")
         command: list[str | Path] = [
@@ -192,7 +263,7 @@ class LiveCopy:
             self._programs.find("pg_receivewal"),
             f"--dbname={psycopg.conninfo.make_conninfo('', **parameters)}",
             "--directory",
-            folder,
+            self._folder(group, system),
             *("--no-loop", "--status-interval=1"),
         ]
         try:
@@ -206,17 +277,5 @@ class LiveCopy:
         except PgherdError as error:
             self._trouble[group] = str(error)
 
-    def _is_receiving(self, group: int, standing: dict[int, points.Standing]) -> bool:
-        folder = self._method.repository.logs(group) / standing[group].system
-        return any(folder.iterdir())
-
-    def _await(self, arrived: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + ARRIVAL_SECONDS
-        while not arrived():
-            if self._stopping():
-                raise Cancelled("the clone was stopped")
-            for group, trouble in self._trouble.items():
-                raise PgherdError(f"the log of {group_name(group)} can't be received: {trouble}")
-            if time.monotonic() > deadline:
-                raise PgherdError("the groups' logs do not arrive: see whether all groups have a primary")
-            time.sleep(0.1)
+    def _is_receiving(self, group: int, system: str) -> bool:
+        return any(self._folder(group, system).iterdir())

@@ -16,6 +16,10 @@ NO_PAUSE: Mapping[str, Any] = {"tries": 0, "waits": None}
 """what the state says of pauses when a step is done"""
 
 
+class Awaited(Unavailable):
+    """Nothing was tried: something has to be there first, which may take days."""
+
+
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line."""
     if isinstance(error, PgherdError | psycopg.Error | OSError) and (text := one_line(error)):
@@ -35,4 +39,6 @@ def is_worth_a_try(error: Exception, state: Mapping[str, Any]) -> bool:
 
 def after_pause(error: Exception, state: Mapping[str, Any]) -> dict[str, Any]:
     """What the state says of a pause, for whoever waits and for the next try."""
+    if isinstance(error, Awaited):
+        return {**NO_PAUSE, "waits": reason_of(error)}
     return {"tries": int(state.get("tries") or 0) + 1, "waits": reason_of(error)}

@@ -219,6 +219,10 @@ class Restore:
         """A group's data are lost with their place. Once some may be in their places, all are made anew: what is in its
         place is not moved out of it again."""
         lost = [error.group] if self._is_to_do("settled") else self._groups()
+        if self._site.live is not None:
+            # Copied anew, a group is past the point that the others were copied for.
+            lost = sorted({error.group, *self._groups()})
+            self._state.pop("point", None)
         kept = {"aside", *(f"copied:{group}" for group in self._groups() if group not in lost)}
         copied = {
             key: what for key, what in (self._state.get("copiedBytes") or {}).items() if int(key) not in lost
@@ -456,6 +460,7 @@ class Restore:
         server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
         control = server.controlled()
         if control.timeline <= at.timeline:  # else a process that was killed had come so far that it is open
+            machine.remove(data / "standby.signal")  # of a standby: of both the other would stay
             machine.write(data / "recovery.signal", "")
         known = control.settings
         server.start(

@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from pgherd.backup import looking, planning, registry, repair, restore, wish
-from pgherd.backup.live_copy import LiveCopy
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.far_copy import RECEIVED, FarCopy, FarMethod, Place
+from pgherd.backup.live_copy import NearCopy
 from pgherd.backup.native import Native
+from pgherd.backup.pauses import Awaited
 from pgherd.backup.records import Point, pace
-from pgherd.backup.restore import MAKE_ENGINE, STEPS, Restore, Site
+from pgherd.backup.restore import FOLDER, MAKE_ENGINE, STEPS, Restore, Site
 from pgherd.engine.base import Engine
-from pgherd.errors import NoSuchCluster, PgherdError
+from pgherd.errors import NoSuchCluster, PgherdError, Unavailable, one_line
 from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import Member
 from pgherd.platform.base import NO_WAY_BACK, Platform
+from pgherd.platform.machine import Machines
 from pgherd.postgres.connections import Databases
 
 PENDING = "requested"
@@ -227,15 +235,12 @@ def begin(
         return not known.get("inPlace") and bool(wish.told(now)) and wish.told(now) != wish.told(cluster)
 
     if asked is None and bootstrap is not None and bootstrap.clone is not None:
-        source = bootstrap.clone.cluster
-        copy = Native(platform.workshop(name).scratch() / source, platform.programs, with_log=True)
-
-        def live(report: Callable[[int, int, int], None]) -> Point:
-            engine, databases = running(source)
-            made = LiveCopy(engine, databases, copy, platform.programs(), stopping)
-            return made.make(source, report)
-
-        return Restore(Site(platform, cluster, copy, make_engine, stopping, source, live=live, anew=anew))
+        machines = platform.workshop(name).machines()
+        clone = _Clone(platform, cluster, bootstrap.clone.cluster, running, stopping)
+        method, live = clone.near() if machines is None else clone.far(machines)
+        return Restore(
+            Site(platform, cluster, method, make_engine, stopping, clone.source, live=live, anew=anew)
+        )
     wanted = bootstrap.recovery if bootstrap is not None else None
     if asked is not None:
         wanted = planning.wanted(asked)
@@ -244,6 +249,74 @@ def begin(
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
     return Restore(Site(platform, cluster, method, make_engine, stopping, *own, anew=anew))
+
+
+_Live = Callable[[Callable[[int, int, int], None]], Point]
+
+
+@dataclass(frozen=True)
+class _Clone:
+    """How a running cluster becomes what is restored."""
+
+    platform: Platform
+    cluster: PostgresCluster
+    source: str
+    running: Running
+    stopping: Callable[[], bool]
+
+    def near(self) -> tuple[BackupMethod, _Live]:
+        """On this machine."""
+        platform, name = self.platform, self.cluster.metadata.name
+        copy = Native(platform.workshop(name).scratch() / self.source, platform.programs, with_log=True)
+
+        def live(report: Callable[[int, int, int], None]) -> Point:
+            engine, databases = self.running(self.source)
+            made = NearCopy(engine, databases, copy, platform.programs(), self.stopping)
+            return made.make(self.source, report)
+
+        return copy, live
+
+    def far(self, machines: Machines) -> tuple[BackupMethod, _Live]:
+        """Straight to where its members are put together."""
+        workshop = self.platform.workshop(self.cluster.metadata.name)
+        workshop.heed(self.stopping)
+
+        def place(group: int) -> Place:
+            member = Member(self.cluster.metadata.name, group, 0)
+            folder = workshop.folder(member)
+            return Place(workshop.machine(member), folder / FOLDER, folder / RECEIVED)
+
+        copy = FarMethod(place, self.source)
+
+        def live(report: Callable[[int, int, int], None]) -> Point:
+            engine, databases = self._standing()
+            made = FarCopy(engine, databases, copy, self.stopping, machines, place, self.cluster)
+            return made.make(self.source, report)
+
+        return copy, live
+
+    def _standing(self) -> tuple[Engine, Databases]:
+        """How to reach the source.
+
+        :raises Awaited: it is not there as a whole: both may be declared together, or it may be stopped for an hour
+        """
+        try:
+            declared = self.platform.declaration(self.source)
+        except NoSuchCluster:
+            raise self._awaited(f"there is no cluster {self.source} here") from None
+        if declared.stopped or declared.deleting:
+            raise self._awaited(f"{self.source} {'is being deleted' if declared.deleting else 'is stopped'}")
+        engine, databases = self.running(self.source)
+        try:
+            there = len(engine.segments())
+        except (Unavailable, psycopg.Error) as error:
+            raise self._awaited(f"{self.source} does not answer ({one_line(error)})") from error
+        if there != (count := declared.cluster.spec.segments.count):
+            raise self._awaited(f"{self.source} is to have {count} segments, and has {there} now")
+        return engine, databases
+
+    def _awaited(self, why: str) -> Awaited:
+        return Awaited(f"spec.bootstrap.clone.cluster: {why}: it is waited for")
 
 
 def _with_its_segments(

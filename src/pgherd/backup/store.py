@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -198,6 +199,42 @@ class DirectoryStore(Store):
         with files.explained(f"make {self.root}"):
             self.root.parent.mkdir(parents=True, exist_ok=True)
             self.root.mkdir(exist_ok=True, mode=files.PRIVATE_DIRECTORY)
+
+
+class MemoryStore(Store):
+    """For what need not outlive this process."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> bytes | None:
+        return self._files.get(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._files[name] = content
+
+    def append(self, name: str, content: bytes) -> None:
+        self._files[name] = self._files.get(name, b"") + content
+
+    def names(self, folder: str) -> list[Entry]:
+        found = [name for name in list(self._files) if name.rpartition("/")[0] == folder]
+        return [Entry(name) for name in sorted(found)]
+
+    def folders(self, folder: str) -> list[str]:
+        below = f"{folder}/"
+        rests = [name.removeprefix(below) for name in list(self._files) if name.startswith(below)]
+        return sorted({rest.partition("/")[0] for rest in rests if "/" in rest})
+
+    def remove(self, name: str) -> None:
+        for each in [each for each in self._files if each == name or each.startswith(f"{name}/")]:
+            del self._files[each]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        with self._lock:
+            yield
 
 
 @contextlib.contextmanager

@@ -230,7 +230,7 @@ def clone(
         typer.Option(
             metavar="POINT",
             help="As of this restore point, from the backups. Left out: as it is now, without any backups; on "
-            "Kubernetes as of the newest point.",
+            "Kubernetes, if there are backups, as of the newest point.",
             show_default=False,
         ),
     ] = None,

@@ -202,6 +202,11 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str, *, kept: boo
     :raises BadInput: what is filled in does not go with what was declared
     """
     spec = cluster.spec
+    source = spec.bootstrap.clone if spec.bootstrap is not None else None
+    if source is not None and source.cluster == cluster.metadata.name:
+        raise BadInput(
+            "spec.bootstrap.clone.cluster: is the cluster itself: name the one that is to be copied"
+        )
     update: dict[str, Any] = {"engine": spec.engine or DEFAULT_ENGINE[platform]}
     if spec.expansion.mode == "clone" and update["engine"] == "fdw":
         raise BadInput(f"spec.expansion.mode: {NO_CLONES}")
@@ -260,10 +265,6 @@ def kubernetes_problems(spec: ClusterSpec) -> list[str]:
                 f"{path}.repository.{declared.repository.kind}.caFile: is for the local platform: on kubernetes put "
                 "the certificate into the Secret of secretRef as ca.crt"
             )
-    if spec.bootstrap is not None and spec.bootstrap.clone is not None:
-        problems.append(
-            "spec.bootstrap.clone: is not available on kubernetes in this version: use recovery, or 'pgherd copy-to'"
-        )
     return problems
 
 

@@ -148,7 +148,10 @@ class RecoverySpec(Model):
 class CloneSpec(Model):
     """Which running cluster is copied."""
 
-    cluster: str = Field(description="The name of the cluster; it needs no backups, and goes on meanwhile.")
+    cluster: str = Field(
+        description="The name of the cluster, on Kubernetes in the same namespace; it needs no backups, and goes on "
+        "meanwhile."
+    )
 
 
 class BootstrapSpec(Model):
@@ -156,7 +159,7 @@ class BootstrapSpec(Model):
 
     recovery: RecoverySpec | None = Field(default=None, description="From the backups of another cluster.")
     clone: CloneSpec | None = Field(
-        default=None, description="Local only: from another cluster as it is when it is copied."
+        default=None, description="From another cluster as it is when it is copied."
     )
 
     @model_validator(mode="after")

@@ -59,8 +59,9 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.bootstrap",
     },
     {
-        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.clone)",
-        "message": "clone is not available on kubernetes in this version",
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.clone)"
+        " || self.spec.bootstrap.clone.cluster != self.metadata.name",
+        "message": "clone.cluster is the cluster itself: name the one that is to be copied",
         "fieldPath": ".spec.bootstrap",
     },
     {

@@ -291,18 +291,31 @@ class Backups(Repairs):
         shape = declaration.to_mapping(declared)
         self.up(planning.declared(shape, target, None, recovery, own_segments=True, platform="kubernetes"))
 
-    def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any]:
-        """Declare a new cluster that is what a restore point of another holds, or its newest one.
+    def clone(self, source: str, target: str, at: str | None = None) -> dict[str, Any] | None:
+        """Declare a new cluster that is what a restore point of another holds, or its newest one; without backups, what
+        it is itself when it is copied.
 
-        :return: as of :meth:`restore`
-        :raises BadInput: there are no backups, no such point, or the new name is taken
+        :return: as of :meth:`restore`; None: it is copied itself
+        :raises BadInput: no such point, the source is stopped, or the new name is taken
         """
-        if objects.cluster_of(self._get(source)).spec.backup is None:
+        if "/" in source:
+            raise BadInput(f"{source}: a clone is made in the namespace of its source: name that one with -n")
+        found = self._get(source)
+        if objects.cluster_of(found).spec.backup is not None:
+            return self.restore(source, target, restore_point=at, as_clone=True)
+        if at is not None:
             raise BadInput(
-                f"{source} has no backups, and on kubernetes a clone is made of them: declare spec.backup ('pgherd "
-                f"explain backup'), or create {target} and copy the database with 'pgherd copy-to {source} {target}'"
+                f"--at {at}: {source} has no backups, and so no restore points: leave --at out to have it copied as it "
+                "is now"
             )
-        return self.restore(source, target, restore_point=at, as_clone=True)
+        if objects.is_stopped(found):
+            raise BadInput(f"{source} is stopped: 'pgherd start {source}' brings it back")
+        self._require_free(target)
+        shape = declaration.to_mapping(objects.cluster_of(found))
+        # What tools noted on the source is not the new cluster's.
+        spec = {**shape["spec"], "bootstrap": {"clone": {"cluster": source}}}
+        self.up(planning.like({**shape, "metadata": {"name": target}, "spec": spec}, target, "kubernetes"))
+        return None
 
 
 def _chosen(points: Sequence[Point], since: str, wanted: RecoverySpec) -> Point | None:
