@@ -44,7 +44,10 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
             "spec.bootstrap.*a path is for the local platform",
         ),
         ({"spec": {"bootstrap": {"clone": {"cluster": "shop"}}}}, "clone is not available on kubernetes"),
-        ({"spec": {"expansion": {"mode": "clone"}}}, "spec.expansion.mode.*clone is for the local platform"),
+        (
+            {"spec": {"engine": "fdw", "expansion": {"mode": "clone"}}},
+            "spec.expansion.mode.*clone needs spec.engine citus",
+        ),
     ],
 )
 def test_a_wrong_resource_is_refused_with_its_path(

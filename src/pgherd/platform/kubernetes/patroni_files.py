@@ -34,6 +34,9 @@ BACKUP_DIRECTORY = "/etc/pgherd-backup"
 RECOVERY_DIRECTORY = "/etc/pgherd-recovery"
 """the same for what a cluster is made from"""
 
+TOLD = "patroni.dynamic.json"
+"""where Patroni keeps the dynamic configuration beside the data; before its store has one, this one goes"""
+
 LAST_WORDS = "how its server ended:"
 """begins what a container says that was told to end"""
 
@@ -111,6 +114,8 @@ then
     echo "removing an incomplete founding in $data"
     find "$data" -mindepth 1 -delete
 fi
+# What was copied has what Patroni was told of the group that it is a copy of; nobody has started it as this one's.
+[ -e "$founded" ] || rm -f "$data/{TOLD}"
 ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
 # Certificates are renewed under our feet: Patroni and PostgreSQL read them again when they are told to.
 (
@@ -189,7 +194,9 @@ tcp_user_timeout=8000
 
 MARK_SCRIPT = f"""\
 #!/bin/sh
-# Patroni runs this when PostgreSQL is up: from now on what is here is a database.
+# Patroni runs this when PostgreSQL is up: from now on what is here is a database. What Patroni remembers beside it is
+# perhaps of the group that it was copied from, until this one's is in the store.
+[ -e {VOLUME_PATH}/founded ] || rm -f {DATA_PATH}/{TOLD}
 touch {VOLUME_PATH}/founded
 """
 

@@ -329,10 +329,10 @@ class KubernetesPlatform(KeepsBackups):
             replicas = max(self._replicas(member.cluster, member.group), member.ordinal + 1)
             self._ensure_group(cluster, member.group, replicas, dcs_config)
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None]) -> bool:
         """Bring what is around the members into line with the declaration; put back what somebody changed.
 
-        :param configs: Patroni's dynamic configuration of each group that should be
+        :param configs: Patroni's dynamic configuration of each group that should be; None: nobody can say it now
         :return: whether anything was changed
         :raises PgherdError: something was refused, or waits; everything else was done
         """
@@ -352,7 +352,7 @@ class KubernetesPlatform(KeepsBackups):
         return bool(changed)
 
     def _align_group(
-        self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]], group: int
+        self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None], group: int
     ) -> list[str]:
         name = cluster.metadata.name
         own = self.settled(name)
@@ -361,7 +361,8 @@ class KubernetesPlatform(KeepsBackups):
                 self._remove_group(cluster, group, own.epoch)
             return []
         replicas = self._replicas(name, group)
-        changed = self._ensure_group(cluster, group, replicas, configs[group])
+        config = configs[group]
+        changed = [] if config is None else self._ensure_group(cluster, group, replicas, config)
         self._upkeep.group(cluster, group, replicas, own)
         return changed
 

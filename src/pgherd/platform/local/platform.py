@@ -213,7 +213,7 @@ class LocalPlatform(Platform):
             # Not to be asked is not to know of anything: who judges must not take the one for the other.
             raise Unavailable(str(error)) from error
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None]) -> bool:
         """Write down which groups hold users' data: they are never founded anew. Remove what repairs left behind."""
         for bench in self.benches(cluster.metadata.name).values():
             bench.tidy()
