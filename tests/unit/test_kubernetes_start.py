@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import restore
+from pgherd.patroni.config import REMEMBERED
 from pgherd.platform.base import Ending
 from pgherd.platform.kubernetes import endings, patroni_files
 from tests.unit.test_kubernetes_objects import objects
@@ -251,7 +252,7 @@ def test_what_patroni_was_told_of_another_group_does_not_come_with_a_copy_of_it(
     (data / "global").mkdir(parents=True)
     (data / "global/pg_control").touch()
     (data / "backup_label").touch()
-    told = data / patroni_files.TOLD
+    told = data / REMEMBERED
     told.write_text('{"slots": {}}')
     containers.start()
     until(containers.servers, "it serves")
@@ -270,7 +271,7 @@ def test_what_patroni_was_told_of_this_group_stays(containers: Containers) -> No
     (data / "global").mkdir(parents=True)
     (data / "global/pg_control").touch()
     (containers.volume / "founded").touch()
-    (data / patroni_files.TOLD).write_text("{}")
+    (data / REMEMBERED).write_text("{}")
     containers.start()
     until(containers.servers, "it serves")
-    assert (data / patroni_files.TOLD).exists()
+    assert (data / REMEMBERED).exists()

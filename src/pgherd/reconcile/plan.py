@@ -129,7 +129,7 @@ def _may_start(seen: Observed, member: Member) -> bool:
         return True
     if seen.awaits_source(member.group) or (seen.unfit and not seen.took_part(member.group)):
         return False
-    if seen.catalogue is not None and (clone := seen.catalogue.clones.get(member.group)) is not None:
+    if seen.is_clone(member.group):
         # The first one copies the source, the others that one.
         return member.ordinal == 0 or any(other.is_running for other in seen.of_group(member.group))
     if seen.primary(member.group) is not None:

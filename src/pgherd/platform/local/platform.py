@@ -440,7 +440,8 @@ class LocalPlatform(Platform):
                 raise
             self._require_data(member, group)
             endings.forget(self._layout, member)
-            namespace = self._foundings.admit(member, group, self._eraser(cluster, member))
+            as_copy = bool(dcs_config.get("standby_cluster")) and member.ordinal == 0
+            namespace = self._foundings.admit(member, group, self._eraser(cluster, member), as_copy=as_copy)
             self._write_config(cluster, member, ports, namespace, dcs_config)
             logs.rotate(layout.log)
             self._daemons.start_patroni(layout.config, layout.log, prefix)
