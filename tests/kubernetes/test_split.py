@@ -6,11 +6,14 @@ databases or in Kubernetes.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from pgherd.model.topology import group_id
 from tests.kubernetes.kube import ENGINE, Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
@@ -68,7 +71,8 @@ def whole(cluster: Cluster, segments: int) -> None:
     assert all(group["shards"] for group in status["groups"][1:]), status["groups"]
     assert ask(cluster, "SELECT count(*), sum(id)::bigint FROM item") == f"{ROWS}|{ROWS * (ROWS + 1) // 2}"
     for table in ("pgherd.clone", "pgherd.cleanup", "pg_dist_cleanup"):
-        wait_for(lambda t=table: ask(cluster, f"SELECT count(*) FROM {t}") == "0", f"{table} is empty", 60)
+        query = f"SELECT count(*) FROM {table}"
+        wait_for(partial(none, cluster, query, cluster.member("coordinator", "primary")), f"no {table}", 60)
     assert ask(cluster, "SELECT count(*) FROM pg_dist_node WHERE nodeisclone") == "0"
     primaries = (
         "SELECT string_agg(groupid::text, ',' ORDER BY groupid) FROM pg_dist_node WHERE noderole = 'primary'"
@@ -77,12 +81,8 @@ def whole(cluster: Cluster, segments: int) -> None:
     for group in status["groups"]:
         assert len(group["members"]) == 2
         for member in group["members"]:
-            wait_for(
-                lambda name=member["name"]: cluster.psql(name, SLOTS) == "0",
-                f"no slot on {member['name']}",
-                60,
-            )
-        config = pgherd_config(cluster, group["name"])
+            wait_for(partial(none, cluster, SLOTS, member["name"]), f"no slot on {member['name']}", 60)
+        config = configured(cluster, group["name"])
         assert not {"standby_cluster", "pgherd_parting", "pgherd_quiet"} & {k for k, v in config.items() if v}
         assert not config.get("pause")
     selector = f"pgherd.io/cluster={cluster.name}"
@@ -92,12 +92,12 @@ def whole(cluster: Cluster, segments: int) -> None:
         assert len(cluster.namespace.list(kind, selector)) == 2 * (segments + 1), kind
 
 
-def pgherd_config(cluster: Cluster, group: str) -> dict[str, object]:
+def none(cluster: Cluster, query: str, member: str) -> bool:
+    return cluster.psql(member, query) == "0"
+
+
+def configured(cluster: Cluster, group: str) -> dict[str, object]:
     """What Patroni is told in this group, from its store."""
-    import json
-
-    from pgherd.model.topology import group_id
-
     found = cluster.namespace.get("configmap", f"{cluster.name}-{group_id(group)}-config")
     config: dict[str, object] = json.loads(found["metadata"]["annotations"]["config"])
     return config
