@@ -130,18 +130,49 @@ def test_a_segment_is_split_under_writers_by_an_operator_killed_at_every_step(
     assert ask(shop, "SHOW citus.recover_2pc_interval", "segment-3") != "-1"
 
 
-def test_a_source_whose_primary_dies_while_it_is_copied_loses_nothing(shop: Cluster) -> None:
+def test_a_source_that_dies_while_it_is_copied_and_a_copy_that_dies_lose_nothing(shop: Cluster) -> None:
+    # So much that the copying takes a while.
+    ask(
+        shop,
+        "CREATE TABLE bulk (id bigint, note text); SELECT create_distributed_table('bulk', 'id');"
+        " INSERT INTO bulk SELECT g, repeat(md5(g::text), 30) FROM generate_series(1, 200000) g",
+    )
     with writers(shop) as at_work:
         shop.namespace.kubectl("scale", f"pgc/{shop.name}", "--replicas=4")
         wait_for(lambda: copies(shop), "a copy is begun", 120, every=0.1)
-        source = ask(shop, "SELECT source_id FROM pgherd.clone")
-        victim = shop.member(f"segment-{source}", "primary")
-        shop.namespace.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
-        shop.wait_phase("Running", timeout=500)
+        source = f"segment-{ask(shop, 'SELECT source_id FROM pgherd.clone')}"
+        first, standby = (f"{shop.name}-segment-4-{n}" for n in (0, 1))
+        seen = wait_for(partial(patroni_state, shop, first), "it is being copied", 120, every=0.05)
+        shop.namespace.kubectl(
+            "delete", "pod", shop.member(source, "primary"), "--grace-period=0", "--force", "--wait=false"
+        )
+        # The member that follows the source goes as soon as another one could take its place.
+        wait_for(
+            lambda: is_ready(shop, standby) or not copies(shop), "the copy has a standby", 300, every=0.1
+        )
+        shop.namespace.kubectl(
+            "delete", "pod", first, "--grace-period=0", "--force", "--wait=false", check=False
+        )
+        shop.wait_phase("Running", timeout=600)
         at_work.go_on()
         final = at_work.finish()
-    print(final)
+    print(seen, final)
     whole(shop, 4)
+    assert ask(shop, "SELECT count(*), count(DISTINCT id) FROM bulk") == "200000|200000"
+
+
+def patroni_state(cluster: Cluster, member: str) -> str:
+    """What its Patroni noted last of its server; nothing before that."""
+    note = cluster.namespace.get("pod", member)["metadata"].get("annotations", {}).get("status") or "{}"
+    return str(json.loads(note).get("state", ""))
+
+
+def is_ready(cluster: Cluster, member: str) -> bool:
+    """Whether its server is up, as Kubernetes sees it."""
+    if not cluster.namespace.exists("pod", member):
+        return False
+    status = cluster.namespace.get("pod", member)["status"]
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions", []))
 
 
 def test_a_cancelled_split_leaves_nothing(shop: Cluster, namespace: Namespace) -> None:

@@ -30,7 +30,7 @@ from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes
 from pgherd.engine.citus.clone_name import SEQUENCES
 from pgherd.engine.citus.holding import HOLD_SECONDS, Hold
 from pgherd.engine.citus.move import end_predecessor
-from pgherd.engine.citus.session import superuser, value
+from pgherd.engine.citus.session import only, superuser, value
 from pgherd.engine.citus.versions import numbers
 from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.model.topology import Endpoint, group_name
@@ -198,13 +198,19 @@ def what_is_missing(databases: Databases, group: int) -> str | None:
 
 
 def _follows(databases: Databases, group: int) -> bool | None:
-    """Whether the copy is a standby; None: it does not answer."""
+    """Whether the copy is a standby, each of its members that answers; None: none does."""
     for _ in range(ATTEMPTS):
-        try:
-            with databases.connect(group, read_only=True) as connection:
-                return bool(value(connection, "SELECT pg_is_in_recovery()"))
-        except (Unavailable, psycopg.OperationalError):
-            time.sleep(0.2)
+        endpoints = databases.addresses().get(group, ())
+        said = [_is_standby(only(databases, group, endpoint), group) for endpoint in endpoints]
+        if known := [answer for answer in said if answer is not None]:
+            return all(known)
+        time.sleep(0.2)
+    return None
+
+
+def _is_standby(alone: Databases, group: int) -> bool | None:
+    with suppress(Unavailable, psycopg.OperationalError), alone.connect(group, read_only=True) as member:
+        return bool(value(member, "SELECT pg_is_in_recovery()"))
     return None
 
 
@@ -221,10 +227,11 @@ def split(databases: Databases, operation: int, group: int, source: int, control
         cleanup.clean_up(databases, operation)
         desk.execute("SELECT recover_prepared_transactions()")
         try:
-            with clone_place.in_front(databases, group, source):
-                number = _registered(databases, desk, group, source)
+            copy = clone_place.leader(databases, group)
+            with clone_place.in_front(databases, group, source, copy.host):
+                number = _registered(desk, group, source, copy)
                 control.checkpoint("registered")
-                _part(databases, operation, group, source, number)
+                _part(databases, operation, group, source, number, only(databases, group, copy))
         except Cancelled:
             raise
         except (psycopg.Error, PgherdError) as error:
@@ -255,12 +262,11 @@ def _require_standby(databases: Databases, desk: Connection, group: int) -> None
     raise Unavailable(f"{group_name(group)} was promoted, but not taken in: it is made anew")
 
 
-def _registered(databases: Databases, desk: Connection, group: int, source: int) -> int:
+def _registered(desk: Connection, group: int, source: int, where: Endpoint) -> int:
     """The copy's number as a node of Citus, under the number of our group."""
     primary = nodes.nodes(desk).get(source)
     if primary is None:
         raise Unavailable(f"{group_name(source)} is not a node of Citus")
-    where: Endpoint = databases.addresses()[group][0]
     with desk.transaction():
         desk.execute("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE")
         if not value(desk, "SELECT count(*) FROM pg_dist_node WHERE groupid = %s", [group]):
@@ -274,14 +280,15 @@ def _registered(databases: Databases, desk: Connection, group: int, source: int)
     return int(node)
 
 
-def _part(databases: Databases, operation: int, group: int, source: int, node: int) -> None:
+def _part(databases: Databases, operation: int, group: int, source: int, node: int, alone: Databases) -> None:
+    """:param alone: the copy's member that follows the source"""
     clone_name.require_quiet(databases, group)
     segments = nodes.segments(databases)
     # All sessions are there before the first writer has to wait.
     with (
         superuser(databases) as desk,
         ExitStack() as closed,
-        databases.connect(group, read_only=True) as copy,
+        alone.connect(group, read_only=True) as copy,
         superuser(databases, source) as original,
         superuser(
             databases, autocommit=False, application_name=_session(group), lock_timeout=PATIENCE
