@@ -127,3 +127,27 @@ def test_a_copy_any_member_of_which_was_promoted_follows_nobody_any_more(
     answers = {"10.0.0.1": first, "10.0.0.2": second}
     says = {host: [(answer,)] for host, answer in answers.items() if answer is not None}
     assert clone._follows(servers(COPY, says), 3) is follows
+
+
+@pytest.mark.parametrize(
+    ("state", "behind", "says", "given_up"),
+    [
+        ("copying", [], "is catching up", False),
+        ("copying", [(5 << 20,)], "is 5 MiB behind", False),
+        ("parting", [], "was interrupted: it is made anew", True),
+        ("parting", [(0,)], None, False),
+    ],
+)
+def test_a_copy_about_to_part_that_follows_its_source_no_more_is_given_up(
+    state: str, behind: list[tuple[int]], says: str | None, given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {0: [Endpoint("10.0.0.9", 5432)], 1: [Endpoint("10.0.0.8", 5432)], 3: COPY[3]}
+    # The member that followed the source is away, the other one is a standby of it and answers.
+    answers = {"10.0.0.9": [(3, 1, state)], "10.0.0.8": behind, "10.0.0.2": [(True,)]}
+    told: list[str] = []
+    monkeypatch.setattr(clone, "RETURN_SECONDS", 0.3)
+    monkeypatch.setattr(clone, "_was_decided", lambda *of: False)
+    monkeypatch.setattr(clone, "_set", lambda desk, group, to: told.append(to))
+    missing = clone.what_is_missing(servers(nodes, answers), 3)
+    assert missing == (says and f"segment-3, a copy of segment-1, {says}")
+    assert told == (["undone"] if given_up else [])

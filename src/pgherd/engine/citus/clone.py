@@ -51,6 +51,11 @@ ATTEMPTS = 5
 """to reach a copy, until it counts as not there"""
 LAST_BYTE_SECONDS = 5.0
 """how long writers wait for a copy to have the last of what they wrote"""
+RETURN_SECONDS = 10.0
+"""after which a copy that is about to part and does not follow its source is given up"""
+_BEHIND = """\
+SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replication r
+JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = %s AND r.state = 'streaming'"""
 _GIVE_WAY = "SET LOCAL deadlock_timeout TO '20ms'"
 """whoever waits for us while we wait for him goes on: it is we who try again"""
 _RANGE_BITS = 48
@@ -177,24 +182,32 @@ def what_is_missing(databases: Databases, group: int) -> str | None:
         return None
     name = f"{group_name(group)}, a copy of {group_name(clone.source)},"
     follows = _follows(databases, group)
-    if follows is False or (follows is None and clone.state == PARTING):
+    lag = _lag(databases, group, clone) if follows else None
+    if follows is False or (lag is None and clone.state == PARTING):
         with superuser(databases) as desk:
             if not _was_decided(databases, desk, group):
                 _set(desk, group, UNDONE)
         return f"{name} was interrupted: it is made anew"
     if follows is None:
         return f"{name} is being made"
-    with superuser(databases, clone.source) as source:
-        lag = value(
-            source,
-            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replication r"
-            " JOIN pg_replication_slots s ON s.active_pid = r.pid"
-            " WHERE s.slot_name = %s AND r.state = 'streaming'",
-            [clone_place.slot(group)],
-        )
     if lag is None:
         return f"{name} is catching up"
-    return None if lag < SMALL_LAG else f"{name} is {int(lag) >> 20} MiB behind"
+    return None if lag < SMALL_LAG else f"{name} is {lag >> 20} MiB behind"
+
+
+def _lag(databases: Databases, group: int, clone: Clone) -> int | None:
+    """How many bytes the copy is behind its source's primary; None: it does not follow that.
+
+    About to part, it is waited for: in the pause nobody starts it again, lets another of its members lead, or tells it
+    of another primary, so what does not come back by itself never will.
+    """
+    deadline = time.monotonic() + (RETURN_SECONDS if clone.state == PARTING else 0.0)
+    while True:
+        with superuser(databases, clone.source) as source:
+            lag = value(source, _BEHIND, [clone_place.slot(group)])
+        if lag is not None or time.monotonic() >= deadline:
+            return None if lag is None else int(lag)
+        time.sleep(0.2)
 
 
 def _follows(databases: Databases, group: int) -> bool | None:
