@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.engine.citus import clone, clone_name
+from pgherd.engine.citus import clone, clone_name, clone_place
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.postgres.connections import Databases
@@ -98,7 +98,7 @@ def test_a_split_asks_the_copy_before_any_writer_has_to_wait() -> None:
     with pytest.raises(
         Unavailable, match=r"segment-3 at 10\.0\.0\.2:5432 has citus\.recover_2pc_interval 5s"
     ):
-        clone._part(asked, operation=7, group=3, source=1, node=5)
+        clone._part(asked, operation=7, group=3, source=1, node=5, alone=asked)
 
 
 def test_the_record_stays_until_the_new_segment_knows_itself() -> None:
@@ -106,3 +106,48 @@ def test_the_record_stays_until_the_new_segment_knows_itself() -> None:
     asked = servers(nodes, {"10.0.0.9": [(17, 3, 1)], "10.0.0.1": [(1,)]})
     with pytest.raises(Unavailable, match="segment-3 takes itself for group 1"):
         clone.own_sequences(asked)
+
+
+def test_the_member_that_follows_the_source_is_the_one_that_is_promoted() -> None:
+    says: dict[str, Any] = {"10.0.0.1": [("shop_segment_3_1",)], "10.0.0.2": [("pgherd_clone_3",)]}
+    assert clone_place.leader(servers(COPY, says), 3) == COPY[3][1]
+    assert clone_place.leader(servers(COPY, {"10.0.0.2": [("pgherd_clone_3",)]}), 3) == COPY[3][1]
+    with pytest.raises(Unavailable, match="no member of segment-3 follows its source"):
+        clone_place.leader(servers(COPY, {"10.0.0.1": [], "10.0.0.2": [(None,)]}), 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "follows"),
+    [(True, True, True), (True, False, False), (False, True, False), (None, True, True), (None, None, None)],
+)
+def test_a_copy_any_member_of_which_was_promoted_follows_nobody_any_more(
+    first: bool | None, second: bool | None, follows: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgherd.engine.citus.clone.time.sleep", lambda seconds: None)
+    answers = {"10.0.0.1": first, "10.0.0.2": second}
+    says = {host: [(answer,)] for host, answer in answers.items() if answer is not None}
+    assert clone._follows(servers(COPY, says), 3) is follows
+
+
+@pytest.mark.parametrize(
+    ("state", "behind", "says", "given_up"),
+    [
+        ("copying", [], "is catching up", False),
+        ("copying", [(5 << 20,)], "is 5 MiB behind", False),
+        ("parting", [], "was interrupted: it is made anew", True),
+        ("parting", [(0,)], None, False),
+    ],
+)
+def test_a_copy_about_to_part_that_follows_its_source_no_more_is_given_up(
+    state: str, behind: list[tuple[int]], says: str | None, given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {0: [Endpoint("10.0.0.9", 5432)], 1: [Endpoint("10.0.0.8", 5432)], 3: COPY[3]}
+    # The member that followed the source is away, the other one is a standby of it and answers.
+    answers = {"10.0.0.9": [(3, 1, state)], "10.0.0.8": behind, "10.0.0.2": [(True,)]}
+    told: list[str] = []
+    monkeypatch.setattr(clone, "RETURN_SECONDS", 0.3)
+    monkeypatch.setattr(clone, "_was_decided", lambda *of: False)
+    monkeypatch.setattr(clone, "_set", lambda desk, group, to: told.append(to))
+    missing = clone.what_is_missing(servers(nodes, answers), 3)
+    assert missing == (says and f"segment-3, a copy of segment-1, {says}")
+    assert told == (["undone"] if given_up else [])

@@ -97,16 +97,28 @@ def test_a_citus_that_cannot_is_refused_by_its_version(version: str, fits: bool)
     ("platform", "engine", "reason"),
     [
         ("local", "fdw", "clone needs spec.engine citus"),
-        ("kubernetes", "citus", "clone is for the local platform"),
+        ("local", None, "clone needs spec.engine citus"),
+        ("kubernetes", "fdw", "clone needs spec.engine citus"),
     ],
 )
-def test_where_it_cannot_be_it_is_refused_in_one_line(platform: str, engine: str, reason: str) -> None:
-    text = (
-        "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
-        f"spec: {{engine: {engine}, expansion: {{mode: clone}}}}\n"
-    )
+def test_where_it_cannot_be_it_is_refused_in_one_line(platform: str, engine: str | None, reason: str) -> None:
     with pytest.raises(BadInput, match=f"spec.expansion.mode: {reason}: use online or blocking"):
-        load(text, source="test", platform=platform)
+        load(in_this_mode(engine), source="test", platform=platform)
+
+
+@pytest.mark.parametrize(
+    ("platform", "engine"), [("local", "citus"), ("kubernetes", "citus"), ("kubernetes", None)]
+)
+def test_citus_can_on_every_platform(platform: str, engine: str | None) -> None:
+    assert load(in_this_mode(engine), source="test", platform=platform).spec.expansion.mode == "clone"
+
+
+def in_this_mode(engine: str | None) -> str:
+    named = f"engine: {engine}, " if engine else ""
+    return (
+        "apiVersion: pgherd.io/v1alpha1\nkind: PostgresCluster\nmetadata: {name: shop}\n"
+        f"spec: {{{named}expansion: {{mode: clone}}}}\n"
+    )
 
 
 # what Patroni is told
@@ -233,6 +245,28 @@ def test_a_copy_begins_with_one_member_which_the_others_copy() -> None:
 def test_a_copy_does_not_begin_while_its_source_has_no_primary() -> None:
     found = seen({3: Clone(1, "copying")}, operation=EXPANDING, changes=[member(1, 0, leader=False)])
     assert not started(found)
+
+
+def test_what_a_copy_begins_as_is_not_known_while_its_source_has_no_primary() -> None:
+    copying = {3: Clone(1, "copying")}
+    stopped = {"members_for": 3, "operation": EXPANDING, "changes": [member(3, 0, running=False)]}
+    there = seen(copying, **stopped)
+    assert there.beginnings()[3] == there.wanted_configs[3]
+    assert Member("shop", 3, 0) in started(there)
+    stopped["changes"] = [member(3, 0, running=False), member(1, 0, leader=False)]
+    away = seen(copying, **stopped)
+    assert away.beginnings()[3] is None
+    assert away.beginnings()[1] is not None
+    assert not started(away)
+
+
+def test_what_a_group_begins_as_that_takes_no_part_only_the_catalogue_tells() -> None:
+    stopped = [member(2, 0, running=False), member(3, 0, running=False)]
+    blind = replace(seen(members_for=3, catalogue=False, changes=stopped), admitted_before=(1, 2))
+    assert [group for group, config in blind.beginnings().items() if config is None] == [3]
+    assert started(blind) == {Member("shop", 2, 0)}
+    # Of a cluster that is only coming up nobody takes part.
+    assert None not in replace(blind, admitted_before=()).beginnings().values()
 
 
 def test_nothing_is_founded_beside_a_coordinator_that_cannot_be_asked() -> None:

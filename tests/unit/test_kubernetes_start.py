@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.backup import restore
+from pgherd.patroni.config import REMEMBERED
 from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import endings, patroni_files
 from tests.unit.test_kubernetes_objects import objects
@@ -95,6 +96,12 @@ class Containers:
         )
         self.started.append(made)
         return made
+
+    def mark(self) -> None:
+        """What Patroni runs when its server is up."""
+        script = objects()["ConfigMap"]["data"]["mark.sh"]
+        script = script.replace(patroni_files.VOLUME_PATH, str(self.volume))
+        subprocess.run(["/bin/sh", "-c", script], check=True)
 
     def said(self, number: int) -> str:
         """What a container printed."""
@@ -259,3 +266,35 @@ def test_a_container_whose_patroni_ends_by_itself_says_nothing_of_its_server(con
     os.kill(patroni, signal.SIGKILL)
     ended.wait(20)
     assert containers.last_words() == ""
+
+
+def test_what_patroni_was_told_of_another_group_does_not_come_with_a_copy_of_it(
+    containers: Containers,
+) -> None:
+    data = containers.volume / "data"
+    (data / "global").mkdir(parents=True)
+    (data / "global/pg_control").touch()
+    (data / "backup_label").touch()
+    told = data / REMEMBERED
+    told.write_text('{"slots": {}}')
+    containers.start()
+    until(containers.servers, "it serves")
+    assert not told.exists()
+    # It may have been killed before: when the server is up, and nobody has written this group's own down.
+    told.write_text('{"slots": {}}')
+    containers.mark()
+    assert not told.exists()
+    told.write_text('{"standby_cluster": {}}')
+    containers.mark()
+    assert told.exists(), "this is its own"
+
+
+def test_what_patroni_was_told_of_this_group_stays(containers: Containers) -> None:
+    data = containers.volume / "data"
+    (data / "global").mkdir(parents=True)
+    (data / "global/pg_control").touch()
+    (containers.volume / "founded").touch()
+    (data / REMEMBERED).write_text("{}")
+    containers.start()
+    until(containers.servers, "it serves")
+    assert (data / REMEMBERED).exists()

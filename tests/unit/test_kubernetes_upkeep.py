@@ -181,6 +181,37 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def test_a_group_that_is_being_copied_is_not_founded_anew_beside_that(
+    server: tuple[Kube, Api], platform: KubernetesPlatform, clock: list[float]
+) -> None:
+    kube, _ = server
+    an_unfounded(kube)
+    kube.objects[PRIMARY]["metadata"]["annotations"]["status"] = '{"state": "creating replica"}'
+    for _ in range(3):
+        platform.align(cluster(), {1: {}})
+        clock[0] += FOUNDING_SECONDS + 1
+    assert is_begun(kube)
+    kube.objects[PRIMARY]["metadata"]["annotations"]["status"] = '{"state": "stopped"}'
+    for _ in range(2):
+        platform.align(cluster(), {1: {}})
+        clock[0] += FOUNDING_SECONDS + 1
+    assert not is_begun(kube), "it was killed"
+
+
+def test_what_a_group_would_begin_as_stays_while_nobody_knows_it(
+    server: tuple[Kube, Api], platform: KubernetesPlatform
+) -> None:
+    kube, _ = server
+    path = "/api/v1/namespaces/prod/configmaps/shop-segment-1"
+    copied = {"standby_cluster": {"host": "shop-segment-2-0.shop-segment-2"}}
+    platform.align(cluster(), {1: copied})
+    assert "shop-segment-2-0.shop-segment-2" in kube.objects[path]["data"]["patroni.yml"]
+    platform.align(cluster(), {1: None})
+    assert "shop-segment-2-0.shop-segment-2" in kube.objects[path]["data"]["patroni.yml"]
+    platform.align(cluster(), {1: {}})
+    assert "standby_cluster" not in kube.objects[path]["data"]["patroni.yml"]
+
+
 def test_a_founding_on_a_dead_node_is_begun_anew_when_the_founder_has_lost_its_rights_and_its_volume(
     server: tuple[Kube, Api], platform: KubernetesPlatform, clock: list[float]
 ) -> None:

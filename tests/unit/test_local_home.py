@@ -14,6 +14,7 @@ import pytest
 
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.topology import Member
+from pgherd.patroni.config import REMEMBERED
 from pgherd.platform.local import binaries, hindrances, logs, ports, processes
 from pgherd.platform.local.founding import Foundings
 from pgherd.platform.local.layout import Layout, parse_member
@@ -311,6 +312,18 @@ class TestFounding:
         world.foundings.forget(FIRST)
         world.running.clear()
         assert world.start(FIRST) != place
+
+    def test_what_patroni_was_told_of_a_source_does_not_come_with_its_copy(self, world: World) -> None:
+        world.start(FIRST)
+        world.make(FIRST, "global/pg_control", "base/5/16384", REMEMBERED)
+        remembered = world.layout.member(FIRST).data / REMEMBERED
+        world.running.clear()
+        world.foundings.note_users_data([[FIRST]])
+        world.foundings.admit(FIRST, [FIRST])
+        assert remembered.exists(), "a group of its own goes on by what it was told"
+        world.foundings.admit(FIRST, [FIRST], as_copy=True)
+        assert not remembered.exists()
+        world.foundings.admit(FIRST, [FIRST], as_copy=True)
 
     def test_groups_that_share_a_place_have_their_part_erased_instead(self, world: World) -> None:
         erased: list[str] = []

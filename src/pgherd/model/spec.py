@@ -210,8 +210,6 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str, *, kept: boo
     update: dict[str, Any] = {"engine": spec.engine or DEFAULT_ENGINE[platform]}
     if spec.expansion.mode == "clone" and update["engine"] == "fdw":
         raise BadInput(f"spec.expansion.mode: {NO_CLONES}")
-    if spec.expansion.mode == "clone" and platform == "kubernetes":
-        raise BadInput("spec.expansion.mode: clone is for the local platform: use online or blocking")
     if platform == "local" and (problems := local_problems(spec)):
         raise BadInput(*problems)
     if platform == "kubernetes":

@@ -350,7 +350,7 @@ class ExpansionSpec(Model):
         default="online",
         description="online: shards are copied while the cluster is written to; writers wait for the last "
         "moment of each move only. blocking: writers of a shard wait while it moves; faster and simpler. "
-        "clone (engine citus from 13.2, local platform): a new segment begins as a standby of a present one, and "
+        "clone (engine citus from 13.2): a new segment begins as a standby of a present one, and "
         "takes half of its shards; writers of these wait while the two part. Segments that go are emptied online.",
     )
     parallel_moves: int = Field(default=2, ge=1, le=16, description="Moves that run at the same time.")

@@ -65,8 +65,8 @@ RULES: tuple[Schema, ...] = (
         "fieldPath": ".spec.bootstrap",
     },
     {
-        "rule": "self.spec.expansion.mode != 'clone'",
-        "message": "clone is for the local platform: use online or blocking",
+        "rule": "self.spec.expansion.mode != 'clone' || !has(self.spec.engine) || self.spec.engine == 'citus'",
+        "message": "clone needs spec.engine citus: use online or blocking",
         "fieldPath": ".spec.expansion.mode",
     },
     {

@@ -25,6 +25,10 @@ TTL_SECONDS = 20
 RETRY_SECONDS = 3
 """how long a call to the store is tried again, and how long Citus waits for a lock before it ends who has it"""
 
+REMEMBERED = "patroni.dynamic.json"
+"""where Patroni keeps the dynamic configuration beside the data: where the store has none it comes before the
+file's own, and every copy of the data has it"""
+
 LOOPBACK = ("127.0.0.1/32",)
 
 _MEBIBYTE = 1024 * 1024

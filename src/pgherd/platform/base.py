@@ -355,10 +355,11 @@ class Platform(ABC):
         admitted = (self.read_status(name) or {}).get("admitted")
         return None if admitted is None else group in admitted
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None]) -> bool:
         """Bring what is around the members that are there into line with the declaration; cheap when it is.
 
-        :param configs: Patroni's dynamic configuration of every group that should be
+        :param configs: Patroni's dynamic configuration of every group that should be; None: nobody can say now as what
+            a member of it would begin, and what it would begin as stays
         :return: whether anything was changed
         """
         return False

@@ -283,8 +283,7 @@ class ClusterLoop(threading.Thread):
     def _align(self, seen: Observed) -> bool:
         if seen.declaration.is_winding_down or (seen.recovery or {}).get("inPlace"):
             return False
-        wanted = {group: seen.wanted_configs[group] for group in seen.wanted_groups()}
-        changed = self._platform.align(seen.declaration.cluster, wanted)
+        changed = self._platform.align(seen.declaration.cluster, seen.beginnings())
         self._equip(seen)
         return changed
 

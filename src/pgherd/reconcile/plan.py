@@ -123,17 +123,15 @@ def _may_start(seen: Observed, member: Member) -> bool:
     if _is_placing(seen, member.group) or _waits_for_repair(seen, member.group):
         return False
     state = seen.members.get(member.name)
-    if state is not None and state.view.running:
+    if (state is not None and state.view.running) or not seen.knows_beginning(member.group):
         return False
     if state is not None and state.view.has_data:
         return True
     if seen.awaits_source(member.group) or (seen.unfit and not seen.took_part(member.group)):
         return False
-    if seen.catalogue is not None and (clone := seen.catalogue.clones.get(member.group)) is not None:
+    if seen.is_clone(member.group):
         # The first one copies the source, the others that one.
-        if member.ordinal == 0:
-            return seen.primary(clone.source) is not None
-        return any(other.is_running for other in seen.of_group(member.group))
+        return member.ordinal == 0 or any(other.is_running for other in seen.of_group(member.group))
     if seen.primary(member.group) is not None:
         return True
     return not any(other.view.has_data for other in seen.of_group(member.group)) and _may_found(seen, member)

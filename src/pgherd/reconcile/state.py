@@ -172,6 +172,24 @@ class Observed:
         known = {*self.catalogue.segments, *self.catalogue.clones}
         return bool(self.catalogue.segments) and group not in known
 
+    def knows_beginning(self, group: int) -> bool:
+        """Whether ``wanted_configs`` says as what a member of this group would begin.
+
+        That a group is a copy only the catalogue tells, and whom it follows only its source's primary: begun by what
+        is known without these, it would be an empty database.
+        """
+        if self.catalogue is None:
+            return group == COORDINATOR or not self.admitted_before or group in self.admitted_before
+        clone = self.catalogue.clones.get(group)
+        return clone is None or clone.state != "copying" or self.primary(clone.source) is not None
+
+    def beginnings(self) -> dict[int, Mapping[str, Any] | None]:
+        """What Patroni is told in each wanted group that begins; None: nobody knows it now."""
+        return {
+            group: self.wanted_configs[group] if self.knows_beginning(group) else None
+            for group in self.wanted_groups()
+        }
+
     def is_clone(self, group: int) -> bool:
         """Whether this group is a copy that takes no part yet."""
         return self.catalogue is not None and group in self.catalogue.clones

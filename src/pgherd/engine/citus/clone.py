@@ -30,7 +30,7 @@ from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes
 from pgherd.engine.citus.clone_name import SEQUENCES
 from pgherd.engine.citus.holding import HOLD_SECONDS, Hold
 from pgherd.engine.citus.move import end_predecessor
-from pgherd.engine.citus.session import superuser, value
+from pgherd.engine.citus.session import only, superuser, value
 from pgherd.engine.citus.versions import numbers
 from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
 from pgherd.model.topology import Endpoint, group_name
@@ -51,6 +51,11 @@ ATTEMPTS = 5
 """to reach a copy, until it counts as not there"""
 LAST_BYTE_SECONDS = 5.0
 """how long writers wait for a copy to have the last of what they wrote"""
+RETURN_SECONDS = 10.0
+"""after which a copy that is about to part and does not follow its source is given up"""
+_BEHIND = """\
+SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replication r
+JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = %s AND r.state = 'streaming'"""
 _GIVE_WAY = "SET LOCAL deadlock_timeout TO '20ms'"
 """whoever waits for us while we wait for him goes on: it is we who try again"""
 _RANGE_BITS = 48
@@ -177,34 +182,48 @@ def what_is_missing(databases: Databases, group: int) -> str | None:
         return None
     name = f"{group_name(group)}, a copy of {group_name(clone.source)},"
     follows = _follows(databases, group)
-    if follows is False or (follows is None and clone.state == PARTING):
+    lag = _lag(databases, group, clone) if follows else None
+    if follows is False or (lag is None and clone.state == PARTING):
         with superuser(databases) as desk:
             if not _was_decided(databases, desk, group):
                 _set(desk, group, UNDONE)
         return f"{name} was interrupted: it is made anew"
     if follows is None:
         return f"{name} is being made"
-    with superuser(databases, clone.source) as source:
-        lag = value(
-            source,
-            "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replication r"
-            " JOIN pg_replication_slots s ON s.active_pid = r.pid"
-            " WHERE s.slot_name = %s AND r.state = 'streaming'",
-            [clone_place.slot(group)],
-        )
     if lag is None:
         return f"{name} is catching up"
-    return None if lag < SMALL_LAG else f"{name} is {int(lag) >> 20} MiB behind"
+    return None if lag < SMALL_LAG else f"{name} is {lag >> 20} MiB behind"
+
+
+def _lag(databases: Databases, group: int, clone: Clone) -> int | None:
+    """How many bytes the copy is behind its source's primary; None: it does not follow that.
+
+    About to part, it is waited for: in the pause nobody starts it again, lets another of its members lead, or tells it
+    of another primary, so what does not come back by itself never will.
+    """
+    deadline = time.monotonic() + (RETURN_SECONDS if clone.state == PARTING else 0.0)
+    while True:
+        with superuser(databases, clone.source) as source:
+            lag = value(source, _BEHIND, [clone_place.slot(group)])
+        if lag is not None or time.monotonic() >= deadline:
+            return None if lag is None else int(lag)
+        time.sleep(0.2)
 
 
 def _follows(databases: Databases, group: int) -> bool | None:
-    """Whether the copy is a standby; None: it does not answer."""
+    """Whether the copy is a standby, each of its members that answers; None: none does."""
     for _ in range(ATTEMPTS):
-        try:
-            with databases.connect(group, read_only=True) as connection:
-                return bool(value(connection, "SELECT pg_is_in_recovery()"))
-        except (Unavailable, psycopg.OperationalError):
-            time.sleep(0.2)
+        endpoints = databases.addresses().get(group, ())
+        said = [_is_standby(only(databases, group, endpoint), group) for endpoint in endpoints]
+        if known := [answer for answer in said if answer is not None]:
+            return all(known)
+        time.sleep(0.2)
+    return None
+
+
+def _is_standby(alone: Databases, group: int) -> bool | None:
+    with suppress(Unavailable, psycopg.OperationalError), alone.connect(group, read_only=True) as member:
+        return bool(value(member, "SELECT pg_is_in_recovery()"))
     return None
 
 
@@ -221,10 +240,11 @@ def split(databases: Databases, operation: int, group: int, source: int, control
         cleanup.clean_up(databases, operation)
         desk.execute("SELECT recover_prepared_transactions()")
         try:
-            with clone_place.in_front(databases, group, source):
-                number = _registered(databases, desk, group, source)
+            copy = clone_place.leader(databases, group)
+            with clone_place.in_front(databases, group, source, copy.host):
+                number = _registered(desk, group, source, copy)
                 control.checkpoint("registered")
-                _part(databases, operation, group, source, number)
+                _part(databases, operation, group, source, number, only(databases, group, copy))
         except Cancelled:
             raise
         except (psycopg.Error, PgherdError) as error:
@@ -255,12 +275,11 @@ def _require_standby(databases: Databases, desk: Connection, group: int) -> None
     raise Unavailable(f"{group_name(group)} was promoted, but not taken in: it is made anew")
 
 
-def _registered(databases: Databases, desk: Connection, group: int, source: int) -> int:
+def _registered(desk: Connection, group: int, source: int, where: Endpoint) -> int:
     """The copy's number as a node of Citus, under the number of our group."""
     primary = nodes.nodes(desk).get(source)
     if primary is None:
         raise Unavailable(f"{group_name(source)} is not a node of Citus")
-    where: Endpoint = databases.addresses()[group][0]
     with desk.transaction():
         desk.execute("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE")
         if not value(desk, "SELECT count(*) FROM pg_dist_node WHERE groupid = %s", [group]):
@@ -274,14 +293,15 @@ def _registered(databases: Databases, desk: Connection, group: int, source: int)
     return int(node)
 
 
-def _part(databases: Databases, operation: int, group: int, source: int, node: int) -> None:
+def _part(databases: Databases, operation: int, group: int, source: int, node: int, alone: Databases) -> None:
+    """:param alone: the copy's member that follows the source"""
     clone_name.require_quiet(databases, group)
     segments = nodes.segments(databases)
     # All sessions are there before the first writer has to wait.
     with (
         superuser(databases) as desk,
         ExitStack() as closed,
-        databases.connect(group, read_only=True) as copy,
+        alone.connect(group, read_only=True) as copy,
         superuser(databases, source) as original,
         superuser(
             databases, autocommit=False, application_name=_session(group), lock_timeout=PATIENCE

@@ -10,9 +10,8 @@ it is given back when the node itself has its own number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from pgherd.engine.citus.session import superuser, value
+from pgherd.engine.citus.session import only, superuser, value
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Endpoint, group_name
 from pgherd.postgres.connections import Databases
@@ -47,8 +46,7 @@ def require_quiet(databases: Databases, group: int) -> None:
 
 
 def _interval(databases: Databases, group: int, endpoint: Endpoint) -> str:
-    alone = replace(databases, addresses=lambda: {group: [endpoint]})
-    with alone.connect(group, read_only=True) as member:
+    with only(databases, group, endpoint).connect(group, read_only=True) as member:
         return str(value(member, f"SHOW {RECOVERY}"))
 
 

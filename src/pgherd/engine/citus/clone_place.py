@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 import psycopg
 from psycopg import sql
 
-from pgherd.engine.citus.session import superuser, value
+from pgherd.engine.citus.session import only, superuser, value
 from pgherd.errors import Unavailable
-from pgherd.model.topology import group_name
+from pgherd.model.topology import Endpoint, group_name
 from pgherd.postgres.connections import Connection, Databases
 
 SECONDS = 20.0
@@ -34,13 +34,28 @@ def slot(group: int) -> str:
     return f"pgherd_clone_{group}"
 
 
+def leader(databases: Databases, group: int) -> Endpoint:
+    """Which of the copy's members follows the source; the others follow that one.
+
+    :raises Unavailable: none does
+    """
+    for endpoint in databases.addresses().get(group, ()):
+        with (
+            suppress(Unavailable, psycopg.OperationalError),
+            only(databases, group, endpoint).connect(group, read_only=True) as member,
+        ):
+            if value(member, "SELECT slot_name FROM pg_stat_wal_receiver") == slot(group):
+                return endpoint
+    raise Unavailable(f"no member of {group_name(group)} follows its source: trying again")
+
+
 @contextmanager
-def in_front(databases: Databases, group: int, source: int) -> Iterator[None]:
+def in_front(databases: Databases, group: int, source: int, host: str) -> Iterator[None]:
     """While this lasts, Citus sees that the copy is not synchronous.
 
+    :param host: of the member that follows the source
     :raises Unavailable: it is, or does not stream, or no place in front is to be had
     """
-    host = databases.addresses()[group][0].host
     with ExitStack() as places, superuser(databases, source) as connection:
         _require_asynchronous(connection, group)
         deadline = time.monotonic() + SECONDS

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pgherd.model.topology import COORDINATOR
+from pgherd.model.topology import COORDINATOR, Endpoint
 from pgherd.postgres.connections import Connection, Databases
 
 LOCK_TIMEOUT = "10s"
@@ -34,6 +35,11 @@ def superuser(
     if not autocommit:
         connection.commit()
     return connection
+
+
+def only(databases: Databases, group: int, endpoint: Endpoint) -> Databases:
+    """The same, with one member of the group alone."""
+    return replace(databases, addresses=lambda: {group: [endpoint]})
 
 
 def value(connection: Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Any:

@@ -14,7 +14,7 @@ import yaml
 from pgherd.engine import registry
 from pgherd.model.spec import ParameterValue, PostgresCluster
 from pgherd.model.topology import REPLICATION_USER, SUPERUSER, Credentials, Endpoint, Member
-from pgherd.patroni.config import REST_USER, member_config
+from pgherd.patroni.config import REMEMBERED, REST_USER, member_config
 from pgherd.platform.kubernetes import names, zone
 from pgherd.platform.parameters import LIBDIR, SEARCHED, libraries
 
@@ -117,6 +117,8 @@ fi
 if [ ! -f "$data/global/pg_control" ] && [ -e {DIRECTORY}/{FIRST_FILE} ]; then
     /bin/sh {DIRECTORY}/{FIRST_FILE} < /dev/null
 fi
+# What was copied has what Patroni was told of the group that it is a copy of; nobody has started it as this one's.
+[ -e "$founded" ] || rm -f "$data/{REMEMBERED}"
 ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
 # Certificates are renewed under our feet: Patroni and PostgreSQL read them again when they are told to.
 (
@@ -195,7 +197,9 @@ tcp_user_timeout=8000
 
 MARK_SCRIPT = f"""\
 #!/bin/sh
-# Patroni runs this when PostgreSQL is up: from now on what is here is a database.
+# Patroni runs this when PostgreSQL is up: from now on what is here is a database. What Patroni remembers beside it is
+# perhaps of the group that it was copied from, until this one's is in the store.
+[ -e {VOLUME_PATH}/founded ] || rm -f {DATA_PATH}/{REMEMBERED}
 touch {VOLUME_PATH}/founded
 """
 

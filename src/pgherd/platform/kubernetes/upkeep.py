@@ -21,7 +21,13 @@ Announce = Callable[[str, str], None]
 FOUNDING_SECONDS = 15.0
 """how long nobody may be at work on a founding before it is given up; longer than the 10 s for which an API server goes
 on to believe the token of a pod that was forgotten"""
-_FOUNDING = ("initializing", "running custom bootstrap", "starting after custom bootstrap")
+_FOUNDING = (
+    "initializing",
+    "running custom bootstrap",
+    "starting after custom bootstrap",
+    "creating replica",
+)
+"""begin the states of a Patroni that is at work on it; the last: its group begins as a copy of another one"""
 
 
 class Upkeep:

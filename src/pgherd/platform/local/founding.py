@@ -24,6 +24,7 @@ import yaml
 
 from pgherd.errors import PgherdError
 from pgherd.model.topology import Member, group_name
+from pgherd.patroni.config import REMEMBERED
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
 
@@ -60,11 +61,19 @@ class Foundings:
         self._is_running = is_running
         self._wipe = wipe
 
-    def admit(self, member: Member, group: Sequence[Member], erase: Erase | None = None) -> str:
+    def admit(
+        self,
+        member: Member,
+        group: Sequence[Member],
+        erase: Erase | None = None,
+        *,
+        as_copy: bool = False,
+    ) -> str:
         """Get everything right for this member to start; returns its group's namespace in Patroni's store.
 
         :param group: all members of the group that exist in any form, this one too
         :param erase: given where all groups of the cluster share a namespace
+        :param as_copy: it is the one that copies another group, which its own follows
         """
         record = (
             self._read(member)
@@ -80,6 +89,9 @@ class Foundings:
             record = replace(record, started=(*record.started, member.name))
         self._write(member, record)
         self._remove_incomplete_clone(member)
+        if as_copy:
+            # What was copied along is what Patroni was told of the source: by it, it would lead, and follow nobody.
+            (self._layout.member(member).data / REMEMBERED).unlink(missing_ok=True)
         return record.namespace
 
     def note_users_data(self, groups: Sequence[Sequence[Member]]) -> None:

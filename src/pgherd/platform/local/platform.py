@@ -213,7 +213,7 @@ class LocalPlatform(Platform):
             # Not to be asked is not to know of anything: who judges must not take the one for the other.
             raise Unavailable(str(error)) from error
 
-    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any]]) -> bool:
+    def align(self, cluster: PostgresCluster, configs: Mapping[int, Mapping[str, Any] | None]) -> bool:
         """Write down which groups hold users' data: they are never founded anew. Remove what repairs left behind."""
         for bench in self.benches(cluster.metadata.name).values():
             bench.tidy()
@@ -440,7 +440,8 @@ class LocalPlatform(Platform):
                 raise
             self._require_data(member, group)
             endings.forget(self._layout, member)
-            namespace = self._foundings.admit(member, group, self._eraser(cluster, member))
+            as_copy = bool(dcs_config.get("standby_cluster")) and member.ordinal == 0
+            namespace = self._foundings.admit(member, group, self._eraser(cluster, member), as_copy=as_copy)
             self._write_config(cluster, member, ports, namespace, dcs_config)
             logs.rotate(layout.log)
             self._daemons.start_patroni(layout.config, layout.log, prefix)
