@@ -92,18 +92,7 @@ def crash_primary(home: Home, group: str) -> None:
     name = home.member(group, "primary")["name"]
     killed = home.postmaster(name)
     os.kill(killed, signal.SIGKILL)
-    await_restart(home, group, name, killed)
-
-
-def await_restart(home: Home, group: str, name: str, killed: int) -> None:
-    """Until this member leads, by another server than the one that was killed."""
-
-    def leads() -> bool:
-        note = home.path / "shop" / "members" / name / "data" / "postmaster.pid"
-        started = note.read_text().split("\n", 1)[0] != str(killed)
-        return started and [each["name"] for each in home.members(group, "primary")] == [name]
-
-    wait_for(leads, f"{name} leads again", 60, every=0.3)
+    home.await_restart(group, name, killed)
 
 
 def sound(home: Home) -> None:
@@ -242,7 +231,7 @@ def test_a_commit_that_waits_for_the_standby_is_whole_when_the_server_is_killed(
             for sender in senders:
                 with suppress(psutil.Error):
                     sender.kill()
-        await_restart(herd, group, primary, killed)
+        herd.await_restart(group, primary, killed)
         await_transfers(ledger, 50)
     back = min(when for when in ledger.acknowledged.values() if when > at) - at
     print(f"{group}: money moves again after {back.total_seconds():.2f} s")
