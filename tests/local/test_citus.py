@@ -205,8 +205,14 @@ def no_prepared(home: Home, group: str) -> bool:
         return connection.execute("SELECT count(*) FROM pg_prepared_xacts").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("group", ["segment-1", "coordinator"])
-@pytest.mark.parametrize("patroni", [False, True], ids=["its server", "its Patroni too"])
+@pytest.mark.parametrize(
+    ("group", "patroni"),
+    [
+        pytest.param("segment-1", False, id="a segment's"),
+        pytest.param("coordinator", False, id="the coordinator's"),
+        pytest.param("segment-1", True, id="a segment's with its Patroni"),
+    ],
+)
 def test_a_commit_that_waits_for_the_standby_is_whole_when_the_server_is_killed(
     herd: Home, group: str, patroni: bool
 ) -> None:
