@@ -8,24 +8,28 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
 from tests.support import money
 from tests.support.citus import citus_home, needs_citus, superuser
 from tests.support.home import Home, declaration, wait_for
-from tests.support.money import await_transfers, make_tables, movers
+from tests.support.money import Ledger, await_transfers, make_tables, movers
 from tests.support.writers import Journal, audit, make_table, writers
 
 pytestmark = needs_citus
 
 ROWS = 4000
-MEMBERS = {f"shop-{group}-{n}" for group in ("coordinator", "segment-1", "segment-2") for n in (0, 1)}
+GROUPS = ("coordinator", "segment-1", "segment-2")
+MEMBERS = {f"shop-{group}-{n}" for group in GROUPS for n in (0, 1)}
 
 
 def declared(segments: int = 2, standbys: int = 1, extra: str = "") -> str:
@@ -81,6 +85,14 @@ def kill_primary(home: Home, group: str) -> str:
     name: str = home.member(group, "primary")["name"]
     os.kill(home.postmaster(name), signal.SIGKILL)
     return name
+
+
+def crash_primary(home: Home, group: str) -> None:
+    """Kill a primary's server, and wait until the same member leads again: only its disk has all that it committed."""
+    name = home.member(group, "primary")["name"]
+    killed = home.postmaster(name)
+    os.kill(killed, signal.SIGKILL)
+    home.await_restart(group, name, killed)
 
 
 def sound(home: Home) -> None:
@@ -139,8 +151,7 @@ def test_a_primary_killed_under_writers_loses_nothing(herd: Home, group: str) ->
     with writers(sessions(herd)) as journal:
         wait_for(lambda: len(journal.acknowledged) > 50, "writers are at work")
         killed = time.monotonic()
-        before = kill_primary(herd, group)
-        herd.await_another_primary(group, before, 60)
+        crash_primary(herd, group)
         done = len(journal.acknowledged)
         wait_for(lambda: len(journal.acknowledged) > done + 100, "writers go on", 60)
     herd.wait_phase("Running", timeout=180)
@@ -161,6 +172,7 @@ def longest_gap(latencies: list[tuple[float, float]], since: float) -> float:
         ("segment-2", "coordinator"),
         ("coordinator", "coordinator"),
         ("segment-2", "segment-1"),
+        ("segment-1", "segment-1"),
     ],
 )
 def test_each_acknowledged_transfer_is_whole_when_a_primary_dies_in_two_phase_commits(
@@ -168,25 +180,130 @@ def test_each_acknowledged_transfer_is_whole_when_a_primary_dies_in_two_phase_co
 ) -> None:
     with movers(herd.dsn("shop", "--group", through)) as ledger:
         await_transfers(ledger, 50)
-        before = kill_primary(herd, group)
-        herd.await_another_primary(group, before, 60)
+        crash_primary(herd, group)
         await_transfers(ledger, 50)
-    herd.wait_phase("Running", timeout=180)
+    whole(herd, ledger)
+    print(f"{group}: {len(ledger.acknowledged)} transfers, {ledger.retries} failed")
+
+
+def whole(home: Home, ledger: Ledger) -> None:
+    """No transaction is there in part, seen from any node, once the cluster has healed."""
+    home.wait_phase("Running", timeout=180)
 
     def resolved() -> bool:
-        return all(no_prepared(herd, each) for each in ("coordinator", "segment-1", "segment-2"))
+        return all(no_prepared(home, each) for each in GROUPS)
 
     wait_for(resolved, "what was left prepared is resolved by itself", 60, every=0.5)
     now = datetime.now(UTC)
-    for each in ("coordinator", "segment-1", "segment-2"):
-        with herd.connect("shop", "--group", each) as connection:
+    for each in GROUPS:
+        with home.connect("shop", "--group", each) as connection:
             money.audit(connection, ledger, since=now, until=now)
-    print(f"{group}: {len(ledger.acknowledged)} transfers, {ledger.retries} failed")
 
 
 def no_prepared(home: Home, group: str) -> bool:
     with superuser(home, group) as connection:
         return connection.execute("SELECT count(*) FROM pg_prepared_xacts").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("group", "patroni"),
+    [
+        pytest.param("segment-1", False, id="a segment's"),
+        pytest.param("coordinator", False, id="the coordinator's"),
+        pytest.param("segment-1", True, id="a segment's with its Patroni"),
+    ],
+)
+def test_a_commit_that_waits_for_the_standby_is_whole_when_the_server_is_killed(
+    herd: Home, group: str, patroni: bool
+) -> None:
+    """Such a session commits what it has prepared elsewhere as soon as its server is gone: its own part is on this
+    disk only, and so is the part of a reference table that is on this node."""
+    primary = herd.member(group, "primary")["name"]
+    killed = herd.postmaster(primary)
+    watchers = herd.running(f"members/{primary}/patroni.yml") if patroni else []
+    with movers(herd.dsn("shop", "--group", group)) as ledger:
+        await_transfers(ledger, 20)
+        senders = senders_of(killed)
+        try:
+            for sender in senders:
+                sender.suspend()
+            with in_background(herd, group, "INSERT INTO kind VALUES (100, 'late')"):
+                wait_for(lambda: waiting(herd, group) >= 3, "commits wait for the standby", 20, every=0.02)
+                for process in watchers:
+                    process.kill()
+                at = datetime.now(UTC)
+                os.kill(killed, signal.SIGKILL)
+        finally:
+            for sender in senders:
+                with suppress(psutil.Error):
+                    sender.kill()
+        herd.await_restart(group, primary, killed)
+        await_transfers(ledger, 50)
+    back = min(when for when in ledger.acknowledged.values() if when > at) - at
+    print(f"{group}: money moves again after {back.total_seconds():.2f} s")
+    whole(herd, ledger)
+    copies = []
+    for each in GROUPS:
+        with herd.connect("shop", "--group", each) as connection:
+            copies.append(connection.execute("SELECT count(*) FROM kind WHERE id = 100").fetchone())
+    herd.query("DELETE FROM kind WHERE id = 100 RETURNING id")
+    assert len(set(copies)) == 1, f"the copies of a reference table have {copies} rows of a transaction"
+
+
+def senders_of(postmaster: int) -> list[psutil.Process]:
+    """The processes that send a server's log to its standbys."""
+    return [
+        child
+        for child in psutil.Process(postmaster).children()
+        if "walsender replicator" in " ".join(child.cmdline())
+    ]
+
+
+def waiting(home: Home, group: str) -> int:
+    """How many sessions wait for the standby; asked of a server that acknowledges nothing."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with superuser(home, group) as connection:
+        return int(connection.execute(query).fetchall()[0][0])
+
+
+@contextmanager
+def in_background(home: Home, group: str, statement: str) -> Iterator[None]:
+    """Run a statement of the owner's through a group, whatever becomes of it."""
+
+    def run() -> None:
+        with suppress(psycopg.Error), home.connect("shop", "--group", group) as connection:
+            connection.execute(statement)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(30)
+
+
+def test_a_session_that_computes_does_not_hold_up_the_restart_of_its_primary(herd: Home) -> None:
+    """It does not notice that its server was killed, and has its shared memory."""
+    busy = "DO $$ BEGIN FOR i IN 1..2000000000 LOOP NULL; END LOOP; END $$"
+    computes = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %' AND state = 'active'"
+    with in_background(herd, "segment-1", busy):
+        with superuser(herd, "segment-1") as connection:
+            wait_for(lambda: connection.execute(computes).fetchone() == (1,), "it computes", 20)
+        crash_primary(herd, "segment-1")
+    herd.wait_phase("Running", timeout=180)
+
+
+def test_a_primary_that_cannot_start_again_gives_way_to_its_standby(herd: Home) -> None:
+    primary = herd.member("segment-2", "primary")["name"]
+    settings = herd.path / "shop" / "members" / primary / "data" / "postgresql.auto.conf"
+    good = settings.read_text()
+    settings.write_text(f"{good}this is no setting\n")
+    killed = time.monotonic()
+    os.kill(herd.postmaster(primary), signal.SIGKILL)
+    herd.await_another_primary("segment-2", primary, 30)
+    print(f"another one led after {time.monotonic() - killed:.1f} s")
+    settings.write_text(good)
+    herd.wait_phase("Running", timeout=180)
 
 
 def test_a_switchover_pauses_writers_and_fails_nobody(herd: Home) -> None:

@@ -160,6 +160,16 @@ class Home:
 
         return str(wait_for(other, f"another one than {before} leads", timeout, every=0.3))
 
+    def await_restart(self, group: str, name: str, killed: int, timeout: float = 90.0) -> None:
+        """Until this member leads, by another server than the one that was killed."""
+
+        def leads() -> bool:
+            note = self.path / "shop" / "members" / name / "data" / "postmaster.pid"
+            started = note.read_text().split("\n", 1)[0] != str(killed)
+            return started and [each["name"] for each in self.members(group, "primary")] == [name]
+
+        wait_for(leads, f"{name} leads again", timeout, every=0.3)
+
     def wait_phase(self, phase: str, name: str = "shop", timeout: float = 90.0) -> dict[str, Any]:
         """Until the status has this phase, and nothing is left to do."""
 

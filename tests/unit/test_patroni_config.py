@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pgherd.engine.base import Engine
+from pgherd.engine.citus.engine import CitusEngine
+from pgherd.engine.fdw.engine import FdwEngine
 from pgherd.model.topology import Credentials, Endpoint, Member
 from pgherd.patroni.config import config_patch, dynamic_config, initdb_options, member_config
+from pgherd.platform.local.platform import LocalPlatform
+from pgherd.postgres.connections import Databases
+from pgherd.reconcile.observe import wanted_config
 from tests.support.platform import cluster
 
 CREDENTIALS = Credentials(superuser="s", replication="r", owner="o", rest="p")
@@ -40,6 +47,18 @@ def test_durability_decides_the_synchronous_mode(durability: str, standbys: int,
 def test_a_group_with_standbys_fails_over_at_once_and_a_member_alone_restarts_in_place() -> None:
     assert config(standbys=1)["primary_start_timeout"] == 0
     assert config(standbys=0)["primary_start_timeout"] > 0
+
+
+def test_what_commits_in_two_phases_starts_again_in_place_before_anyone_takes_over() -> None:
+    """A standby may lack what a session that lost its server has made known to other nodes."""
+
+    def seconds(engine: Engine, standbys: int) -> int:
+        here = LocalPlatform(Path("/nowhere"))
+        return int(wanted_config(here, engine, cluster(standbys=standbys), 1)["primary_start_timeout"])
+
+    databases = Databases("app", CREDENTIALS, dict)
+    assert 0 < seconds(CitusEngine(databases), 1) < seconds(CitusEngine(databases), 0)
+    assert seconds(FdwEngine(databases), 1) == 0
 
 
 def test_each_kind_of_group_has_its_own_number_of_standbys() -> None:

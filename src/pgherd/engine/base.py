@@ -102,6 +102,9 @@ class Engine(ABC):
     """Many databases as one. One instance serves one cluster; it holds no state of its own."""
 
     name: str
+    restart_seconds: int = 0
+    """how long a primary that crashed may take to come back where it is, before a standby takes over; 0: one takes
+    over at once"""
 
     def preload_libraries(self) -> Sequence[str]:
         """What every member needs in ``shared_preload_libraries``."""

@@ -78,6 +78,7 @@ def dynamic_config(
     engine_parameters: Mapping[str, str | int | bool],
     preload: Sequence[str],
     *,
+    restart_seconds: int = 0,
     networks: Sequence[str] = LOOPBACK,
     local: bool = True,
     tls: bool = False,
@@ -86,6 +87,8 @@ def dynamic_config(
 
     :param engine_parameters: PostgreSQL parameters that the engine needs, below the user's own
     :param preload: ``shared_preload_libraries`` of the engine; the user's come after them
+    :param restart_seconds: how long a primary that crashed may take to come back where it is, before a standby takes
+        over; 0: one takes over at once
     :param networks: CIDRs from which members and clients connect (SCRAM in any case)
     :param local: members share one machine: small buffers by default
     :param tls: connections over the network are encrypted, or refused
@@ -101,8 +104,8 @@ def dynamic_config(
         "synchronous_mode": _synchronous_mode(cluster, has_standbys),
         "synchronous_mode_strict": False,
         "synchronous_node_count": 1,
-        # 0: a healthy standby takes over at once. A member alone can only come back itself: give it time.
-        "primary_start_timeout": 0 if has_standbys else 300,
+        # A member alone can only come back itself: give it time. One that does not even start is never waited for.
+        "primary_start_timeout": restart_seconds if has_standbys else 300,
         "primary_stop_timeout": 30,
         "ignore_slots": [
             {"type": "logical", "plugin": "pgoutput", "database": database}

@@ -57,6 +57,9 @@ class CitusEngine(Engine):
     """
 
     name = "citus"
+    # A session that waits for its standby when its server is killed commits its part on this disk only, and then what
+    # it has prepared on other nodes. Only this disk can tell: a standby that took over would make that a half.
+    restart_seconds = 60
 
     def __init__(self, databases: Databases) -> None:
         self.databases = databases
