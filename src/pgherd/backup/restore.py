@@ -35,18 +35,18 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, planning, presence, records, settle, wish
+from pgherd.backup import choice, gaps, pages, planning, presence, records, settle, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Away
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
-from pgherd.backup.private_server import PrivateServer, is_open, is_paused_or_open
+from pgherd.backup.private_server import PrivateServer, have_histories_archived, is_open, is_paused_or_open
 from pgherd.backup.records import Point
 from pgherd.backup.wal import timelines
 from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
-from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
+from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.platform import base
 from pgherd.platform.base import NO_WAY_BACK, Lost, NothingBefore, Platform
 from pgherd.platform.local import files
@@ -61,8 +61,6 @@ IN_PLACE = {"phase": "requested", "inPlace": True}
 """what asks for a restore in place, as the first state"""
 PARALLEL = 4
 """groups at a time"""
-CONNECT_SECONDS = 60
-"""these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
 FOLDER = "from-backup"
 """a member's data directory while it is made"""
 WRITE_SECONDS = 120
@@ -291,6 +289,8 @@ class Restore:
             self._pass("settled")
             self._stop_servers()
         if self._is_to_do("placed"):
+            if self._workshop.is_trial():
+                self._each(self._verify_pages)
             for group in self._groups():
                 have_histories_archived(self._machine(group), self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
@@ -450,17 +450,15 @@ class Restore:
     # 2: replay
 
     def _start_and_reach(self, group: int) -> None:
-        point, at = self._point, self._point.groups[group]
-        member, data, machine = self._site.member(group), self._data(group), self._machine(group)
+        point, at, server = self._point, self._point.groups[group], self._server(group)
+        member, data = self._site.member(group), self._data(group)
         self._workshop.end_processes(member, data)  # the machine may be another one since somebody looked
-        server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
         control = server.controlled()
         if control.timeline <= at.timeline:  # else a process that was killed had come so far that it is open
-            machine.write(data / "recovery.signal", "")
-        known = control.settings
+            self._machine(group).write(data / "recovery.signal", "")
         server.start(
             {
-                **{name: str(max(int(value), known.get(name, 0))) for name, value in at.settings.items()},
+                **control.enough(at.settings),
                 "restore_command": self._site.method.restore_command(group, at.system),
                 "recovery_target_name": point.name,
                 "recovery_target_timeline": str(at.timeline),
@@ -527,7 +525,8 @@ class Restore:
 
     def _settle(self) -> None:
         site = self._site
-        databases = private_databases(site, {group: each.endpoint for group, each in self._servers.items()})
+        servers = {group: each.endpoint for group, each in self._servers.items()}
+        databases = settle.private_databases(site.platform, site.cluster, servers)
         reason = f"{site.source} was restored to {self._point.name}"
         done = settle.settle(databases, self._groups(), reason, in_place=self._in_place)
         spec = site.cluster.spec
@@ -544,6 +543,25 @@ class Restore:
         for sentence in done:
             logger.info("%s: %s", site.name, sentence)
         self._tell(done=done)
+
+    def _server(self, group: int) -> PrivateServer:
+        member = self._site.member(group)
+        folder, log = self._workshop.folder(member), self._workshop.log(member)
+        return PrivateServer(self._machine(group), self._data(group), folder, log)
+
+    # 5: in their places
+
+    def _verify_pages(self, group: int) -> None:
+        """Each page's checksum, while no server runs. What is found ends nothing: it is told when all is examined."""
+        if not self._is_to_do(f"verified:{group}"):
+            return
+        server = self._server(group)
+        settings = server.controlled().enough(self._point.groups[group].settings)
+        found = pages.verify(self._machine(group), server, settings, self._site.stopping)
+        with self._guard:
+            known = self._state.get(pages.KEY) or {}
+            self._state[pages.KEY] = {**known, str(group): found.as_json()}
+        self._pass_patiently(f"verified:{group}")
 
     # ends
 
@@ -574,22 +592,3 @@ class Restore:
         # Nothing is set up to remove something in it.
         if (machine := self._workshop.standing(self._site.member(group))) is not None:
             machine.remove(self._data(group))
-
-
-def have_histories_archived(machine: Machine, data: Path) -> None:
-    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
-    log = data / "pg_wal"
-    for history in machine.names(log, ".history"):
-        machine.write(log / "archive_status" / f"{history}.ready", "")
-
-
-def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
-    """The way to the private servers, with the new cluster's passwords."""
-    credentials: Credentials = site.platform.credentials(site.name)
-    return Databases(
-        site.cluster.spec.database,
-        credentials,
-        lambda: {group: [endpoint] for group, endpoint in servers.items()},
-        connect_timeout=CONNECT_SECONDS,
-        members_options=site.platform.connection_options(site.name),
-    )

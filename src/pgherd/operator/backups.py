@@ -306,7 +306,9 @@ def _without_record(name: str, there: Held, before: Mapping[str, Any]) -> dict[s
     """What is said of a backup that was made and can't be found."""
     if name in there.unread:
         record = f"{there.location}/backups/{name}/backup.json"
-        complaint = there.complaints().get(name) or f"backup {name} has no record: put {record} back from a copy"
+        complaint = (
+            there.complaints().get(name) or f"backup {name} has no record: put {record} back from a copy"
+        )
         return {"phase": UNREADABLE, "message": complaint}
     # Or the repository is not the one in which it was made; it may be again.
     return {"phase": EXPIRED, **({"message": ""} if before.get("phase") == UNREADABLE else {})}

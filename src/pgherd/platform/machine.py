@@ -13,6 +13,8 @@ from pgherd.model.topology import Endpoint
 
 PATIENCE_SECONDS = 120.0
 """for a command that only looks"""
+LAST_BYTES = 1 << 16
+"""of what a program said are told when it has ended"""
 
 
 class Process(ABC):
@@ -88,7 +90,7 @@ class Machine(ABC):
     ) -> None:
         """Run a program that takes its time to its end. It does not outlive this process for long.
 
-        :param watch: told again and again what it said last
+        :param watch: told again and again what it said last, and when it has ended its last :data:`LAST_BYTES`
         :raises Cancelled: ``stopping`` said so; the program has ended
         :raises Unavailable: nobody can tell what became of it
         :raises PgherdError: it failed; with its own words

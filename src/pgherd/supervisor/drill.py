@@ -8,7 +8,7 @@ Whoever finds one whose process is gone removes the scratch (``sweep``).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,9 @@ class _Home(Ground):
 
     def wait(self, wish: Wish) -> None:
         self._client.wait(self.scratch, timeout=wish.timeout, progress=wish.progress)
+
+    def restored(self) -> Mapping[str, Any]:
+        return self._platform.workshop(self.scratch).read_state() or {}
 
     def amcheck(self, world: World, group: int, watch: Callable[[str], None]) -> None:
         programs = world.platform.programs()
