@@ -13,7 +13,7 @@ from pgherd.backup import pages, restore
 from pgherd.backup import pgbackrest_verify as verify
 from pgherd.backup.base import BackupMethod, Verified
 from pgherd.backup.pgbackrest import PgBackRest
-from pgherd.backup.private_server import read_control
+from pgherd.backup.private_server import PrivateServer, read_control
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.platform.local import files
@@ -88,6 +88,14 @@ def test_a_damaged_file_of_a_copy_or_of_its_log_is_named_though_verify_ends_well
 def test_a_copy_that_has_lost_its_manifest_is_damaged_though_verify_calls_the_stanza_sound() -> None:
     found = verify.read(report(status="ok", diff="manifest missing"), LABELS, START)
     assert found.problems == [f"{DIFF}/backup.manifest can't be read"]
+
+
+def test_a_copy_that_is_called_invalid_with_the_one_that_it_builds_on_adds_no_line() -> None:
+    line = f"P01   INFO: file missing '{FULL}/bundle/1'"
+    found = verify.read(report(line, full="invalid", diff="invalid"), LABELS, START)
+    assert found.problems == [f"{FULL}/bundle/1 is missing"]
+    found = verify.read(report(full="invalid", diff="invalid"), LABELS, START)
+    assert found.problems == [f"{FULL} is invalid", f"{DIFF} is invalid"], "nobody says why"
 
 
 def test_what_older_versions_say_of_other_copies_and_of_an_older_log_is_passed_over() -> None:
@@ -505,7 +513,7 @@ class Yard:
         )
         monkeypatch.setattr(restore, "pages", SimpleNamespace(KEY=pages.KEY, verify=self._verify))
         monkeypatch.setattr(LocalWorkshop, "place", lambda _, member, data: self.steps.append(member.name))
-        monkeypatch.setattr(restore.PrivateServer, "controlled", lambda _: read_control(CONTROL))
+        monkeypatch.setattr(PrivateServer, "controlled", lambda _: read_control(CONTROL))
         nothing: Any = None
         method: Any = SimpleNamespace(repository=SimpleNamespace(require=lambda: None))
         stopping = lambda: False  # noqa: E731

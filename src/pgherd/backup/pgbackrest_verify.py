@@ -49,14 +49,12 @@ def read(said: str, labels: Sequence[str], start: str) -> Verified:
         return Verified(why=away[0])
     problems = [f"{path} {_WORDS[what]}{f' ({why})' if why else ''}" for path, what, why in found]
     told = dict(_COPY.findall(said))
-    problems += [
-        f"{label}/backup.manifest can't be read"
-        if told[label] == "manifest missing"
-        else f"{label} is {told[label]}"
-        for label in labels
-        if told.get(label, "valid") != "valid"
-        and not any(path.startswith(f"{label}/") for path, _, _ in found)
-    ]
+    bad = [label for label in labels if told.get(label, "valid") != "valid"]
+    # A copy is called invalid with one that it builds on: whose the files are, their lines say.
+    if lost := [label for label in bad if told[label] == "manifest missing"]:
+        problems += [f"{label}/backup.manifest can't be read" for label in lost]
+    elif not problems:
+        problems += [f"{label} is {told[label]}" for label in bad]
     problems += dict.fromkeys(_COMPLAINT.findall(said))
     if not problems and (labels[-1] not in told or _STATUS.search(said) is None):
         return Verified(why=f"it said nothing of {labels[-1]}")
