@@ -26,6 +26,7 @@ from pgherd.reconcile import steering
 from pgherd.reconcile.drill_checks import of_pages
 from pgherd.reconcile.drill_words import NO_TABLES, unchecked
 from pgherd.reconcile.drills import Course, Drill, Ground, TimeIsUp, Wish, verdict
+from pgherd.supervisor import drill
 from tests.support.backups import point
 from tests.support.platform import cluster
 
@@ -180,6 +181,31 @@ def test_pgbackrest_verifies_the_set_that_is_restored_and_ends_what_a_killed_one
     assert {f"--set={DIFF}", "--stanza=segment-1-7", "--output=text", "--verbose"} <= set(command)
     [(group, mark)] = bench.ended
     assert (group, mark in command) == (1, True)
+
+
+def test_what_a_killed_drill_left_verifying_is_ended_when_it_is_swept_up() -> None:
+    bench = Pgbackrest(report(status="ok"))
+    bench.verified()
+    bench.method.systems = lambda: [(1, "7"), (2, "8")]  # type: ignore[method-assign]
+    bench.method.end_verifying()
+    first, *rest = bench.ended
+    assert rest == [first, (2, first[1].replace("lock-1", "lock-2"))]
+
+
+def test_a_drill_that_was_cut_short_leaves_no_verifying_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, ended = LocalPlatform(tmp_path), []
+    platform.declare(cluster())
+    client: Any = SimpleNamespace(declared=lambda name: name)
+    method = SimpleNamespace(end_verifying=lambda: ended.append("verifying"))
+    monkeypatch.setattr(drill, "make_method", lambda platform, declared: method)
+    monkeypatch.setattr(drill, "_clear", lambda client, name, scratch: ended.append(scratch))
+    drill.sweep(client, platform, "shop")
+    assert ended == [], "there was none"
+    files.write_json(Layout(tmp_path).drill("shop"), {"scratch": "shop-drill", "pid": 1, "started": 0})
+    drill.sweep(client, platform, "shop")
+    assert ended == ["verifying", "shop-drill"]
 
 
 def test_copies_that_retention_removed_meanwhile_are_not_called_damaged() -> None:

@@ -149,6 +149,10 @@ class BackupMethod(ABC):
         """
         return None
 
+    def end_verifying(self) -> None:
+        """End what somebody who was killed has left at work on that."""
+        return
+
     @abstractmethod
     def restore_command(self, group: int, system: str) -> str:
         """What a recovering server runs to get a file of the log."""

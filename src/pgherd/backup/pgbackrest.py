@@ -375,9 +375,7 @@ class PgBackRest(BackupMethod):
             said = text
             watch(text)
 
-        # It takes no lock and writes no log: by this it is known if whoever began it was killed.
-        mark = f"--log-path={self._runner.lock(group)}-verify"
-        self._runner.end_strays(group, mark)
+        mark = self._end_verifying(group)
         stanza = f"--stanza={config.stanza(group, made.system)}"
         self._runner.run(
             [stanza, f"--set={made.label}", *verification.OPTIONS, mark, "verify"],
@@ -386,6 +384,16 @@ class PgBackRest(BackupMethod):
             watch=listen,
         )
         return said
+
+    def end_verifying(self) -> None:
+        for group, _ in self.systems():
+            self._end_verifying(group)
+
+    def _end_verifying(self, group: int) -> str:
+        """End what works on a group; returns by which option it is known, for it takes no lock and writes no log."""
+        mark = f"--log-path={self._runner.lock(group)}-verify"
+        self._runner.end_strays(group, mark)
+        return mark
 
     def _are_there(self, copies: Sequence[str]) -> bool:
         return set(copies) <= {each.id for each in self.repository.backups()}
