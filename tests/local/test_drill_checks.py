@@ -14,6 +14,7 @@ import pytest
 
 from pgherd.backup.records import now
 from tests.local.test_backup_pgbackrest import PASSPHRASE, REASON, with_pgbackrest, write_secret
+from tests.support.citus import superuser
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import await_first_backup, await_point_after, condition, with_backups
 
@@ -65,6 +66,7 @@ def test_a_page_that_a_backup_took_along_damaged_is_found_though_nobody_reads_it
         connection.execute("CREATE TABLE local_only (id int)")
         connection.execute("INSERT INTO local_only SELECT generate_series(1, 2000)")
         connection.execute("CREATE INDEX unread ON local_only USING hash (id)")
+    with superuser(home) as connection:
         connection.execute("CHECKPOINT")
         row = connection.execute(
             "SELECT current_setting('data_directory'), pg_relation_filepath('unread')"
