@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgherd.backup import pages, restore
 from pgherd.backup import pgbackrest_verify as verify
 from pgherd.backup.base import BackupMethod, Verified
 from pgherd.backup.pgbackrest import PgBackRest
-from pgherd.backup.private_server import PrivateServer, read_control
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.platform.local import files
@@ -285,7 +285,7 @@ class Server:
         self.steps: list[str] = []
 
     def controlled(self) -> Any:
-        return SimpleNamespace(shut_down=self.shut_down)
+        return SimpleNamespace(shut_down=self.shut_down, enough=dict)
 
     def start(self, settings: Mapping[str, str]) -> None:
         self.steps.append("start")
@@ -323,6 +323,20 @@ def test_data_of_a_server_that_was_killed_are_shut_down_in_order_before_their_pa
     found = pages.verify(Programs(server.steps), server, {}, lambda: False)
     assert found == pages.Pages(True, blocks=2912)
     assert server.steps == ["verify"] if shut_down else ["start", "wait", "stop", "verify"]
+
+
+@pytest.mark.parametrize("error", [PgherdError("the server ended"), psycopg.errors.DiskFull("no space")])
+def test_a_server_that_can_not_be_shut_down_in_order_leaves_its_pages_unverified_and_is_no_end(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(reached: Any, stopping: Any) -> None:
+        raise error
+
+    server: Any = Server(shut_down=False)
+    monkeypatch.setattr(server, "wait", wait)
+    found = pages.verify(Programs(server.steps), server, {}, lambda: False)
+    assert found == pages.Pages(False, f"its server could not be shut down in order: {error}")
+    assert server.steps == ["start", "stop"]
 
 
 def test_what_a_program_said_at_its_end_is_told_whole(tmp_path: Path) -> None:
@@ -539,7 +553,6 @@ class Yard:
         )
         monkeypatch.setattr(restore, "pages", SimpleNamespace(KEY=pages.KEY, verify=self._verify))
         monkeypatch.setattr(LocalWorkshop, "place", lambda _, member, data: self.steps.append(member.name))
-        monkeypatch.setattr(PrivateServer, "controlled", lambda _: read_control(CONTROL))
         nothing: Any = None
         method: Any = SimpleNamespace(repository=SimpleNamespace(require=lambda: None))
         stopping = lambda: False  # noqa: E731
@@ -556,13 +569,6 @@ class Yard:
     def run(self) -> dict[str, Any]:
         Restore(self.site).run()
         return self.workshop.read_state() or {}
-
-
-CONTROL = """\
-Database cluster state:               shut down
-Latest checkpoint's TimeLineID:       2
-Min recovery ending loc's timeline:   0
-"""
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ passes over pages that look newer than its beginning, and damage may make a page
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import psycopg
 
 from pgherd.backup.private_server import PrivateServer, is_open
 from pgherd.errors import Cancelled, PgherdError, Unavailable, one_line
@@ -56,24 +58,24 @@ def pages_from(raw: Any) -> Pages:
 
 
 def verify(
-    machine: Machine, server: PrivateServer, settings: dict[str, str], stopping: Callable[[], bool]
+    machine: Machine, server: PrivateServer, wanted: Mapping[str, str], stopping: Callable[[], bool]
 ) -> Pages:
     """Verify every page of a server's data, which has left recovery.
 
     :param machine: where they are
-    :param settings: the server is started with, if it has to be shut down in order first: it was killed
+    :param wanted: parameters that it needs, if it has to be started to be shut down in order: it was killed
     :raises Cancelled: ``stopping`` said so
     :raises Unavailable: nobody can tell what became of it
     """
-    data = str(server.data)
-    machine.end_strays(data)
-    if not server.controlled().shut_down:
-        server.start(settings)
-        try:
-            server.wait(is_open, stopping)
-        finally:
-            server.stop()
-    said = [""]
+    data, said = str(server.data), [""]
+    try:
+        machine.end_strays(data)
+        _shut_down(server, wanted, stopping)
+    except (Cancelled, Unavailable):
+        raise
+    except (PgherdError, psycopg.Error) as error:
+        # Whoever starts it next will meet it, too, and that is told then.
+        return Pages(False, f"its server could not be shut down in order: {one_line(error)}")
 
     def watch(text: str) -> None:
         said[0] = text
@@ -86,6 +88,17 @@ def verify(
     except PgherdError as error:
         complaint = one_line(error)
     return read(said[0], complaint, data)
+
+
+def _shut_down(server: PrivateServer, wanted: Mapping[str, str], stopping: Callable[[], bool]) -> None:
+    control = server.controlled()
+    if control.shut_down:
+        return
+    server.start(control.enough(wanted))
+    try:
+        server.wait(is_open, stopping)
+    finally:
+        server.stop()
 
 
 def read(said: str, complaint: str, data: str) -> Pages:

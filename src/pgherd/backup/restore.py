@@ -555,9 +555,8 @@ class Restore:
         """Each page's checksum, while no server runs. What is found ends nothing: it is told when all is examined."""
         if not self._is_to_do(f"verified:{group}"):
             return
-        server = self._server(group)
-        settings = server.controlled().enough(self._point.groups[group].settings)
-        found = pages.verify(self._machine(group), server, settings, self._site.stopping)
+        wanted = self._point.groups[group].settings
+        found = pages.verify(self._machine(group), self._server(group), wanted, self._site.stopping)
         with self._guard:
             known = self._state.get(pages.KEY) or {}
             self._state[pages.KEY] = {**known, str(group): found.as_json()}
