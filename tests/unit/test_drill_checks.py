@@ -325,6 +325,23 @@ def test_a_state_that_can_not_be_read_leaves_the_checks_undone() -> None:
     assert done(result)["relations"] == "", "it was made"
 
 
+def test_a_state_that_can_not_be_asked_for_just_now_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ground = Field(Verified([]))
+    answers = iter([Unavailable("the API server is away"), ground.state])
+
+    def restored() -> Mapping[str, Any]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+    monkeypatch.setattr(ground, "restored", restored)
+    made = done(drilled(ground))
+    assert made["pages"] == made["copies"] == ""
+
+
 def test_a_drill_that_has_no_time_left_verifies_nothing_and_fails() -> None:
     ground = Field(Verified([]), error=TimeIsUp("it was not done"))
     result = drilled(ground, timeout=1.0)

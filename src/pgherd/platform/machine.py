@@ -13,7 +13,7 @@ from pgherd.model.topology import Endpoint
 
 PATIENCE_SECONDS = 120.0
 """for a command that only looks"""
-LAST_BYTES = 1 << 16
+LAST_BYTES = 1 << 20
 """of what a program said are told when it has ended"""
 
 

@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -55,6 +55,7 @@ AMCHECK = ("--no-password", "--install-missing", "--progress")
 """what ``pg_amcheck`` is told everywhere"""
 _QUIET = "-c event_triggers=off"
 _PAGES = re.compile(r"(\d+)/\s*(\d+) pages")
+T = TypeVar("T")
 Told = Callable[[str], None]
 Progress = Callable[[dict[str, Any]], None]
 
@@ -264,7 +265,7 @@ class Drill:
             )
             self._ground.wait(replace(self._wish, timeout=self._left()))
             crash_point("drill:restored")
-            return self._examine_patiently()
+            return self._patiently(self._examine)
         except Cancelled:
             raise
         except (PgherdError, psycopg.Error) as error:
@@ -347,14 +348,18 @@ class Drill:
 
     # the examination
 
-    def _examine_patiently(self) -> tuple[list[str], dict[str, Any] | None]:
+    def _patiently(self, do: Callable[[], T]) -> T:
+        """What asks somebody who may not answer at once.
+
+        :raises Unavailable: nor later
+        """
         for _ in range(TRIES - 1):
             try:
-                return self._examine()
+                return do()
             except Unavailable as error:
                 self._told(f"trying again: {one_line(error)}")
                 self._ground.rest(AGAIN_SECONDS)
-        return self._examine()
+        return do()
 
     def _examine(self) -> tuple[list[str], dict[str, Any] | None]:
         world = self._ground.world(self._ground.scratch)
@@ -419,7 +424,7 @@ class Drill:
         restore that failed: that says which files are why."""
         problems: list[str] = []
         try:
-            restored, method = self._ground.restored(), self._ground.method()
+            restored, method = self._patiently(self._ground.restored), self._ground.method()
             self._checks.by(words.COPIES, method.verifier)
             problems += self._checks.tell(words.PAGES, *checks.of_pages(restored))
             if not failed or self._left() > 0:
@@ -439,25 +444,20 @@ class Drill:
         found: dict[int, Verified] = {}
         for group, copies in chains.items():
             self._told(f"{VERIFYING}: {group_name(group)}")
-            one = self._verify_patiently(method, group, copies)
+            one = self._verify(method, group, copies)
             if one is None:
                 return self._checks.tell(words.COPIES, why=checks.of_restored_copies(restored))
             found[group] = one
         return self._checks.tell(words.COPIES, *checks.of_copies(found))
 
-    def _verify_patiently(self, method: BackupMethod, group: int, copies: Sequence[str]) -> Verified | None:
+    def _verify(self, method: BackupMethod, group: int, copies: Sequence[str]) -> Verified | None:
         def watch(text: str) -> None:
             self._require_time()
 
-        for last in (*[False] * (TRIES - 1), True):
-            try:
-                return method.verify(copies, group, self._ground.is_to_stop, watch)
-            except Unavailable as error:
-                if last:
-                    return Verified(why=one_line(error))
-                self._told(f"trying again: {one_line(error)}")
-                self._ground.rest(AGAIN_SECONDS)
-        raise AssertionError("the last try returns")
+        try:
+            return self._patiently(lambda: method.verify(copies, group, self._ground.is_to_stop, watch))
+        except Unavailable as error:
+            return Verified(why=one_line(error))
 
 
 def verdict(result: Mapping[str, Any]) -> str:
