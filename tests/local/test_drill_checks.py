@@ -85,8 +85,9 @@ def test_a_page_that_a_backup_took_along_damaged_is_found_though_nobody_reads_it
     finally:
         file.write_bytes(whole)
     assert failed.returncode == 1, failed
-    assert f"coordinator: the page checksum of {row[1]}, page 1, is wrong" in failed.stderr
-    assert done(last(home)) == ALL_BUT_ROWS
+    drill = last(home)
+    assert f"coordinator: the page checksum of {row[1]}, page 1, is wrong" in drill["problems"], drill
+    assert done(drill) == ALL_BUT_ROWS
     told = wait_for(
         lambda: (found := condition(home, "RestoreProven"))["status"] == "False" and found, "it is told", 60
     )
@@ -114,7 +115,6 @@ def test_pgbackrest_says_which_file_of_which_group_is_damaged() -> None:
         victim.write_bytes(whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :])
         failed = home.run("drill", "shop", check=False, timeout=600)
         assert failed.returncode == 1, failed
-        assert "has another checksum than when it was made" in failed.stderr, failed
         drill = last(home)
         assert any(
             text.startswith(f"segment-1: {victim.parts[-3]}/") and "has another checksum" in text
