@@ -33,6 +33,7 @@ CRASHES = (
     "drill:declared",
     "drill:restored",
     "drill:examined",
+    "drill:verified",
     "drill:remembered",
     "drill:removed",
 )
@@ -116,6 +117,8 @@ def test_a_drill_under_moving_money_proves_the_backups_and_leaves_nothing(vault:
     vault.assert_nothing_is_left()
     last = vault.drills()[-1]
     assert last["passed"], last
+    assert all(each["done"] for each in last["checks"]), last
+    assert {each["check"]: each["by"] for each in last["checks"]}["copies"] == "pgbackrest verify"
     assert [each.rpartition(".")[2] for each in last["compared"]["tables"]] == ["account", "transfer"]
     assert last["compared"]["rows"] + last["compared"]["rowsTouched"] >= ACCOUNTS
     assert last["restorePoint"] in vault.await_condition("True", "DrillPassed")["message"]
@@ -234,6 +237,7 @@ def test_a_schedules_drill_that_fails_is_a_condition_and_an_event_until_one_pass
     try:
         failed = dict(wait_for(another, "the schedule's drill is made", LONG, every=2))
         assert not failed["passed"], failed
+        assert any("segment-1" in text and "is missing" in text for text in failed["problems"]), failed
         told = vault.await_condition("False", "DrillFailed")
         assert "segment-1" in told["message"], told
         assert any(

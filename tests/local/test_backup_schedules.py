@@ -19,7 +19,8 @@ pytestmark = pytest.mark.local
 ROWS = 5000
 STEPS = (
     *("schedule:planned", "schedule:asked"),
-    *("drill:counted", "drill:declared", "drill:restored", "drill:examined", "drill:remembered"),
+    *("drill:counted", "drill:declared", "drill:restored", "drill:examined", "drill:verified"),
+    "drill:remembered",
 )
 SCHEDULE = """\
 ---

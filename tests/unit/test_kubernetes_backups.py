@@ -507,6 +507,38 @@ def test_a_backup_that_retention_removed_is_shown_as_expired_and_not_made_again(
     assert office.ids() == []
 
 
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_backup_whose_record_can_not_be_read_says_which_file_and_comes_back_when_that_is_mended(
+    office: Office, damage: str
+) -> None:
+    office.declare("old")
+    office.desk.look()
+    office.end("old")
+    office.desk.look()
+    record = office.method.folder / "backups" / "old" / "backup.json"
+    whole = record.read_bytes()
+    if damage == "torn":
+        record.write_bytes(whole[:40])
+    else:
+        record.unlink()
+    for _ in range(2):
+        office.desk.look()
+        told = office.status("old")
+        assert told["phase"] == "Unreadable", told
+        assert "backup.json" in told["message"], told
+        assert str(record.parent) in told["message"], told
+        assert told["restorePoint"] == "p1", "what was known of it stays"
+    record.write_bytes(whole)
+    office.desk.look()
+    assert (office.status("old")["phase"], office.status("old")["message"]) == ("Done", "")
+    record.write_bytes(whole[:40])
+    office.desk.look()
+    shutil.rmtree(record.parent)
+    office.desk.look()
+    assert (office.status("old")["phase"], office.status("old")["message"]) == ("Expired", "")
+    assert office.ids() == []
+
+
 def test_a_backup_is_there_again_when_the_repository_is_again_the_one_in_which_it_was_made(
     office: Office,
 ) -> None:

@@ -156,6 +156,23 @@ def test_a_scratch_is_a_lean_cluster_that_goes_with_the_one_whose_backups_it_is_
     assert (owner["name"], owner["uid"]) == ("shop", api.objects[SHOP]["metadata"]["uid"])
 
 
+def test_where_a_scratch_is_made_its_pages_are_verified_and_the_drill_reads_what_was_found(
+    kube: tuple[Kube, KubernetesPlatform], points: list[Point]
+) -> None:
+    _, platform = kube
+    bench = Bench(platform)
+    assert bench.scratch.restored() == {}
+    bench.scratch.declare("p1")
+    assert platform.workshop("shop-drill").is_trial()
+    assert not platform.workshop("shop").is_trial()
+    found = {"0": {"done": True, "why": "", "blocks": 7, "problems": []}}
+    platform.workshop("shop-drill").write_state({"phase": "done", "bases": {"0": ["b1"]}, "pages": found})
+    assert bench.scratch.restored()["pages"] == found
+    assert not bench.scratch.is_to_stop()
+    bench.stop.set()
+    assert bench.scratch.is_to_stop()
+
+
 def test_lines_that_an_older_version_accepted_keep_nobody_from_drilling(
     kube: tuple[Kube, KubernetesPlatform], points: list[Point]
 ) -> None:

@@ -177,6 +177,12 @@ def test_a_long_program_is_watched_and_can_be_stopped(pod: PodMachine, kubelet: 
     wait_for(lambda: kubelet.children[0].poll() is not None, "it ended", 10)
 
 
+def test_what_a_program_said_at_its_end_is_told_whole(pod: PodMachine) -> None:
+    heard: list[str] = []
+    pod.run(["seq", "3000"], stopping=lambda: False, watch=heard.append)
+    assert heard[-1].split() == [str(number) for number in range(1, 3001)]
+
+
 def test_a_server_is_asked_to_end_before_it_is_made_to(pod: PodMachine) -> None:
     process = pod.start([sys.executable, "-c", SERVER], Path("/none"))
     wait_for(lambda: "up" in process.said(), "it runs", 10)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pgherd.cli.render import drills
 from pgherd.model.topology import Member
 from pgherd.reconcile.fulfilment import obstacle
 from pgherd.reconcile.plan import plan
@@ -321,6 +322,21 @@ def test_whether_a_restore_is_proven_is_told(
     told = status(replace(look(), backups={"lastDrill": last, "schedules": planned, "problems": []}))
     found = condition(told, "RestoreProven")
     assert (found["status"], found["reason"]) == expected
+
+
+def test_a_proof_says_which_of_its_checks_were_not_made() -> None:
+    checks = [
+        {"check": "pages", "done": False, "why": "data checksums are off (segment-1)"},
+        {"check": "rows", "done": False, "why": "no tables are named"},
+        {"check": "copies", "done": True, "why": ""},
+    ]
+    last = {"passed": True, "restorePoint": "p", "finishedAt": "t", "checks": checks}
+    told = status(replace(look(), backups={"lastDrill": last, "schedules": [], "problems": []}))
+    found = condition(told, "RestoreProven")
+    left = "not checked: page checksums (data checksums are off (segment-1))"
+    assert (found["status"], found["message"]) == ("True", f"p was restored and is sound (t); {left}")
+    row = {**last, "seconds": 1.0, "problems": []}
+    assert list(drills([row]).columns[-1].cells) == [f"sound; {left}"]
 
 
 def test_while_a_repository_is_silent_a_drill_that_it_holds_up_becomes_overdue() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,22 @@ Report = Callable[[int, int], None]
 """told again and again: bytes done, bytes in all (0: not known)"""
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What became of the look at one group's base copies, where they are kept."""
+
+    problems: Sequence[str] = ()
+    """what is damaged, each with its file"""
+    why: str = ""
+    """why they were not verified; empty: they were"""
+
+
 class BackupMethod(ABC):
     """One way to keep a cluster's backups. Stateless: what there is, is in the repository."""
 
     name: str
+    verifier: str = ""
+    """what verifies every file of a base copy, before it is restored or by :meth:`verify`"""
     user: str = REPLICATION_USER
     """as whom it connects to a group that it backs up"""
 
@@ -118,6 +131,27 @@ class BackupMethod(ABC):
         :raises Withheld: the repository is away, or was meanwhile
         :raises PgherdError: a copy is damaged, or it could not be written
         """
+
+    def verify(
+        self,
+        copies: Sequence[str],
+        group: int,
+        stopping: Callable[[], bool],
+        watch: Callable[[str], None] = lambda text: None,
+    ) -> Verified | None:
+        """Read a chain of base copies where they are kept, all of it, and compare it with what was written down when
+        they were made.
+
+        :param watch: called again and again meanwhile
+        :return: None: who restores them has done it already
+        :raises Cancelled: ``stopping`` said so
+        :raises Unavailable: nobody can tell what became of it
+        """
+        return None
+
+    def end_verifying(self) -> None:
+        """End what somebody who was killed has left at work on that."""
+        return
 
     @abstractmethod
     def restore_command(self, group: int, system: str) -> str:

@@ -50,6 +50,7 @@ class Native(BackupMethod):
     """
 
     name = "native"
+    verifier = "pg_verifybackup"
 
     def __init__(
         self,

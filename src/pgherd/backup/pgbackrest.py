@@ -20,14 +20,15 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import pgbackrest_config as config
+from pgherd.backup import pgbackrest_verify as verification
 from pgherd.backup import presence, wal
-from pgherd.backup.base import BackupMethod, Report
+from pgherd.backup.base import BackupMethod, Report, Verified
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.pgbackrest_log import ArchivedLog
 from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.store import Store
-from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld
+from pgherd.errors import Cancelled, PgherdError, Unavailable, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import SUPERUSER
 from pgherd.platform.base import Owner
@@ -79,6 +80,7 @@ class PgBackRest(BackupMethod):
     """
 
     name = "pgbackrest"
+    verifier = "pgbackrest verify"
     user = SUPERUSER
 
     def __init__(self, place: Place, runner: Runner) -> None:
@@ -340,6 +342,64 @@ class PgBackRest(BackupMethod):
 
     def _copy_of(self, backup: str, group: int) -> GroupBackup:
         return self.repository.backup(backup).groups[group]
+
+    def verify(
+        self,
+        copies: Sequence[str],
+        group: int,
+        stopping: Callable[[], bool],
+        watch: Callable[[str], None] = lambda text: None,
+    ) -> Verified:
+        try:
+            made = [self._copy_of(copy, group) for copy in copies]
+            said = self._verify(made[-1], group, stopping, watch)
+            found = verification.read(said, [each.label for each in made], made[-1].start)
+            if found.problems and not self._are_there(copies):
+                return Verified(why="they were removed from the repository meanwhile")
+            return found
+        except (Cancelled, Unavailable):
+            raise
+        except PgherdError as error:
+            return Verified(why=one_line(error))
+
+    def _verify(
+        self,
+        made: GroupBackup,
+        group: int,
+        stopping: Callable[[], bool],
+        watch: Callable[[str], None],
+    ) -> str:
+        """What pgBackRest says of a copy and of what it builds on."""
+        self.equip()
+        said = ""
+
+        def listen(text: str) -> None:
+            nonlocal said
+            said = text
+            watch(text)
+
+        mark = self._end_verifying(group)
+        stanza = f"--stanza={config.stanza(group, made.system)}"
+        self._runner.run(
+            [stanza, f"--set={made.label}", *verification.OPTIONS, mark, "verify"],
+            self._runner.of(group),
+            stopping=stopping,
+            watch=listen,
+        )
+        return said
+
+    def end_verifying(self) -> None:
+        for group, _ in self.systems():
+            self._end_verifying(group)
+
+    def _end_verifying(self, group: int) -> str:
+        """End what works on a group; returns by which option it is known, for it takes no lock and writes no log."""
+        mark = f"--log-path={self._runner.lock(group)}-verify"
+        self._runner.end_strays(group, mark)
+        return mark
+
+    def _are_there(self, copies: Sequence[str]) -> bool:
+        return set(copies) <= {each.id for each in self.repository.backups()}
 
     def restore_command(self, group: int, system: str) -> str:
         return config.restore_command(self._runner.command, group, system)

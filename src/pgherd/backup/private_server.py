@@ -69,6 +69,15 @@ class Controlled:
     """the newest one that it knows of"""
     in_recovery: bool
     """it has not left recovery yet; what was just copied is not known to have been in it"""
+    shut_down: bool
+    """its server ended in order, after recovery"""
+
+    def enough(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Parameters with which a server can read the log, and hold what was prepared in it.
+
+        :param wanted: what they were at a point
+        """
+        return {name: str(max(int(value), self.settings.get(name, 0))) for name, value in wanted.items()}
 
 
 class PrivateServer:
@@ -207,6 +216,7 @@ def read_control(text: str) -> Controlled:
             },
             timeline=max(int(told[name]) for name in _TIMELINES),
             in_recovery=told["Database cluster state"] in _IN_RECOVERY,
+            shut_down=told["Database cluster state"] == "shut down",
         )
     except (KeyError, ValueError) as error:
         raise PgherdError(f"pg_controldata says nothing of {error}") from error
@@ -236,3 +246,10 @@ def is_paused_or_open(connection: Connection) -> bool:
         "SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = 'paused'"
     ).fetchone()
     return row == (True,)
+
+
+def have_histories_archived(machine: Machine, data: Path) -> None:
+    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
+    log = data / "pg_wal"
+    for history in machine.names(log, ".history"):
+        machine.write(log / "archive_status" / f"{history}.ready", "")

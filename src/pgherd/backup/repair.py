@@ -31,12 +31,9 @@ from pgherd.backup import choice, presence, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
-from pgherd.backup.private_server import Controlled, PrivateServer, is_open
+from pgherd.backup.private_server import Controlled, PrivateServer, have_histories_archived, is_open
 from pgherd.backup.records import GroupPoint
-from pgherd.backup.restore import (
-    CONNECT_SECONDS,
-    have_histories_archived,
-)
+from pgherd.backup.settle import CONNECT_SECONDS
 from pgherd.backup.verdict import Reached, Verdict, judge
 from pgherd.backup.wal import SEGMENT_BYTES, History, is_past, parse_history, parse_lsn
 from pgherd.engine.base import Engine

@@ -28,16 +28,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, planning, presence, records, settle, wish
+from pgherd.backup import choice, finding, pages, pins, planning, presence, records, settle, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Away
+from pgherd.backup.histories import have_archived
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer, is_open, is_paused_or_open
 from pgherd.backup.records import Point
@@ -46,7 +46,7 @@ from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
 from pgherd.model.spec import PostgresCluster, RecoverySpec
-from pgherd.model.topology import COORDINATOR, Credentials, Endpoint, Member, group_name
+from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.platform import base
 from pgherd.platform.base import NO_WAY_BACK, Lost, NothingBefore, Platform
 from pgherd.platform.local import files
@@ -61,44 +61,11 @@ IN_PLACE = {"phase": "requested", "inPlace": True}
 """what asks for a restore in place, as the first state"""
 PARALLEL = 4
 """groups at a time"""
-CONNECT_SECONDS = 60
-"""these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
 FOLDER = "from-backup"
 """a member's data directory while it is made"""
 WRITE_SECONDS = 120
 """how long to try to write down that a copy is complete"""
 MAKE_ENGINE = Callable[[PostgresCluster, Databases], Engine]
-
-
-def restorable(method: BackupMethod) -> list[Point]:
-    """The points of a repository that can be restored, oldest first.
-
-    :raises PgherdError: it is not there
-    """
-    repository = method.repository
-    repository.require()
-    backups = [backup for backup in repository.backups() if backup.phase == "done"]
-    histories, logs = cache(method.histories), gaps.Logs(method.log_names, method.histories)
-    return [
-        point
-        for point in repository.points()
-        if point.archived and choice.bases(point, backups, histories, logs) is not None
-    ]
-
-
-def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
-    """The point that is meant.
-
-    :raises BadInput: there is none, with the range that there is
-    """
-    return choice.resolve(
-        restorable(method),
-        now=datetime.now(UTC),
-        restore_point=wanted.restore_point,
-        time=wanted.time,
-        backup=wanted.backup,
-        inclusive=wanted.inclusive,
-    )
 
 
 @dataclass(frozen=True)
@@ -112,6 +79,7 @@ class Site:
     :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
         and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
+    :param given_up: whether nobody will go on with it
     :param anew: whether what was made before is known to be gone
     """
 
@@ -125,6 +93,7 @@ class Site:
     id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
     anew: bool = False
+    given_up: Callable[[], bool] = lambda: False
 
     @property
     def name(self) -> str:
@@ -155,6 +124,8 @@ class Restore:
         self._amounts: dict[int, tuple[int, int]] = {}
         self._told = 0.0
         self._servers: dict[int, PrivateServer] = {}
+        who = f"restore of {site.name}"
+        self._reading = pins.Reading(site.method, site.name, who, lambda: self._state, self._tell)
 
     def run(self) -> None:
         """Until it is done.
@@ -179,6 +150,7 @@ class Restore:
             self._discard_lost()
             if "point" not in self._state:
                 self._plan()
+            self._pin()
             if self._in_place and self._is_to_do("aside"):
                 self._workshop.set_aside()
                 self._pass("aside")
@@ -198,6 +170,8 @@ class Restore:
             else:
                 self._fail(error)
             raise
+        finally:
+            self._reading.end(over=self._state.get("phase") in (*ENDED, FAILED) or self._site.given_up())
 
     def _obstacle(self, error: Exception) -> Withheld | None:
         """What is waited for: a repository that is away, or refuses us, makes copies and logs look damaged."""
@@ -295,8 +269,10 @@ class Restore:
             self._pass("settled")
             self._stop_servers()
         if self._is_to_do("placed"):
+            if self._workshop.is_trial():
+                self._each(self._verify_pages)
             for group in self._groups():
-                have_histories_archived(self._machine(group), self._data(group))
+                have_archived(self._machine(group), self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
                 crash_point(f"restore:placed:{group}")
             self._pass("placed")
@@ -361,17 +337,10 @@ class Restore:
 
     def _plan(self) -> None:
         site = self._site
-        if site.live is not None:
-            self._tell(
-                phase="copying", steps=[], bases={}, startedAt=records.now(), message=f"copying {site.source}"
-            )
-            point = site.live(self._report)
-        else:
-            # First of all: whoever finds a member's volume must know what it is for.
-            self._tell(
-                phase="copying", steps=[], bases={}, startedAt=records.now(), message="choosing the point"
-            )
-            point = find_point(site.method, site.wanted)
+        doing = "choosing the point" if site.live is None else f"copying {site.source}"
+        # First of all: whoever finds a member's volume must know what it is for.
+        self._tell(phase="copying", steps=[], bases={}, startedAt=records.now(), message=doing)
+        point = finding.find_point(site.method, site.wanted) if site.live is None else site.live(self._report)
         planning.check_fits(site.cluster, point)
         repository = site.method.repository
         backups = [backup for backup in repository.backups() if backup.phase == "done"]
@@ -391,6 +360,15 @@ class Restore:
             **NO_PAUSE,
         )
         crash_point("restore:planned")
+
+    def _pin(self) -> None:
+        """Keep retention from what is read; nothing is any more once all groups are what they were."""
+        if self._site.live is not None or not self._is_to_do("settled"):
+            return
+        bases = self._state.get("bases") or {}
+        unread = {each for group in bases if self._is_to_do(f"copied:{group}") for each in bases[group]}
+        self._reading.begin([each for copies in bases.values() for each in copies], unread)
+        crash_point("restore:pinned")
 
     def _check_version(self, bases: Mapping[int, Sequence[str]]) -> None:
         major = self._site.method.major_of(bases[COORDINATOR][-1], COORDINATOR)
@@ -454,18 +432,16 @@ class Restore:
     # 2: replay
 
     def _start_and_reach(self, group: int) -> None:
-        point, at = self._point, self._point.groups[group]
-        member, data, machine = self._site.member(group), self._data(group), self._machine(group)
+        point, at, server = self._point, self._point.groups[group], self._server(group)
+        member, data = self._site.member(group), self._data(group)
         self._workshop.end_processes(member, data)  # the machine may be another one since somebody looked
-        server = PrivateServer(machine, data, self._workshop.folder(member), self._workshop.log(member))
         control = server.controlled()
         if control.timeline <= at.timeline:  # else a process that was killed had come so far that it is open
-            machine.remove(data / "standby.signal")  # of a standby: of both the other would stay
-            machine.write(data / "recovery.signal", "")
-        known = control.settings
+            self._machine(group).remove(data / "standby.signal")  # of a standby: of both the other would stay
+            self._machine(group).write(data / "recovery.signal", "")
         server.start(
             {
-                **{name: str(max(int(value), known.get(name, 0))) for name, value in at.settings.items()},
+                **control.enough(at.settings),
                 "restore_command": self._site.method.restore_command(group, at.system),
                 "recovery_target_name": point.name,
                 "recovery_target_timeline": str(at.timeline),
@@ -532,7 +508,8 @@ class Restore:
 
     def _settle(self) -> None:
         site = self._site
-        databases = private_databases(site, {group: each.endpoint for group, each in self._servers.items()})
+        servers = {group: each.endpoint for group, each in self._servers.items()}
+        databases = settle.private_databases(site.platform, site.cluster, servers)
         reason = f"{site.source} was restored to {self._point.name}"
         done = settle.settle(databases, self._groups(), reason, in_place=self._in_place)
         spec = site.cluster.spec
@@ -549,6 +526,24 @@ class Restore:
         for sentence in done:
             logger.info("%s: %s", site.name, sentence)
         self._tell(done=done)
+
+    def _server(self, group: int) -> PrivateServer:
+        member = self._site.member(group)
+        folder, log = self._workshop.folder(member), self._workshop.log(member)
+        return PrivateServer(self._machine(group), self._data(group), folder, log)
+
+    # 5: in their places
+
+    def _verify_pages(self, group: int) -> None:
+        """Each page's checksum, while no server runs. What is found ends nothing: it is told when all is examined."""
+        if not self._is_to_do(f"verified:{group}"):
+            return
+        wanted = self._point.groups[group].settings
+        found = pages.verify(self._machine(group), self._server(group), wanted, self._site.stopping)
+        with self._guard:
+            known = self._state.get(pages.KEY) or {}
+            self._state[pages.KEY] = {**known, str(group): found.as_json()}
+        self._pass_patiently(f"verified:{group}")
 
     # ends
 
@@ -579,22 +574,3 @@ class Restore:
         # Nothing is set up to remove something in it.
         if (machine := self._workshop.standing(self._site.member(group))) is not None:
             machine.remove(self._data(group))
-
-
-def have_histories_archived(machine: Machine, data: Path) -> None:
-    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
-    log = data / "pg_wal"
-    for history in machine.names(log, ".history"):
-        machine.write(log / "archive_status" / f"{history}.ready", "")
-
-
-def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
-    """The way to the private servers, with the new cluster's passwords."""
-    credentials: Credentials = site.platform.credentials(site.name)
-    return Databases(
-        site.cluster.spec.database,
-        credentials,
-        lambda: {group: [endpoint] for group, endpoint in servers.items()},
-        connect_timeout=CONNECT_SECONDS,
-        members_options=site.platform.connection_options(site.name),
-    )

@@ -7,12 +7,31 @@ are the other cluster's). A change that was under way is called off; what it lef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from psycopg import sql
 
-from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, group_name
+from pgherd.model.spec import PostgresCluster
+from pgherd.model.topology import COORDINATOR, REPLICATION_USER, SUPERUSER, Endpoint, group_name
+from pgherd.platform.base import Platform
 from pgherd.postgres.connections import Databases
+
+CONNECT_SECONDS = 60
+"""these servers are here and nobody else asks them: that they are slow means that the machine is busy"""
+
+
+def private_databases(
+    platform: Platform, cluster: PostgresCluster, servers: Mapping[int, Endpoint]
+) -> Databases:
+    """The way to private servers, by group, with the passwords of the cluster that they become."""
+    name = cluster.metadata.name
+    return Databases(
+        cluster.spec.database,
+        platform.credentials(name),
+        lambda: {group: [endpoint] for group, endpoint in servers.items()},
+        connect_timeout=CONNECT_SECONDS,
+        members_options=platform.connection_options(name),
+    )
 
 
 def settle(databases: Databases, groups: Sequence[int], reason: str, *, in_place: bool = False) -> list[str]:

@@ -22,6 +22,7 @@ from pgherd.cli.context import current, emit, out, plural, say, tell
 from pgherd.cli.progress import watching
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model import spec
+from pgherd.reconcile.drill_words import unchecked
 
 FOR_EVER = 0
 
@@ -289,7 +290,8 @@ def drill(
         raise PgherdError(f"{name}: the drill failed: {'; '.join(result['problems'])}")
     if output is Output.table:
         say(
-            f"{name}: {result['restorePoint']} was restored and is sound ({result['seconds']:.1f} s){same(result)}"
+            f"{name}: {result['restorePoint']} was restored and is sound ({result['seconds']:.1f} s)"
+            f"{same(result)}{unchecked(result)}"
         )
 
 

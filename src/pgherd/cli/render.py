@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pgherd.reconcile.drill_words import unchecked
+
 _PHASE_STYLES = {
     "Running": "bold green",
     "Degraded": "bold yellow",
@@ -238,7 +240,7 @@ def drills(rows: Sequence[Mapping[str, Any]]) -> Table:
             row.get("restorePoint") or "-",
             f"{row['seconds']:.1f}",
             f"{compared['rows']:,}" if compared else "-",
-            "sound" if row["passed"] else "; ".join(row["problems"]),
+            f"sound{unchecked(row)}" if row["passed"] else "; ".join(row["problems"]),
         )
     return made
 

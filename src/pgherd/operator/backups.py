@@ -22,7 +22,7 @@ from typing import Any
 from pgherd.backup import listing, maker, records, registry, restoring
 from pgherd.backup import schedule as rules
 from pgherd.backup.base import BackupMethod
-from pgherd.backup.catalogue import NotOurs
+from pgherd.backup.catalogue import Held, NotOurs
 from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
@@ -49,7 +49,9 @@ MAX_DRILLS = 100_000
 JOIN_SECONDS = 15.0
 """how long the end waits for a drill to come to a place from which it can go on"""
 DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
-ENDED = (DONE, FAILED, EXPIRED)
+UNREADABLE = "Unreadable"
+"""it is there, but its record is damaged or gone: nobody can tell what it holds until that is put back"""
+ENDED = (DONE, FAILED, EXPIRED, UNREADABLE)
 
 
 class Desk(threading.Thread):
@@ -130,10 +132,11 @@ class Desk(threading.Thread):
         method = registry.make_method(platform, cluster)
         self._found(method)
         self._require_own(method)
-        known = {each.id: each for each in method.repository.backups()}
+        found = method.repository.held()
+        known = {each.id: each for each in found.backups}
         if not declaration.stopped:
             self._schedules(method)
-        self._requests(method, known, may_begin=not declaration.stopped)
+        self._requests(method, known, found, may_begin=not declaration.stopped)
         self._looks += 1
         if self._looks % LIST_EVERY == 1:
             self._try_to_list(method, known)
@@ -168,16 +171,17 @@ class Desk(threading.Thread):
 
     # backups
 
-    def _requests(self, method: BackupMethod, known: dict[str, Backup], *, may_begin: bool) -> None:
+    def _requests(
+        self, method: BackupMethod, known: dict[str, Backup], there: Held, *, may_begin: bool
+    ) -> None:
         found = self._platform.declared(BACKUP, self._cluster)
         for resource in sorted(found, key=lambda each: str(each["metadata"].get("creationTimestamp"))):
             name = resource["metadata"]["name"]
             before = resource.get("status") or {}
             if before.get("phase") == FAILED or "deletionTimestamp" in resource["metadata"]:
                 continue
-            if before.get("phase") in (DONE, EXPIRED) and name not in known:
-                # Or the repository is not the one in which it was made; it may be again.
-                self._say(BACKUP, resource, {**before, "phase": EXPIRED})
+            if before.get("phase") in (DONE, EXPIRED, UNREADABLE) and name not in known:
+                self._say(BACKUP, resource, {**before, **_without_record(name, there, before)})
                 continue
             if before.get("phase") == DONE:
                 continue
@@ -296,6 +300,18 @@ class Desk(threading.Thread):
             self._platform.put(
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
             )
+
+
+def _without_record(name: str, there: Held, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a backup that was made and can't be found."""
+    if name in there.unread:
+        record = f"{there.location}/backups/{name}/backup.json"
+        complaint = (
+            there.complaints().get(name) or f"backup {name} has no record: put {record} back from a copy"
+        )
+        return {"phase": UNREADABLE, "message": complaint}
+    # Or the repository is not the one in which it was made; it may be again.
+    return {"phase": EXPIRED, **({"message": ""} if before.get("phase") == UNREADABLE else {})}
 
 
 def _given(value: Any) -> Any:

@@ -7,7 +7,7 @@ of them, nothing is left of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pgherd.backup import planning, registry, restore
@@ -104,6 +104,13 @@ class Scratch(Ground):
             if found is None:
                 raise
             return int(found["metadata"]["generation"])
+
+    def restored(self) -> Mapping[str, Any]:
+        # Asked: what is at hand may be older than the end of the restore.
+        return self._platform.workshop(self.scratch).state_of(self._resource(), asked=True) or {}
+
+    def is_to_stop(self) -> bool:
+        return self._stopping()
 
     def amcheck(self, world: World, group: int, watch: Callable[[str], None]) -> None:
         (host, *_) = (each.host for each in world.databases.addresses()[group])

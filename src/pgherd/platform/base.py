@@ -156,6 +156,10 @@ class Workshop(ABC):
         """All of them; None: this machine."""
         return None
 
+    def is_trial(self) -> bool:
+        """Whether the cluster is a drill's scratch: what is made of the backup is examined, page by page."""
+        return False
+
     @abstractmethod
     def scratch(self) -> Path:
         """A folder of the cluster's for what is needed only meanwhile; it need not be there."""
@@ -166,8 +170,7 @@ class Workshop(ABC):
 
     @abstractmethod
     def place(self, member: Member, data: Path) -> None:
-        """Make a finished data directory in :meth:`folder` the member's own, as the first of its group; no-op if that
-        was done before."""
+        """Make a finished data directory in :meth:`folder` its group's first member's own; no-op if that was done."""
 
     def close(self) -> None:
         """What was needed only to make the data goes; members may start now.

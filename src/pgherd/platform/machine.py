@@ -14,6 +14,8 @@ from pgherd.model.topology import Endpoint
 
 PATIENCE_SECONDS = 120.0
 """for a command that only looks"""
+LAST_BYTES = 1 << 20
+"""of what a program said are told when it has ended"""
 
 VOLUMES = Path("/repository")
 """where pods have repositories that are on volumes, each under its claim's name"""
@@ -92,7 +94,7 @@ class Machine(ABC):
     ) -> None:
         """Run a program that takes its time to its end. It does not outlive this process for long.
 
-        :param watch: told again and again what it said last
+        :param watch: told again and again what it said last, and when it has ended its last :data:`LAST_BYTES`
         :raises Cancelled: ``stopping`` said so; the program has ended
         :raises Unavailable: nobody can tell what became of it
         :raises PgherdError: it failed; with its own words

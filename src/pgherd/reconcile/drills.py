@@ -2,8 +2,10 @@
 
 Backups that nobody restores are hopes. A drill does all that a real restore does, in a cluster without standbys; then
 it asks the scratch whether its catalogue and its segments agree, reads tables and btree indexes of every group for
-damage (``pg_amcheck``; page checksums are verified on the way), and says what it found. Where tables are named it makes
-a point of its own, with what they held there (``operations.fingerprint``), and compares.
+damage (``pg_amcheck``), has every file of the base copies verified where they are kept, and says what it found. Page
+checksums were verified while no server ran on them (``backup.pages``), native copies when they were restored. Where
+tables are named it makes a point of its own, with what they held there (``operations.fingerprint``), and compares. Of
+each check it says whether it was made (``drill_checks``).
 
 How the scratch is made and removed, and how programs are run in it, is its :class:`Ground`'s business, which also
 writes down how far the drill is: whoever is given that goes on from there.
@@ -16,12 +18,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 from pgherd.backup import points, records
-from pgherd.backup.base import BackupMethod
+from pgherd.backup.base import BackupMethod, Verified
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.model import spec as declaration
@@ -30,7 +32,10 @@ from pgherd.model.spec_models import MAX_NAME
 from pgherd.model.topology import group_name
 from pgherd.operations import fingerprint
 from pgherd.operations.fingerprint import Print
+from pgherd.reconcile import drill_checks as checks
+from pgherd.reconcile import drill_words as words
 from pgherd.reconcile import steering
+from pgherd.reconcile.drill_checks import Checks
 from pgherd.reconcile.observe import World
 
 SUFFIX = "-drill"
@@ -43,12 +48,14 @@ AGAIN_SECONDS = 10.0
 LATE_SECONDS = 60.0
 """how long after its time a drill may still wait for its scratch to answer; then that goes, and the drill with it"""
 PAGE_BYTES = 8192
+VERIFYING = "verifying the base copies in the repository"
 READING = "reading tables and btree indexes"
 """what is told while ``pg_amcheck`` runs: other kinds of indexes it does not know"""
 AMCHECK = ("--no-password", "--install-missing", "--progress")
 """what ``pg_amcheck`` is told everywhere"""
 _QUIET = "-c event_triggers=off"
 _PAGES = re.compile(r"(\d+)/\s*(\d+) pages")
+T = TypeVar("T")
 Told = Callable[[str], None]
 Progress = Callable[[dict[str, Any]], None]
 
@@ -136,6 +143,17 @@ class Ground(ABC):
         :raises PgherdError: what it found
         """
 
+    @abstractmethod
+    def restored(self) -> Mapping[str, Any]:
+        """What was written down while the scratch was made (``backup.restore``).
+
+        :raises PgherdError: it can't be read
+        """
+
+    def is_to_stop(self) -> bool:
+        """Whether this process is to end."""
+        return False
+
     def note(self, course: Course) -> None:
         """Write down how far the drill is."""
         return
@@ -201,6 +219,7 @@ class Drill:
     def __init__(self, ground: Ground, wish: Wish, course: Course) -> None:
         self._ground, self._wish, self._course = ground, wish, course
         self._since, self._doing = records.now(), "it was beginning"
+        self._checks = Checks(tables=bool(wish.tables))
         ground.in_time = self._require_time
 
     def run(self) -> dict[str, Any]:
@@ -229,17 +248,24 @@ class Drill:
             "seconds": round((records.moment(finished) - begun).total_seconds(), 1),
             "passed": not problems,
             "problems": problems,
+            "checks": self._checks.as_json(),
             "compared": compared,
         }
 
     def _outcome(self) -> tuple[list[str], dict[str, Any] | None]:
+        problems, compared = self._try()
+        problems += [text for text in self._verified(failed=bool(problems)) if text not in problems]
+        crash_point("drill:verified")
+        return problems, compared
+
+    def _try(self) -> tuple[list[str], dict[str, Any] | None]:
         try:
             self._told(
                 f"restoring {self._course.restore_point} ({self._course.time}) into {self._ground.scratch}"
             )
             self._ground.wait(replace(self._wish, timeout=self._left()))
             crash_point("drill:restored")
-            return self._examine_patiently()
+            return self._patiently(self._examine)
         except Cancelled:
             raise
         except (PgherdError, psycopg.Error) as error:
@@ -322,25 +348,30 @@ class Drill:
 
     # the examination
 
-    def _examine_patiently(self) -> tuple[list[str], dict[str, Any] | None]:
+    def _patiently(self, do: Callable[[], T]) -> T:
+        """What asks somebody who may not answer at once.
+
+        :raises Unavailable: nor later
+        """
         for _ in range(TRIES - 1):
             try:
-                return self._examine()
+                return do()
             except Unavailable as error:
                 self._told(f"trying again: {one_line(error)}")
                 self._ground.rest(AGAIN_SECONDS)
-        return self._examine()
+        return do()
 
     def _examine(self) -> tuple[list[str], dict[str, Any] | None]:
         world = self._ground.world(self._ground.scratch)
         self._told("comparing its catalogue with its segments")
-        problems = [f"{each.check}: {each.message}" for each in steering.findings(world)]
+        findings = [f"{each.check}: {each.message}" for each in steering.findings(world)]
+        problems = self._checks.tell(words.CATALOGUE, findings)
         compared = None
         if prints := self._prints():
             different, compared = self._compare(world, prints)
-            problems += different
+            problems += self._checks.tell(words.ROWS, different)
         self._told(READING)
-        problems += self._amcheck(world)
+        problems += self._checks.tell(words.RELATIONS, self._amcheck(world))
         crash_point("drill:examined")
         return problems, compared
 
@@ -386,9 +417,51 @@ class Drill:
                 found.append(f"{group_name(group)}: {error}")
         return found
 
+    # what was restored, and of what
+
+    def _verified(self, *, failed: bool) -> list[str]:
+        """What is wrong with the pages that were restored, and with the copies that they were made of. Also of a
+        restore that failed: that says which files are why."""
+        problems: list[str] = []
+        try:
+            restored, method = self._patiently(self._ground.restored), self._ground.method()
+            self._checks.by(words.COPIES, method.verifier)
+            problems += self._checks.tell(words.PAGES, *checks.of_pages(restored))
+            if not failed or self._left() > 0:
+                problems += self._verify_copies(method, restored)
+        except Cancelled:
+            raise
+        except TimeIsUp as error:
+            problems.append(one_line(error))
+        except PgherdError as error:
+            self._checks.give_up(one_line(error))
+        return problems
+
+    def _verify_copies(self, method: BackupMethod, restored: Mapping[str, Any]) -> list[str]:
+        chains = checks.groups_of(restored)
+        if not chains:
+            return self._checks.tell(words.COPIES, why=words.NOT_REACHED)
+        found: dict[int, Verified] = {}
+        for group, copies in chains.items():
+            self._told(f"{VERIFYING}: {group_name(group)}")
+            one = self._verify(method, group, copies)
+            if one is None:
+                return self._checks.tell(words.COPIES, why=checks.of_restored_copies(restored))
+            found[group] = one
+        return self._checks.tell(words.COPIES, *checks.of_copies(found))
+
+    def _verify(self, method: BackupMethod, group: int, copies: Sequence[str]) -> Verified | None:
+        def watch(text: str) -> None:
+            self._require_time()
+
+        try:
+            return self._patiently(lambda: method.verify(copies, group, self._ground.is_to_stop, watch))
+        except Unavailable as error:
+            return Verified(why=one_line(error))
+
 
 def verdict(result: Mapping[str, Any]) -> str:
     """What a drill found, in one sentence."""
     if result["passed"]:
-        return f"drilled the backups: {result['restorePoint']} was restored and is sound"
+        return f"drilled the backups: {result['restorePoint']} was restored and is sound{words.unchecked(result)}"
     return f"a drill of {result['restorePoint']} failed: {'; '.join(result['problems'])}"

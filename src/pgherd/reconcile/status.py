@@ -14,6 +14,7 @@ from typing import Any
 from pgherd.backup.restoring import PENDING
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.patroni.client import lag_bytes
+from pgherd.reconcile.drill_words import unchecked
 from pgherd.reconcile.fulfilment import conditions as by_type
 from pgherd.reconcile.state import GroupSize, MemberState, Observed
 from pgherd.reconcile.steps import BACKGROUND, Step, is_settled
@@ -481,7 +482,8 @@ def _drills(backups: Mapping[str, Any], now: str) -> list[tuple[str, bool | None
     if overdue:
         return [("RestoreProven", False, "DrillOverdue", f"a drill was due at {min(overdue)}")]
     if last is not None:
-        text = f"{last.get('restorePoint')} was restored and is sound ({last.get('finishedAt')})"
+        proven = f"{last.get('restorePoint')} was restored and is sound ({last.get('finishedAt')})"
+        text = f"{proven}{unchecked(last)}"
         return [("RestoreProven", True, "DrillPassed", text)]
     return [("RestoreProven", None, "NoDrillYet", "the first drill is due")] if drills else []
 

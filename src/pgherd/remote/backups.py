@@ -118,6 +118,8 @@ class Backups(Repairs):
                 progress(_as_status(name, status))
             if phase == "Failed":
                 raise PgherdError(f"{name}: backup {backup} failed: {status.get('error')}")
+            if phase == "Unreadable":
+                raise PgherdError(f"{name}: {status.get('message')}")
             if phase in ("Done", "Expired"):
                 return {**status, "phase": phase.lower()}
             if clock.monotonic() > deadline:

@@ -8,7 +8,7 @@ Whoever finds one whose process is gone removes the scratch (``sweep``).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,9 @@ class _Home(Ground):
 
     def wait(self, wish: Wish) -> None:
         self._client.wait(self.scratch, timeout=wish.timeout, progress=wish.progress)
+
+    def restored(self) -> Mapping[str, Any]:
+        return self._platform.workshop(self.scratch).read_state() or {}
 
     def amcheck(self, world: World, group: int, watch: Callable[[str], None]) -> None:
         programs = world.platform.programs()
@@ -190,6 +193,8 @@ def _record(platform: LocalPlatform, name: str) -> dict[str, Any] | None:
 def sweep(client: Client, platform: LocalPlatform, name: str) -> None:
     """Remove what a drill left whose process is gone; no-op if there is nothing."""
     if was_cut_short(platform, name):
+        with suppress(PgherdError):  # where there is no repository any more nobody reads it
+            make_method(platform, client.declared(name)).end_verifying()
         with suppress(BadInput):  # the name is another cluster's by now
             _clear(client, name, f"{name}{drilling.SUFFIX}")
         files.remove(Layout(platform.home).drill(name))

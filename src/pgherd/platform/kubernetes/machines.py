@@ -15,7 +15,7 @@ from pgherd.platform.kubernetes import names, patroni_files, views, volumes
 from pgherd.platform.kubernetes.programs import PodProgram
 from pgherd.platform.kubernetes.tunnel import HOST, Reach, Tunnel
 from pgherd.platform.local.tools import complaint
-from pgherd.platform.machine import PATIENCE_SECONDS, Entrance, Machine, Machines, Process
+from pgherd.platform.machine import LAST_BYTES, PATIENCE_SECONDS, Entrance, Machine, Machines, Process
 
 if TYPE_CHECKING:
     from pgherd.platform.kubernetes.keeping import KeepsBackups
@@ -120,8 +120,10 @@ class PodMachine(Machine):
         except BaseException:
             program.abandon()
             raise
+        said = program.said()[-LAST_BYTES:]
+        watch(said)
         if program.code != 0:
-            raise PgherdError(f"{command[0]}: {complaint(program.said()[-(1 << 16) :])}")
+            raise PgherdError(f"{command[0]}: {complaint(said)}")
 
     def start(self, command: Sequence[str], log: Path) -> Process:
         return self._start(command, None)

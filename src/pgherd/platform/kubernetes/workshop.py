@@ -17,7 +17,7 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
 from pgherd.platform.base import ENDED, FAILED, NothingBefore, Workshop
-from pgherd.platform.kubernetes import epochs, names, patroni_files, rebuilt, views, zone
+from pgherd.platform.kubernetes import drills, epochs, names, patroni_files, rebuilt, views, zone
 from pgherd.platform.kubernetes.api import (
     CLUSTER,
     CONFIG_MAP,
@@ -58,6 +58,10 @@ class PodWorkshop(Workshop):
             Path(tempfile.gettempdir())
             / f"pgherd-recovery.{self._platform.namespace}.{self._cluster}.scratch"
         )
+
+    def is_trial(self) -> bool:
+        resource = self._platform.look_up(CLUSTER, self._cluster)
+        return resource is not None and drills.is_scratch({**resource, "kind": CLUSTER.name})
 
     def machines(self) -> Machines:
         processes = self._platform.processes(self._cluster)

@@ -30,7 +30,9 @@ PATRONI = ("-m", "patroni")
 RAFT_CONTROLLER = ("-c", "from patroni.raft_controller import main; main()  # patroni_raft_controller")
 KEEPER = ("-m", "pgherd.platform.local.keeper")
 
-_TOOLS = frozenset({"initdb", "pg_basebackup", "pg_controldata", "pg_ctl", "pg_rewind", "postgres"})
+_TOOLS = frozenset(
+    {"initdb", "pg_basebackup", "pg_checksums", "pg_controldata", "pg_ctl", "pg_rewind", "postgres"}
+)
 _POLL_SECONDS = 0.02
 _START_SECONDS = 10.0
 _FOREIGN_SETTINGS = ("PATRONI_", "PG")

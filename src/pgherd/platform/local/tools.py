@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from pgherd.errors import Cancelled, PgherdError
+from pgherd.platform.machine import LAST_BYTES
 
 POLL_SECONDS = 0.05
 _PROGRESS = re.compile(r"(\d+)/(\d+) kB")
@@ -31,7 +32,7 @@ def run(
 ) -> None:
     """Run a program to its end.
 
-    :param watch: told again and again what it said last
+    :param watch: told again and again what it said last, and when it has ended its last :data:`LAST_BYTES`
     :raises Cancelled: ``stopping`` said so; the program has ended
     :raises PgherdError: it failed; with its own words
     """
@@ -56,8 +57,10 @@ def run(
                     continue
         finally:
             _end(child)
+        said = _tail(output.fileno(), LAST_BYTES)
+        watch(said)
         if child.returncode != 0:
-            raise PgherdError(f"{_name(command)}: {complaint(_tail(output.fileno(), 1 << 16))}")
+            raise PgherdError(f"{_name(command)}: {complaint(said)}")
 
 
 def kilobytes(text: str) -> tuple[int, int] | None:

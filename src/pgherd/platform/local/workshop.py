@@ -7,6 +7,7 @@ another name than ``data``, by which everybody knows a member's data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class LocalWorkshop(Workshop):
 
     def log(self, member: Member) -> Path:
         return self._layout.member(member).log
+
+    def is_trial(self) -> bool:
+        # Whoever makes the drill has written it down, from before the scratch is declared.
+        return any(_scratch_in(note) == self._cluster for note in self._layout.home.glob("*/drill.json"))
 
     def scratch(self) -> Path:
         return self._layout.cluster(self._cluster) / "source"
@@ -132,3 +137,10 @@ class LocalWorkshop(Workshop):
             # Not into a folder that a deletion has just removed.
             if self._layout.declaration(self._cluster).exists():
                 files.write_json(self._layout.restore(self._cluster), state)
+
+
+def _scratch_in(note: Path) -> object:
+    """Which cluster a drill's note speaks of; None: nobody can tell."""
+    with suppress(PgherdError):
+        return (files.read_json(note) or {}).get("scratch")
+    return None
