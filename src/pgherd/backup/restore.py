@@ -35,9 +35,10 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, gaps, planning, presence, records, settle, wish
+from pgherd.backup import choice, gaps, pins, planning, presence, records, settle, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Away
+from pgherd.backup.histories import have_archived
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer, is_open, is_paused_or_open
 from pgherd.backup.records import Point
@@ -112,6 +113,7 @@ class Site:
     :param live: makes that repository of a running cluster, and returns its point; it reports a group, its bytes done
         and in all
     :param stopping: whether this process is to end, or the cluster is to stop or to go
+    :param given_up: whether nobody will go on with it
     :param anew: whether what was made before is known to be gone
     """
 
@@ -125,6 +127,7 @@ class Site:
     id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
     anew: bool = False
+    given_up: Callable[[], bool] = lambda: False
 
     @property
     def name(self) -> str:
@@ -155,6 +158,8 @@ class Restore:
         self._amounts: dict[int, tuple[int, int]] = {}
         self._told = 0.0
         self._servers: dict[int, PrivateServer] = {}
+        who = f"restore of {site.name}"
+        self._reading = pins.Reading(site.method, site.name, who, lambda: self._state, self._tell)
 
     def run(self) -> None:
         """Until it is done.
@@ -179,6 +184,7 @@ class Restore:
             self._discard_lost()
             if "point" not in self._state:
                 self._plan()
+            self._pin()
             if self._in_place and self._is_to_do("aside"):
                 self._workshop.set_aside()
                 self._pass("aside")
@@ -198,6 +204,8 @@ class Restore:
             else:
                 self._fail(error)
             raise
+        finally:
+            self._reading.end(over=self._state.get("phase") in (*ENDED, FAILED) or self._site.given_up())
 
     def _obstacle(self, error: Exception) -> Withheld | None:
         """What is waited for: a repository that is away, or refuses us, makes copies and logs look damaged."""
@@ -292,7 +300,7 @@ class Restore:
             self._stop_servers()
         if self._is_to_do("placed"):
             for group in self._groups():
-                have_histories_archived(self._machine(group), self._data(group))
+                have_archived(self._machine(group), self._data(group))
                 self._workshop.place(self._site.member(group), self._data(group))
                 crash_point(f"restore:placed:{group}")
             self._pass("placed")
@@ -357,17 +365,10 @@ class Restore:
 
     def _plan(self) -> None:
         site = self._site
-        if site.live is not None:
-            self._tell(
-                phase="copying", steps=[], bases={}, startedAt=records.now(), message=f"copying {site.source}"
-            )
-            point = site.live(self._report)
-        else:
-            # First of all: whoever finds a member's volume must know what it is for.
-            self._tell(
-                phase="copying", steps=[], bases={}, startedAt=records.now(), message="choosing the point"
-            )
-            point = find_point(site.method, site.wanted)
+        doing = "choosing the point" if site.live is None else f"copying {site.source}"
+        # First of all: whoever finds a member's volume must know what it is for.
+        self._tell(phase="copying", steps=[], bases={}, startedAt=records.now(), message=doing)
+        point = find_point(site.method, site.wanted) if site.live is None else site.live(self._report)
         planning.check_fits(site.cluster, point)
         repository = site.method.repository
         backups = [backup for backup in repository.backups() if backup.phase == "done"]
@@ -387,6 +388,15 @@ class Restore:
             **NO_PAUSE,
         )
         crash_point("restore:planned")
+
+    def _pin(self) -> None:
+        """Keep retention from what is read; nothing is any more once all groups are what they were."""
+        if self._site.live is not None or not self._is_to_do("settled"):
+            return
+        bases = self._state.get("bases") or {}
+        unread = {each for group in bases if self._is_to_do(f"copied:{group}") for each in bases[group]}
+        self._reading.begin([each for copies in bases.values() for each in copies], unread)
+        crash_point("restore:pinned")
 
     def _check_version(self, bases: Mapping[int, Sequence[str]]) -> None:
         major = self._site.method.major_of(bases[COORDINATOR][-1], COORDINATOR)
@@ -574,13 +584,6 @@ class Restore:
         # Nothing is set up to remove something in it.
         if (machine := self._workshop.standing(self._site.member(group))) is not None:
             machine.remove(self._data(group))
-
-
-def have_histories_archived(machine: Machine, data: Path) -> None:
-    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
-    log = data / "pg_wal"
-    for history in machine.names(log, ".history"):
-        machine.write(log / "archive_status" / f"{history}.ready", "")
 
 
 def private_databases(site: Site, servers: Mapping[int, Endpoint]) -> Databases:
