@@ -7,15 +7,15 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pgherd.backup import keeper, pins, points, records, restore, restoring
-from pgherd.backup.catalogue import Away, Catalogue
+from pgherd.backup import keeper, pins, points, records, repair, restore, restoring
+from pgherd.backup.catalogue import NEVER, Away, Catalogue
 from pgherd.backup.native import Native
 from pgherd.backup.pins import EXPIRING, FOLDER, Reading
 from pgherd.backup.repository import Repository
@@ -23,8 +23,10 @@ from pgherd.backup.restore import Restore, Site
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
 from pgherd.errors import Cancelled, PgherdError, Refused, Unavailable
+from pgherd.platform.base import CALLED_OFF, Lost
 from pgherd.platform.local.platform import LocalPlatform
 from tests.support.backups import BEGIN, backup, point
+from tests.support.bench import Bench
 from tests.support.platform import cluster
 from tests.unit.test_backup_keeper import Retention
 
@@ -63,9 +65,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     time = SimpleNamespace(monotonic=lambda: now[0])
     for module in (keeper, points, pins):
         monkeypatch.setattr(module, "time", time)
-    at = lambda: BEGIN + timedelta(hours=160, seconds=now[0])  # noqa: E731
+
+    def at() -> datetime:
+        return BEGIN + timedelta(hours=160, seconds=now[0])
+
+    def since(text: str) -> float:
+        return (at() - records.moment(text)).total_seconds()
+
     monkeypatch.setattr(pins, "now", lambda: at().isoformat(timespec="milliseconds"))
-    monkeypatch.setattr(pins, "seconds_since", lambda text: (at() - records.moment(text)).total_seconds())
+    monkeypatch.setattr(pins, "seconds_since", since)
     return wait
 
 
@@ -83,7 +91,7 @@ def look(retention: Retention, wait: Callable[[float], None], seconds: float) ->
     for _ in range(int(seconds / keeper.HELD_SECONDS) + 1):
         wait(keeper.HELD_SECONDS)
         retention.keeper._see_to_readers()
-        if retention.keeper._retained == keeper.NEVER:
+        if retention.keeper._retained == NEVER:
             retention.retain(full=1, days=0)
 
 
@@ -268,7 +276,7 @@ def test_a_keeper_that_begins_anew_waits_an_hour_for_who_may_still_be_there(
 def test_a_reader_whose_clock_is_wrong_is_heeded_while_it_lives_and_not_after(
     retention: Retention, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
-    right = pins.now
+    right: Callable[[], str] = vars(pins)["now"]
 
     def wrong() -> str:
         return (records.moment(right()) + timedelta(days=days)).isoformat()
@@ -504,3 +512,51 @@ def test_a_restore_waits_for_a_retention_that_has_just_decided(home: Home) -> No
     assert "retention is about to remove f0" in home.state["waits"]
     home.repository.store.remove(EXPIRING)
     assert len(home.run()) == 1
+
+
+# repairs
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"), [(PgherdError("a copy is damaged"), False), (Unavailable("no pod yet"), True)]
+)
+def test_a_repair_pins_what_it_copies_until_it_has_ended(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: Exception, stays: bool
+) -> None:
+    monkeypatch.setattr(repair, "newest_copy", lambda method, group: (["f0"], point(1).groups[1]))
+    found: list[list[str]] = []
+
+    def fails(*arguments: object) -> None:
+        found.append(left(home))
+        raise error
+
+    bench: Any = Bench()
+    bench.data = Path("/nowhere")
+    site: Any = SimpleNamespace(
+        **{"name": "shop", "group": 1, "title": "segment-1", "bench": bench},
+        **{"stopping": bool, "is_retired": bool, "has_primary": bool},
+        method=SimpleNamespace(repository=home.repository, restore=fails, equip=lambda: None),
+    )
+    for _ in range(2 if stays else 1):
+        with pytest.raises(type(error)):
+            repair.Repair(site).run()
+    names = {name for each in found for name in each}
+    assert names == {f"{FOLDER}/{bench.state[pins.KEY]}.json"}
+    assert left(home) == (sorted(names) if stays else [])
+    assert bench.state["phase"] == ("copying" if stays else repair.FAILED)
+    if stays:
+        bench.known["wish"][CALLED_OFF] = True
+        repair.Repair(site).run()
+        assert left(home) == []
+
+
+def test_a_repair_that_begins_anew_keeps_the_name_of_its_pin() -> None:
+    bench: Any = Bench()
+    bench.renew = lambda state: bench.write("state", state)
+    bench.write("state", {"id": "0", "phase": "copying", pins.KEY: "a"})
+    site: Any = SimpleNamespace(name="shop", title="segment-1", bench=bench)
+    carried = repair.Repair(site)
+    carried._state = bench.state
+    carried._begin("1")
+    carried._pause(Lost("its volume is gone", 1))
+    assert (bench.state["id"], bench.state[pins.KEY]) == ("1", "a")
