@@ -38,6 +38,11 @@ def back_up(home: Home, *stays: str) -> str:
     return newest
 
 
+def told(home: Home) -> list[dict[str, Any]]:
+    """Who reads, as the status says."""
+    return list(home.status()["backups"].get("readers", ()))
+
+
 def pins(repository: Path) -> list[Path]:
     return sorted((repository / "shop" / "pins").glob("*.json"))
 
@@ -72,7 +77,7 @@ def test_what_another_home_restores_stays_until_that_is_done_though_it_was_kille
         third = back_up(source, first)
         assert second not in there(source)
         assert point["name"] in {each["name"] for each in points(source)}
-        [reader] = source.status()["backups"]["readers"]
+        [reader] = wait_for(lambda: told(source), "the status says who reads", 30)
         assert (reader["backups"], reader["reader"].split(" at ")[0]) == ([first], "restore of copy")
         assert condition(source, "BackupsHealthy")["status"] == "True"
 
@@ -92,4 +97,4 @@ def test_what_another_home_restores_stays_until_that_is_done_though_it_was_kille
         assert pins(repository) == []
         wait_for(lambda: there(source) == [fourth], "what was read goes", 120, every=1)
         assert point["name"] not in {each["name"] for each in points(source)}
-        assert "readers" not in source.status()["backups"]
+        wait_for(lambda: not told(source), "nobody reads", 30)
