@@ -371,6 +371,15 @@ def test_a_repository_that_nobody_may_write_to_is_read_all_the_same_and_that_is_
     assert len(pinned(retention)) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write where somebody else keeps his backups")
+def test_a_pin_of_root_can_be_read_by_whoever_keeps_the_repository(retention: Retention) -> None:
+    os.chown(retention.repository.root, 12345, 12346)
+    Reader(retention.repository).reading.begin(["f0"])
+    [path] = pinned(retention)
+    owners = {(each.stat().st_uid, each.stat().st_gid) for each in (path, path.parent)}
+    assert owners == {(12345, 12346)}
+
+
 def test_a_repository_that_is_away_is_waited_for_and_nothing_is_made_in_its_place(
     retention: Retention,
 ) -> None:
