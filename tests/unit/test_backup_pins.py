@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,13 @@ from pgherd.backup.store import DirectoryStore, Store
 from pgherd.errors import Cancelled, PgherdError, Refused, Unavailable
 from pgherd.platform.base import CALLED_OFF, Lost
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile import plan, status
+from pgherd.supervisor.client import Client
 from tests.support.backups import BEGIN, backup, point
 from tests.support.bench import Bench
 from tests.support.platform import cluster
 from tests.unit.test_backup_keeper import Retention
+from tests.unit.test_client import DONE
 
 NOTHING: Any = None
 
@@ -569,3 +573,36 @@ def test_a_repair_that_begins_anew_keeps_the_name_of_its_pin() -> None:
     carried._begin("1")
     carried._pause(Lost("its volume is gone", 1))
     assert (bench.state["id"], bench.state[pins.KEY]) == ("1", "a")
+
+
+# the status
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A look at a cluster, as far as it matters."""
+
+    declaration: Any
+    backups: dict[str, Any] | None
+
+
+def test_a_fresh_look_says_who_reads_as_the_supervisor_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(tmp_path / "home")
+    client._platform.declare(cluster())
+    told = [{"reader": "restore of copy", "backups": ["f0"]}]
+    client._platform.write_status("shop", {**DONE, "backups": {"readers": told}})
+    shown: list[Any] = []
+
+    def build(seen: Any, *arguments: object, **more: object) -> dict[str, Any]:
+        shown.append(seen.backups)
+        return {}
+
+    monkeypatch.setattr(status, "build", build)
+    monkeypatch.setattr(plan, "plan", lambda seen: [])
+    declaration = client._platform.declaration("shop")
+    for backups in ({"method": "native"}, None):
+        known: Any = Seen(declaration, backups)
+        client._render(known)
+    assert shown == [{"method": "native", "readers": told}, None]
