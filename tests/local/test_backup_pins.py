@@ -88,7 +88,7 @@ def test_what_another_home_restores_stays_until_that_is_done_though_it_was_kille
         known = json.loads(pin.read_text())
         fourth = back_up(source, first)
         assert third not in there(source)
-        other.run("start", "copy")
+        other.run("start", "copy", "--no-wait")
         wait_for(lambda: json.loads(pin.read_text())["since"] > known["since"], "it is taken over", 60)
         assert pins(repository) == [pin]
         throttle.off()
