@@ -38,8 +38,9 @@ STEPS = (
         "backup:group:recorded",
         "backup:point",
     ),
-    *("restore:planned", "restore:copied:1", "restore:copied", "restore:reached:2", "restore:reached"),
-    *("restore:opened:0", "restore:opened", "restore:settled", "restore:placed:0", "restore:placed"),
+    *("restore:planned", "restore:pinned", "restore:copied:1", "restore:copied", "restore:reached:2"),
+    *("restore:reached", "restore:opened:0", "restore:opened", "restore:settled"),
+    *("restore:placed:0", "restore:placed"),
 )
 
 
@@ -423,6 +424,7 @@ def test_killed_at_every_step_backups_and_restores_come_to_their_end(tmp_path: P
         assert_sound(home, "again")
         assert set(STEPS) == set(log.read_text().split())
         assert not home.running("from-backup"), "no private server is left"
+        assert not list((home.path.parent / "repository").glob("shop/pins/*")), "nothing is read any more"
 
 
 def test_a_cluster_that_is_gone_is_restored_from_its_repository(home: Home) -> None:

@@ -187,10 +187,14 @@ class Retention(Herd):
         return [each.name for each in restore.restorable(self.method)]
 
     def complaint(self) -> str:
+        """What the status says is wrong."""
+        return str(self.told().get("error", ""))
+
+    def told(self) -> dict[str, Any]:
         """What the status says."""
         loop = ClusterLoop(LocalPlatform(self.repository.root.parent / "home"), "shop", threading.Event())
         loop._keeper = self.keeper
-        return str((loop._with_complaint({}) or {}).get("error", ""))
+        return dict(loop._with_complaint({}) or {})
 
     def files(self) -> set[Path]:
         return {path for path in self.repository.root.rglob("*") if path.name != "lock"}

@@ -4,7 +4,7 @@ the cluster's files are real, its steps are not."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,11 +48,17 @@ class Repository:
 
     def __init__(self, problem: Exception | None = None) -> None:
         self.repository, self.location = self, "s3://safe/old"
+        self.store = SimpleNamespace(
+            read=lambda name: None, write=lambda name, content: None, remove=lambda name: None
+        )
         self._problem = problem
 
     def require(self) -> None:
         if self._problem is not None:
             raise self._problem
+
+    def without_record(self, backups: Collection[str]) -> list[str]:
+        return []
 
 
 class Home:
@@ -282,7 +288,11 @@ def test_a_directory_that_was_there_when_the_point_was_chosen_is_waited_for_and_
     made = Layout(home.folder).member(Member("shop", 0, 0)).directory / restore.FOLDER
     made.mkdir(parents=True)
     for _ in range(2 * pauses.TRIES):
-        home.fails(error, Repository(AWAY))
+        method = Repository()
+        # It drops when what is read was just pinned, and the next time before that.
+        method.store.write = lambda name, content, there=method: setattr(there, "_problem", AWAY)
+        home.fails(error, method)
+        home.fails(AWAY, Repository(AWAY))
     assert (home.state["phase"], home.state["waits"]) == ("copying", str(AWAY))
     assert restoring.operation_status(home.state)["message"].endswith(str(AWAY))
     assert made.is_dir()

@@ -8,6 +8,7 @@
     backups/ID/backup.json       what a backup is, written before anything of it is made
     drills.json                  the last drills
     prints/POINT.json            what tables held at a point that a drill made
+    pins/...                     which backups are being read, and so have to stay (``pins``)
 
 All of it can be read when the cluster is gone. Points are appended, with a flush each; a line that a crash cut short is
 passed over, and the next append begins a new one. Where a store can't append, a file holds an hour's points, not a
@@ -22,7 +23,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
@@ -418,6 +419,10 @@ class Catalogue:
         with self.locked():
             self.store.remove(f"backups/{backup}")
 
+    def without_record(self, backups: Iterable[str]) -> list[str]:
+        """Those of these backups that have no record as the store says now, whatever it said before."""
+        return self._there(lambda: [each for each in backups if self.store.read(_record_of(each)) is None])
+
     # drills
 
     def drills(self) -> list[dict[str, Any]]:
@@ -466,6 +471,19 @@ class Catalogue:
         raise PgherdError(f"{self.location}/prints/{point}.json is not there any more, or damaged")
 
     # files
+
+    def contents(self, folder: str) -> dict[str, bytes]:
+        """What is in the JSON files directly in a folder, by their names; nothing in those that are damaged.
+
+        :raises Away: the repository is away, which is not to be taken for an empty folder
+        """
+
+        def look() -> dict[str, bytes]:
+            names = [entry.name for entry in self.store.names(folder) if entry.name.endswith(".json")]
+            found = zip(names, self._each(self.store.read, names), strict=True)
+            return {name: content for name, content in found if content is not None}
+
+        return self._there(look)
 
     def _there(self, look: Callable[[], R]) -> R:
         """What a look finds. A disk that has dropped seems to hold nothing: it has to be there before and after.

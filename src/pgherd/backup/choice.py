@@ -177,6 +177,7 @@ def waste(
     now: datetime,
     present: Present | None = None,
     unread: Collection[str] = (),
+    read: Collection[str] = (),
 ) -> Waste:
     """What retention lets go.
 
@@ -192,6 +193,7 @@ def waste(
     :param systems: group and system of every archived log
     :param present: where the groups are
     :param unread: records and points that can't be read
+    :param read: backups that somebody is reading: they stay, and what they need
     """
     if unread:
         return Waste(frozenset(), (), {})
@@ -207,7 +209,7 @@ def waste(
         return Waste(frozenset(), (), {})
     count = [each for each in whole if _leads_on(each, present, histories)] or whole
     limit = min(moment(count[-full:][0].requested_at), now - timedelta(days=days))
-    kept = _kept(points, backups, histories, limit, present)
+    kept = _kept(points, backups, histories, limit, present, read)
     by_id = {backup.id: backup for backup in backups}
     gone = tuple(backup.id for backup in reversed(backups) if backup.id not in kept and not backup.is_open)
     left = [by_id[each] for each in kept]
@@ -245,9 +247,12 @@ def _kept(
     histories: Histories,
     limit: datetime,
     present: Present,
+    read: Collection[str],
 ) -> set[str]:
     by_id = {backup.id: backup for backup in backups}
-    kept = {each.id for each in backups if each.is_open or moment(each.requested_at) >= limit}
+    kept = {
+        each.id for each in backups if each.is_open or each.id in read or moment(each.requested_at) >= limit
+    }
     for point in points:
         if moment(point.time) >= limit:
             kept.update(

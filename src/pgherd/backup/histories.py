@@ -7,10 +7,12 @@ too long, or somebody removes it; without it no point on its timeline can be res
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from psycopg import sql
 
 from pgherd.model.topology import SUPERUSER
+from pgherd.platform.machine import Machine
 from pgherd.postgres.connections import Databases
 
 
@@ -35,3 +37,11 @@ def send_again(databases: Databases, group: int, known: Collection[int]) -> list
             # An empty file of this name is how a server asks its archiver for one.
             connection.execute(sql.SQL("COPY (SELECT WHERE false) TO {}").format(sql.Literal(path)))
     return list(lacking)
+
+
+def have_archived(machine: Machine, data: Path) -> None:
+    """Have a restored server hand over all that it has, which it begins with: without its history in the repository
+    nobody could ever be restored to the timeline that begins there."""
+    log = data / "pg_wal"
+    for history in machine.names(log, ".history"):
+        machine.write(log / "archive_status" / f"{history}.ready", "")

@@ -22,6 +22,7 @@ from pgherd.backup import choice, gaps, histories, points
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import NEVER, Catalogue, NotOurs
 from pgherd.backup.maker import Job, Maker, is_full, is_named, request
+from pgherd.backup.pins import Found, Readers
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, Point, moment, seconds_since, unanswered
 from pgherd.backup.wal import History
@@ -38,7 +39,8 @@ FAR_LOOK_SECONDS = 2.0
 """the same for a repository of which every look is a request, that somebody pays for"""
 RETENTION_SECONDS = 3600.0
 HELD_SECONDS = 60.0
-"""until it is tried again where nothing could be let go because of what can't be read"""
+"""until it is tried again where nothing could be let go because of what can't be read, and between two looks for who
+reads"""
 GAPS_SECONDS = 5.0
 """between two looks for holes in the archived logs"""
 HISTORIES_SECONDS = 30.0
@@ -117,11 +119,18 @@ class Keeper(threading.Thread):
         """when the last backup was begun, or carried on"""
         self._held: str | None = None
         """why nothing is let go"""
+        self._readers = Readers()
+        self._looked_for_readers = NEVER
 
     @property
     def complaint(self) -> str | None:
         """What is wrong, in one line."""
         return "; ".join(filter(None, (self.error, self._held))) or None
+
+    @property
+    def readers(self) -> list[dict[str, Any]]:
+        """Who reads backups, which are left there meanwhile."""
+        return [pin.told() for pin in self._readers.found.pins.values()]
 
     def run(self) -> None:
         """Rounds until the end."""
@@ -191,6 +200,7 @@ class Keeper(threading.Thread):
             self._make_point()
         self._see_to_histories()
         self._see_to_backups()
+        self._see_to_readers()
         if time.monotonic() - self._retained >= RETENTION_SECONDS:
             self.retain(declared)
 
@@ -379,6 +389,15 @@ class Keeper(threading.Thread):
 
     # retention
 
+    def _see_to_readers(self) -> None:
+        """What somebody has read goes soon after that."""
+        if time.monotonic() - self._looked_for_readers < HELD_SECONDS:
+            return
+        self._looked_for_readers = time.monotonic()
+        before = self._readers.found.holds
+        if before - self._readers.look(self._repository).holds:
+            self._retained = NEVER
+
     def retain(self, declared: BackupSpec) -> None:
         """Remove what retention lets go. Offers vanish first, then copies, then logs."""
         if self._is_making():
@@ -386,22 +405,28 @@ class Keeper(threading.Thread):
         method, repository = self._kept.method, self._repository
         held = repository.held()
         (known, unread_points), backups = repository.points_and_damage(), held.backups
-        unread = [*(f"backups/{each}/backup.json" for each in held.complaints()), *unread_points]
+        records = [*(f"backups/{each}/backup.json" for each in held.complaints()), *unread_points]
+        unread = [*records, *self._readers.look(repository).unread]
         self._hold(unread)
         if not unread:
             forgotten = self._clear_failed(backups)
             backups = [each for each in backups if each.id not in forgotten]
-        gone = choice.waste(
-            known,
-            backups,
-            method.histories,
-            method.systems(),
-            full=declared.retention.full,
-            days=declared.retention.days,
-            now=datetime.now(UTC),
-            present=self._present(),
-            unread=unread,
-        )
+
+        def waste(found: Found) -> choice.Waste:
+            return choice.waste(
+                known,
+                backups,
+                method.histories,
+                method.systems(),
+                full=declared.retention.full,
+                days=declared.retention.days,
+                now=datetime.now(UTC),
+                present=self._present(),
+                unread=[*records, *found.unread],
+                read=found.backups,
+            )
+
+        gone = self._readers.agree(repository, waste)
         try:
             self._forget_points(gone.points)
         except PgherdError as error:
@@ -412,6 +437,7 @@ class Keeper(threading.Thread):
             self._forget_points(gone.points)
         else:
             self._remove(gone)
+        self._readers.tidy(repository)
         self._retained = time.monotonic() - (RETENTION_SECONDS - HELD_SECONDS if unread else 0)
 
     def _forget_points(self, names: Collection[str]) -> None:

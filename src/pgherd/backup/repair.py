@@ -17,21 +17,24 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, presence, records, settle
+from pgherd.backup import choice, pins, presence, records, settle
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
+from pgherd.backup.histories import have_archived
 from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
-from pgherd.backup.private_server import Controlled, PrivateServer, have_histories_archived, is_open
+from pgherd.backup.private_server import Controlled, PrivateServer, is_open
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.settle import CONNECT_SECONDS
 from pgherd.backup.verdict import Reached, Verdict, judge
@@ -121,7 +124,14 @@ class Repair:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._state: dict[str, Any] = {}
+        self._guard = threading.Lock()
         self._told = 0.0
+
+    @cached_property
+    def _reading(self) -> pins.Reading:
+        site = self._site
+        name, who = f"{site.name}-{site.title}", f"repair of {site.title} of {site.name}"
+        return pins.Reading(site.method, name, who, lambda: self._state, self._tell)
 
     def run(self) -> None:
         """Until it is done, or waits for somebody to accept a loss.
@@ -138,6 +148,7 @@ class Repair:
             return  # it came to its end since somebody looked
         if wish.get(CALLED_OFF):
             logger.info("%s: rebuilding %s was called off", site.name, site.title)
+            self._unpin(over=True)
             site.bench.put_back()
             site.bench.drop()
             site.bench.clear()
@@ -157,6 +168,12 @@ class Repair:
             else:
                 self._fail(error)
             raise
+        finally:
+            self._unpin(over=self._state.get("phase") not in OPEN)
+
+    def _unpin(self, *, over: bool) -> None:
+        if self._state.get(pins.KEY):
+            self._reading.end(over=over)
 
     def _may_go_on(self, error: Exception) -> bool:
         # Most servers that are asked are the running cluster's: they may be away for long, and so may the repository.
@@ -175,9 +192,11 @@ class Repair:
         """Whoever comes next goes on, or begins anew if what was made is lost."""
         if isinstance(error, Lost) and not self._is_past("settled"):
             # Nothing but what was made hangs on it: from the beginning, in another place.
-            known = {"id": self._state["id"], "startedAt": self._state["startedAt"]}
-            self._state = {**known, **BEGINNING, **after_pause(error, self._state)}
-            self._site.bench.renew(self._state)
+            with self._guard:
+                names = ("id", "startedAt", pins.KEY)
+                known = {name: self._state[name] for name in names if name in self._state}
+                self._state = {**known, **BEGINNING, **after_pause(error, self._state)}
+                self._site.bench.renew(self._state)
             crash_point("repair:renewed")
         elif isinstance(error, Lost):
             # Its members wait for it by now, and how they ended counts as it was known before.
@@ -196,7 +215,8 @@ class Repair:
 
     def _begin(self, identity: str) -> None:
         self._site.bench.drop()
-        self._state = {}
+        # Of a repair before this one that never came to its end: there is none beside it.
+        self._state = {name: what for name, what in self._state.items() if name == pins.KEY}
         self._tell(id=identity, startedAt=records.now(), **BEGINNING)
         crash_point("repair:begun")
 
@@ -258,8 +278,9 @@ class Repair:
         crash_point(f"repair:{step}")
 
     def _tell(self, **what: Any) -> None:
-        self._state = {**self._state, **what}
-        self._site.bench.write("state", self._state)
+        with self._guard:
+            self._state = {**self._state, **what}
+            self._site.bench.write("state", self._state)
 
     # copy and replay
 
@@ -268,6 +289,7 @@ class Repair:
         site.method.equip()  # before there is a machine: it finds what was there when it was made
         copies, at = newest_copy(site.method, site.group)
         self._tell(copies=copies, system=at.system, settings=dict(at.settings))
+        self._reading.begin(copies)
         site.bench.machine()  # who finds no place copies nothing
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)
         # Before any server ran here: what was copied does not know that it has to be recovered.
@@ -284,6 +306,7 @@ class Repair:
     def _replay(self) -> None:
         """All of the archived log; then the database leaves recovery, alone."""
         site = self._site
+        self._reading.begin(self._state["copies"], unread=())
         site.method.equip()
         server = self._server()
         site.bench.end_processes()  # the machine may be another one since somebody looked
@@ -439,7 +462,7 @@ class Repair:
         if not self._is_past("aside"):
             site.bench.set_aside()
             self._pass("aside")
-        site.bench.place(have_histories_archived)
+        site.bench.place(have_archived)
         crash_point("repair:moved")
         self._pass("placed", phase="joining")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from pgherd.backup import looking, planning, registry, repair, restore, wish
+from pgherd.backup import looking, pins, planning, registry, repair, restore, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.far_copy import RECEIVED, FarCopy, FarMethod, Place
 from pgherd.backup.live_copy import NearCopy
@@ -126,7 +126,7 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
         current = known if known is not None and known.get("id") == wish["id"] else {"phase": "requested"}
         found[group] = {
             **current,
-            "reason": with_pause(str(current.get("reason") or ""), current),
+            "reason": with_pause(_with_warning(str(current.get("reason") or ""), current), current),
             "id": wish["id"],
             "accepted": bool(wish["accept"]),
             "due": repair.is_due(wish, known),
@@ -175,7 +175,14 @@ def _failure(known: Mapping[str, Any]) -> str:
 
 def _onward(known: Mapping[str, Any]) -> str:
     """What is being done, and that it can't be undone."""
-    return "; ".join(filter(None, [str(known.get("message") or ""), known.get(NO_WAY_BACK)]))
+    text = "; ".join(filter(None, [str(known.get("message") or ""), known.get(NO_WAY_BACK)]))
+    return _with_warning(text, known)
+
+
+def _with_warning(text: str, known: Mapping[str, Any]) -> str:
+    """The same, and that nothing keeps retention from what is read."""
+    is_over = known.get("phase") in (*restore.ENDED, restore.FAILED, repair.DOUBT)
+    return "; ".join(filter(None, [text, None if is_over else known.get(pins.UNPINNED)]))
 
 
 def _doing(known: Mapping[str, Any]) -> str:
@@ -231,6 +238,16 @@ def begin(
         ends = declaration.is_winding_down
         return ends or is_obsolete(declaration.cluster) or _is_called_off(platform, name, known)
 
+    def given_up() -> bool:
+        try:
+            declaration = platform.declaration(name)
+        except NoSuchCluster:
+            return True
+        except PgherdError:
+            return False
+        before = {**known, wish.KEY: wish.told(cluster)}
+        return declaration.deleting or wish.leads_elsewhere(before, declaration.cluster)
+
     def is_obsolete(now: PostgresCluster) -> bool:
         return not known.get("inPlace") and bool(wish.told(now)) and wish.told(now) != wish.told(cluster)
 
@@ -248,7 +265,8 @@ def begin(
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
-    return Restore(Site(platform, cluster, method, make_engine, stopping, *own, anew=anew))
+    site = Site(platform, cluster, method, make_engine, stopping, *own, anew=anew, given_up=given_up)
+    return Restore(site)
 
 
 _Live = Callable[[Callable[[int, int, int], None]], Point]

@@ -193,8 +193,12 @@ class ClusterLoop(threading.Thread):
         return seen
 
     def _with_complaint(self, backups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        complaint = (self._keeper.complaint if self._keeper is not None else None) or self.beside()
-        return {**backups, "error": complaint} if backups is not None and complaint else backups
+        if backups is None:
+            return None
+        keeper = self._keeper
+        complaint = (keeper.complaint if keeper is not None else None) or self.beside()
+        told = {"error": complaint, "readers": keeper.readers if keeper is not None else None}
+        return {**backups, **{key: value for key, value in told.items() if value}}
 
     def _count_unanswered(self, seen: Observed) -> dict[str, float]:
         """One answer, and counting begins anew; so does it with us: nobody is given up on one look."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,9 @@ class Client(BackupCommands):
         previous = self._platform.read_status(name)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         fresh = previous is not None and previous.get("generation") == seen.declaration.generation
+        # The supervisor's keeper knows them, and looks each minute.
+        if seen.backups is not None and (readers := ((previous or {}).get("backups") or {}).get("readers")):
+            seen = replace(seen, backups={**seen.backups, "readers": readers})
         return status.build(
             seen,
             plan.plan(seen),
