@@ -13,7 +13,7 @@ from pgherd.backup.private_server import PrivateServer, is_paused_or_open
 from pgherd.backup.records import Point
 from pgherd.engine.registry import make_engine
 from pgherd.errors import BadInput
-from pgherd.model.spec import with_segment_count
+from pgherd.model.spec import VolumeSpec, with_segment_count
 from pgherd.model.topology import SUPERUSER
 from pgherd.platform.local import files
 from pgherd.platform.local.machine import LocalMachine
@@ -49,6 +49,9 @@ class Folders(Machines):
     def equip(self, files_wanted: Mapping[str, str]) -> None:
         for name, text in files_wanted.items():
             files.write(self.folder / name, text)
+
+    def holder(self, volume: VolumeSpec) -> Machine:
+        return self._machine
 
 
 def held(databases: Databases) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from pgherd.backup import histories, keeper, points, restore
+from pgherd.backup import finding, histories, keeper, points
 from pgherd.backup.catalogue import Away
 from pgherd.backup.keeper import Keeper, Kept
 from pgherd.backup.native import Native
@@ -184,7 +184,7 @@ class Retention(Herd):
         self.keeper.retain(BackupSpec.model_validate({"repository": {"path": "/x"}, "retention": kept}))
 
     def restorable(self) -> list[str]:
-        return [each.name for each in restore.restorable(self.method)]
+        return [each.name for each in finding.restorable(self.method)]
 
     def complaint(self) -> str:
         """What the status says is wrong."""

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from pgherd.backup import pauses, private_server, repair, restore, restoring, wish
+from pgherd.backup import finding, pauses, private_server, repair, restore, restoring, wish
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.records import Point
 from pgherd.backup.repository import Repository
@@ -276,7 +276,7 @@ def test_a_point_whose_copies_have_gone_meanwhile_is_refused(
     method = SimpleNamespace(repository=repository, histories=histories, location="there")
     recovery = {"cluster": "shop", "repository": {"path": str(tmp_path)}}
     declared = cluster(engine="fdw", segments=2, bootstrap={"recovery": recovery})
-    monkeypatch.setattr(restore, "find_point", found)
+    monkeypatch.setattr(finding, "find_point", found)
     site: Any = home.site(method)
     object.__setattr__(site, "cluster", declared)
     assert declared.spec.bootstrap is not None
@@ -317,7 +317,7 @@ def test_a_restore_from_a_backup_whose_sealed_record_is_damaged_fails_and_waits_
     state = platform.workshop("shop").read_state() or {}
     assert (state["phase"], state.get("waits")) == (restore.FAILED, None)
     assert (
-        restore.find_point(method, RecoverySpec.model_validate({**recovery, "backup": "f5"})).name == "p5.5"
+        finding.find_point(method, RecoverySpec.model_validate({**recovery, "backup": "f5"})).name == "p5.5"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import restore
+from pgherd.backup import finding
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.gaps import file_name
 from pgherd.backup.native import Native
@@ -66,7 +66,7 @@ def test_the_last_point_that_is_told_is_one_that_can_be_restored(seen: Seen) -> 
     seen.lose(2.5)
     found = seen.look()
     assert found["lastRestorePoint"]["name"] == "p2"
-    assert restore.restorable(seen.method)[-1].name == "p2"
+    assert finding.restorable(seen.method)[-1].name == "p2"
     assert not any("can be restored, though" in each for each in found["problems"])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import planning, registry, restore
+from pgherd.backup import finding, planning, registry, restore
 from pgherd.cli.main import run
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.spec import from_mapping, to_mapping
@@ -243,8 +243,8 @@ def test_a_line_that_an_older_version_accepted_keeps_nobody_from_restoring_in_pl
     monkeypatch.setattr(backups, "method_of", lambda *arguments: method)
     monkeypatch.setattr(backups, "declared_of", lambda *arguments: None)
     monkeypatch.setattr(registry, "source_of", lambda *arguments: source)
-    monkeypatch.setattr(restore, "restorable", lambda method: [chosen])
-    monkeypatch.setattr(restore, "find_point", lambda *arguments: chosen)
+    monkeypatch.setattr(finding, "restorable", lambda method: [chosen])
+    monkeypatch.setattr(finding, "find_point", lambda *arguments: chosen)
     monkeypatch.setattr(planning, "check_fits", lambda *arguments: None)
     found = backups.plan(old._platform, "shop", "shop", in_place=True)
     assert found.cluster.spec.postgres.host_based_authentication == WRONG

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import looking, registry, restore, restoring
+from pgherd.backup import finding, looking, registry, restoring
 from pgherd.backup.looking import Unseen
 from pgherd.backup.records import Point
 from pgherd.errors import PgherdError, Refused, Unavailable, Withheld
@@ -91,7 +91,10 @@ class Desk:
             databases=None,
             patroni=SimpleNamespace(member_status=lambda rest: None),
             engine=SimpleNamespace(
-                parameters=lambda group, shards: {}, preload_libraries=list, is_initialised=lambda group: None
+                parameters=lambda group, shards: {},
+                preload_libraries=list,
+                is_initialised=lambda group: None,
+                restart_seconds=0,
             ),
         )
         self.in_place.see_to()
@@ -121,7 +124,7 @@ class Desk:
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     repository = Repository()
-    monkeypatch.setattr(restore, "restorable", repository.restorable)
+    monkeypatch.setattr(finding, "restorable", repository.restorable)
     monkeypatch.setattr(registry, "open_method", lambda *what, **how: None)
     monkeypatch.setattr(in_place, "AGAIN_SECONDS", 0.0)
     with kube_api() as (kube, api):

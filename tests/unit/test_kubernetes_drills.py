@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import registry, restore
+from pgherd.backup import finding, registry
 from pgherd.backup import schedule as rules
 from pgherd.backup.records import Point
 from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable
@@ -129,7 +129,7 @@ class Bench:
 def points(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """Those of the repository that can be restored."""
     found = [point(1), point(2)]
-    monkeypatch.setattr(restore, "restorable", lambda method: found)
+    monkeypatch.setattr(finding, "restorable", lambda method: found)
     monkeypatch.setattr(registry, "make_method", lambda platform, cluster: None)
     return found
 
@@ -385,7 +385,7 @@ def yard(
 ) -> Iterator[Yard]:
     method = Records(tmp_path / "repository", kube[1])
     monkeypatch.setattr(registry, "make_method", lambda platform, cluster: method)
-    monkeypatch.setattr(restore, "restorable", lambda method: [point(1)])
+    monkeypatch.setattr(finding, "restorable", lambda method: [point(1)])
     monkeypatch.setattr(module, "Drill", Made)
     monkeypatch.setattr(module, "TRY_SECONDS", 0.01)
     monkeypatch.setattr(scratch_module, "LOOK_SECONDS", 0.01)
@@ -571,7 +571,7 @@ def test_a_drill_that_does_not_end_in_time_loses_its_scratch(
 
 
 def test_a_drill_that_is_overdue_is_told_once(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "restorable", lambda method: [])
+    monkeypatch.setattr(finding, "restorable", lambda method: [])
     assert seen_to(yard, NOW) == ""
     late = NOW.replace(day=22)
     assert seen_to(yard, late) == "a drill is overdue: there is no restore point to restore"

@@ -116,6 +116,7 @@ def test_members_mount_the_volume_beside_their_own_and_stay_as_they_are_without(
         files={},
         epoch=0,
         volumes=0,
+        marks={},
         repository="backups",
     )
     spec = made["spec"]["template"]["spec"]

@@ -523,7 +523,7 @@ def test_a_copy_of_a_standby_recovers_with_the_signal_that_goes_when_it_is_opene
 
     class Server:
         def __init__(self, *_: Any) -> None:
-            self.controlled = lambda: Controlled({}, timeline, True)
+            self.controlled = lambda: Controlled({}, timeline, True, False)
 
         def start(self, settings: Any) -> None:
             done.append("start")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgherd.backup import restore
+from pgherd.backup import finding
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import Backup, Point
 from pgherd.backup.view import is_behind_a_gap
@@ -39,7 +39,7 @@ def described(backup: Backup) -> dict[str, Any]:
 
 def restore_points(method: BackupMethod) -> list[dict[str, Any]]:
     """Every restore point, oldest first, and whether it can be restored."""
-    offered = {point.name for point in restore.restorable(method)}
+    offered = {point.name for point in finding.restorable(method)}
 
     def state(point: Point) -> str:
         if point.name in offered:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgherd.backup import planning, registry, restore
+from pgherd.backup import finding, planning, registry
 from pgherd.backup.base import BackupMethod
 from pgherd.errors import PgherdError
 from pgherd.model.spec import PostgresCluster, VolumeSpec
@@ -33,7 +33,7 @@ def look(platform: Platform, cluster: PostgresCluster, recovery: Mapping[str, An
     :raises Unseen: nobody can tell yet
     """
     wanted = planning.wanted(dict(recovery))
-    point = restore.find_point(_method(platform, cluster, wanted), wanted)
+    point = finding.find_point(_method(platform, cluster, wanted), wanted)
     planning.check_fits(cluster, point)
 
 

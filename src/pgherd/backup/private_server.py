@@ -246,10 +246,3 @@ def is_paused_or_open(connection: Connection) -> bool:
         "SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = 'paused'"
     ).fetchone()
     return row == (True,)
-
-
-def have_histories_archived(machine: Machine, data: Path) -> None:
-    """Without its history in the repository nobody could ever be restored to the timeline that begins here."""
-    log = data / "pg_wal"
-    for history in machine.names(log, ".history"):
-        machine.write(log / "archive_status" / f"{history}.ready", "")

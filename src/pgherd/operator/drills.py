@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgherd.backup import records, restore
+from pgherd.backup import finding, records
 from pgherd.backup import schedule as rules
 from pgherd.backup.base import BackupMethod
 from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable, one_line
@@ -98,7 +98,7 @@ class Drills:
             self._rest(name, now)
         if now < self._not_before.get(name, now):
             return self._trouble.get(name)
-        if not restore.restorable(method):
+        if not finding.restorable(method):
             self._rest(name, now)
             return "a drill is overdue: there is no restore point to restore" if overdue else ""
         limit = float(parse_duration(declared.timeout))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgherd.backup import planning, registry, restore
+from pgherd.backup import finding, planning, registry
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import Point
 from pgherd.engine.registry import make_engine
@@ -83,7 +83,7 @@ class Scratch(Ground):
         wanted = registry.source_of(spec.backup, self.name)
         if point is not None:
             wanted["restorePoint"] = point
-        return restore.find_point(self.method(), planning.wanted(wanted))
+        return finding.find_point(self.method(), planning.wanted(wanted))
 
     def wait(self, wish: Wish) -> None:
         deadline = time.monotonic() + wish.timeout

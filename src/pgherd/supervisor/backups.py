@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgherd.backup import archive, choice, listing, maker, planning, registry, restore
+from pgherd.backup import archive, choice, finding, listing, maker, planning, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import NotOurs, check_owner
 from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
@@ -236,8 +236,8 @@ def plan(
     }
     if not inclusive:
         wanted["inclusive"] = False
-    points = restore.restorable(method)
-    point = restore.find_point(method, planning.wanted(wanted))
+    points = finding.restorable(method)
+    point = finding.find_point(method, planning.wanted(wanted))
     exact = {**from_there, "restorePoint": point.name}
     shape = declaration.to_mapping(declared) if declared else dict(method.repository.identity().declared)
     if as_clone and shape:

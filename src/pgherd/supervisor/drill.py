@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pgherd.backup import records, restore
+from pgherd.backup import finding, records
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.registry import make_method
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
@@ -215,4 +215,4 @@ def drills(client: Client, name: str) -> list[dict[str, Any]]:
 
 def is_possible(method: BackupMethod) -> bool:
     """Whether there is anything to restore."""
-    return bool(restore.restorable(method))
+    return bool(finding.restorable(method))

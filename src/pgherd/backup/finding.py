@@ -1,0 +1,42 @@
+"""Which points of a repository can be restored now, and which of them is meant."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+
+from pgherd.backup import choice, gaps
+from pgherd.backup.base import BackupMethod
+from pgherd.backup.records import Point
+from pgherd.model.spec import RecoverySpec
+
+
+def restorable(method: BackupMethod) -> list[Point]:
+    """The points of a repository that can be restored, oldest first.
+
+    :raises PgherdError: it is not there
+    """
+    repository = method.repository
+    repository.require()
+    backups = [backup for backup in repository.backups() if backup.phase == "done"]
+    histories, logs = cache(method.histories), gaps.Logs(method.log_names, method.histories)
+    return [
+        point
+        for point in repository.points()
+        if point.archived and choice.bases(point, backups, histories, logs) is not None
+    ]
+
+
+def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
+    """The point that is meant.
+
+    :raises BadInput: there is none, with the range that there is
+    """
+    return choice.resolve(
+        restorable(method),
+        now=datetime.now(UTC),
+        restore_point=wanted.restore_point,
+        time=wanted.time,
+        backup=wanted.backup,
+        inclusive=wanted.inclusive,
+    )
