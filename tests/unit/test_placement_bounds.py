@@ -152,6 +152,24 @@ def test_groups_of_one_size_stay_even_by_count_through_any_history(
         )
 
 
+@pytest.mark.parametrize(
+    ("sizes", "steps"),
+    [
+        ([1, 1, 1, 1, 2, 5, 32, 128], (50, 57)),
+        ([128, 32, 128, 32], (57, 64)),
+        ([128, 2, 128, 16, 128, 16, 16, 2], (60, 64)),
+    ],
+)
+def test_where_bytes_come_first_the_groups_of_one_size_are_taken_from_every_table(
+    sizes: list[int], steps: tuple[int, int]
+) -> None:
+    items = [Item(k, i, 1, 8192) for k, size in enumerate(sizes) for i in range(size)]
+    for count in steps:
+        items = apply(items, plan(items, equally(count)))
+    each = Counter((item.colocation, item.segment) for item in items)
+    assert all(abs(each[k, s] - size / count) < 2 for k, size in enumerate(sizes) for s in equally(count))
+
+
 @MANY
 @given(items=groups(), before=SEGMENTS, after=SEGMENTS, rebalance=st.booleans())
 def test_the_order_of_the_input_changes_nothing(

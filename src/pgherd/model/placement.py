@@ -14,7 +14,8 @@ Three movements exist, and `plan` composes them:
 
 Each is planned in up to three styles. `COUNTS` brings every colocation's count within one of its fair share and
 uses what freedom is left (which group, from whom) to even out bytes. `BYTES` and `GIANTS` look at bytes first;
-they differ in the group they take first: the one that fits best, or the largest that helps. `COUNTS` wins unless
+they differ in the group they take first: the one that fits best, or the largest that helps; of several
+alike, one of the colocation that is the most uneven. `COUNTS` wins unless
 it moves too many bytes, or leaves them more than 10 % uneven where another does clearly better: that happens when
 a few giant groups sit next to many small ones.
 
@@ -250,6 +251,10 @@ class _Map:
     def above_floor(self, colocation: int, segment: int) -> int:
         return self.held(colocation, segment) - self.floor[colocation, segment]
 
+    def surplus(self, colocation: int, segment: int) -> float:
+        """Groups above the fair share (negative: below)."""
+        return self.counts[colocation, segment] - self.quota[colocation, segment]
+
     def lacking(self, segment: int) -> float:
         """Bytes below the fair share (negative: above)."""
         return self.size * self.share[segment] - self.bytes[segment]
@@ -414,7 +419,7 @@ def _average(now: _Map, target: int) -> float:
 def _needs(now: _Map, source: int, target: int) -> Iterable[Choice]:
     """Colocations of which the target is below its floor and the source above it, the most uneven first."""
     found = [
-        (now.held(k, target) - now.quota[k, target] - now.held(k, source) + now.quota[k, source], k)
+        (now.surplus(k, target) - now.surplus(k, source), k)
         for k in now.colocations
         if now.above_floor(k, target) < 0 < now.above_floor(k, source)
     ]
@@ -464,7 +469,15 @@ def _by_size(now: _Map, source: int, target: int, ideal: float) -> Iterable[Choi
         position = _best_fit(shelf, 1, most, ideal)
         return math.inf if position is None else abs(shelf[position][0] - min(most, ideal))
 
-    return [(k, 1, most, ideal) for k in sorted(now.colocations, key=lambda k: (distance(k), k))]
+    def order(colocation: int) -> tuple[float, float, int]:
+        # Of groups that fit alike, of the colocation that the two are most uneven in.
+        return (
+            distance(colocation),
+            now.surplus(colocation, target) - now.surplus(colocation, source),
+            colocation,
+        )
+
+    return [(k, 1, most, ideal) for k in sorted(now.colocations, key=order)]
 
 
 def _gentle_needs(now: _Map, source: int, target: int) -> Iterable[Choice]:
