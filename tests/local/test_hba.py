@@ -47,6 +47,8 @@ def test_a_line_that_only_a_server_can_find_wrong_is_told_with_its_number(herd: 
     servers = [(0, each) for each in herd.databases.addresses()[0]]
     assert access.unread(herd.databases, text, servers) == []
     try:
+        file.write_text(f"{before}\nhostssl all app 10.0.0.0/8 scram-sha-256\n")
+        assert access.unread(herd.databases, text, servers) == [], "it only can't match"
         file.write_text(f"local all all trust\n{before}\n{text}")
         [told] = access.unread(herd.databases, text, servers) or []
     finally:

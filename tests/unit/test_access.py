@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import psycopg
 import pytest
 
 from pgherd.errors import Unavailable
@@ -64,6 +66,30 @@ def test_a_line_that_is_not_declared_is_told_by_its_place() -> None:
 )
 def test_what_nobody_can_say_is_not_taken_for_right(answers: dict[int, Any], told: list[str] | None) -> None:
     assert unread(answers) == told
+
+
+def test_a_server_that_waits_for_its_disk_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "QUESTION_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+
+    def execute(query: str) -> Any:
+        assert ours.recv(1) == b"", "nothing ever comes"
+        raise psycopg.OperationalError("the connection was cut off")
+
+    class Hanging(Servers):
+        """Their only answer is silence."""
+
+        def connect(self, group: int, **how: Any) -> Any:
+            return nullcontext(SimpleNamespace(execute=execute, fileno=ours.fileno))
+
+    with ours, theirs:
+        servers = Hanging("app", Credentials("", "", "", ""), dict)
+        assert access.unread(servers, LINES, [(1, Endpoint("here", 1))]) is None
+
+
+def test_what_a_build_lacks_may_need_an_image_first() -> None:
+    told = access.problem(LINES, 1, WRONG, 'authentication method "ldap" not supported by this build')
+    assert "declare an image that has this first" in told
 
 
 def test_nobody_is_asked_where_no_line_is_declared() -> None:

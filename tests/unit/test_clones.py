@@ -269,6 +269,18 @@ def test_what_a_group_begins_as_that_takes_no_part_only_the_catalogue_tells() ->
     assert None not in replace(blind, admitted_before=()).beginnings().values()
 
 
+def test_a_node_that_is_not_fenced_yet_is_started_unless_it_is_a_copy() -> None:
+    """To fence it its server has to run, and without that there is no catalogue: else both waited for each other."""
+    stopped = [member(3, 0, running=False)]
+    blind = replace(
+        seen(members_for=3, catalogue=False, changes=stopped), admitted_before=(1, 2), initialised={0: False}
+    )
+    assert not started(blind)
+    assert started(replace(blind, copies=())) == {Member("shop", 3, 0)}
+    assert not started(replace(blind, copies=(3,)))
+    assert replace(blind, copies=(3,)).beginnings()[3] is None
+
+
 def test_nothing_is_founded_beside_a_coordinator_that_cannot_be_asked() -> None:
     assert not started(seen(catalogue=False))
 

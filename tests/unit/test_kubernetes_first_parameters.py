@@ -110,6 +110,14 @@ def refused(asked_of: str, code: int = REFUSED) -> dict[str, Any]:
     }
 
 
+def test_who_started_after_all_was_not_refused_for_good() -> None:
+    """The files in a pod that is there change, too: it may hear of a correction before somebody replaces it."""
+    pod = refused("before")
+    assert first_parameters.is_refused(pod)
+    pod["status"]["containerStatuses"][0]["state"] = {"running": {}}
+    assert not first_parameters.is_refused(pod)
+
+
 @pytest.mark.parametrize(
     ("pod", "now", "outdated"),
     [

@@ -187,6 +187,15 @@ def test_a_lowered_value_and_a_replacement_do_not_wait_for_one_another() -> None
     assert plan(seen) == [p.Switchover(shop(1, 0), shop(1, 1))]
 
 
+def test_a_primary_on_a_silent_node_hands_over_although_its_restart_is_held_up_by_access_rules() -> None:
+    """No restart comes as long as a line is wrong, and nobody reports on it any more."""
+    raised = {"max_connections": (100, 200)}
+    alive = replace(member(1, 0, pending=raised), view=replace(member(1, 0).view, lost=20.0))
+    seen = look(changes=[alive, member(1, 1, pending=raised)])
+    assert p.Switchover(shop(1, 0), shop(1, 1)) not in plan(seen)
+    assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(replace(seen, unread=("line 1 can't be read",)))
+
+
 def silent(*changes: MemberState, seconds: float = 60.0, declared: PostgresCluster | None = None) -> Observed:
     """A look after which the lost ones among these have not answered for so long."""
     seen = look(declared, changes=list(changes))

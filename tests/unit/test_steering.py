@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from pgherd.reconcile import observe, steering
+from pgherd.errors import PgherdError
+from pgherd.reconcile import access, observe, steering
 from pgherd.reconcile.state import Observed
 from tests.support.looks import look, member
 
@@ -18,6 +19,27 @@ SLOW = look(changes=[member(1, 1, running=False)])
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steering, "BETWEEN_LOOKS_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("ask", ["restart", "switchover"])
+def test_no_server_is_ended_that_could_not_read_its_access_rules(
+    monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    monkeypatch.setattr(observe, "observe", lambda world: look())
+    monkeypatch.setattr(access, "unread", lambda databases, text, asked: ["line 3 can't be read"])
+    told: list[str] = []
+    patroni = SimpleNamespace(restart=told.append, switchover=told.append)
+    known = SimpleNamespace(segments=lambda: [1, 2])
+    world = cast(
+        observe.World,
+        SimpleNamespace(name="shop", patroni=patroni, databases=None, engine=known, platform=None),
+    )
+    monkeypatch.setattr(steering, "group_number", lambda world, group: 1)
+    with pytest.raises(PgherdError, match="line 3 can't be read"):
+        steering.restart(world, "segment-1") if ask == "restart" else steering.switchover(
+            world, "segment-1", None
+        )
+    assert not told
 
 
 def findings(monkeypatch: pytest.MonkeyPatch, *looks: Observed) -> tuple[list[str], list[Observed]]:

@@ -8,8 +8,12 @@ start again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import socket
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import psycopg
@@ -17,7 +21,7 @@ import psycopg
 from pgherd.errors import PgherdError, one_line
 from pgherd.model.spec_hba import hba_line_number
 from pgherd.model.topology import SUPERUSER, Endpoint
-from pgherd.postgres.connections import Databases
+from pgherd.postgres.connections import Connection, Databases
 from pgherd.reconcile.state import Observed
 
 logger = logging.getLogger(__name__)
@@ -25,10 +29,15 @@ logger = logging.getLogger(__name__)
 PATH = "spec.postgres.hostBasedAuthentication"
 LONGEST = 100
 """characters of a line that are told"""
+QUESTION_SECONDS = 5.0
+"""how long one server may take: it reads a file, and its volume may hang for ever"""
+_UNSUPPORTED = "not supported by this build"
 _QUERY = r"""
-    SELECT line_number, error, (string_to_array(pg_read_file(current_setting('hba_file')), E'\n'))[line_number]
-    FROM pg_hba_file_rules WHERE error IS NOT NULL ORDER BY line_number
+    SELECT line_number, coalesce(error, 'no reason given'),
+           (string_to_array(pg_read_file(current_setting('hba_file')), E'\n'))[line_number]
+    FROM pg_hba_file_rules WHERE type IS NULL ORDER BY line_number
 """
+# One that only can't match, as hostssl where there is no TLS, has an error too, and a type: no server minds it.
 
 
 def is_to_change(seen: Observed) -> bool:
@@ -69,12 +78,32 @@ def unread(databases: Databases, text: str, asked: Sequence[tuple[int, Endpoint]
 def _of(databases: Databases, text: str, group: int, endpoint: Endpoint) -> list[str] | None:
     alone = replace(databases, addresses=lambda: {group: (endpoint,)})
     try:
-        with alone.connect(group, database=SUPERUSER, read_only=True) as connection:
+        with (
+            alone.connect(group, database=SUPERUSER, read_only=True) as connection,
+            _no_longer_than(QUESTION_SECONDS, connection),
+        ):
             rows = connection.execute(_QUERY).fetchall()
     except (PgherdError, psycopg.Error) as error:
         logger.info("%s can't say what it reads of pg_hba: %s", endpoint.host, one_line(error))
         return None
     return [problem(text, number, line, error) for number, error, line in rows]
+
+
+@contextmanager
+def _no_longer_than(seconds: float, connection: Connection) -> Iterator[None]:
+    """Cut a connection off when its time is over; a server that waits for its disk heeds no timeout of its own."""
+
+    def cut() -> None:
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as way:
+            way.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def problem(text: str, number: int | None, line: str | None, error: str) -> str:
@@ -86,7 +115,26 @@ def problem(text: str, number: int | None, line: str | None, error: str) -> str:
     """
     declared = hba_line_number(text, line or "")
     where = f"line {declared}" if declared is not None else f"line {number} of the servers' pg_hba.conf"
+    way_out = "correct it"
+    if _UNSUPPORTED in error:
+        way_out = (
+            "leave it out, or declare an image that has this first, and the line when all members run in it"
+        )
     return (
-        f"{PATH}: {where} ({(line or '').strip()[:LONGEST]}) can't be read: {error}: correct it, until then members go"
+        f"{PATH}: {where} ({(line or '').strip()[:LONGEST]}) can't be read: {error}: {way_out}, until then members go"
         " on with the rules that they had, and none of them could start again"
     )
+
+
+def require_readable(databases: Databases, seen: Observed, groups: Collection[int]) -> None:
+    """Before servers are ended that are to come back.
+
+    :raises PgherdError: one of these groups' members could not read its rules
+    """
+    asked = [
+        (state.member.group, state.view.postgres)
+        for state in seen.members.values()
+        if state.is_running and state.member.group in groups
+    ]
+    if problems := unread(databases, seen.declaration.cluster.spec.postgres.host_based_authentication, asked):
+        raise PgherdError("; ".join(problems))

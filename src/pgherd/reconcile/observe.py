@@ -6,7 +6,7 @@ Everything is asked anew each time. What can't be asked is None in the result, n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -132,7 +132,18 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
     if sizes or access.is_to_change(seen):
         declared = declaration.cluster.spec.postgres.host_based_authentication
         seen = replace(seen, unread=access.unread(world.databases, declared, access.servers(seen)))
-    return _with_catalogue(world, seen, sizes=sizes) if known.get(COORDINATOR) else seen
+    if known.get(COORDINATOR):
+        return _with_catalogue(world, seen, sizes=sizes)
+    return replace(seen, copies=_copies(world)) if COORDINATOR in known else seen
+
+
+def _copies(world: World) -> Collection[int] | None:
+    """Which groups begin as copies, where nothing else can be asked: a node that was registered a moment ago has to be
+    fenced first, for which it has to run."""
+    try:
+        return tuple(world.engine.clones())
+    except (PgherdError, psycopg.Error):
+        return None
 
 
 def _of_recovery(world: World, declaration: Declaration, recovery: Mapping[str, Any]) -> Observed:

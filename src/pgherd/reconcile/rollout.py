@@ -122,8 +122,10 @@ def evacuations(seen: Observed) -> list[Step]:
     steps: list[Step] = []
     for group in seen.wanted_groups():
         primary = seen.primary(group)
-        if primary is None or primary.view.lost is None or due_for_restart(seen, group) is not None:
+        if primary is None or primary.view.lost is None:
             continue
+        if due_for_restart(seen, group) is not None and not seen.unread:
+            continue  # it is on its way, but for rules that no server could start again with
         if primary.member not in seen.wanted_members():
             continue  # it hands over because it has to go, see _shed_standby
         heirs = [heir for heir in heirs_of(seen, primary) if heir.view.lost is None]

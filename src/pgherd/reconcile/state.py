@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,6 +126,8 @@ class Observed:
     """declared pg_hba lines that running servers can't read, a sentence each; None: nobody was asked, or could be"""
     unanswered: Mapping[str, float] = field(default_factory=dict)
     """members on silent places whose Patroni has not answered any look, for how many seconds"""
+    copies: Collection[int] | None = None
+    """without a catalogue, because nodes have to be prepared first: which groups begin as copies; None: nobody knows"""
     admitted_before: Sequence[int] = ()
     """segments that took part when that was last known, as the status says; empty: none ever did, or nobody knows"""
 
@@ -179,6 +181,8 @@ class Observed:
         is known without these, it would be an empty database.
         """
         if self.catalogue is None:
+            if self.copies is not None:
+                return group not in self.copies
             return group == COORDINATOR or not self.admitted_before or group in self.admitted_before
         clone = self.catalogue.clones.get(group)
         return clone is None or clone.state != "copying" or self.primary(clone.source) is not None

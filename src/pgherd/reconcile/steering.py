@@ -15,7 +15,7 @@ from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import group_id, group_name
 from pgherd.operations import copy, store
 from pgherd.operations.rebalance import plan_rebalance
-from pgherd.reconcile import handover, observe, status
+from pgherd.reconcile import access, handover, observe, status
 from pgherd.reconcile.state import MemberState, Observed
 
 POLL_SECONDS = 0.2
@@ -110,7 +110,7 @@ def switchover(world: observe.World, group: str, to: str | None) -> str:
     """Let another member of a group lead. Returns the new primary's name.
 
     :raises BadInput: no such group or member
-    :raises PgherdError: nobody may take over right now
+    :raises PgherdError: nobody may take over right now, or the one that leads could not start again
     """
     number = group_number(world, group)
     seen = observe.observe(world)
@@ -125,6 +125,7 @@ def switchover(world: observe.World, group: str, to: str | None) -> str:
         return to
     candidate = to or _heir(seen, number, primary)
     heir = next(state for state in seen.of_group(number) if state.member.name == candidate)
+    access.require_readable(world.databases, seen, [number])  # the one that leads starts again as a standby
     handover.switchover(world, seen, primary, heir)
     return _await_primary(world, number, candidate)
 
@@ -157,10 +158,11 @@ def restart(
 ) -> None:
     """Restart PostgreSQL of every member of a group, or of all, one at a time, standbys first.
 
-    :raises PgherdError: a member did not come back
+    :raises PgherdError: a member did not come back, or could not
     """
     seen = observe.observe(world)
     numbers = [group_number(world, group)] if group else seen.wanted_groups()
+    access.require_readable(world.databases, seen, numbers)
     for number in reversed(numbers):
         for state in sorted(seen.of_group(number), key=lambda state: state.is_primary):
             progress(f"restarting {state.member.name}")

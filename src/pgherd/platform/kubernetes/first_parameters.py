@@ -95,6 +95,8 @@ def is_refused(pod: Mapping[str, Any]) -> bool:
     for status in (pod.get("status") or {}).get("containerStatuses") or []:
         endings = ((status.get(when) or {}).get("terminated") for when in ("state", "lastState"))
         if status.get("name") == names.CONTAINER:
+            if "running" in (status.get("state") or {}):
+                return False  # what is declared now was heard of
             return any(ended and ended.get("exitCode") == REFUSED for ended in endings)
     return False
 
