@@ -179,7 +179,31 @@ def test_a_drill_that_was_cut_short_leaves_no_verifying_behind(
     assert ended == [], "there was none"
     files.write_json(Layout(tmp_path).drill("shop"), {"scratch": "shop-drill", "pid": 1, "started": 0})
     drill.sweep(client, platform, "shop")
-    assert ended == ["verifying", "shop-drill"]
+    assert ended == ["shop-drill", "verifying"]
+    assert not Layout(tmp_path).drill("shop").exists()
+
+
+def test_a_repository_that_hangs_keeps_no_scratch_of_a_killed_drill_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(BaseException):
+        """Nothing comes after it."""
+
+    def hang() -> None:
+        raise Hangs
+
+    platform, ended = LocalPlatform(tmp_path), []
+    platform.declare(cluster())
+    client: Any = SimpleNamespace(declared=lambda name: name)
+    method = SimpleNamespace(end_verifying=hang)
+    monkeypatch.setattr(drill, "make_method", lambda platform, declared: method)
+    monkeypatch.setattr(drill, "_clear", lambda client, name, scratch: ended.append(scratch))
+    note = Layout(tmp_path).drill("shop")
+    files.write_json(note, {"scratch": "shop-drill", "pid": 1, "started": 0})
+    with pytest.raises(Hangs):
+        drill.sweep(client, platform, "shop")
+    assert ended == ["shop-drill"]
+    assert note.exists(), "whoever comes next ends what verifies"
 
 
 # a drill
