@@ -10,8 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgherd.backup import pages, restore
-from pgherd.backup.base import BackupMethod, Verified
+from pgherd.backup import pages, records, restore
+from pgherd.backup.base import BackupMethod, NoBackups, Verified
+from pgherd.backup.pgbackrest import PgBackRest
+from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.restore import Restore, Site
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.platform.local import files
@@ -27,6 +29,7 @@ from pgherd.reconcile.drills import Course, Drill, Ground, TimeIsUp, Wish, verdi
 from pgherd.supervisor import drill
 from tests.support.backups import point
 from tests.support.platform import cluster
+from tests.unit.test_pgbackrest_verify import DIFF, START, report
 
 # what pg_checksums says
 
@@ -179,7 +182,31 @@ def test_a_drill_that_was_cut_short_leaves_no_verifying_behind(
     assert ended == [], "there was none"
     files.write_json(Layout(tmp_path).drill("shop"), {"scratch": "shop-drill", "pid": 1, "started": 0})
     drill.sweep(client, platform, "shop")
-    assert ended == ["verifying", "shop-drill"]
+    assert ended == ["shop-drill", "verifying"]
+    assert not Layout(tmp_path).drill("shop").exists()
+
+
+def test_a_repository_that_hangs_keeps_no_scratch_of_a_killed_drill_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(BaseException):
+        """Nothing comes after it."""
+
+    def hang() -> None:
+        raise Hangs
+
+    platform, ended = LocalPlatform(tmp_path), []
+    platform.declare(cluster())
+    client: Any = SimpleNamespace(declared=lambda name: name)
+    method = SimpleNamespace(end_verifying=hang)
+    monkeypatch.setattr(drill, "make_method", lambda platform, declared: method)
+    monkeypatch.setattr(drill, "_clear", lambda client, name, scratch: ended.append(scratch))
+    note = Layout(tmp_path).drill("shop")
+    files.write_json(note, {"scratch": "shop-drill", "pid": 1, "started": 0})
+    with pytest.raises(Hangs):
+        drill.sweep(client, platform, "shop")
+    assert ended == ["shop-drill"]
+    assert note.exists(), "whoever comes next ends what verifies"
 
 
 # a drill
@@ -365,6 +392,78 @@ def test_a_drill_whose_time_is_up_while_copies_are_verified_fails_and_keeps_what
         "it was not done after 9 s: verifying",
     ]
     assert done(result)["copies"] == "the drill ended before"
+
+
+def test_damage_in_copies_is_told_also_if_time_is_up_before_all_of_them_are_verified() -> None:
+    late = TimeIsUp("it was not done after 9 s: verifying")
+    result = drilled(Field(lambda group: late if group else Verified(["L/bundle/1 is missing"])))
+    assert result["problems"] == [
+        "coordinator: L/bundle/1 is missing",
+        "it was not done after 9 s: verifying",
+    ]
+    assert done(result)["copies"] == "the drill ended before (segment-1)"
+
+
+class Slow(Runner):
+    """Runs what takes more time in one group than the drill has."""
+
+    command = ("pgbackrest",)
+
+    def __init__(self, group: int) -> None:
+        self.late, self.seconds = group, 0.0
+
+    def prepare(self, settings: Any) -> None:
+        return
+
+    def at(self, host: str) -> Any:
+        return None
+
+    def of(self, group: int | None) -> Any:
+        def run(command: Any, *, watch: Any, **how: Any) -> None:
+            self.seconds += 100.0 if group == self.late else 1.0
+            watch(report(status="ok"))
+
+        return SimpleNamespace(run=run)
+
+    def end_strays(self, group: int, argument: str) -> None:
+        return
+
+    def lock(self, group: int) -> Path:
+        return Path("/tmp/lock")
+
+    def environment(self, host: str, password: str) -> Mapping[str, str]:
+        return {}
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_drill_whose_time_runs_out_while_pgbackrest_verifies_fails_whichever_group_it_is(
+    late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Method(PgBackRest):
+        def _copy_of(self, backup: str, group: int) -> Any:
+            return SimpleNamespace(system="7", label=DIFF, start=START)
+
+    place: Any = SimpleNamespace(settings=lambda: None)
+    runner, ground = Slow(late), Field()
+    monkeypatch.setattr(ground, "method", lambda: Method(place, runner))
+    monkeypatch.setattr(records, "seconds_since", lambda since: runner.seconds)
+    result = drilled(ground, timeout=50.0)
+    (problem,) = result["problems"]
+    assert problem == f"it was not done after 50 s: {module.VERIFYING}: {('coordinator', 'segment-1')[late]}"
+    assert not result["passed"]
+    assert done(result)["copies"].startswith("it was not done after 50 s")
+    runner.late, runner.seconds = 2, 0.0
+    assert drilled(ground, timeout=50.0)["passed"], "there was time"
+
+
+def test_copies_of_a_cluster_without_backups_any_more_are_not_said_to_be_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ground = Field()
+    monkeypatch.setattr(ground, "method", NoBackups)
+    result = drilled(ground)
+    assert done(result)["copies"] == "no backups are declared any more (coordinator, segment-1)"
+    assert "not checked: the files of the base copies (no backups" in verdict(result)
 
 
 # where the pages are verified

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,13 @@ import pytest
 from pgherd.backup import pgbackrest_verify as verify
 from pgherd.backup.base import Verified
 from pgherd.backup.pgbackrest import PgBackRest
+from pgherd.backup.pins import EXPIRING
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 
 FULL, DIFF = "20261122-172754F", "20261122-172754F_20261122-172809D"
 LABELS, START = [FULL, DIFF], "0/4000028"
 WAL = "15-1/0000000100000000"
+REMOVED = "retention has removed them meanwhile, or is about to"
 
 
 def report(*lines: str, status: str = "error", full: str = "valid", diff: str = "valid") -> str:
@@ -122,6 +125,9 @@ class Pgbackrest:
 
     def __init__(self, said: Any) -> None:
         self.said, self.there = said, ["b1", "b2"]
+        self.to_go: list[str] = []
+        self.then: Callable[[], None] = lambda: None
+        """what happens once somebody has looked at the repository"""
         self.commands: list[list[str]] = []
         self.ended: list[tuple[int, str]] = []
         self.labels = dict(zip(self.there, LABELS, strict=True))
@@ -138,7 +144,7 @@ class Pgbackrest:
         class Method(PgBackRest):
             @property
             def repository(self) -> Any:
-                return SimpleNamespace(backups=lambda: [SimpleNamespace(id=each) for each in outer.there])
+                return SimpleNamespace(backups=outer._backups, store=SimpleNamespace(read=outer._expiring))
 
             def _copy_of(self, backup: str, group: int) -> Any:
                 return SimpleNamespace(system="7", label=outer.labels[backup], start=START)
@@ -150,6 +156,17 @@ class Pgbackrest:
         if isinstance(self.said, Exception):
             raise self.said
         watch(self.said)
+
+    def _backups(self) -> list[Any]:
+        found = [SimpleNamespace(id=each) for each in self.there]
+        self.then()
+        return found
+
+    def _expiring(self, name: str) -> bytes | None:
+        assert name == EXPIRING
+        found = json.dumps({"backups": self.to_go}).encode() if self.to_go else None
+        self.then()
+        return found
 
     def verified(self) -> Verified | None:
         return self.method.verify(["b1", "b2"], 1, lambda: False)
@@ -180,7 +197,30 @@ def test_copies_that_retention_removed_meanwhile_are_not_called_damaged() -> Non
     assert found is not None
     assert found.problems == [f"{FULL}/bundle/1 is missing"]
     bench.there.remove("b1")
-    assert bench.verified() == Verified(why="they were removed from the repository meanwhile")
+    assert bench.verified() == Verified(why=REMOVED)
+
+
+def test_copies_that_retention_is_about_to_remove_are_not_called_damaged() -> None:
+    """Their records go last."""
+    bench = Pgbackrest(report(f"P01   INFO: file missing '{FULL}/bundle/1'"))
+    bench.to_go = ["b0", "b1"]
+    assert bench.verified() == Verified(why=REMOVED)
+    bench.to_go = ["b0"]
+    found = bench.verified()
+    assert found is not None
+    assert found.problems == [f"{FULL}/bundle/1 is missing"], "retention is about others"
+
+
+def test_copies_that_are_gone_before_anybody_asks_whether_they_are_to_go_are_not_called_damaged() -> None:
+    """Retention says no more what it was about to remove once it is gone."""
+    bench = Pgbackrest(report(f"P01   INFO: file missing '{FULL}/bundle/1'"))
+
+    def goes() -> None:
+        bench.there, bench.to_go = ["b2"], []
+
+    bench.to_go = ["b1"]
+    bench.then = goes
+    assert bench.verified() == Verified(why=REMOVED)
 
 
 def test_a_verify_that_can_not_be_run_is_no_finding_and_says_why() -> None:

@@ -21,7 +21,7 @@ import psycopg
 
 from pgherd.backup import pgbackrest_config as config
 from pgherd.backup import pgbackrest_verify as verification
-from pgherd.backup import presence, wal
+from pgherd.backup import pins, presence, wal
 from pgherd.backup.base import BackupMethod, Report, Verified
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.pgbackrest_log import ArchivedLog
@@ -355,7 +355,7 @@ class PgBackRest(BackupMethod):
             said = self._verify(made[-1], group, stopping, watch)
             found = verification.read(said, [each.label for each in made], made[-1].start)
             if found.problems and not self._are_there(copies):
-                return Verified(why="they were removed from the repository meanwhile")
+                return Verified(why="retention has removed them meanwhile, or is about to")
             return found
         except (Cancelled, Unavailable):
             raise
@@ -399,6 +399,9 @@ class PgBackRest(BackupMethod):
         return mark
 
     def _are_there(self, copies: Sequence[str]) -> bool:
+        # First what is to go: once it is gone, that is told no more.
+        if pins.is_any_to_go(self.repository, copies):
+            return False
         return set(copies) <= {each.id for each in self.repository.backups()}
 
     def restore_command(self, group: int, system: str) -> str:

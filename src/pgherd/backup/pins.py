@@ -213,6 +213,14 @@ def _expiring(repository: Catalogue) -> Collection[str]:
         ) from None
 
 
+def is_any_to_go(repository: Catalogue, backups: Collection[str]) -> bool:
+    """Whether retention is about to remove some of these, or at it.
+
+    :raises Unavailable: nobody can tell
+    """
+    return not set(backups).isdisjoint(_expiring(repository))
+
+
 # who keeps
 
 

@@ -442,13 +442,22 @@ class Drill:
         if not chains:
             return self._checks.tell(words.COPIES, why=words.NOT_REACHED)
         found: dict[int, Verified] = {}
-        for group, copies in chains.items():
-            self._told(f"{VERIFYING}: {group_name(group)}")
-            one = self._verify(method, group, copies)
-            if one is None:
-                return self._checks.tell(words.COPIES, why=checks.of_restored_copies(restored))
-            found[group] = one
-        return self._checks.tell(words.COPIES, *checks.of_copies(found))
+        late: list[str] = []
+        try:
+            for group, copies in chains.items():
+                self._told(f"{VERIFYING}: {group_name(group)}")
+                one = self._verify(method, group, copies)
+                if one is None:
+                    return self._checks.tell(words.COPIES, why=checks.of_restored_copies(restored))
+                found[group] = one
+                # A method may tell what was raised by its watch as a failure of its program.
+                self._require_time()
+        except TimeIsUp as error:
+            if not found:
+                raise
+            late = [one_line(error)]
+        left = {group: Verified(why=words.NOT_REACHED) for group in chains if group not in found}
+        return [*self._checks.tell(words.COPIES, *checks.of_copies({**found, **left})), *late]
 
     def _verify(self, method: BackupMethod, group: int, copies: Sequence[str]) -> Verified | None:
         def watch(text: str) -> None:

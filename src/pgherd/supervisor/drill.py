@@ -193,10 +193,11 @@ def _record(platform: LocalPlatform, name: str) -> dict[str, Any] | None:
 def sweep(client: Client, platform: LocalPlatform, name: str) -> None:
     """Remove what a drill left whose process is gone; no-op if there is nothing."""
     if was_cut_short(platform, name):
-        with suppress(PgherdError):  # where there is no repository any more nobody reads it
-            make_method(platform, client.declared(name)).end_verifying()
         with suppress(BadInput):  # the name is another cluster's by now
             _clear(client, name, f"{name}{drilling.SUFFIX}")
+        # After that, for a share that hangs would keep the scratch running.
+        with suppress(PgherdError):  # where there is no repository any more nobody reads it
+            make_method(platform, client.declared(name)).end_verifying()
         files.remove(Layout(platform.home).drill(name))
 
 
