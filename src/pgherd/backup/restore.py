@@ -428,8 +428,10 @@ class Restore:
             return
         self._told = time.monotonic()
         done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
+        # What a clone waited for before there was a point is there once it is copied.
+        awaited: Mapping[str, Any] = {} if "point" in self._state else {"waits": None}
         with suppress(PgherdError):  # how far it is is no reason to begin it anew
-            self._tell(bytesDone=done, bytesTotal=total)
+            self._tell(bytesDone=done, bytesTotal=total, **awaited)
 
     # 2: replay
 
