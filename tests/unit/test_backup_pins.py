@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import keeper, pins, points, records, repair, restore, restoring
+from pgherd.backup import keeper, pins, points, records, repair, restore, restoring, wish
 from pgherd.backup.catalogue import NEVER, Away, Catalogue
 from pgherd.backup.native import Native
 from pgherd.backup.pins import EXPIRING, FOLDER, Reading
@@ -23,10 +23,12 @@ from pgherd.backup.repository import Repository
 from pgherd.backup.restore import Restore, Site
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
-from pgherd.errors import Cancelled, PgherdError, Refused, Unavailable
+from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Refused, Unavailable
 from pgherd.platform.base import CALLED_OFF, Lost
 from pgherd.platform.local.platform import LocalPlatform
+from pgherd.reconcile import loop as loop_module
 from pgherd.reconcile import plan, status
+from pgherd.reconcile.loop import ClusterLoop
 from pgherd.supervisor.client import Client
 from tests.support.backups import BEGIN, backup, point
 from tests.support.bench import Bench
@@ -174,8 +176,11 @@ def test_who_comes_when_nothing_stops_retention_any_more_learns_that_it_is_gone(
     remove = retention.method.remove_backup
 
     def late(backup: str) -> None:
-        with pytest.raises(Unavailable, match=r"retention is about to remove f0, .* remove pins/expiring"):
-            reader.start().begin(["f0"])
+        if backup == "f0":
+            with pytest.raises(
+                Unavailable, match=r"retention is about to remove f0, .* remove pins/expiring"
+            ):
+                reader.start().begin(["f0"])
         remove(backup)
 
     monkeypatch.setattr(retention.method, "remove_backup", late)
@@ -204,6 +209,138 @@ def test_what_a_killed_retention_wrote_down_is_taken_back_by_the_next(
     retention.retain(full=1, days=0)
     assert there(retention) == ["f0", "f150"]
     reader.start().begin(["f0"])
+
+
+@pytest.mark.parametrize("fails", ["points", "look", "backup", "log"])
+def test_a_retention_that_is_cut_short_keeps_nobody_waiting(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A restore in place ends the members that it needs, and nobody retains while it is made."""
+
+    def gone(*arguments: object) -> None:
+        raise Unavailable("the members are gone")
+
+    looked = []
+
+    def second(readers: pins.Readers, repository: Catalogue) -> Any:
+        looked.append(True)
+        return gone() if len(looked) == 3 else look_for_pins(readers, repository)
+
+    look_for_pins = pins.Readers.look
+    reader = Reader(retention.repository)
+    with monkeypatch.context() as patched:
+        if fails == "points":
+            patched.setattr(points, "forget", gone)
+        elif fails == "look":
+            patched.setattr(pins.Readers, "look", second)
+        else:
+            patched.setattr(retention.method, f"remove_{fails}", gone)
+        with pytest.raises(Unavailable):
+            retention.retain(full=1, days=0)
+    assert not (retention.repository.root / EXPIRING).exists()
+    reader.reading.begin(["f150"])
+    if fails != "log":
+        reader.start().begin(["f0"])
+        retention.retain(full=1, days=0)
+        assert there(retention) == ["f0", "f150"]
+
+
+def killed(retention: Retention, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention writes down that f0 and f100 go, and removes nothing of that."""
+
+    def dies(backup: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retention.method, "remove_backup", dies)
+        with pytest.raises(KeyboardInterrupt):
+            retention.retain(full=1, days=0)
+
+
+def test_what_a_killed_retention_wrote_down_is_minded_for_an_hour_by_who_reads_elsewhere(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    killed(retention, monkeypatch)
+    reader = Reader(retention.repository)
+    for _ in range(6):
+        with pytest.raises(Unavailable, match="is minded for an hour"):
+            reader.start().begin(["f0"])
+        clock(595)
+    clock(35)
+    reader.start().begin(["f0"])
+    assert not (retention.repository.root / EXPIRING).exists()
+
+
+def test_what_retention_writes_down_anew_is_minded_from_then_on(
+    retention: Retention, clock: Callable[[float], None]
+) -> None:
+    reader = Reader(retention.repository)
+    for since in range(4):
+        retention.repository.store.write(EXPIRING, json.dumps({"backups": ["f0"], "since": since}).encode())
+        with pytest.raises(Unavailable):
+            reader.start().begin(["f0"])
+        clock(3500)
+    clock(200)
+    reader.start().begin(["f0"])
+
+
+def test_what_a_killed_retention_wrote_down_is_minded_by_nobody_once_nobody_keeps_the_repository(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(retention, monkeypatch)
+    state: dict[str, Any] = {}
+    method: Any = SimpleNamespace(repository=retention.repository)
+    kept = [True]
+    for _ in range(2):
+        reading = Reading(method, "shop", "restore of shop", lambda: state, state.update, lambda: not kept[0])
+        if kept[0]:
+            with pytest.raises(Unavailable):
+                reading.begin(["f0"])
+            kept[0] = False
+        else:
+            reading.begin(["f0"])
+
+
+def test_whoever_keeps_a_repository_next_takes_back_what_a_killed_retention_wrote_down(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the cluster may not serve, and then nothing is let go for days."""
+    killed(retention, monkeypatch)
+    retention.begin()
+    retention.keeper._kept = replace(retention.keeper._kept, ready=lambda: False)
+    retention.keeper._round()
+    assert not (retention.repository.root / EXPIRING).exists()
+    retention.repository.store.write(EXPIRING, b"{}")
+    retention.keeper._round()
+    assert (retention.repository.root / EXPIRING).exists(), "its own are in force"
+
+
+def test_whoever_goes_on_to_read_beside_a_retention_that_was_halted_is_seen_before_his_copy_goes(
+    retention: Retention, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    """A process stood still for hours, and goes on where it was."""
+    remove = retention.method.remove_backup
+    removed: list[str] = []
+
+    def halted(backup: str) -> None:
+        remove(backup)
+        if not removed:
+            reader = Reader(retention.repository)
+            with pytest.raises(Unavailable):
+                reader.reading.begin(["f0"])
+            clock(4000)
+            reader.start().begin(["f0"])
+        removed.append(backup)
+
+    logs = set(retention.log.iterdir())
+    monkeypatch.setattr(retention.method, "remove_backup", halted)
+    retention.retain(full=1, days=0)
+    assert removed == ["f100"]
+    assert there(retention) == ["f0", "f150"]
+    assert set(retention.log.iterdir()) == logs
+    assert not (retention.repository.root / EXPIRING).exists()
+    look(retention, clock, 60)
+    assert there(retention) == ["f0", "f150"]
 
 
 def test_what_retention_is_about_to_remove_and_nobody_can_read_is_waited_for(retention: Retention) -> None:
@@ -431,19 +568,22 @@ class Home:
     def __init__(self, folder: Path, repository: Repository) -> None:
         self.platform = LocalPlatform(folder)
         self.repository = repository
+        self.given_up = False
+        self.declare("p1")
+
+    def declare(self, point: str) -> None:
         recovery = {
             "cluster": "shop",
-            "repository": {"path": str(repository.root.parent)},
-            "restorePoint": "p1",
+            "repository": {"path": str(self.repository.root.parent)},
+            "restorePoint": point,
         }
         declared = cluster(engine="fdw", segments=1, bootstrap={"recovery": recovery})
         self.platform.declare(declared)
         assert declared.spec.bootstrap is not None
-        self.given_up = False
         self.site = Site(
             self.platform,
             declared,
-            Native(repository.root, NOTHING),
+            Native(self.repository.root, NOTHING),
             NOTHING,
             lambda: False,
             "shop",
@@ -525,6 +665,121 @@ def test_a_restore_waits_for_a_retention_that_has_just_decided(home: Home) -> No
     assert "retention is about to remove f0" in home.state["waits"]
     home.repository.store.remove(EXPIRING)
     assert len(home.run()) == 1
+
+
+def stopped_in_the_middle(home: Home) -> None:
+    home.run(Cancelled("it is stopped"))
+    assert len(left(home)) == 1
+
+
+def deleted(home: Home) -> ClusterLoop:
+    """A supervisor that never made it is asked to remove it."""
+    home.platform.set_deleting("shop", purge=True)
+    return ClusterLoop(home.platform, "shop", threading.Event())
+
+
+def test_a_restore_that_is_deleted_when_nobody_is_at_it_leaves_no_pin(home: Home) -> None:
+    stopped_in_the_middle(home)
+    with pytest.raises(NoSuchCluster):
+        deleted(home).round()
+    assert left(home) == []
+    assert home.state == {}
+
+
+def test_a_restore_that_is_deleted_though_it_makes_no_sense_any_more_leaves_no_pin(home: Home) -> None:
+    stopped_in_the_middle(home)
+    assert deleted(home)._is_done_with(BadInput("spec.segments.count: must be >= 1, got 0"))
+    assert left(home) == []
+
+
+def test_a_deletion_waits_for_who_still_reads_to_remove_his_pin_himself(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_in_the_middle(home)
+    asked: list[bool] = []
+    loop, ends = deleted(home), threading.Event()
+    recovery = threading.Thread(target=ends.wait)
+    recovery.start()
+    monkeypatch.setattr(restoring, "unpin", lambda platform, name: asked.append(recovery.is_alive()))
+    loop._recovery = recovery
+    threading.Timer(0.2, ends.set).start()
+    with pytest.raises(NoSuchCluster):
+        loop.round()
+    assert asked == [False]
+
+
+@pytest.mark.parametrize("way", ["silent", "refuses"])
+def test_no_deletion_is_held_up_by_a_repository_that_is_away(
+    home: Home, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    stopped_in_the_middle(home)
+    answers = threading.Event()
+    asked: list[str] = []
+    answered: list[str] = []
+
+    def away(store: DirectoryStore, name: str) -> None:
+        asked.append(name)
+        if way == "silent":
+            answers.wait(20)
+            answered.append(name)
+        raise PgherdError("it does not answer")
+
+    monkeypatch.setattr(loop_module, "UNPIN_SECONDS", 0.1)
+    monkeypatch.setattr(DirectoryStore, "remove", away)
+    loop = deleted(home)
+    try:
+        with pytest.raises(NoSuchCluster):
+            loop.round()
+        loop._unpin()
+        assert answered == []
+    finally:
+        answers.set()
+    assert len(asked) == 1, "once"
+    assert home.state == {}
+
+
+def test_a_restore_that_is_led_elsewhere_while_nobody_is_at_it_has_the_same_pin(home: Home) -> None:
+    home.run(Cancelled("it is stopped"))
+    before = left(home)
+    home.declare("p2")
+    assert home.run() == before
+    assert left(home) == []
+
+
+def test_a_clone_goes_on_with_no_pin_of_a_restore(home: Home) -> None:
+    home.run(Cancelled("it is stopped"))
+    clone = cluster(engine="fdw", segments=1, bootstrap={"clone": {"cluster": "old"}})
+    assert wish.standing(home.state, clone) == {}
+
+
+@pytest.mark.parametrize(
+    ("own", "kept", "minds"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_a_restore_in_place_from_its_own_repository_knows_that_nobody_keeps_that(
+    home: Home, own: bool, kept: bool, minds: bool
+) -> None:
+    path = {"path": str(home.repository.root.parent)}
+    declared = cluster(engine="fdw", segments=1, backup={"repository": path})
+    recovery = {"cluster": "shop" if own else "old", "repository": path, "restorePoint": "p1"}
+    home.platform.declare(declared)
+    home.platform.workshop("shop").write_state({**restore.IN_PLACE, "recovery": recovery})
+    loop = ClusterLoop(home.platform, "shop", threading.Event())
+    keeps: Any = SimpleNamespace(is_alive=lambda: kept)
+    loop._keeper = keeps
+    made = restoring.begin(home.platform, declared, NOTHING, threading.Event(), NOTHING, loop._is_unkept)
+    assert made is not None
+    assert made._site.is_unkept() != minds
+
+
+def test_a_loop_tells_a_restore_whether_its_keeper_has_ended(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(restoring, "begin", lambda *what: asked.append(what[-1]))
+    loop = ClusterLoop(home.platform, "shop", threading.Event())
+    seen: Any = SimpleNamespace(declaration=home.platform.declaration("shop"))
+    loop._recover(seen)
+    assert asked == [loop._is_unkept]
 
 
 # repairs

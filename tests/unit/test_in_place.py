@@ -45,6 +45,12 @@ class Repository:
         self.asked = 0
         self.answers = threading.Event()
         self.answers.set()
+        self.expiring: bytes | None = None
+        self.location, self.store = "/backups/shop", self
+        self.repository = self
+
+    def read(self, name: str) -> bytes | None:
+        return self.expiring
 
     def restorable(self, method: object) -> list[Point]:
         self.asked += 1
@@ -125,7 +131,8 @@ class Desk:
 def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     repository = Repository()
     monkeypatch.setattr(finding, "restorable", repository.restorable)
-    monkeypatch.setattr(registry, "open_method", lambda *what, **how: None)
+    monkeypatch.setattr(finding, "bases", lambda method, point: {0: ["f0"], 1: ["f0"]})
+    monkeypatch.setattr(registry, "open_method", lambda *what, **how: repository)
     monkeypatch.setattr(in_place, "AGAIN_SECONDS", 0.0)
     with kube_api() as (kube, api):
         made = Desk(Lab(kube, api), repository)
@@ -165,8 +172,13 @@ def test_programs_are_run_by_members_who_have_keys_of_their_own_repository_only(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, own: bool
 ) -> None:
     asked: list[tuple[str, Any]] = []
-    monkeypatch.setattr(registry, "make_method", lambda platform, cluster: asked.append(("own", None)))
-    monkeypatch.setattr(registry, "open_method", lambda *what: asked.append(("other", what[-1])))
+
+    def ask(which: str, machines: Any) -> Any:
+        asked.append((which, machines))
+        return desk.repository
+
+    monkeypatch.setattr(registry, "make_method", lambda *what: ask("own", None))
+    monkeypatch.setattr(registry, "open_method", lambda *what: ask("other", what[-1]))
     cluster = desk.platform.declaration("shop").cluster
     backup = BackupSpec.model_validate(
         {key: RECOVERY[key] for key in ("method", "repository", "secretRef")} | {"encrypt": not own}
@@ -176,14 +188,25 @@ def test_programs_are_run_by_members_who_have_keys_of_their_own_repository_only(
     [(which, machines)] = asked
     assert which == ("own" if own else "other")
     if not own:
-        for ask in (partial(machines.of, 1), partial(machines.equip, {}), partial(machines.at, "a")):
+        for way in (partial(machines.of, 1), partial(machines.equip, {}), partial(machines.at, "a")):
             with pytest.raises(Unseen):
-                ask()
+                way()
 
 
 def test_what_nobody_can_see_before_begins_and_is_looked_for_then(desk: Desk) -> None:
     desk.repository.trouble = Unseen("no member has the keys of this repository")
     desk.wish()
+    seen = desk.until(lambda seen: seen.recovery)
+    assert (seen.recovery or {})["phase"] == restoring.PENDING
+
+
+def test_what_retention_is_about_to_remove_is_waited_for_while_members_run(desk: Desk) -> None:
+    desk.repository.expiring = b'{"backups": ["f0"]}'
+    desk.wish()
+    seen = desk.until(lambda seen: "retention" in ((seen.restore or {}).get("waits") or ""))
+    assert "retention is about to remove f0" in (seen.restore or {})["waits"]
+    assert desk.is_untouched()
+    desk.repository.expiring = b'{"backups": ["f100"]}'
     seen = desk.until(lambda seen: seen.recovery)
     assert (seen.recovery or {})["phase"] == restoring.PENDING
 

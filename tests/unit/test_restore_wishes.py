@@ -13,6 +13,7 @@ import pytest
 
 from pgherd.backup import pauses, pgbackrest_config, restore, restoring, wish
 from pgherd.backup.catalogue import Away
+from pgherd.backup.pauses import Awaited
 from pgherd.backup.pgbackrest import PgBackRest
 from pgherd.backup.pgbackrest_program import WithMembers
 from pgherd.backup.private_server import Controlled
@@ -561,6 +562,33 @@ def test_a_clone_whose_place_is_lost_is_copied_anew_as_a_whole(
     assert discarded == [0, 1, 2], "the others stopped at a point that this one can't be brought to"
     assert home.state["steps"] == []
     assert "point" not in home.state
+
+
+@pytest.mark.parametrize(
+    "before", [Awaited("old is stopped: it is waited for"), Unavailable("old is silent")]
+)
+def test_a_clone_that_copies_says_no_more_what_it_waited_for(home: Home, before: Exception) -> None:
+    wanted = cluster(engine="fdw", segments=1, bootstrap={"clone": {"cluster": "old"}})
+    told: list[str] = []
+
+    def look() -> None:
+        told.append(restoring.operation_status(home.state)["message"])
+
+    def waits(report: Any) -> Any:
+        look()
+        raise before
+
+    def copies(report: Any) -> Any:
+        look()
+        report(0, 1, 100)
+        look()
+        raise Cancelled("the supervisor ends")
+
+    for live in (waits, waits, copies):
+        with pytest.raises(PgherdError):
+            Restore(home.site(wanted, live=live)).run()
+    assert [str(before) in each for each in told] == [False, True, True, False], "only what it waits for now"
+    assert told[-1] == "copying old"
 
 
 def test_nobody_copies_before_there_is_a_place_for_every_group(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 
@@ -40,3 +41,9 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
         backup=wanted.backup,
         inclusive=wanted.inclusive,
     )
+
+
+def bases(method: BackupMethod, point: Point) -> Mapping[int, Sequence[str]] | None:
+    """Which backups a point is restored from, by group; None: one is gone."""
+    backups = [backup for backup in method.repository.backups() if backup.phase == "done"]
+    return choice.bases(point, backups, cache(method.histories))

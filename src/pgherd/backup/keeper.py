@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -120,6 +121,7 @@ class Keeper(threading.Thread):
         self._held: str | None = None
         """why nothing is let go"""
         self._readers = Readers()
+        self._is_tidy = False
         self._looked_for_readers = NEVER
 
     @property
@@ -190,6 +192,7 @@ class Keeper(threading.Thread):
     def _round(self) -> None:
         self._repository.require()
         self._refuse_anothers()
+        self._tidy_once()
         self._note_archived()
         if not self._kept.ready():
             return
@@ -212,6 +215,12 @@ class Keeper(threading.Thread):
         except NotOurs:
             self._kept.method.unequip()
             raise
+
+    def _tidy_once(self) -> None:
+        """What a retention left that was killed: who reads waits for it, and this one may not retain for days."""
+        if not self._is_tidy and self._repository.is_own():
+            self._readers.tidy(self._repository)
+            self._is_tidy = True
 
     @property
     def _repository(self) -> Catalogue:
@@ -426,19 +435,29 @@ class Keeper(threading.Thread):
                 read=found.backups,
             )
 
-        gone = self._readers.agree(repository, waste)
+        try:
+            is_gone = self._let_go(self._readers.agree(repository, waste))
+        except Exception:
+            # Who is about to read what was to go would wait for it for ever: it stays, until all begins anew.
+            with suppress(PgherdError, OSError):
+                self._readers.tidy(repository)
+            raise
+        self._readers.tidy(repository)
+        again = unread or not is_gone
+        self._retained = time.monotonic() - (RETENTION_SECONDS - HELD_SECONDS if again else 0)
+
+    def _let_go(self, gone: choice.Waste) -> bool:
+        """False: somebody reads some of it by now, and the rest stays, too."""
         try:
             self._forget_points(gone.points)
         except PgherdError as error:
             if not is_full(error):
                 raise
             # What goes makes the room to write in; nobody can restore a point meanwhile that has no copy.
-            self._remove(gone)
+            is_gone = self._remove(gone)
             self._forget_points(gone.points)
-        else:
-            self._remove(gone)
-        self._readers.tidy(repository)
-        self._retained = time.monotonic() - (RETENTION_SECONDS - HELD_SECONDS if unread else 0)
+            return is_gone
+        return self._remove(gone)
 
     def _forget_points(self, names: Collection[str]) -> None:
         if not names:
@@ -448,12 +467,16 @@ class Keeper(threading.Thread):
             self._forget(name)
         points.forget(self._kept.databases, sorted(names))
 
-    def _remove(self, gone: choice.Waste) -> None:
-        for each in gone.backups:
+    def _remove(self, gone: choice.Waste) -> bool:
+        for number, each in enumerate(gone.backups):
+            if not self._readers.may_go(self._repository, gone.backups[number:]):
+                logger.info("%s: %s is read by now: retention leaves it", self._kept.name, each)
+                return False
             self._kept.method.remove_backup(each)
         for (group, system), begins in gone.logs.items():
             self._kept.method.remove_log(group, system, None if begins is None else begins[1])
         self._kept.method.sweep()
+        return True
 
     def _clear_failed(self, backups: Sequence[Backup]) -> set[str]:
         """Remove what is left of backups that failed, and most of their records in the end; returns whose.

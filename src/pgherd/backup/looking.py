@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgherd.backup import finding, planning, registry
+from pgherd.backup import finding, pins, planning, registry
 from pgherd.backup.base import BackupMethod
-from pgherd.errors import PgherdError
+from pgherd.backup.records import Point
+from pgherd.errors import PgherdError, Unavailable, Withheld
 from pgherd.model.spec import PostgresCluster, VolumeSpec
 from pgherd.model.spec_backup import RecoverySpec
 from pgherd.platform.base import Platform
@@ -28,17 +29,28 @@ def look(platform: Platform, cluster: PostgresCluster, recovery: Mapping[str, An
     """Whether a restore in place that is not begun has a point, and that fits. May take as long as a store is silent.
 
     :param cluster: with as many segments as it is to have
-    :raises Withheld: its repository can't be asked
+    :raises Withheld: its repository can't be asked, or retention is about to remove what would be read
     :raises BadInput: it makes no sense
     :raises Unseen: nobody can tell yet
     """
     wanted = planning.wanted(dict(recovery))
-    point = finding.find_point(_method(platform, cluster, wanted), wanted)
+    method = _method(platform, cluster, wanted)
+    point = finding.find_point(method, wanted)
     planning.check_fits(cluster, point)
+    _require_left(method, point)
+
+
+def _require_left(method: BackupMethod, point: Point) -> None:
+    """Members run, and so does who keeps their repository: nothing is lost by waiting for him."""
+    bases = finding.bases(method, point) or {}
+    try:
+        pins.require_left(method.repository, {each for copies in bases.values() for each in copies})
+    except Unavailable as error:
+        raise Withheld(str(error)) from error
 
 
 def _method(platform: Platform, cluster: PostgresCluster, wanted: RecoverySpec) -> BackupMethod:
-    if _is_own(cluster, wanted):
+    if is_own(cluster, wanted):
         return registry.make_method(platform, cluster)
     workshop = platform.workshop(cluster.metadata.name)
     there = workshop.machines()
@@ -46,7 +58,7 @@ def _method(platform: Platform, cluster: PostgresCluster, wanted: RecoverySpec) 
     return registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), machines)
 
 
-def _is_own(cluster: PostgresCluster, wanted: RecoverySpec) -> bool:
+def is_own(cluster: PostgresCluster, wanted: RecoverySpec) -> bool:
     """Whether it is where the cluster's backups are, with the keys that its members have."""
     own = cluster.spec.backup
     if own is None or wanted.cluster != cluster.metadata.name:

@@ -13,6 +13,10 @@ least sees the other. Both write into the same folder: whoever writes to a folde
 A pin is renewed while its reader lives. It lapses once its time is more than a day off, and whoever keeps the
 repository has seen besides, for an hour, that nobody renews it: clocks of several machines need not agree. One that
 can't be read holds everything, as other records do, and lapses when it was seen unchanged for a day.
+
+What retention wrote down goes with it, also if it is cut short. One that is killed can't do that: whoever keeps the
+repository next does, and whoever waits to read minds it no more once he has seen it unchanged for an hour, or knows
+that nobody keeps the repository. Should there be somebody after all he looks for pins before each backup that goes.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -44,7 +49,8 @@ RENEW_SECONDS = 60.0
 LAPSE_SECONDS = 24 * 3600.0
 """how far off the time of a pin has to be for nobody to be expected any more"""
 WATCHED_SECONDS = 3600.0
-"""for how long nobody must have been seen to renew it besides"""
+"""for how long nobody must have been seen to renew it besides; and how long what retention is about to remove is minded
+while nobody is seen to write it anew"""
 KEY = "pin"
 """where a reader's state says what its pin is called"""
 UNPINNED = "unpinned"
@@ -89,6 +95,7 @@ class Reading:
     :param reader: who, for people
     :param state: what is written down of the reader
     :param tell: adds to that; may be called by another thread
+    :param is_unkept: whether nobody is left who keeps that repository, as is known
     """
 
     def __init__(
@@ -98,12 +105,14 @@ class Reading:
         reader: str,
         state: Callable[[], Mapping[str, Any]],
         tell: Callable[..., None],
+        is_unkept: Callable[[], bool] = lambda: False,
     ) -> None:
         self._method = method
         self._name = name
         self._reader = f"{reader} at {socket.gethostname()}"
         self._state = state
         self._tell = tell
+        self._is_unkept = is_unkept
         self._guard = threading.Lock()
         self._over = threading.Event()
         self._begun = False
@@ -149,7 +158,7 @@ class Reading:
             if not over or not self._state().get(KEY):
                 return
             try:
-                self._method.repository.store.remove(self._file)
+                remove(self._method.repository, self._state()[KEY])
             except PgherdError as error:
                 logger.warning("the pin of the %s stays until it lapses: %s", self._reader, error)
 
@@ -190,27 +199,70 @@ class Reading:
 
     def _require(self, wanted: Collection[str], unread: Collection[str]) -> None:
         repository = self._method.repository
-        going = [each for each in wanted if each in _expiring(repository)]
-        if going:
-            raise Unavailable(
-                f"retention is about to remove {', '.join(going)}, and leaves it once it finds that it is read: if "
-                f"nobody keeps {repository.location} any more, remove {EXPIRING} there"
-            )
+        require_left(repository, wanted, self._is_unkept)
         if gone := repository.without_record(unread):
             raise PgherdError(f"{', '.join(gone)}, which is to be read, is gone from {repository.location}")
 
 
-def _expiring(repository: Catalogue) -> Collection[str]:
+def require_left(
+    repository: Catalogue, wanted: Collection[str], is_unkept: Callable[[], bool] = lambda: False
+) -> None:
+    """Refuse to read what retention is about to remove.
+
+    :raises Unavailable: that is some of it, or nobody can tell
+    """
     content = repository.store.read(EXPIRING)
-    if content is None:
-        return ()
+    if content is None or not (said := _announced(content, wanted)):
+        return
+    if is_unkept() or _unchanged_for(repository, content) >= WATCHED_SECONDS:
+        _drop(repository, content)
+        return
+    raise Unavailable(
+        f"{said}; what a retention left there that was killed is minded for an hour: if nobody keeps "
+        f"{repository.location} any more, remove {EXPIRING} there"
+    )
+
+
+def remove(repository: Catalogue, pin: str) -> None:
+    """Remove a reader's pin, who never goes on.
+
+    :param pin: what it is called
+    :raises PgherdError: the repository is away
+    """
+    repository.store.remove(f"{FOLDER}/{pin}.json")
+
+
+def _announced(content: bytes, wanted: Collection[str]) -> str:
+    """Why some of these should not be read; empty: they may be."""
     try:
-        return set(json.loads(content)["backups"])
+        backups = set(json.loads(content)["backups"])
     except (ValueError, TypeError, LookupError):
-        raise Unavailable(
-            f"{repository.location}/{EXPIRING} is damaged, and nobody knows what retention is about to remove: it "
-            "writes that anew within the hour; if nobody keeps this repository any more, remove the file"
-        ) from None
+        return (
+            f"{EXPIRING} is damaged, and nobody knows what retention is about to remove: it writes that anew within "
+            "the hour"
+        )
+    going = ", ".join(each for each in wanted if each in backups)
+    return going and f"retention is about to remove {going}, and leaves it once it finds that it is read"
+
+
+_watched: dict[str, tuple[bytes, float]] = {}
+"""what was seen last in the files of repositories, by where they are, and since when"""
+
+
+def _unchanged_for(repository: Catalogue, content: bytes) -> float:
+    """For how long this process has seen nothing else, in seconds."""
+    known = _watched.get(repository.location)
+    if known is None or known[0] != content:
+        known = _watched[repository.location] = (content, time.monotonic())
+    return time.monotonic() - known[1]
+
+
+def _drop(repository: Catalogue, content: bytes) -> None:
+    logger.warning("%s in %s has lapsed: nobody removes anything there", EXPIRING, repository.location)
+    _watched.pop(repository.location, None)
+    with suppress(PgherdError):  # where nobody may write it is read all the same
+        if repository.store.read(EXPIRING) == content:
+            repository.store.remove(EXPIRING)
 
 
 def is_any_to_go(repository: Catalogue, backups: Collection[str]) -> bool:
@@ -296,8 +348,17 @@ class Readers:
             if found.holds == before.holds:
                 return gone
 
+    def may_go(self, repository: Catalogue, going: Sequence[str]) -> bool:
+        """Whether nobody reads, since it was agreed on, what goes now; written down anew for those who are about to.
+
+        :param going: what has not gone yet, the next one first
+        """
+        _announce(repository, going)
+        found = self.look(repository)
+        return not found.unread and going[0] not in found.backups
+
     def tidy(self, repository: Catalogue) -> None:
-        """What had to go is gone: nobody has to mind it any more, nor pins that hold nothing."""
+        """Nothing more goes: nobody has to mind what went, nor pins that hold nothing."""
         for name, content in self.found.lapsed.items():
             if repository.store.read(name) == content:
                 logger.warning("%s in %s has lapsed: nobody renews it", name, repository.location)

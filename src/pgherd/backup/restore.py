@@ -28,13 +28,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pgherd.backup import choice, finding, pages, pins, planning, presence, records, settle, wish
+from pgherd.backup import finding, pages, pins, planning, presence, records, settle, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Away
 from pgherd.backup.histories import have_archived
@@ -81,6 +81,7 @@ class Site:
     :param stopping: whether this process is to end, or the cluster is to stop or to go
     :param given_up: whether nobody will go on with it
     :param anew: whether what was made before is known to be gone
+    :param is_unkept: whether nobody is left who keeps that repository, as is known
     """
 
     platform: Platform
@@ -94,6 +95,7 @@ class Site:
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
     anew: bool = False
     given_up: Callable[[], bool] = lambda: False
+    is_unkept: Callable[[], bool] = lambda: False
 
     @property
     def name(self) -> str:
@@ -125,7 +127,9 @@ class Restore:
         self._told = 0.0
         self._servers: dict[int, PrivateServer] = {}
         who = f"restore of {site.name}"
-        self._reading = pins.Reading(site.method, site.name, who, lambda: self._state, self._tell)
+        self._reading = pins.Reading(
+            site.method, site.name, who, lambda: self._state, self._tell, site.is_unkept
+        )
 
     def run(self) -> None:
         """Until it is done.
@@ -342,9 +346,7 @@ class Restore:
         self._tell(phase="copying", steps=[], bases={}, startedAt=records.now(), message=doing)
         point = finding.find_point(site.method, site.wanted) if site.live is None else site.live(self._report)
         planning.check_fits(site.cluster, point)
-        repository = site.method.repository
-        backups = [backup for backup in repository.backups() if backup.phase == "done"]
-        bases = choice.bases(point, backups, cache(site.method.histories))
+        bases = finding.bases(site.method, point)
         if bases is None:
             raise PgherdError(
                 f"{point.name} can't be restored any more: a copy that it needs is gone from {site.method.location}"
@@ -426,8 +428,10 @@ class Restore:
             return
         self._told = time.monotonic()
         done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
+        # What a clone waited for before there was a point is there once it is copied.
+        awaited: Mapping[str, Any] = {} if "point" in self._state else {"waits": None}
         with suppress(PgherdError):  # how far it is is no reason to begin it anew
-            self._tell(bytesDone=done, bytesTotal=total)
+            self._tell(bytesDone=done, bytesTotal=total, **awaited)
 
     # 2: replay
 

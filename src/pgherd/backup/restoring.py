@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -204,10 +204,12 @@ def begin(
     make_engine: MAKE_ENGINE,
     stop: threading.Event,
     running: Running,
+    is_unkept: Callable[[], bool] = lambda: False,
 ) -> Restore | None:
     """Whoever carries it on; None: nothing is to be done any more.
 
     :param running: how to reach the cluster that is cloned
+    :param is_unkept: whether nobody keeps the cluster's own backups now
     :raises PgherdError: nothing says any more from where, or something else now, and too late
     """
     name = cluster.metadata.name
@@ -266,7 +268,26 @@ def begin(
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
     site = Site(platform, cluster, method, make_engine, stopping, *own, anew=anew, given_up=given_up)
-    return Restore(site)
+    # Who keeps its own ones is its own keeper, and none begins before this has ended.
+    is_own = bool(known.get("inPlace")) and looking.is_own(cluster, wanted)
+    return Restore(replace(site, is_unkept=is_unkept) if is_own else site)
+
+
+def unpin(platform: Platform, name: str) -> None:
+    """Remove the pin of a making that nobody goes on with, as the cluster goes. May take as long as a store is silent.
+
+    :raises PgherdError: it stays until it lapses
+    """
+    if not platform.keeps_backups:
+        return
+    workshop = platform.workshop(name)
+    known = workshop.read_state() or {}
+    asked = known.get("recovery") or (known.get(wish.KEY) or {}).get("recovery")
+    if not known.get(pins.KEY) or asked is None or known.get("phase") in (*restore.ENDED, restore.FAILED):
+        return
+    wanted = planning.wanted(asked)
+    method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
+    pins.remove(method.repository, known[pins.KEY])
 
 
 _Live = Callable[[Callable[[int, int, int], None]], Point]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pgherd.backup import pins
 from pgherd.errors import BadInput
 from pgherd.model.spec import PostgresCluster
 from pgherd.platform import base
@@ -81,13 +82,19 @@ def is_due(
 
 def standing(state: Mapping[str, Any], cluster: PostgresCluster) -> Mapping[str, Any]:
     """What counts of what was written down of a making that is due: nothing of one that has ended, or of one that led
-    elsewhere, but for places that are lost."""
+    elsewhere, but for places that are lost, and for the pin, which is there until somebody removes it."""
     if state.get("phase") in base.ENDED:
         return {}
     if state.get("inPlace"):
         return state
     if state.get("phase") == base.FAILED and is_other(state, cluster):
-        return {}
+        return _outlasting(state, cluster, pins.KEY)
     if leads_elsewhere(state, cluster):
-        return {LOST: state[LOST]} if state.get(LOST) else {}
+        return _outlasting(state, cluster, LOST, pins.KEY)
     return state
+
+
+def _outlasting(state: Mapping[str, Any], cluster: PostgresCluster, *names: str) -> Mapping[str, Any]:
+    # A clone reads no repository: it would look for the pin in its own files.
+    names = names if told(cluster).get("recovery") else tuple(each for each in names if each != pins.KEY)
+    return {name: state[name] for name in names if state.get(name)}

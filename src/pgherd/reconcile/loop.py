@@ -45,6 +45,8 @@ CALM_SECONDS = 1.0
 """pause after a round that failed"""
 LASTING_SECONDS = 10.0
 """a problem that is older is told as an event"""
+UNPIN_SECONDS = 5.0
+"""how long a deletion waits for a making to end, and for the repository that it read"""
 OWN_SECONDS = 5.0
 """how long members are kept waiting, in all, for it to be known whose their repository is"""
 SIZES_EVERY = 5.0
@@ -81,6 +83,7 @@ class ClusterLoop(threading.Thread):
         self._rests = False
         self._unanswered: dict[str, float] = {}
         self._own_until: float | None = None
+        self._unpinned = False
         self.beside: Callable[[], str] = str
         """what keeps those who look after the cluster's backups beside it from their work; empty: nothing"""
 
@@ -251,6 +254,7 @@ class ClusterLoop(threading.Thread):
                 for view in running:
                     self._platform.stop_member(view.member)
                 if not running:
+                    self._unpin()
                     self._platform.forget(self.cluster, purge=purge)
                     return True
         except PgherdError as another:
@@ -337,6 +341,8 @@ class ClusterLoop(threading.Thread):
         if not steps:
             self._errors = []
             return
+        if any(isinstance(step, Forget) for step in steps):
+            self._unpin()
         with ThreadPoolExecutor(max_workers=8) as pool:
             outcomes = list(pool.map(lambda step: self._do(actor, step, seen), steps))
         self._errors = [outcome for outcome in outcomes if outcome]
@@ -389,7 +395,9 @@ class ClusterLoop(threading.Thread):
             other = observe.connect(platform, source, make_engine)
             return other.engine, other.databases
 
-        restore = restoring.begin(platform, seen.declaration.cluster, make_engine, self._stop_asked, running)
+        restore = restoring.begin(
+            platform, seen.declaration.cluster, make_engine, self._stop_asked, running, self._is_unkept
+        )
         if restore is None:
             return
 
@@ -403,6 +411,30 @@ class ClusterLoop(threading.Thread):
 
         self._recovery = threading.Thread(target=run, name=f"restore-{self.cluster}", daemon=True)
         self._recovery.start()
+
+    def _is_unkept(self) -> bool:
+        return self._keeper is None or not self._keeper.is_alive()
+
+    def _unpin(self) -> None:
+        """Let go what the cluster's making reads, while its state still says what. No deletion waits long for a
+        repository that is away, nor again: the pin lapses."""
+        if self._unpinned:
+            return
+        self._unpinned = True
+        if self._recovery is not None:
+            self._recovery.join(UNPIN_SECONDS)  # it does so by itself, and would write it anew
+
+        def unpin() -> None:
+            try:
+                restoring.unpin(self._platform, self.cluster)
+            except Exception as error:  # whatever it was, the cluster goes
+                logger.warning(
+                    "%s: the pin of its making stays until it lapses: %s", self.cluster, one_line(error)
+                )
+
+        remover = threading.Thread(target=unpin, name=f"unpin-{self.cluster}", daemon=True)
+        remover.start()
+        remover.join(UNPIN_SECONDS)
 
     def _see_to_backups(self, world: observe.World, seen: Observed) -> None:
         """A keeper runs while backups are declared; it waits by itself where the cluster does not serve."""
