@@ -234,17 +234,22 @@ def remove(repository: Catalogue, pin: str) -> None:
 
 def _announced(content: bytes, wanted: Collection[str]) -> str:
     """Why some of these should not be read; empty: they may be."""
-    try:
-        backups = set(json.loads(content)["backups"])
-    except (ValueError, TypeError, LookupError):
-        return (
-            f"{EXPIRING} is damaged, and nobody knows what retention is about to remove: it writes that anew within "
-            "the hour"
-        )
+    backups = _going(content)
+    if backups is None:
+        return _DAMAGED
     going = ", ".join(each for each in wanted if each in backups)
     return going and f"retention is about to remove {going}, and leaves it once it finds that it is read"
 
 
+def _going(content: bytes) -> Collection[str] | None:
+    """What retention announced; None: that can't be read."""
+    try:
+        return set(json.loads(content)["backups"])
+    except (ValueError, TypeError, LookupError):
+        return None
+
+
+_DAMAGED = f"{EXPIRING} is damaged, and nobody knows what retention is about to remove: it writes that anew within the hour"
 _watched: dict[str, tuple[bytes, float]] = {}
 """what was seen last in the files of repositories, by where they are, and since when"""
 
@@ -270,7 +275,12 @@ def is_any_to_go(repository: Catalogue, backups: Collection[str]) -> bool:
 
     :raises Unavailable: nobody can tell
     """
-    return not set(backups).isdisjoint(_expiring(repository))
+    content = repository.store.read(EXPIRING)
+    if content is None:
+        return False
+    if (going := _going(content)) is None:
+        raise Unavailable(_DAMAGED)
+    return not set(backups).isdisjoint(going)
 
 
 # who keeps
