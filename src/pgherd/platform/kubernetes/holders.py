@@ -60,6 +60,20 @@ class Holders:
         """Whether a pod that names a claim starts."""
         return volumes.is_usable(self._claim(claim))
 
+    def require_usable(self, claim: str) -> None:
+        """The same; asked.
+
+        :raises Unavailable: it does not start yet, and why
+        """
+        self._claims.pop(claim, None)
+        found = self._claim(claim)
+        if not volumes.is_usable(found):
+            problem = volumes.problem(claim, self._platform.namespace, found)
+            raise Unavailable(
+                problem
+                or f"{volumes.WHERE}: PersistentVolumeClaim {claim} is not bound yet: it is waited for"
+            )
+
     def require(self, claim: str) -> None:
         """:raises Refused: a claim can't be used, and why"""
         if problem := volumes.problem(claim, self._platform.namespace, self._claim(claim)):
