@@ -13,9 +13,13 @@ import pytest
 
 from pgherd.backup.catalogue import Unread
 from pgherd.backup.native import LEFTOVER_SECONDS, Native
+from pgherd.backup.pgbackrest import PgBackRest
 from pgherd.backup.records import Backup
+from pgherd.backup.store import DirectoryStore, Store
+from pgherd.backup.volume_store import VolumeStore
 from pgherd.platform.local import files
 from tests.support.backups import SYSTEM, at, backup, unread
+from tests.unit.test_backup_volume import Pod
 
 BEGUN = Backup("begun", "full", "running", at(0))
 
@@ -58,6 +62,46 @@ def test_removals_that_were_cut_short_are_finished(native: Native) -> None:
     assert not list(repository.root.rglob(".removed*"))
     assert [each.id for each in repository.backups()] == ["kept"]
     assert native.systems() == [(0, SYSTEM)]
+
+
+def asides(root: Path) -> list[Path]:
+    """What a write that was cut short may have left, wherever something is remembered."""
+    folders = ("", "points", "pins", "prints", "backups/kept")
+    found = [root / folder / ".some.json.12ab.tmp" for folder in folders]
+    for path in found:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    return found
+
+
+def test_what_writes_that_were_cut_short_left_goes_when_it_is_old(native: Native) -> None:
+    repository = native.repository
+    repository.remember_backup(replace(backup(1), id="kept"))
+    half = asides(repository.root)
+    native.sweep()
+    assert all(path.exists() for path in half), "somebody may be at work on it"
+    for path in half:
+        os.utime(path, (1, 1))
+    native.sweep()
+    assert not any(path.exists() for path in half)
+    assert [each.id for each in repository.backups()] == ["kept"]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_is_remembered_beside_pgbackrest_is_swept_alike(tmp_path: Path, far: bool) -> None:
+    near = DirectoryStore(tmp_path)
+    store: Store = VolumeStore("volume://backups/shop", tmp_path, Pod) if far else near
+    near.write("backups/kept/backup.json", b"{}")
+    (tmp_path / "points" / ".removed.old.12ab").mkdir(parents=True)
+    old, young = asides(tmp_path), tmp_path / "pins" / ".young.json.12ab.tmp"
+    for path in old:
+        os.utime(path, (1, 1))
+    young.write_text("half")
+    made: Any = PgBackRest.__new__(PgBackRest)
+    made._stores = (store, store)
+    made.sweep()
+    assert [path.name for path in tmp_path.rglob(".*")] == [young.name]
+    assert near.read("backups/kept/backup.json") == b"{}"
 
 
 @pytest.mark.parametrize("record", [None, "", '{"id": "torn", "ty', "[]"])

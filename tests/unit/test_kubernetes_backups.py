@@ -22,10 +22,10 @@ from pgherd.backup.store import DirectoryStore
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model.topology import Member
 from pgherd.operator import backups as desk_module
-from pgherd.operator.backups import Desk, listed_points, newest
+from pgherd.operator.backups import QUIET_LOOKS, Desk, listed_points, newest
 from pgherd.operator.strays import Strays
 from pgherd.platform.base import Owner
-from pgherd.platform.kubernetes import keeping, names, restore_pods
+from pgherd.platform.kubernetes import keeping, names, restore_pods, volumes
 from pgherd.platform.kubernetes.api import BACKUP, SCHEDULE
 from pgherd.platform.kubernetes.cache import Watched
 from pgherd.platform.kubernetes.crd import crd, schedule_crd
@@ -195,6 +195,18 @@ class Office:
         raw = {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster", "metadata": {}}
         kube.put(f"{GROUP}/postgresclusters/shop", {**raw, "spec": {"engine": "fdw", "backup": DECLARED}})
 
+    def keep_on(self, repository: dict[str, Any], *, stopped: bool) -> None:
+        """Declare where backups are."""
+        path = f"{GROUP}/postgresclusters/shop"
+        found = self.kube.objects[path]
+        metadata = {
+            **found["metadata"],
+            "generation": found["metadata"]["generation"] + 1,
+            "annotations": {names.STOPPED_ANNOTATION: "true"} if stopped else {},
+        }
+        backup = {"method": "pgbackrest", "repository": repository}
+        self.kube.put(path, {**found, "metadata": metadata, "spec": {**found["spec"], "backup": backup}})
+
     def declare(self, name: str, kind: str = "full") -> None:
         self.kube.put(
             f"{GROUP}/postgresbackups/{name}",
@@ -240,6 +252,78 @@ def test_a_repository_is_begun_once_and_one_that_vanished_is_not_begun_anew(offi
     office.method.repository.store.remove("repository.json")
     with pytest.raises(Exception, match="there is no repository"):
         office.desk.look()
+
+
+@pytest.fixture
+def stopped(office: Office, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When somebody looked into the repository of a stopped cluster, which is on a volume."""
+    looks: list[float] = []
+    now = [1000.0]
+
+    def made(platform: object, cluster: object) -> Records:
+        looks.append(now[0])
+        return office.method
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            now[0] += desk_module.LOOK_SECONDS
+            return now[0]
+
+    monkeypatch.setattr(registry, "make_method", made)
+    monkeypatch.setattr(desk_module, "time", Clock)
+    office.keep_on({"volume": {"claimName": "backups"}}, stopped=True)
+    return looks
+
+
+def test_a_stopped_clusters_volume_is_looked_at_so_rarely_that_nobody_has_to_hold_it(
+    office: Office, stopped: list[float]
+) -> None:
+    assert volumes.IDLE_SECONDS < desk_module.REST_SECONDS
+    while len(stopped) < 2 * QUIET_LOOKS:
+        office.desk.look()
+    assert office.list()["repository"] == "s3://safe/shop", "all was looked at"
+    waited = stopped[QUIET_LOOKS] - stopped[QUIET_LOOKS - 1]
+    assert waited >= desk_module.REST_SECONDS
+    assert stopped[QUIET_LOOKS - 1] - stopped[0] < volumes.IDLE_SECONDS
+
+
+def test_whoever_asks_something_of_a_stopped_clusters_volume_is_answered(
+    office: Office, stopped: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(times: int = QUIET_LOOKS) -> int:
+        before = len(stopped)
+        for _ in range(times):
+            office.desk.look()
+        return len(stopped) - before
+
+    looks()
+    assert looks() == 0
+    office.declare("b1")
+    office.desk.look()
+    assert office.status("b1") == {"phase": "Waiting", "message": "shop is stopped"}
+    looks()
+    assert looks() == 0, "it has its answer"
+    monkeypatch.setattr(office.desk._drills, "is_going_on", lambda: True)
+    assert looks() == QUIET_LOOKS
+
+
+def test_a_stopped_cluster_that_is_started_or_has_its_backups_elsewhere_is_looked_at_at_once(
+    office: Office, stopped: list[float]
+) -> None:
+    for _ in range(QUIET_LOOKS + 1):
+        office.desk.look()
+    assert len(stopped) == QUIET_LOOKS
+    office.keep_on({"volume": {"claimName": "others"}}, stopped=True)
+    office.desk.look()
+    assert len(stopped) == QUIET_LOOKS + 1
+    for _ in range(QUIET_LOOKS):
+        office.desk.look()
+    before = len(stopped)
+    office.keep_on({"volume": {"claimName": "others"}}, stopped=False)
+    for _ in range(10):
+        office.desk.look()
+    assert len(stopped) == before + 10
 
 
 def test_a_desk_waits_for_its_cluster_to_be_seen(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,25 @@ def test_a_group_is_put_together_beside_what_it_has(lab: Lab) -> None:
     assert len(lab.claims()) == 3
 
 
+@pytest.mark.parametrize(("steps", "is_made_anew"), [(["copied"], True), (["copied", "judged"], False)])
+def test_a_pod_without_the_volume_of_the_backups_is_made_anew_while_they_are_read(
+    lab: Lab, steps: list[str], is_made_anew: bool
+) -> None:
+    lab.begin()
+    lab.make()
+    lab.bench.write("state", {**state(), "steps": steps})
+    found = lab.kube.objects[SHOP]
+    backup = {"method": "pgbackrest", "repository": {"volume": {"claimName": "backups"}}}
+    metadata = {**found["metadata"], "generation": 7}
+    lab.kube.put(SHOP, {**found, "metadata": metadata, "spec": {**found["spec"], "backup": backup}})
+    if not is_made_anew:
+        assert lab.bench.machine()
+        return
+    with pytest.raises(Unavailable, match="there is no PersistentVolumeClaim backups"):
+        lab.bench.machine()
+    assert lab.pods() == ["shop-segment-1-0"]
+
+
 def test_what_is_rebuilt_is_in_force_by_one_write_and_confirming_removes_what_was_before(lab: Lab) -> None:
     store = f"{CORE}/configmaps/shop-segment-1-leader"
     lab.kube.put(store, {"kind": "ConfigMap", "metadata": {"annotations": {"optime": "77"}}})

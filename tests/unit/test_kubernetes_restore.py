@@ -15,7 +15,7 @@ from pgherd.backup import restoring, wish
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable
 from pgherd.model.topology import Member
 from pgherd.platform.base import Lost
-from pgherd.platform.kubernetes import keeping, names, nodes, restore_pods, stands
+from pgherd.platform.kubernetes import keeping, names, nodes, restore_pods, stands, volumes
 from pgherd.platform.kubernetes.api import CONFIG_MAP, VOLUME_CLAIM
 from pgherd.platform.kubernetes.cache import Direct
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
@@ -60,6 +60,27 @@ class Town:
         running = {"containerStatuses": [{"name": names.CONTAINER, "state": {"running": {}}}]}
         self.kube.put(
             POD_PATH, {"kind": "Pod", "metadata": made, "spec": {"nodeName": node}, "status": running}
+        )
+
+    def run_pod(self) -> None:
+        """That which was made."""
+        found = self.kube.objects[POD_PATH]
+        running = {"containerStatuses": [{"name": names.CONTAINER, "state": {"running": {}}}]}
+        self.kube.put(POD_PATH, {**found, "spec": {**found["spec"], "nodeName": "n1"}, "status": running})
+
+    def declare_volume(self, claim: str) -> None:
+        """The same backups are on a volume by now."""
+        found = self.kube.objects[CLUSTER_PATH]
+        repository = {"volume": {"claimName": claim}}
+        recovery = {"cluster": "old", "method": "pgbackrest", "repository": repository, "restorePoint": "p1"}
+        metadata = {**found["metadata"], "generation": found["metadata"]["generation"] + 1}
+        spec = {**found["spec"], "bootstrap": {"recovery": recovery}}
+        self.kube.put(CLUSTER_PATH, {**found, "metadata": metadata, "spec": spec})
+
+    def volume(self, name: str, phase: str = "Bound", **metadata: Any) -> None:
+        made = {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": phase}, "metadata": metadata}
+        self.kube.put(
+            f"{CORE}/persistentvolumeclaims/{name}", {"kind": VOLUME_CLAIM.name, "apiVersion": "v1", **made}
         )
 
     def node(self, silent_for: float) -> None:
@@ -284,6 +305,74 @@ def test_a_pod_that_a_dead_node_does_not_end_is_given_up(
     with pytest.raises(Unavailable):
         town.workshop.machine(FIRST)
     assert ("deletionTimestamp" not in town.kube.objects[POD_PATH]["metadata"]) == given_up
+
+
+# what must be read there
+
+
+def test_a_volume_that_must_be_read_is_waited_for_and_not_left_out(town: Town) -> None:
+    """Without it its backups look lost, and the restore would have failed for good."""
+    town.declare_volume("backups")
+    town.know(phase="copying")
+    with pytest.raises(Unavailable, match="there is no PersistentVolumeClaim backups"):
+        town.workshop.machine(FIRST)
+    town.volume("backups", "Pending")
+    with pytest.raises(Unavailable, match="PersistentVolumeClaim backups is not bound yet"):
+        town.workshop.machine(FIRST)
+    assert not town.has(POD_PATH)
+    assert not town.has(CLAIM_PATH)
+    town.volume("backups")
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.workshop.machine(FIRST)
+    assert volumes.mounted(town.kube.objects[POD_PATH]["spec"]) == ["backups"], "no look of before counts"
+
+
+def test_a_pod_without_the_volume_that_must_be_read_is_made_anew(town: Town) -> None:
+    town.declare_volume("backups")
+    town.volume("backups")
+    town.know(phase="copying")
+    town.claim()
+    town.pod()
+    with pytest.raises(Unavailable, match="does not run yet"):
+        town.workshop.machine(FIRST)
+    assert volumes.mounted(town.kube.objects[POD_PATH]["spec"]) == ["backups"]
+
+
+def test_a_pod_that_has_the_volume_is_used_whatever_becomes_of_the_claim(town: Town) -> None:
+    town.declare_volume("backups")
+    town.volume("backups")
+    town.know(phase="copying")
+    with pytest.raises(Unavailable):
+        town.workshop.machine(FIRST)
+    town.run_pod()
+    town.volume("backups", deletionTimestamp=NOW.isoformat())
+    assert town.workshop.machine(FIRST)
+
+
+def test_a_pod_that_was_made_to_read_other_backups_is_made_anew(town: Town) -> None:
+    """It has the keys and the settings of those for a while."""
+    town.know(phase="copying")
+    with pytest.raises(Unavailable):
+        town.workshop.machine(FIRST)
+    first = town.kube.objects[POD_PATH]["metadata"]["uid"]
+    town.run_pod()
+    assert town.workshop.machine(FIRST)
+    assert town.kube.objects[POD_PATH]["metadata"]["uid"] == first
+    town.declare_volume("backups")
+    town.volume("backups")
+    town.know(phase="copying")
+    with pytest.raises(Unavailable):
+        town.workshop.machine(FIRST)
+    assert town.kube.objects[POD_PATH]["metadata"]["uid"] != first
+
+
+def test_what_is_read_already_needs_no_volume(town: Town) -> None:
+    town.declare_volume("backups")
+    town.know(phase="copying", steps=["copied", "reached", "opened", "settled"])
+    town.claim()
+    town.pod()
+    assert town.workshop.machine(FIRST)
+    assert not [path for path in town.kube.writes("DELETE") if path == POD_PATH]
 
 
 # a node that died

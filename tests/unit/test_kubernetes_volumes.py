@@ -291,6 +291,20 @@ def test_a_claim_that_is_being_deleted_stays_with_those_that_have_it(town: Town)
     assert town.platform.holders.claim_to_mount(town.declared, 1) == "backups", "backups are not lost with it"
 
 
+def test_a_claim_that_is_being_deleted_stays_also_while_the_statefulset_is_made_anew(town: Town) -> None:
+    """Else members are replaced without it, and the last one that lets go takes all backups along."""
+    town.see(claim(metadata={"deletionTimestamp": "2026-11-22T10:00:00Z"}))
+    town.member("shop-segment-1-0", "backups")
+    assert town.platform.holders.claim_to_mount(town.declared, 1) == "backups"
+    assert town.platform.holders.claim_to_mount(town.declared, 2) is None, "that group does not have it"
+
+
+def test_a_stopped_cluster_does_not_name_a_claim_with_which_it_could_not_start(town: Town) -> None:
+    town.see(claim(metadata={"deletionTimestamp": "2026-11-22T10:00:00Z"}))
+    town.run(volumes.holder_pod(town.declared, "backups", "pg:17"))
+    assert town.platform.holders.claim_to_mount(town.declared, 1) is None
+
+
 def test_the_operator_holds_a_volume_by_a_small_pod_that_goes_with_its_cluster(town: Town) -> None:
     town.see(claim())
     with pytest.raises(Withheld, match=f"repository.volume: {HOLDER} does not run yet: it is being made"):

@@ -18,6 +18,9 @@ from pgherd.errors import BadInput
 from pgherd.model.topology import REPLICATION_USER
 from pgherd.postgres.connections import Databases
 
+REMEMBERED = ("", "points", "pins", "prints", "backups", "backups/[!.]*")
+"""the folders of a repository in which what is remembered is written (``catalogue``), as patterns"""
+
 Report = Callable[[int, int], None]
 """told again and again: bytes done, bytes in all (0: not known)"""
 

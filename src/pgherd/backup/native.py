@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 
 from pgherd.backup import archive, presence, wal
-from pgherd.backup.base import BackupMethod, Report
+from pgherd.backup.base import REMEMBERED, BackupMethod, Report
 from pgherd.backup.records import BackupType, GroupBackup, GroupPoint, now
 from pgherd.backup.repository import Repository
 from pgherd.errors import PgherdError
@@ -247,9 +247,8 @@ class Native(BackupMethod):
                 if path.stat().st_mtime < limit:
                     path.unlink()
         self._hide_nameless(limit)
-        for pattern in ("backups", "backups/[!.]*", "wal/[!.]*"):
-            for folder in root.glob(pattern):
-                files.sweep(folder)
+        for folder in (*REMEMBERED, "wal/[!.]*"):
+            self._repository.store.sweep(folder)
 
     def _hide_nameless(self, limit: float) -> None:
         """Let go of what was begun by somebody who was killed before there was a record, or whose record is torn.

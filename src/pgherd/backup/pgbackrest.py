@@ -22,7 +22,7 @@ import psycopg
 from pgherd.backup import pgbackrest_config as config
 from pgherd.backup import pgbackrest_verify as verification
 from pgherd.backup import pins, presence, wal
-from pgherd.backup.base import BackupMethod, Report, Verified
+from pgherd.backup.base import REMEMBERED, BackupMethod, Report, Verified
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.pgbackrest_log import ArchivedLog
 from pgherd.backup.pgbackrest_program import Runner
@@ -472,7 +472,7 @@ class PgBackRest(BackupMethod):
         self.repository.remove_backup(backup)
 
     def sweep(self) -> None:
-        for folder in ("backups", f"{config.FOLDER}/archive", f"{config.FOLDER}/backup"):
+        for folder in (*REMEMBERED, f"{config.FOLDER}/archive", f"{config.FOLDER}/backup"):
             self._stores[1].sweep(folder)
 
     def _expire(self, group: int, stanza: str, label: str) -> None:

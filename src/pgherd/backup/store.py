@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -22,6 +23,9 @@ from pgherd.platform.local import files
 
 _LOST = (errno.EIO, errno.EBADMSG)
 """what a disk says that can't read a file's place any more, and a file system that finds other bytes there"""
+
+OLD_SECONDS = 3600.0
+"""from which on nobody is at work any more on what was written aside"""
 
 
 class Damaged(PgherdError):
@@ -89,7 +93,10 @@ class Store(ABC):
         """Remove a file, or a folder with everything in it; no-op if there is none."""
 
     def sweep(self, folder: str) -> None:
-        """Finish removals directly in a folder that were cut short."""
+        """Finish removals directly in a folder that were cut short, and let go of what is left of such writes.
+
+        :param folder: may be a pattern (glob)
+        """
         return
 
     @abstractmethod
@@ -199,7 +206,14 @@ class DirectoryStore(Store):
         files.remove(self.root / name)
 
     def sweep(self, folder: str) -> None:
-        files.sweep(self.root / folder)
+        before = time.time() - OLD_SECONDS
+        for found in list(self.root.glob(folder)) if folder else [self.root]:
+            with files.explained(f"clean up {found}"):
+                for rest in list(found.glob(".*.tmp")):
+                    with contextlib.suppress(FileNotFoundError):
+                        if rest.is_file() and rest.stat().st_mtime < before:
+                            rest.unlink()
+            files.sweep(found)
 
     def locked(self) -> AbstractContextManager[None]:
         return self._lock.held()

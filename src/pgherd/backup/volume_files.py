@@ -13,7 +13,8 @@ time, so that it fits whoever asks. File names are relative to ROOT, contents ar
     names FOLDER                    prints the files directly in a folder, with their versions, as JSON
     folders FOLDER                  prints the names of the folders directly in a folder, as JSON
     remove NAME                     a file, or a folder with everything in it
-    sweep FOLDER                    what removals and writes directly in a folder have left that were cut short
+    sweep FOLDER                    what removals and writes directly in a folder have left that were cut short; it may
+                                    be a pattern
 
 A file is replaced as a whole, flushed to disk with its folder: a reader sees the old content or the new one. Whoever
 calls holds the lock.
@@ -120,10 +121,13 @@ class Files:
 
     def sweep(self, folder: str) -> bytes:
         before = time.time() - OLD_SECONDS
-        for rest in list((self.root / folder).glob(".*.tmp")):
-            if rest.is_file() and rest.stat().st_mtime < before:
-                rest.unlink(missing_ok=True)
-        return self._sweep(self.root / folder, ".removed.*")
+        for found in list(self.root.glob(folder)) if folder else [self.root]:
+            for rest in list(found.glob(".*.tmp")):
+                with contextlib.suppress(FileNotFoundError):
+                    if rest.is_file() and rest.stat().st_mtime < before:
+                        rest.unlink()
+            self._sweep(found, ".removed.*")
+        return b""
 
     def _sweep(self, folder: Path, pattern: str) -> bytes:
         for rest in list(folder.glob(pattern)):

@@ -27,8 +27,9 @@ from pgherd.backup.records import Backup
 from pgherd.backup.scheduling import see_to_backup
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError, one_line
 from pgherd.model.backup_kinds import PostgresBackupSchedule
+from pgherd.model.spec import BackupSpec
 from pgherd.operator.drills import Drills
-from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes import names, volumes
 from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Kind, Object
 from pgherd.platform.kubernetes.keeping import schedule_of
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
@@ -46,6 +47,11 @@ LASTING_SECONDS = 10.0
 """how long nothing may come of a look until those are told who were told something better before"""
 MAX_DRILLS = 100_000
 """the same of drills"""
+QUIET_LOOKS = 30
+"""at a stopped cluster's volume, until that is let be: what was under way ends meanwhile, and is listed"""
+REST_SECONDS = 3600.0
+"""between looks at a stopped cluster's volume, of which nobody asks anything: far more than ``IDLE_SECONDS``, for each
+of them keeps the pod that holds it"""
 JOIN_SECONDS = 15.0
 """how long the end waits for a drill to come to a place from which it can go on"""
 DONE, FAILED, EXPIRED, WAITING = "Done", "Failed", "Expired", "Waiting"
@@ -64,6 +70,8 @@ class Desk(threading.Thread):
         self._idle_since: float | None = None
         self._list_trouble = ""
         self._looks = 0
+        self._quiet_looks = 0
+        self._looked_at: tuple[BackupSpec, float] | None = None
         self._drills = Drills(platform, name, stop)
 
     def run(self) -> None:
@@ -129,6 +137,9 @@ class Desk(threading.Thread):
             return f"{name} is being made from a backup"
         # First: what is left of a drill goes, whether the repository answers or not.
         self._drills.look(backups=True)
+        is_quiet = declaration.stopped and self._is_quiet(cluster.spec.backup)
+        if is_quiet and self._rests(cluster.spec.backup):
+            return ""
         method = registry.make_method(platform, cluster)
         self._found(method)
         self._require_own(method)
@@ -140,7 +151,27 @@ class Desk(threading.Thread):
         self._looks += 1
         if self._looks % LIST_EVERY == 1:
             self._try_to_list(method, known)
+        self._quiet_looks = self._quiet_looks + 1 if is_quiet and not self._list_trouble else 0
+        self._looked_at = cluster.spec.backup, time.monotonic()
         return ""
+
+    def _is_quiet(self, declared: BackupSpec) -> bool:
+        """Whether a stopped cluster's repository is on a volume, and nobody asks for anything that is in it."""
+        if volumes.claim_of(declared.repository) is None or self._drills.is_going_on():
+            return False
+        asked = self._platform.declared(BACKUP, self._cluster)
+        return not any(
+            not (each.get("status") or {}).get("phase") and "deletionTimestamp" not in each["metadata"]
+            for each in asked
+        )
+
+    def _rests(self, declared: BackupSpec) -> bool:
+        """Whether it is known how things stand there: all was looked at, the list among it, and not long ago."""
+        known, at = self._looked_at or (None, 0.0)
+        is_over = self._quiet_looks >= QUIET_LOOKS and time.monotonic() - at >= REST_SECONDS
+        if known != declared or is_over:
+            self._quiet_looks = 0
+        return self._quiet_looks >= QUIET_LOOKS
 
     # the repository
 

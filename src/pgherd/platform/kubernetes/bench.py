@@ -23,6 +23,7 @@ from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, POD, STATEFUL_SE
 from pgherd.platform.kubernetes.machines import PodMachine
 from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.rebuilt import Record
+from pgherd.platform.kubernetes.restore_pods import Source
 from pgherd.platform.kubernetes.stands import StandMachines, Stands, waited_for
 from pgherd.platform.machine import Machine, Machines
 
@@ -38,7 +39,7 @@ class PodBench(Bench):
     def __init__(self, platform: KeepsBackups, cluster: str, group: int) -> None:
         self._platform, self._cluster, self._group = platform, cluster, group
         self._first = Member(cluster, group, 0)
-        self._stands = Stands(platform, cluster)
+        self._stands = Stands(platform, cluster, self._source)
         self._notes = Notes(platform, cluster)
 
     def heed(self, stopping: Callable[[], bool]) -> None:
@@ -180,6 +181,13 @@ class PodBench(Bench):
 
         made = self._made()
         return self._stands.machine(self._first, made, begin)
+
+    def _source(self) -> Source | None:
+        """The cluster's backups, until it is known what of the group is in them."""
+        backup = self._declared().spec.backup
+        if backup is None or "judged" in (self._record().state or {}).get("steps", ()):
+            return None
+        return Source(self._cluster, backup.repository)
 
     def _made(self) -> int:
         record = self._record()

@@ -45,13 +45,34 @@ class Holders:
         stays = volumes.is_going(found) and claim in self._named(cluster.metadata.name, group)
         return claim if stays or volumes.is_usable(found) else None
 
-    def _named(self, cluster: str, group: int) -> list[str]:
+    def _named(self, cluster: str, group: int) -> set[str]:
+        """The claims that a group has, or would have."""
         made_of = self._platform.look_up(STATEFUL_SET, names.group_object(cluster, group))
-        return volumes.mounted(made_of["spec"]["template"]["spec"]) if made_of is not None else []
+        specs = [made_of["spec"]["template"]["spec"]] if made_of is not None else []
+        # A StatefulSet is away for a moment when it is made anew around its pods, or after a member was stopped.
+        for pod in self._platform.pods(cluster):
+            member = names.member_of(cluster, pod["metadata"]["name"])
+            if member is not None and member.group == group:
+                specs.append(pod["spec"])
+        return {claim for spec in specs for claim in volumes.mounted(spec)}
 
     def is_usable(self, claim: str) -> bool:
         """Whether a pod that names a claim starts."""
         return volumes.is_usable(self._claim(claim))
+
+    def require_usable(self, claim: str) -> None:
+        """The same; asked.
+
+        :raises Unavailable: it does not start yet, and why
+        """
+        self._claims.pop(claim, None)
+        found = self._claim(claim)
+        if not volumes.is_usable(found):
+            problem = volumes.problem(claim, self._platform.namespace, found)
+            raise Unavailable(
+                problem
+                or f"{volumes.WHERE}: PersistentVolumeClaim {claim} is not bound yet: it is waited for"
+            )
 
     def require(self, claim: str) -> None:
         """:raises Refused: a claim can't be used, and why"""

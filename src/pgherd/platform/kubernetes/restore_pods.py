@@ -6,15 +6,47 @@ name nor its labels. When the data are in their place it goes, and the member's 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pgherd.model.spec import PostgresCluster
+from pgherd.model.spec import PostgresCluster, RepositorySpec
 from pgherd.model.topology import Member
-from pgherd.platform.kubernetes import names, patroni_files, pods
+from pgherd.platform.kubernetes import names, patroni_files, pods, volumes
 
 RESTORE_LABEL = f"{names.DOMAIN}/restore"
 """on such a pod: the member whose data it holds"""
+SOURCE_ANNOTATION = f"{names.DOMAIN}/source"
+"""the same: what it was made to read, as a fingerprint"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What must be read where data are put together.
+
+    :ivar cluster: whose backups
+    """
+
+    cluster: str
+    repository: RepositorySpec
+
+    @property
+    def claim(self) -> str | None:
+        """The claim that they are on; None: they are on none."""
+        return volumes.claim_of(self.repository)
+
+    @property
+    def mark(self) -> str:
+        """Differs where other backups are read, or the same ones elsewhere."""
+        told = self.repository.model_dump_json(by_alias=True, exclude_defaults=True)
+        return hashlib.sha256(f"{self.cluster} {told}".encode()).hexdigest()[:16]
+
+    def is_read_in(self, pod: Mapping[str, Any]) -> bool:
+        """Whether a pod can read it: it has the claim, and was not made to read something else."""
+        known = (pod["metadata"].get("annotations") or {}).get(SOURCE_ANNOTATION, self.mark)
+        return known == self.mark and self.claim in (None, *volumes.mounted(pod["spec"]))
+
 
 IDLE = f"""\
 trap 'exit 0' TERM INT
@@ -34,11 +66,17 @@ def restore_pod_name(member: Member, epoch: int) -> str:
 
 
 def restore_pod(
-    cluster: PostgresCluster, member: Member, image: str, epoch: int, repositories: Sequence[str] = ()
+    cluster: PostgresCluster,
+    member: Member,
+    image: str,
+    epoch: int,
+    repositories: Sequence[str] = (),
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """The pod.
 
     :param repositories: claims of volumes that are read there
+    :param source: what must be read
     """
     group = pods.group_spec(cluster, member.group)
     mounts = [
@@ -83,12 +121,10 @@ def restore_pod(
     if group.node_selector:
         spec["nodeSelector"] = dict(group.node_selector)
     labels = {**names.labels(cluster.metadata.name), RESTORE_LABEL: member.name}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": restore_pod_name(member, epoch), "labels": labels},
-        "spec": spec,
-    }
+    metadata: dict[str, Any] = {"name": restore_pod_name(member, epoch), "labels": labels}
+    if source is not None:
+        metadata["annotations"] = {SOURCE_ANNOTATION: source.mark}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def pods_of(cluster: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Member]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
-from pgherd.model.spec import RepositorySpec, VolumeSpec
+from pgherd.model.spec import VolumeSpec
 from pgherd.model.topology import COORDINATOR, Member
 from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pods, views, volumes
 from pgherd.platform.kubernetes.api import CLUSTER, POD, SECRET, VOLUME_CLAIM, Object
@@ -19,6 +19,7 @@ from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.machines import PodMachine, wait_until
 from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.places import Places
+from pgherd.platform.kubernetes.restore_pods import Source
 from pgherd.platform.machine import Machine, Machines
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ sync -f .
 class Stands:
     """Those of one cluster.
 
+    :param source: tells what must be read there; None: nothing (any more)
     :ivar stopping: whether to wait for nothing any more
     """
 
-    def __init__(self, platform: KeepsBackups, cluster: str) -> None:
-        self._platform, self._cluster = platform, cluster
+    def __init__(self, platform: KeepsBackups, cluster: str, source: Callable[[], Source | None]) -> None:
+        self._platform, self._cluster, self._source = platform, cluster, source
         self.stopping: Callable[[], bool] = lambda: False
         self._uid = self._uid_now()
         self._places = Places(platform, cluster)
@@ -173,7 +175,8 @@ class Stands:
         if claim is not None and not going and self._is_own(pod):
             # Before anything is done there: once the pod is gone nobody else knows where its volume was used.
             self._places.note(claim, pod)
-        if going or self._is_of_no_use(pod):
+        source = self._source()
+        if going or self._is_of_no_use(pod) or (source is not None and not source.is_read_in(pod)):
             self._platform.end_pod(pod)
             return False
         if claim is not None:
@@ -202,20 +205,18 @@ class Stands:
         cluster = platform.declaration(self._cluster).cluster
         labels = {**cluster.metadata.labels, **names.labels(self._cluster)}
         platform.put_owned(self._cluster, service_account(self._cluster, labels))
+        source = self._source()
+        if source is not None and source.claim is not None:
+            # Not left out: what can't be read looks like what is not there.
+            platform.holders.require_usable(source.claim)
         claim = names.volume_claim(member, epoch)
         if platform.api.get(VOLUME_CLAIM, platform.namespace, claim) is None:
             begin()
             platform.api.create(platform.namespace, restore_pods.member_claim(cluster, member, epoch))
-        claims = volumes.claims_to_restore(cluster, self._asked())
+        claims = volumes.claims_to_restore(cluster, source.repository if source is not None else None)
         read = [each for each in claims if platform.holders.is_usable(each)]
-        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch, read)
+        pod = restore_pods.restore_pod(cluster, member, platform.image_of(cluster), epoch, read, source)
         platform.api.create(platform.namespace, owned(pod, owner))
-
-    def _asked(self) -> RepositorySpec | None:
-        """Where a restore in place that is under way was asked to read."""
-        state = Notes(self._platform, self._cluster).state(asked=True) or {}
-        asked = (state.get("recovery") or {}).get("repository")
-        return RepositorySpec.model_validate(asked, by_alias=True, by_name=False) if asked else None
 
     def _pod(self, name: str) -> Object | None:
         return self._platform.api.get(POD, self._platform.namespace, name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
+from pgherd.model.spec import RepositorySpec
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
 from pgherd.platform.base import ENDED, FAILED, NothingBefore, Workshop
 from pgherd.platform.kubernetes import drills, epochs, names, patroni_files, rebuilt, views, zone
@@ -28,6 +29,7 @@ from pgherd.platform.kubernetes.api import (
 )
 from pgherd.platform.kubernetes.machines import PodMachine
 from pgherd.platform.kubernetes.notes import Notes
+from pgherd.platform.kubernetes.restore_pods import Source
 from pgherd.platform.kubernetes.stands import StandMachines, Stands
 from pgherd.platform.machine import Machine, Machines
 
@@ -41,7 +43,7 @@ class PodWorkshop(Workshop):
     def __init__(self, platform: KeepsBackups, cluster: str) -> None:
         self._platform = platform
         self._cluster = cluster
-        self._stands = Stands(platform, cluster)
+        self._stands = Stands(platform, cluster, self._source)
         self._notes = Notes(platform, cluster)
 
     def heed(self, stopping: Callable[[], bool]) -> None:
@@ -79,6 +81,17 @@ class PodWorkshop(Workshop):
         return self._stands.machine(
             member, epoch, partial(self._platform.forget_store, cluster, member.group, epoch)
         )
+
+    def _source(self) -> Source | None:
+        """What is to be restored, until all of it was read."""
+        state = self.read_state() or {}
+        if "settled" in state.get("steps", ()):
+            return None
+        asked = state.get("recovery") or (state.get("declared") or {}).get("recovery")
+        if asked is None:
+            return None
+        repository = RepositorySpec.model_validate(asked["repository"], by_alias=True, by_name=False)
+        return Source(str(asked["cluster"]), repository)
 
     def standing(self, member: Member) -> Machine | None:
         return self._stands.standing(member, epochs.current(self.read_state()))
