@@ -31,7 +31,7 @@ REPORTS = {"conditions": [{"type": "Ready", "status": "True"}]}
 
 @pytest.fixture
 def town(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setattr(stands, "START_SECONDS", 0.5)
+    monkeypatch.setattr(stands, "START_SECONDS", 1.5)
     monkeypatch.setattr(nodes, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(PodMachine, "shell", lambda *arguments: b"")
     with kube_api() as (kube, api):

@@ -287,7 +287,7 @@ class Lab:
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setattr(stands, "START_SECONDS", 0.5)
+    monkeypatch.setattr(stands, "START_SECONDS", 1.5)
 
     def shell(self: PodMachine, script: str, *arguments: str) -> bytes:
         return b""

@@ -110,7 +110,7 @@ class Town:
 @pytest.fixture
 def town(monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
     monkeypatch.setattr(keeping, "CLAIM_SECONDS", 0.5)
-    monkeypatch.setattr(stands, "START_SECONDS", 0.5)
+    monkeypatch.setattr(stands, "START_SECONDS", 1.5)
     monkeypatch.setattr(nodes, "LOOK_SECONDS", 0.0)
     with kube_api() as (kube, api):
         yield Town(kube, KubernetesPlatform(api, "prod"))

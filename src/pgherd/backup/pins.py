@@ -249,7 +249,10 @@ def _going(content: bytes) -> Collection[str] | None:
         return None
 
 
-_DAMAGED = f"{EXPIRING} is damaged, and nobody knows what retention is about to remove: it writes that anew within the hour"
+_DAMAGED = (
+    f"{EXPIRING} is damaged, and nobody knows what retention is about to remove: it writes that anew within the "
+    "hour"
+)
 _watched: dict[str, tuple[bytes, float]] = {}
 """what was seen last in the files of repositories, by where they are, and since when"""
 
