@@ -46,6 +46,17 @@ def test_a_path_is_written_as_it_is_and_nothing_is_removed_unasked() -> None:
     assert not any("retention-archive" in name or "cipher" in name or "queue" in name for name in found)
 
 
+@pytest.mark.parametrize(("flock", "alone"), [("/usr/bin/flock", True), (None, False)])
+def test_members_that_archive_into_one_directory_take_turns_where_there_is_a_lock(
+    monkeypatch: pytest.MonkeyPatch, flock: str | None, alone: bool
+) -> None:
+    """Of two that write one file at once pgBackRest may leave what is not whole, if one of them dies."""
+    monkeypatch.setattr("shutil.which", lambda name: flock)
+    told = config.render(settings())
+    assert ("archive-async=n" in told) is alone
+    assert config.archives_alone(settings().repository) is alone
+
+
 def test_a_bucket_of_s3_is_asked_with_its_keys_and_its_authority() -> None:
     s3 = {"bucket": "safe", "region": "eu-central-1", "endpoint": "s3.example.com:9000", "uriStyle": "path"}
     keys = {"access-key-id": "AKIA", "secret-access-key": "a/b+c="}

@@ -50,7 +50,7 @@ class Place:
     :param open: the store of records, and the same without a seal; refuses keys that won't do
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
     :param owner: tells who asks
-    :param shared: where it is, if members on several machines see it as files
+    :param shared: where it is, if members archive into it as files, one after the other
     """
 
     location: str

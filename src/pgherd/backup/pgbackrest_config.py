@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,14 @@ class Settings:
     let_go: int | None = None
 
 
+def archives_alone(repository: RepositorySpec) -> bool:
+    """Whether the members of a group archive one after the other, under a lock: what they write are files that all of
+    them see. An object store takes each file whole. A machine without ``flock`` has no such lock."""
+    if repository.path is not None:
+        return shutil.which("flock") is not None
+    return repository.volume is not None
+
+
 def render(settings: Settings) -> str:
     """``pgbackrest.conf``. It holds secrets: only its owner may read it."""
     options = {
@@ -76,7 +85,7 @@ def render(settings: Settings) -> str:
     lines = ["[global]", *(f"{name}={value}" for name, value in options.items())]
     # In order, one after the other: what is there of a log is then there without a gap.
     lines += ["", "[global:archive-push]", "process-max=1"]
-    if settings.repository.volume is not None:
+    if archives_alone(settings.repository):
         # One file at a time, under the lock of archive_command, which must not be a process's in the background.
         lines.append("archive-async=n")
     if settings.let_go is not None:
@@ -159,9 +168,10 @@ def archive_command(
     """What every member of a group runs for each file of its log.
 
     :param command: pgBackRest with its configuration
-    :param shared: a folder that members on several machines archive into as files. pgBackRest writes a file aside under
-        one and the same name, whoever writes it: of two at once the second empties what the first one is about to put
-        in its place, and if it dies then, a file is left that is not whole. So it is one after the other there
+    :param shared: a folder that the group's members archive into as files (:func:`archives_alone`). pgBackRest writes a
+        file aside under one and the same name, whoever writes it: of two at once the second empties what the first one
+        is about to put in its place, and if it dies then, a file is left that is not whole. So it is one after the
+        other there
     :param left: tells of a file, by path and name, whether its timeline was left in it (``archive.py left``)
 
     The database system is read where the file is, as the stanza's name holds it: a member that belongs to another

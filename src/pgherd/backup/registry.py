@@ -13,7 +13,7 @@ from pgherd.backup.base import BackupMethod, NoBackups
 from pgherd.backup.native import Native
 from pgherd.backup.object_store import ObjectStore, bucket_url
 from pgherd.backup.pgbackrest import PgBackRest, Place
-from pgherd.backup.pgbackrest_config import Settings
+from pgherd.backup.pgbackrest_config import Settings, archives_alone
 from pgherd.backup.pgbackrest_program import Here, Runner, WithMembers
 from pgherd.backup.sealed import SealedStore
 from pgherd.backup.store import DirectoryStore, Store
@@ -139,7 +139,7 @@ class _Source:
             self.let_go,
         )
         owner = partial(self.platform.owner, self.cluster) if self.own else Owner
-        shared = self._folder if self.repository.volume is not None else None
+        shared = self._folder if archives_alone(self.repository) else None
         return Place(self._location, f"{known}", stamp, self._open, self._settings, owner, shared)
 
     def runner(self) -> Runner:
