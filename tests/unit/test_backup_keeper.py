@@ -28,6 +28,7 @@ from pgherd.backup.store import DirectoryStore, Entry
 from pgherd.backup.wal import segment_before
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.spec import BackupSpec
+from pgherd.platform.local.machine import LocalMachine
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.machine import Machine
 from pgherd.reconcile.loop import ClusterLoop
@@ -574,6 +575,29 @@ def test_keys_that_are_renewed_do_not_end_a_backup_while_the_old_ones_do(tmp_pat
         made._maker.join()
     made.error = None
     assert made.is_to_leave_for(renewed)
+
+
+class Restoring(Elsewhere):
+    """A pgBackRest that notes what it is told to do on this machine."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def of(self, group: int | None) -> Any:
+        return LocalMachine(cast(Any, None))
+
+    def run(self, arguments: Sequence[str], machine: Machine, **how: Any) -> None:
+        self.told += arguments
+
+
+def test_a_restore_empties_no_spool_of_the_machine_it_runs_on(tmp_path: Path) -> None:
+    """Debian's package brings one that only the user postgres may look into."""
+    runner = Restoring()
+    method, _ = sealed_method(tmp_path / "repository", runner)
+    method.repository.remember_backup(backup(0))
+    target = tmp_path / "pgdata"
+    method.restore(["f0"], 0, target, lambda done, total: None, lambda: False)
+    assert f"--spool-path={target}.lock" in runner.told
 
 
 class Torn(Elsewhere):

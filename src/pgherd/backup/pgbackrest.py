@@ -321,7 +321,9 @@ class PgBackRest(BackupMethod):
             self._runner.run(
                 [
                     *(f"--stanza={config.stanza(group, made.system)}", f"--set={made.label}", "--type=none"),
-                    *(f"--pg1-path={target}", f"--lock-path={target}.lock"),
+                    # What a spool holds of the stanza it empties first: there is none here, and the machine's own,
+                    # where there is one, is somebody else's.
+                    *(f"--pg1-path={target}", f"--lock-path={target}.lock", f"--spool-path={target}.lock"),
                     *(["--delta"] if begun else []),
                     *("--log-level-console=detail", "restore"),
                 ],

@@ -40,10 +40,11 @@ SERVER_OPTIONS: Mapping[str, str] = {
     # whose work it is, for whoever looks at a segment: the coordinator session's process id
     "application_name": "pgherd/%p",
     "parallel_commit": "true",
-    "parallel_abort": "true",
     # a deadlock between segments is seen by none of them
     "options": "-c lock_timeout=30s",
 }
+SINCE_16: Mapping[str, str] = {"parallel_abort": "true"}
+"""what PostgreSQL 15 has no word for, and refuses"""
 
 
 def server_name(group: int) -> str:
@@ -86,7 +87,7 @@ def _set_options(connection: Connection, databases: Databases, group: int, prese
     :param present: the options that are there
     """
     names = {option.partition("=")[0] for option in present}
-    for name, value in {**SERVER_OPTIONS, **databases.between}.items():
+    for name, value in {**_behaviour(connection), **databases.between}.items():
         if f"{name}={value}" not in present:
             connection.execute(
                 sql.SQL("ALTER SERVER {} OPTIONS ({})").format(
@@ -221,6 +222,11 @@ def _address_options(endpoints: Endpoints) -> dict[str, str]:
     }
 
 
+def _behaviour(connection: Connection) -> Mapping[str, str]:
+    """How a server of this version reaches a segment, wherever the segment is."""
+    return {**SERVER_OPTIONS, **(SINCE_16 if connection.info.server_version >= 160000 else {})}
+
+
 def _options(options: Mapping[str, str], verb: str = "") -> sql.Composable:
     return sql.SQL(", ").join(
         sql.SQL(verb + " {} {}").format(sql.Identifier(name), sql.Literal(value))
@@ -249,7 +255,7 @@ def _create_server(connection: Connection, databases: Databases, group: int, end
     options = {
         **_address_options(endpoints),
         "dbname": databases.database,
-        **SERVER_OPTIONS,
+        **_behaviour(connection),
         **databases.between,
     }
     server = sql.Identifier(server_name(group))
