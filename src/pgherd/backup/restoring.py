@@ -11,12 +11,13 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import looking, pins, planning, registry, repair, restore, wish
+from pgherd.backup.amounts import pace_in
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.far_copy import RECEIVED, FarCopy, FarMethod, Place
 from pgherd.backup.live_copy import NearCopy
 from pgherd.backup.native import Native
 from pgherd.backup.pauses import Awaited
-from pgherd.backup.records import Point, pace
+from pgherd.backup.records import Point
 from pgherd.backup.restore import FOLDER, MAKE_ENGINE, STEPS, Restore, Site
 from pgherd.engine.base import Engine
 from pgherd.errors import NoSuchCluster, PgherdError, Unavailable, one_line
@@ -124,8 +125,11 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
             continue
         # What is known of a repair counts, whatever is asked for: its group may be halted until it is done.
         current = known if known is not None and known.get("id") == wish["id"] else {"phase": "requested"}
+        rate, left = pace_in(current) if current.get("phase") == "copying" else (None, None)
         found[group] = {
             **current,
+            "bytesPerSecond": rate,
+            "etaSeconds": left,
             "reason": with_pause(_with_warning(str(current.get("reason") or ""), current), current),
             "id": wish["id"],
             "accepted": bool(wish["accept"]),
@@ -141,7 +145,7 @@ def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
     done, total = known.get("bytesDone", 0), known.get("bytesTotal", 0)
     doing = _doing(known)
     # Once all is copied these would only say how long ago that was.
-    rate, left = pace(known.get("startedAt"), done, total) if doing == "copying" else (None, None)
+    rate, left = pace_in(known) if doing == "copying" else (None, None)
     return {
         "kind": "restore",
         "phase": doing,

@@ -338,6 +338,8 @@ def _repair(group: int, repair: Mapping[str, Any]) -> dict[str, Any]:
         "missingBytes": verdict.get("missing_bytes"),
         "bytesDone": repair.get("bytesDone", 0),
         "bytesTotal": repair.get("bytesTotal", 0),
+        "bytesPerSecond": repair.get("bytesPerSecond"),
+        "etaSeconds": repair.get("etaSeconds"),
         "done": list(repair.get("done", ())),
         "findings": list(repair.get("findings", ())),
         "kept": repair.get("kept"),

@@ -161,7 +161,8 @@ class BackupCommands:
         scheduling.remove(self._platform, name)
 
     def repository(self, name: str) -> Catalogue:
-        """Where a cluster's backups are; refuses one that has none."""
+        """Where a cluster's backups are; refuses one that has none, or is gone."""
+        self._platform.declaration(name)
         return backups.method_of(self._platform, name, None).repository
 
     def restore_outcome(self, name: str) -> str | None:
