@@ -45,6 +45,13 @@ def test_what_is_wrong_with_such_a_file_is_named_a_line_each(
         assert problem.startswith(f"--repository {file}: {expected}")
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-11-21"])
+def test_a_time_that_is_none_in_utc_is_refused_like_one_without_a_zone(time: str) -> None:
+    raw = {"cluster": "shop", "repository": {"path": "/mnt"}, "time": time}
+    with pytest.raises(BadInput, match="--time: must be a time with its zone such as 2026-11-21T09:15:00Z"):
+        planning.wanted(raw)
+
+
 def test_only_commands_that_take_a_repository_ask_for_one(tmp_path: Path) -> None:
     client = Client(tmp_path / "home")
     with pytest.raises(BadInput, match="if it is gone, name its repository with --repository"):

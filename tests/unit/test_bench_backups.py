@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from bench.__main__ import NEEDS, SCENARIOS
 from bench.scenarios import backups
 

@@ -22,6 +22,7 @@ from pgherd.model.backup_kinds import PostgresBackup
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, resource
+from pgherd.platform.kubernetes.notes import STATE_KEY
 from pgherd.remote import objects
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound
 from pgherd.remote.repairs import Repairs
@@ -183,11 +184,12 @@ class Backups(Repairs):
         return self._lists(name).get("restorePointsSince", "")
 
     def _lists(self, name: str) -> Mapping[str, str]:
+        return self._config_map(names.backups_list(name))
+
+    def _config_map(self, name: str) -> Mapping[str, str]:
         try:
             with self._api.asking():
-                found = self._api.client.get(
-                    ConfigMap, names.backups_list(name), namespace=self._api.namespace
-                )
+                found = self._api.client.get(ConfigMap, name, namespace=self._api.namespace)
         except NotFound:
             return {}
         return dict(found.data or {})
@@ -269,6 +271,14 @@ class Backups(Repairs):
             "time": point.time,
             "following": following and {"name": following.name, "time": following.time},
         }
+
+    def restored_point(self, name: str) -> dict[str, Any] | None:
+        """The point that a cluster was made of, its time and what follows; None: nobody has written that down."""
+        state = json.loads(self._config_map(names.recovery_state(name)).get(STATE_KEY, "{}"))
+        if "point" not in state or "following" not in state:
+            return None
+        point = state["point"]
+        return {"restorePoint": point["name"], "time": point["time"], "following": state["following"]}
 
     def _restore_from(
         self,
