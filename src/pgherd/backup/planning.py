@@ -12,6 +12,7 @@ from pgherd.errors import BadInput
 from pgherd.model import spec as declaration
 from pgherd.model import spec_yaml
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
+from pgherd.model.spec_problems import problems_of
 from pgherd.platform.local import files
 
 _HBA = "spec.postgres.hostBasedAuthentication: "
@@ -59,7 +60,7 @@ def _described(file: str) -> BackupSpec:
     try:
         return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = declaration.problems_of(error, BackupSpec)
+        found = problems_of(error, BackupSpec)
         told = (": ".join(filter(None, [declaration.dotted(path), what])) for path, what in found)
         raise BadInput(*(f"--repository {file}: {each}" for each in told)) from None
 

@@ -377,8 +377,8 @@ class Restore:
 
     def _choose(self) -> tuple[Point, dict[str, str] | None]:
         """The point that is meant, and the one after it."""
-        point, following = finding.find(self._site.method, self._site.wanted)
-        return point, following and {"name": following.name, "time": following.time}
+        point, next_one = finding.find(self._site.method, self._site.wanted)
+        return point, {"name": next_one.name, "time": next_one.time} if next_one else None
 
     def _pin(self) -> None:
         """Keep retention from what is read; nothing is any more once all groups are what they were."""

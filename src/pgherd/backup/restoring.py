@@ -114,7 +114,7 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
 
     Where something else is asked for and not done, ``refused`` says its ``id`` and the ``reason``.
     """
-    found = {}
+    found: dict[int, dict[str, Any]] = {}
     for group, bench in sorted(platform.benches(name).items()):
         wish, known, why_not = bench.read("wish"), bench.read("state"), bench.refused
         refused = {"id": bench.asked, "reason": why_not} if why_not else None
@@ -128,8 +128,7 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
         rate, left = pace_in(current) if current.get("phase") == "copying" else (None, None)
         found[group] = {
             **current,
-            "bytesPerSecond": rate,
-            "etaSeconds": left,
+            **{"bytesPerSecond": rate, "etaSeconds": left},
             "reason": with_pause(_with_warning(str(current.get("reason") or ""), current), current),
             "id": wish["id"],
             "accepted": bool(wish["accept"]),
@@ -138,6 +137,14 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
             "refused": refused,
         }
     return found
+
+
+def made_of(known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The point that was restored, its time and what follows; None: nobody has written that down."""
+    if "point" not in known or "following" not in known:
+        return None
+    point = known["point"]
+    return {"restorePoint": point["name"], "time": point["time"], "following": known["following"]}
 
 
 def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from lightkube.resources.core_v1 import ConfigMap
 
-from pgherd.backup import choice, planning, records, registry
+from pgherd.backup import choice, planning, records, registry, restoring
 from pgherd.backup.records import TYPES, Point, moment
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model import spec as declaration
@@ -274,11 +274,9 @@ class Backups(Repairs):
 
     def restored_point(self, name: str) -> dict[str, Any] | None:
         """The point that a cluster was made of, its time and what follows; None: nobody has written that down."""
-        state = json.loads(self._config_map(names.recovery_state(name)).get(STATE_KEY, "{}"))
-        if "point" not in state or "following" not in state:
-            return None
-        point = state["point"]
-        return {"restorePoint": point["name"], "time": point["time"], "following": state["following"]}
+        return restoring.made_of(
+            json.loads(self._config_map(names.recovery_state(name)).get(STATE_KEY, "{}"))
+        )
 
     def _restore_from(
         self,
