@@ -40,6 +40,12 @@ test: install ## everything that needs no cluster, files side by side (most of t
 test-unit: install
 	$(BIN)/pytest tests/unit
 
+.PHONY: test-points
+
+test-points: install ## the long form of what backups promise: 20 points of each kind of cluster, at random (an hour and more)
+	PGHERD_RESTORES=20 PGHERD_WRITE_SECONDS=40 $(BIN)/pytest -k points_ \
+	    tests/local/test_backup_points.py tests/local/test_backup_pgbackrest.py tests/local/test_backup_citus.py
+
 demo: install
 	$(BIN)/python -m bench.demo
 

@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -46,8 +47,14 @@ SCENARIOS: dict[str, tuple[Scenario, int]] = {
     "citus-moves": (citus_moves.run, 1),
     "citus-ratio": (citus_ratio.run, 5),
     "backups": (backups.run, 1),
+    "backups-pgbackrest": (backups.run_pgbackrest, 1),
 }
 """each with how often it is repeated if nobody says otherwise"""
+NEEDS: dict[str, Callable[[], str | None]] = {
+    **{name: why_not for name in SCENARIOS if name.startswith("citus-")},
+    "backups-pgbackrest": backups.why_no_pgbackrest,
+}
+"""of those that can't run everywhere: why not here"""
 
 
 def main() -> int:
@@ -101,7 +108,7 @@ def _run(arguments: argparse.Namespace, lab: Lab, console: Console) -> int:
         table.add_column(column)
     failed = False
     for name in arguments.only or SCENARIOS:
-        if name.startswith("citus-") and (reason := why_not()):
+        if name in NEEDS and (reason := NEEDS[name]()):
             console.print(f"{name}: left out: {reason}", markup=False)
             failed = failed or bool(arguments.only)
             continue

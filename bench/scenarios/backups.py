@@ -1,8 +1,9 @@
 """Backups: how long writers wait for a restore point, and how fast copies are made and restored.
 
-The rate of a group's copy is held against ``pg_basebackup`` of the same group in the same run; what a restore of four
-segments takes, against one of a single segment with as many bytes each. Eight clients write while a hundred points are
-made.
+How long a group's copy and its restore take is held against ``pg_basebackup`` of the same group in the same run; what a
+restore of four segments takes, against one of a single segment with as many bytes each. Eight clients write while a
+hundred points are made. The same copies and restores once more with pgBackRest, where one is installed that knows the
+server.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ import psycopg
 
 from bench.scenarios.base import Lab, Result
 from bench.support import Pgherd, RunError, await_true, percentile, timed
+from pgherd.backup import pgbackrest_program
+from pgherd.errors import PgherdError
 from pgherd.platform.local import binaries
 
 NAME = "backups"
@@ -37,22 +41,61 @@ def run(lab: Lab, runs: int) -> Result:
     result = Result()
     with _cluster(lab, NAME, SEGMENTS) as pgherd:
         _points(pgherd, result, 100 * runs)
-        _rates(lab, pgherd, result)
-        _changes(pgherd, result)
-        four = _restore_seconds(pgherd, NAME)
-    with _cluster(lab, NAME, 1) as pgherd:
-        one = _restore_seconds(pgherd, NAME)
-    result.add("restore_4_s", four, f"restore of {SEGMENTS} segments, until placed", f"{four:.1f} s")
-    result.add("restore_1_s", one, "restore of one segment, until placed", f"{one:.1f} s")
-    result.add("restore_ratio", four / one, "ratio (wanted: <= 1.5, where cores allow)", f"{four / one:.2f}")
+        _copies(lab, pgherd, result)
+    _against_one(lab, result)
     return result
 
 
+def run_pgbackrest(lab: Lab, runs: int) -> Result:
+    """Everything is measured once."""
+    result = Result()
+    with _cluster(lab, NAME, SEGMENTS, "pgbackrest") as pgherd:
+        _copies(lab, pgherd, result)
+    _against_one(lab, result, "pgbackrest")
+    return result
+
+
+def why_no_pgbackrest() -> str | None:
+    """Why it can't be measured here; None if it can."""
+    try:
+        pgbackrest_program.check(binaries.find().major)
+    except PgherdError as error:
+        return str(error)
+    return None
+
+
+def _copies(lab: Lab, pgherd: Pgherd, result: Result) -> None:
+    """Of four segments side by side."""
+    _rates(lab, pgherd, result)
+    result.numbers["restore_4_s"] = _restored(pgherd).placed
+    _changes(pgherd, result)
+
+
+def _against_one(lab: Lab, result: Result, method: str = "native") -> None:
+    with _cluster(lab, NAME, 1, method) as pgherd:
+        size, plain = _plain(lab, pgherd)
+        pgherd("backup", NAME, timeout=1800)
+        backup = json.loads(pgherd("backups", NAME, "-o", "json"))[-1]["groups"]["1"]["seconds"]
+        restored = _restored(pgherd)
+    four, one = result.numbers["restore_4_s"], restored.placed
+    for key, what, seconds in (("backup", "backup", backup), ("restore", "restore (copy)", restored.copied)):
+        result.add(
+            f"one_{key}_ratio",
+            plain / seconds,
+            f"{what} of one segment against pg_basebackup of it (wanted: >= 0.8)",
+            f"{size / seconds / 1e6:.0f} against {size / plain / 1e6:.0f} MB/s, {plain / seconds:.2f}",
+        )
+    result.add("restore_4_s", four, f"restore of {SEGMENTS} segments, until placed", f"{four:.1f} s")
+    result.add("restore_1_s", one, "restore of one segment, until placed", f"{one:.1f} s")
+    result.add("restore_ratio", four / one, "ratio (wanted: <= 1.5, where cores allow)", f"{four / one:.2f}")
+
+
 @contextmanager
-def _cluster(lab: Lab, name: str, segments: int) -> Iterator[Pgherd]:
+def _cluster(lab: Lab, name: str, segments: int, method: str = "native") -> Iterator[Pgherd]:
     repository = lab.directory / "repository"
     shutil.rmtree(repository, ignore_errors=True)
-    backup = f"  backup: {{repository: {{path: {repository}}}, restorePointEvery: 1s}}\n"
+    where = f"method: {method}, repository: {{path: {repository}}}"
+    backup = f"  backup: {{{where}, restorePointEvery: 1s}}\n"
     try:
         with lab.cluster(name, segments=segments, standbys=0, more=backup) as pgherd:
             with closing(psycopg.connect(pgherd.dsn(name), autocommit=True)) as connection:
@@ -122,11 +165,13 @@ def _held(connection: psycopg.Connection[tuple[Any, ...]]) -> list[float]:
 
 
 def _rates(lab: Lab, pgherd: Pgherd, result: Result) -> None:
-    plain = _plain_rate(lab, pgherd)
+    size, seconds = _plain(lab, pgherd)
+    plain = size / seconds
     took, _ = timed(lambda: pgherd("backup", NAME, timeout=1800))
     made = json.loads(pgherd("backups", NAME, "-o", "json"))[-1]["groups"]
-    rates = [made[str(group)]["bytes"] / made[str(group)]["seconds"] for group in range(1, SEGMENTS + 1)]
-    together = sum(group["bytes"] for group in made.values()) / took
+    # All segments are as large, and what is stored of them may be compressed.
+    rates = [size / made[str(group)]["seconds"] for group in range(1, SEGMENTS + 1)]
+    together = SEGMENTS * size / took
     result.add("plain_bytes_s", plain, "pg_basebackup of one segment", f"{plain / 1e6:.0f} MB/s")
     result.add(
         "backup_bytes_s",
@@ -142,7 +187,8 @@ def _rates(lab: Lab, pgherd: Pgherd, result: Result) -> None:
     )
 
 
-def _plain_rate(lab: Lab, pgherd: Pgherd) -> float:
+def _plain(lab: Lab, pgherd: Pgherd) -> tuple[int, float]:
+    """The bytes of one segment, and the seconds that ``pg_basebackup`` takes for them."""
     target = lab.directory / "plain-copy"
     shutil.rmtree(target, ignore_errors=True)
     password = json.loads((pgherd.home / NAME / "credentials.json").read_text())["replication"]
@@ -172,7 +218,7 @@ def _plain_rate(lab: Lab, pgherd: Pgherd) -> float:
         raise RunError(f"pg_basebackup failed: {done.stderr.strip()}")
     size = _bytes(target)
     shutil.rmtree(target)
-    return size / took
+    return size, took
 
 
 def _bytes(folder: Path) -> int:
@@ -194,9 +240,25 @@ def _changes(pgherd: Pgherd, result: Result) -> None:
     )
 
 
-def _restore_seconds(pgherd: Pgherd, name: str) -> float:
-    pgherd("restore", name, f"{name}-copy", timeout=1800)
-    state = json.loads((pgherd.home / f"{name}-copy" / "restore.json").read_text())
-    begun, ended = (datetime.fromisoformat(state[key]) for key in ("startedAt", "finishedAt"))
-    pgherd("delete", f"{name}-copy", "--purge", "--yes")
-    return (ended - begun).total_seconds()
+@dataclass(frozen=True)
+class _Restored:
+    """Seconds until all groups were copied, and until they were in their places."""
+
+    copied: float
+    placed: float
+
+
+def _restored(pgherd: Pgherd) -> _Restored:
+    name = f"{NAME}-copy"
+    pgherd("restore", NAME, name, timeout=1800)
+    found = _seconds_in(json.loads((pgherd.home / name / "restore.json").read_text()))
+    pgherd("delete", name, "--purge", "--yes")
+    return found
+
+
+def _seconds_in(state: Mapping[str, Any]) -> _Restored:
+    def between(begin: str, end: str) -> float:
+        begun, ended = (datetime.fromisoformat(state[key]) for key in (begin, end))
+        return (ended - begun).total_seconds()
+
+    return _Restored(between("copyingSince", "copiedAt"), between("startedAt", "finishedAt"))

@@ -20,7 +20,9 @@ from tests.support.repositories import (
     await_first_backup,
     await_point_after,
     restorable,
+    restores,
     with_backups,
+    write_seconds,
 )
 
 pytestmark = needs_citus
@@ -49,22 +51,24 @@ def superuser(home: Home, group: str, name: str = "shop") -> psycopg.Connection[
 
 def test_points_under_two_phase_commits_have_the_right_sum(herd: Home) -> None:
     with movers(herd.dsn()) as ledger:
-        time.sleep(6)
+        time.sleep(write_seconds(6))
     await_point_after(herd, max(ledger.acknowledged.values()).isoformat(timespec="milliseconds"))
     assert not ledger.errors, ledger.errors[:3]
     offered = restorable(herd)
     begun, ended = min(ledger.began.values()).isoformat(), max(ledger.acknowledged.values()).isoformat()
     inside = [n for n, point in enumerate(offered) if n and begun < point["time"] < ended]
-    n = random.choice(inside)
-    herd.run("restore", "shop", "then", "--point", offered[n]["name"], timeout=400)
-    with herd.connect("then") as connection:
-        since, until = (datetime.fromisoformat(offered[each]["time"]) for each in (n - 1, n))
-        assert audit(connection, ledger, since=since, until=until) > 0
-        # It writes to its own nodes, and to those of its source it does not.
-        connection.execute("UPDATE account SET balance = 0")
-    assert herd.query("SELECT sum(balance) > 0 FROM account") == [(True,)]
-    assert_sound(herd, "then")
-    herd.run("delete", "then", "--purge", "--yes")
+    held = []
+    for n in random.sample(inside, restores(1)):
+        herd.run("restore", "shop", "then", "--point", offered[n]["name"], timeout=400)
+        with herd.connect("then") as connection:
+            since, until = (datetime.fromisoformat(offered[each]["time"]) for each in (n - 1, n))
+            held.append(audit(connection, ledger, since=since, until=until))
+            # It writes to its own nodes, and to those of its source it does not.
+            connection.execute("UPDATE account SET balance = 0")
+        assert herd.query("SELECT sum(balance) > 0 FROM account") == [(True,)]
+        assert_sound(herd, "then")
+        herd.run("delete", "then", "--purge", "--yes")
+    assert max(held) > 0
 
 
 def test_prepared_transactions_are_ended_as_the_commit_records_say(herd: Home) -> None:

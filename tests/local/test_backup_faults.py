@@ -100,11 +100,18 @@ def test_a_chain_of_copies_is_restored_to_the_end_of_its_last_backup(home: Home)
 def test_points_are_in_the_database_too(home: Home) -> None:
     offered = restorable(home)[-1]
     rows = home.query(
-        "SELECT group_id, lsn::text, timeline, archived FROM pgherd.restore_points"
-        f" WHERE name = '{offered['name']}'"
+        "SELECT group_id, lsn::text, timeline, archived, engine, placement, held_ms, created_at"
+        f" FROM pgherd.restore_points WHERE name = '{offered['name']}'"
     )
     assert {str(row[0]): {"lsn": row[1], "timeline": row[2]} for row in rows} == offered["lsns"]
     assert all(row[3] for row in rows)
+    same = (
+        offered["engine"],
+        offered["placement"],
+        offered["heldMs"],
+        datetime.fromisoformat(offered["time"]),
+    )
+    assert {row[4:] for row in rows} == {same}
 
 
 def test_an_idle_cluster_makes_no_points(home: Home) -> None:

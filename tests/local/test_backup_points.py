@@ -8,7 +8,6 @@ grows while money moves, and points from before, during and after that are resto
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -26,14 +25,16 @@ from tests.support.repositories import (
     await_first_backup,
     await_point_after,
     restorable,
+    restores,
     with_backups,
+    write_seconds,
 )
 
 pytestmark = pytest.mark.local
 
-RESTORES = int(os.environ.get("PGHERD_RESTORES", "4"))
+RESTORES = restores(4)
 IS_LONG = RESTORES >= 20
-SECONDS = float(os.environ.get("PGHERD_WRITE_SECONDS", "6"))
+SECONDS = write_seconds(6)
 
 
 @pytest.fixture(scope="module")

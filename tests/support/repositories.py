@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ import psycopg
 
 from pgherd.backup.records import now
 from tests.support.home import Home, declaration, wait_for
+
+
+def restores(usual: int) -> int:
+    """How many points are restored where money moved; ``make test-points`` wants more of them."""
+    return int(os.environ.get("PGHERD_RESTORES", usual))
+
+
+def write_seconds(usual: float) -> float:
+    """How long money moves for that, a point each second."""
+    return float(os.environ.get("PGHERD_WRITE_SECONDS", usual))
 
 
 def with_backups(repository: Path, *, every: str = "1s", extra: str = "", **shape: Any) -> str:

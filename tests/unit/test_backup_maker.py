@@ -288,6 +288,57 @@ def test_a_copy_that_fills_the_repository_gives_its_room_to_the_record_that_it_f
     assert not whole.exists(), "nothing is left of it in the end"
 
 
+def test_a_backup_that_is_carried_on_tells_how_fast_it_goes_now(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that was away for a day has copied nothing in it."""
+    known = requested(groups)
+    groups.repository.copy_of(known.id, 0).mkdir(parents=True)
+    long_ago = "2025-11-22T09:00:00.000+00:00"
+    open_one = replace(
+        known,
+        phase="running",
+        wanted=(0, 1, 2),
+        groups={0: copy(1.0)},
+        started_at=long_ago,
+        bytes_done=900,
+        bytes_total=1000,
+    )
+    groups.repository.remember_backup(open_one)
+    copied, told = groups.back_up, []
+
+    def back_up(*those: Any) -> GroupBackup:
+        report = those[5]
+        report(0, 1 << 30)
+        report(1 << 29, 1 << 30)
+        [now] = groups.repository.backups()
+        told.append(now)
+        return copied(*those)
+
+    monkeypatch.setattr(maker, "PARALLEL", 1)
+    monkeypatch.setattr(groups, "back_up", back_up)
+
+    class Eager(Maker):
+        def _report(self, *those: int) -> None:
+            self._told = 0.0
+            super()._report(*those)
+
+    done = Eager(job(groups), open_one).run()
+    assert done.phase == "done", done.error
+    assert [(each.bytes_done, each.bytes_total) for each in told] == [
+        (1 << 29, 2 << 30),  # the segment that has not begun is as large as a rule
+        (3 << 29, 2 << 30),
+    ]
+    for each in told:
+        rate, left = each.pace
+        assert rate is not None
+        assert rate > 1 << 20
+        assert left is not None
+        assert left < 3600
+    assert (done.bytes_done, done.bytes_total) == (2 << 30, 2 << 30)
+    assert done.pace == (None, None)
+
+
 def test_an_archive_that_lost_its_beginning_is_no_reason_to_make_a_backup_again() -> None:
     said = "[FileMissingError] unable to load info file '/r/archive/coordinator-7/archive.info' or ..."
     assert not maker.may_pass(pgbackrest_program._failed(said))

@@ -27,7 +27,7 @@ from pgherd.platform.local.layout import Layout
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.local.workshop import LocalWorkshop
 from pgherd.postgres.connections import is_passing
-from tests.support.backups import backup, point
+from tests.support.backups import at, backup, point
 from tests.support.bench import Bench
 from tests.support.platform import cluster
 
@@ -270,13 +270,13 @@ def test_a_point_whose_copies_have_gone_meanwhile_is_refused(
     def histories(group: int, system: str) -> list[History]:
         return []
 
-    def found(method: object, wanted: object) -> Point:
-        return point(1)
+    def found(method: object, wanted: object) -> tuple[Point, None]:
+        return point(1), None
 
     method = SimpleNamespace(repository=repository, histories=histories, location="there")
     recovery = {"cluster": "shop", "repository": {"path": str(tmp_path)}}
     declared = cluster(engine="fdw", segments=2, bootstrap={"recovery": recovery})
-    monkeypatch.setattr(finding, "find_point", found)
+    monkeypatch.setattr(finding, "find", found)
     site: Any = home.site(method)
     object.__setattr__(site, "cluster", declared)
     assert declared.spec.bootstrap is not None
@@ -319,6 +319,43 @@ def test_a_restore_from_a_backup_whose_sealed_record_is_damaged_fails_and_waits_
     assert (
         finding.find_point(method, RecoverySpec.model_validate({**recovery, "backup": "f5"})).name == "p5.5"
     )
+
+
+def test_a_restore_says_which_point_a_time_is_and_which_is_the_next(tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    repository.create("shop")
+    repository.remember_backup(backup(1))
+    for hours in (1.5, 2.5):
+        repository.remember_point(point(hours, backup="f1" if hours < 2 else None))
+    method: Any = SimpleNamespace(
+        repository=repository,
+        histories=lambda group, system: [],
+        log_names=lambda group, system: None,
+        location="there",
+    )
+    told = []
+
+    class Begun(Restore):
+        def _check_version(self, bases: object) -> None:
+            return
+
+        def _carry_on(self) -> None:
+            told.append(restoring.operation_status(self._state)["message"])
+            raise Cancelled("far enough")
+
+    for number, time in enumerate((at(2), at(3))):
+        recovery = {"cluster": "shop", "repository": {"path": str(tmp_path)}, "time": time}
+        declared = cluster(engine="fdw", segments=2, bootstrap={"recovery": recovery})
+        platform, nothing = LocalPlatform(tmp_path / f"home-{number}"), None
+        platform.declare(declared)
+        assert declared.spec.bootstrap is not None
+        wanted = declared.spec.bootstrap.recovery
+        with pytest.raises(Cancelled):
+            Begun(Site(platform, declared, method, cast(Any, nothing), lambda: False, "shop", wanted)).run()
+    assert told == [
+        f"restoring to p1.5 ({at(1.5)}); the next one is p2.5 ({at(2.5)})",
+        f"restoring to p2.5 ({at(2.5)})",
+    ]
 
 
 # repairs

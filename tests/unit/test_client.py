@@ -250,6 +250,18 @@ def test_a_line_that_an_older_version_accepted_keeps_nobody_from_restoring_in_pl
     assert found.cluster.spec.postgres.host_based_authentication == WRONG
 
 
+def test_what_a_restored_cluster_was_made_of_is_known_here_too(client: Client) -> None:
+    assert client.restored_point("shop") is None
+    client._platform.workshop("shop").write_state(
+        {"phase": restore.DONE, "point": point(1).as_json(), "following": None}
+    )
+    assert client.restored_point("shop") == {
+        "restorePoint": "p1",
+        "time": point(1).time,
+        "following": None,
+    }
+
+
 class Died:
     """A process that has ended, or has not."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup.schedule import Standing
+from pgherd.cli import backup_commands
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model import spec
 from pgherd.model.spec import PostgresCluster
@@ -98,6 +99,37 @@ def test_the_newest_point_that_can_be_restored_is_meant_if_none_is_named(
 ) -> None:
     _, commands = kube
     assert commands.restore("shop", "shop2")["restorePoint"] == "p2"
+
+
+def test_which_point_it_was_is_known_once_the_operator_has_found_it_out(
+    kube: tuple[Kube, Commands], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, commands = kube
+    monkeypatch.setattr(
+        backup_commands, "current", lambda: SimpleNamespace(client=lambda: commands, platform="kubernetes")
+    )
+    unknown: dict[str, object] = {"restorePoint": None, "time": None, "following": None}
+
+    def told(found: dict[str, object] | None) -> str:
+        backup_commands.tell_point("shop", "shop2", found)
+        return " ".join(capsys.readouterr().err.split())
+
+    assert told(unknown) == "", "nobody has written it down yet"
+    state: dict[str, Any] = {"phase": "done", "point": point(2).as_json()}
+    following = {"name": "p3", "time": at(3)}
+    for known, expected in (
+        (state, ""),
+        ({**state, "following": following}, f"the next one is p3 ({at(3)})"),
+        ({**state, "following": None}, "it is the newest one"),
+    ):
+        there.put(
+            f"{CORE}/configmaps/shop2.recovery",
+            {"kind": "ConfigMap", "data": {"state.json": json.dumps(known)}},
+        )
+        is_told = f"shop2: is shop as of restore point p2 ({at(2)}); {expected}" if expected else ""
+        assert told(unknown) == is_told
+    assert told({**unknown, "restorePoint": "p1"}) == "", "it was told before"
+    assert told(None) == "", "the cluster itself was copied"
 
 
 @pytest.mark.parametrize(

@@ -455,6 +455,27 @@ def test_groups_that_are_copied_are_not_copied_again(home: Home) -> None:
     assert (home.state["bytesDone"], home.state["bytesTotal"]) == (300, 300)
 
 
+def test_a_restore_that_goes_on_measures_how_fast_it_copies_now(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not how much of it a supervisor had copied that was killed a year ago."""
+    year = "2025-11-22T09:00:00+00:00"
+    home.know(phase="copying", bases=BASES, startedAt=year, steps=["copied:0"], copiedBytes={"0": [500, 500]})
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(restore, "PARALLEL", 1)
+
+    def look(group: int) -> None:
+        told.append(restoring.operation_status(home.state))
+
+    copied(home, Copies(look))
+    assert [(each["bytesDone"], each["bytesTotal"]) for each in told] == [(510, 700), (600, 700)]
+    assert all(each["bytesPerSecond"] and each["etaSeconds"] is not None for each in told)
+    assert all(each["etaSeconds"] < 3600 for each in told)
+    assert home.state["copiedBefore"] == 500
+    assert home.state["copyingSince"] <= home.state["copiedAt"]
+    assert (home.state["bytesDone"], home.state["bytesTotal"]) == (700, 700)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize(
     ("steps", "again"),

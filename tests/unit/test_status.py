@@ -55,6 +55,14 @@ def test_a_dead_standby_degrades_but_the_cluster_serves() -> None:
     assert "shop-segment-1-1 is stopped" in condition(told, "Degraded")["message"]
 
 
+def test_a_member_that_is_copied_anew_says_from_whom() -> None:
+    copied = member(1, 1, data=False, state="creating")
+    told = condition(status(look(changes=[copied]), previous={"phase": "Running"}), "Degraded")
+    assert "shop-segment-1-1 is creating: base backup from the primary, shop-segment-1-0" in told["message"]
+    alone = status(look(changes=[copied], gone=[(1, 0)]), previous={"phase": "Running"})
+    assert "base backup" not in condition(alone, "Degraded")["message"], "nobody is there to copy from"
+
+
 def test_nodes_that_differ_are_a_condition_of_their_own() -> None:
     told = status(replace(look(), unfit=("segment-2 has another version: bring all to one",)))
     assert condition(told, "EngineUnfit")["message"] == "segment-2 has another version: bring all to one"

@@ -33,14 +33,24 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
 
     :raises BadInput: there is none, with the range that there is
     """
-    return choice.resolve(
-        restorable(method),
+    return find(method, wanted)[0]
+
+
+def find(method: BackupMethod, wanted: RecoverySpec) -> tuple[Point, Point | None]:
+    """The point that is meant, and the next one that can be restored; None: it is the newest.
+
+    :raises BadInput: there is none, with the range that there is
+    """
+    points = restorable(method)
+    found = choice.resolve(
+        points,
         now=datetime.now(UTC),
         restore_point=wanted.restore_point,
         time=wanted.time,
         backup=wanted.backup,
         inclusive=wanted.inclusive,
     )
+    return found, choice.after(points, found)
 
 
 def bases(method: BackupMethod, point: Point) -> Mapping[int, Sequence[str]] | None:

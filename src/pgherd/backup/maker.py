@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pgherd.backup import choice, points, presence, records
+from pgherd.backup.amounts import Amounts
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.gaps import Logs
@@ -102,7 +103,7 @@ class Maker:
         self._job = job
         self._repository = job.method.repository
         self._backup = backup
-        self._amounts: dict[int, tuple[int, int]] = {}
+        self._amounts = Amounts()
         self._guard = threading.Lock()
         self._told = 0.0
 
@@ -125,11 +126,17 @@ class Maker:
 
     def _copies(self) -> None:
         groups = self._backup.wanted or self._taking_part()
+        begins = any(group not in self._backup.groups for group in groups)
+        # How fast it goes is measured anew by whoever carries it on.
+        change = {"started_at": records.now(), "bytes_done": 0, "bytes_total": 0} if begins else {}
+        self._amounts = Amounts()
         while groups:
             wanted = tuple(dict.fromkeys([*self._backup.wanted, *groups]))
-            self._change(phase="running", wanted=wanted, started_at=self._backup.started_at or records.now())
+            self._change(phase="running", wanted=wanted, **change)
+            change = {}
             crash_point("backup:running")
             due = [group for group in groups if group not in self._backup.groups]
+            self._amounts.expect(due)
             with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
                 for _ in pool.map(self._copy, due):
                     pass
@@ -164,6 +171,7 @@ class Maker:
         with suppress(PgherdError):
             if group not in self._taking_part():
                 logger.info("backup %s: %s takes no part any more", self._backup.id, group_name(group))
+                self._amounts.forget(group)
                 self._change(wanted=tuple(each for each in self._backup.wanted if each != group))
                 return True
         return False
@@ -186,8 +194,9 @@ class Maker:
         )
         if made.system != standing.system:
             raise PgherdError("another database system answered meanwhile")
+        self._amounts.finish(group, made.bytes)
         with self._guard:
-            self._backup = self._backup.with_group(group, made)
+            self._backup = self._counted().with_group(group, made)
             self._repository.remember_backup(self._backup)
         crash_point("backup:group:recorded")
 
@@ -289,15 +298,18 @@ class Maker:
             time.sleep(0.1)
 
     def _report(self, group: int, done: int, total: int) -> None:
+        self._amounts.report(group, done, total)
         with self._guard:
-            self._amounts[group] = (done, max(done, total))
             if time.monotonic() - self._told < (0.5 if self._repository.store.near else 3.0):
                 return
             self._told = time.monotonic()
-            done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
-            self._backup = replace(self._backup, bytes_done=done, bytes_total=total, message="copying")
+            self._backup = self._counted()
             with suppress(PgherdError):  # only progress
                 self._repository.remember_backup(self._backup)
+
+    def _counted(self) -> Backup:
+        done, total = self._amounts.sums()
+        return replace(self._backup, bytes_done=done, bytes_total=total, message=records.COPYING)
 
     def _change(self, **what: object) -> None:
         with self._guard:

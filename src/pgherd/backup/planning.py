@@ -12,6 +12,7 @@ from pgherd.errors import BadInput
 from pgherd.model import spec as declaration
 from pgherd.model import spec_yaml
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
+from pgherd.model.spec_problems import problems_of
 from pgherd.platform.local import files
 
 _HBA = "spec.postgres.hostBasedAuthentication: "
@@ -35,14 +36,33 @@ def repository(named: str) -> BackupSpec:
     :param named: a path, as it was declared, or a file that says what ``spec.backup`` said
     :raises BadInput: it makes no sense
     """
-    raw: Any = {"repository": {"path": str(Path(named).absolute())}}
     if named.endswith((".yaml", ".yml")) and Path(named).is_file():
-        with files.explained(f"read {named}"):
-            raw = spec_yaml.read(Path(named).read_text(), named).value
+        return _described(named)
+    raw = {"repository": {"path": str(Path(named).absolute())}}
     try:
         return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
     except ValidationError as error:
         raise BadInput(f"--repository {named}: {reason(error)}") from None
+
+
+def _described(file: str) -> BackupSpec:
+    """What a file says of a repository.
+
+    :raises BadInput: with everything that is wrong with it, each with its path
+    """
+    with files.explained(f"read {file}"):
+        raw = spec_yaml.read(Path(file).read_text(), file).value
+    if isinstance(raw, dict) and "kind" in raw:
+        raise BadInput(
+            f"--repository {file}: is a whole {raw['kind']}: it is to hold only what spec.backup says, such as "
+            "{method: pgbackrest, repository: {...}}"
+        )
+    try:
+        return BackupSpec.model_validate(raw, by_alias=True, by_name=False)
+    except ValidationError as error:
+        found = problems_of(error, BackupSpec)
+        told = (": ".join(filter(None, [declaration.dotted(path), what])) for path, what in found)
+        raise BadInput(*(f"--repository {file}: {each}" for each in told)) from None
 
 
 def declared(

@@ -149,7 +149,7 @@ def make(
 def _placement(databases: Databases) -> int:
     with databases.connect(COORDINATOR) as connection:
         row = connection.execute(
-            "SELECT count(*) FROM pgherd.operation_steps WHERE kind = 'move' AND state = 'done'"
+            "SELECT count(*) FROM pgherd.operation_steps WHERE kind IN ('move', 'split') AND state = 'done'"
         ).fetchone()
     return int(row[0]) if row else 0
 

@@ -13,6 +13,8 @@ BackupType = Literal["full", "differential", "incremental"]
 TYPES: tuple[BackupType, ...] = ("full", "differential", "incremental")
 OPEN_PHASES = ("requested", "running")
 PHASES = (*OPEN_PHASES, "done", "failed")
+COPYING = "copying"
+"""the message of a backup while its groups are copied"""
 
 
 def now() -> str:
@@ -32,7 +34,7 @@ def seconds_since(text: str) -> float:
 
 def pace(since: str | None, done: int, total: int) -> tuple[int | None, int | None]:
     """Bytes per second since then, and the seconds that are left; None where nobody can tell yet."""
-    if since is None or not done:
+    if since is None or done <= 0:
         return None, None
     seconds = max(seconds_since(since), 0.001)
     rate = int(done / seconds)
@@ -63,7 +65,7 @@ class Point:
     engine: str
     database: str
     placement: int
-    """how many moves of shards were done: which placement this point holds"""
+    """how many moves of shards, and splits of segments, were done: which placement this point holds"""
     held_ms: float | None = None
     """how long writers were kept out"""
     archived: bool = False
@@ -122,6 +124,7 @@ class Backup:
     """the groups that take part"""
     point: str | None = None
     started_at: str | None = None
+    """when whoever carries it on now began to copy; the bytes are counted from then on"""
     finished_at: str | None = None
     error: str | None = None
     bytes_total: int = 0
@@ -139,6 +142,13 @@ class Backup:
     def is_of_all(self) -> bool:
         """It was to hold all groups; others are of single segments that had no copy."""
         return not self.wanted or COORDINATOR in self.wanted
+
+    @property
+    def pace(self) -> tuple[int | None, int | None]:
+        """Bytes per second, and the seconds that are left, while it is copied; None where nobody can tell."""
+        if not self.is_open or self.message != COPYING:
+            return None, None
+        return pace(self.started_at, self.bytes_done, self.bytes_total)
 
     def with_group(self, group: int, made: GroupBackup) -> Backup:
         """One group more is done."""

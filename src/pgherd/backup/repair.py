@@ -30,6 +30,7 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import choice, pins, presence, records, settle
+from pgherd.backup.amounts import Amounts
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.gaps import Logs
 from pgherd.backup.histories import have_archived
@@ -288,7 +289,8 @@ class Repair:
         site = self._site
         site.method.equip()  # before there is a machine: it finds what was there when it was made
         copies, at = newest_copy(site.method, site.group)
-        self._tell(copies=copies, system=at.system, settings=dict(at.settings))
+        begins = Amounts([site.group]).beginning()
+        self._tell(copies=copies, system=at.system, settings=dict(at.settings), **begins)
         self._reading.begin(copies)
         site.bench.machine()  # who finds no place copies nothing
         site.method.restore(copies, site.group, self._data, self._report, site.stopping)

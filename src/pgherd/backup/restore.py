@@ -35,6 +35,7 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import finding, pages, pins, planning, presence, records, settle, wish
+from pgherd.backup.amounts import Amount, Amounts
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Away
 from pgherd.backup.histories import have_archived
@@ -114,6 +115,12 @@ class Site:
         return Member(self.name, group, 0)
 
 
+def _doing(point: Point, following: Mapping[str, str] | None) -> str:
+    """What is restored, and what lies after it."""
+    after = f"; the next one is {following['name']} ({following['time']})" if following else ""
+    return f"restoring to {point.name} ({point.time}){after}"
+
+
 class Restore:
     """One cluster's making, from wherever it stands to its end."""
 
@@ -123,7 +130,7 @@ class Restore:
         self._workshop.heed(site.stopping)
         self._state: dict[str, Any] = {}
         self._guard = threading.Lock()
-        self._amounts: dict[int, tuple[int, int]] = {}
+        self._amounts = Amounts()
         self._told = 0.0
         self._servers: dict[int, PrivateServer] = {}
         who = f"restore of {site.name}"
@@ -257,13 +264,15 @@ class Restore:
             platform.declare_segments(self._site.name, counts[wanted])
 
     def _carry_on(self) -> None:
-        self._tell(message=f"restoring to {self._point.name} ({self._point.time})")
+        self._tell(message=_doing(self._point, self._state.get("following")))
         self._end_strays()
         if self._is_to_do("copied"):
             self._each(self._machine)  # who finds no place for one group copies none
-            self._amounts = self._copied()
+            self._amounts = Amounts(self._groups(), self._copied())
+            with suppress(PgherdError):  # only progress
+                self._tell(**self._amounts.beginning())
             self._each(self._copy)
-            self._pass("copied")
+            self._pass("copied", copiedAt=records.now())
         if self._is_to_do("settled"):
             self._each(self._start_and_reach)
             self._pass("reached")
@@ -303,13 +312,13 @@ class Restore:
         """Whether this step is still to be done."""
         return step not in self._state.get("steps", [])
 
-    def _pass(self, step: str) -> None:
+    def _pass(self, step: str, **what: Any) -> None:
         # What is done anew after a pause, because the servers have to be started, is no progress.
         progress = NO_PAUSE if self._is_to_do(step) else {}
         with self._guard:
             # Groups come to their steps side by side.
             steps = [*dict.fromkeys([*self._state.get("steps", []), step])]
-            self._write({"steps": steps, **progress})
+            self._write({"steps": steps, **progress, **what})
         crash_point(f"restore:{step}")
 
     def _tell(self, **what: Any) -> None:
@@ -343,8 +352,10 @@ class Restore:
         site = self._site
         doing = "choosing the point" if site.live is None else f"copying {site.source}"
         # First of all: whoever finds a member's volume must know what it is for.
-        self._tell(phase="copying", steps=[], bases={}, startedAt=records.now(), message=doing)
-        point = finding.find_point(site.method, site.wanted) if site.live is None else site.live(self._report)
+        self._amounts = Amounts(range(site.cluster.spec.segments.count + 1))
+        begins = {"phase": "copying", "steps": [], "bases": {}, "startedAt": records.now(), "message": doing}
+        self._tell(**begins, **self._amounts.beginning(), following=None)
+        point, following = self._choose() if site.live is None else (site.live(self._report), None)
         planning.check_fits(site.cluster, point)
         bases = finding.bases(site.method, point)
         if bases is None:
@@ -357,11 +368,17 @@ class Restore:
             steps=[],
             point=point.as_json(),
             bases={str(group): copies for group, copies in bases.items()},
+            following=following,
             startedAt=records.now(),
-            message=f"restoring to {point.name} ({point.time})",
+            message=_doing(point, following),
             **NO_PAUSE,
         )
         crash_point("restore:planned")
+
+    def _choose(self) -> tuple[Point, dict[str, str] | None]:
+        """The point that is meant, and the one after it."""
+        point, next_one = finding.find(self._site.method, self._site.wanted)
+        return point, {"name": next_one.name, "time": next_one.time} if next_one else None
 
     def _pin(self) -> None:
         """Keep retention from what is read; nothing is any more once all groups are what they were."""
@@ -388,7 +405,7 @@ class Restore:
 
     # 1: copies
 
-    def _copied(self) -> dict[int, tuple[int, int]]:
+    def _copied(self) -> dict[int, Amount]:
         """What was copied of the groups that are done, in bytes, and of how many."""
         known = self._state.get("copiedBytes") or {}
         done = (group for group in self._groups() if not self._is_to_do(f"copied:{group}"))
@@ -407,7 +424,7 @@ class Restore:
             site.stopping,
         )
         with self._guard:
-            done = {**(self._state.get("copiedBytes") or {}), str(group): self._amounts.get(group, (0, 0))}
+            done = {**(self._state.get("copiedBytes") or {}), str(group): self._amounts.of(group)}
             self._state["copiedBytes"] = done
         self._pass_patiently(f"copied:{group}")
 
@@ -423,15 +440,14 @@ class Restore:
                 time.sleep(1.0)
 
     def _report(self, group: int, done: int, total: int) -> None:
-        self._amounts[group] = (done, total)
+        self._amounts.report(group, done, total)
         if done < total and time.monotonic() - self._told < 0.5:
             return
         self._told = time.monotonic()
-        done, total = (sum(each) for each in zip(*self._amounts.values(), strict=True))
         # What a clone waited for before there was a point is there once it is copied.
         awaited: Mapping[str, Any] = {} if "point" in self._state else {"waits": None}
         with suppress(PgherdError):  # how far it is is no reason to begin it anew
-            self._tell(bytesDone=done, bytesTotal=total, **awaited)
+            self._tell(**self._amounts.told(), **awaited)
 
     # 2: replay
 

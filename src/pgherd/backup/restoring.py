@@ -11,12 +11,13 @@ from typing import Any
 import psycopg
 
 from pgherd.backup import looking, pins, planning, registry, repair, restore, wish
+from pgherd.backup.amounts import pace_in
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.far_copy import RECEIVED, FarCopy, FarMethod, Place
 from pgherd.backup.live_copy import NearCopy
 from pgherd.backup.native import Native
 from pgherd.backup.pauses import Awaited
-from pgherd.backup.records import Point, pace
+from pgherd.backup.records import Point
 from pgherd.backup.restore import FOLDER, MAKE_ENGINE, STEPS, Restore, Site
 from pgherd.engine.base import Engine
 from pgherd.errors import NoSuchCluster, PgherdError, Unavailable, one_line
@@ -113,7 +114,7 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
 
     Where something else is asked for and not done, ``refused`` says its ``id`` and the ``reason``.
     """
-    found = {}
+    found: dict[int, dict[str, Any]] = {}
     for group, bench in sorted(platform.benches(name).items()):
         wish, known, why_not = bench.read("wish"), bench.read("state"), bench.refused
         refused = {"id": bench.asked, "reason": why_not} if why_not else None
@@ -124,8 +125,10 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
             continue
         # What is known of a repair counts, whatever is asked for: its group may be halted until it is done.
         current = known if known is not None and known.get("id") == wish["id"] else {"phase": "requested"}
+        rate, left = pace_in(current) if current.get("phase") == "copying" else (None, None)
         found[group] = {
             **current,
+            **{"bytesPerSecond": rate, "etaSeconds": left},
             "reason": with_pause(_with_warning(str(current.get("reason") or ""), current), current),
             "id": wish["id"],
             "accepted": bool(wish["accept"]),
@@ -136,12 +139,20 @@ def repairs(platform: Platform, name: str) -> Mapping[int, Mapping[str, Any]]:
     return found
 
 
+def made_of(known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The point that was restored, its time and what follows; None: nobody has written that down."""
+    if "point" not in known or "following" not in known:
+        return None
+    point = known["point"]
+    return {"restorePoint": point["name"], "time": point["time"], "following": known["following"]}
+
+
 def operation_status(known: Mapping[str, Any]) -> dict[str, Any]:
     """``status.operation`` while it goes on."""
     done, total = known.get("bytesDone", 0), known.get("bytesTotal", 0)
     doing = _doing(known)
     # Once all is copied these would only say how long ago that was.
-    rate, left = pace(known.get("startedAt"), done, total) if doing == "copying" else (None, None)
+    rate, left = pace_in(known) if doing == "copying" else (None, None)
     return {
         "kind": "restore",
         "phase": doing,

@@ -198,6 +198,7 @@ def restore(
         say(f"{target}: being restored; 'pgherd status {target} --watch' shows how far it is")
         return
     await_fulfilment(target, limit, f"restoring {target}")
+    tell_point(source, target, found)
     if in_place and (error := context.client().restore_outcome(target)):
         raise PgherdError(f"{target}: is as it was before, the restore failed: {error}")
     say(f"{target}: restored after {time.monotonic() - begun:.1f} s; connect with 'pgherd psql {target}'")
@@ -247,6 +248,7 @@ def clone(
         say(f"{target}: being made; 'pgherd status {target} --watch' shows how far it is")
         return
     await_fulfilment(target, limit, f"making {target}")
+    tell_point(source, target, found)
     say(
         f"{target}: a copy of {source} after {time.monotonic() - begun:.1f} s; connect with 'pgherd psql {target}'"
     )
@@ -322,6 +324,14 @@ def as_of(source: str, found: dict[str, object]) -> str:
     if found["restorePoint"] is None:
         return f"{source} as asked; which restore point that is, is found out in the repository"
     return f"{source} as of restore point {found['restorePoint']} ({found['time']}); {between(found)}"
+
+
+def tell_point(source: str, target: str, found: dict[str, object] | None) -> None:
+    """Say which point it was, if that was to be found out in the repository."""
+    if found is None or found["restorePoint"] is not None:
+        return
+    if (point := current().client().restored_point(target)) is not None:
+        tell(f"{target}: is {as_of(source, point)}")
 
 
 def between(found: dict[str, object]) -> str:

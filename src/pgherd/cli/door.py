@@ -123,6 +123,9 @@ class Door(Protocol):
     def delete_schedule(self, name: str) -> None:
         """Remove a schedule; what it made stays."""
 
+    def restored_point(self, name: str) -> dict[str, Any] | None:
+        """The point that a cluster was made of, its time and what follows; None: nobody has written that down."""
+
     def restore_outcome(self, name: str) -> str | None:
         """Why the last restore in place was taken back."""
 

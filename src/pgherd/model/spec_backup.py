@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -35,10 +35,12 @@ def check_moment(value: str) -> str:
     :raises ValueError: it is not one
     """
     try:
-        zone = datetime.fromisoformat(value).tzinfo
-    except ValueError:
-        zone = None
-    if zone is None:
+        read = datetime.fromisoformat(value)
+        is_moment = read.tzinfo is not None
+        read.astimezone(UTC)
+    except (ValueError, OverflowError):  # of which there is none in UTC, neither
+        is_moment = False
+    if not is_moment:
         raise ValueError("must be a time with its zone such as 2026-11-21T09:15:00Z")
     return value
 

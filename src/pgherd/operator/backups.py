@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pgherd.backup import listing, maker, records, registry, restoring
+from pgherd.backup import listing, maker, registry, restoring
 from pgherd.backup import schedule as rules
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Held, NotOurs
@@ -403,7 +403,7 @@ def _last(texts: Sequence[str], among: Sequence[int], limit: int) -> set[int]:
 
 def status_of(backup: Backup) -> dict[str, Any]:
     """The status of a ``PostgresBackup``."""
-    rate, left = records.pace(backup.started_at, backup.bytes_done, backup.bytes_total)
+    rate, left = backup.pace
     shown = listing.described(backup)
     return {
         **shown,
@@ -411,6 +411,6 @@ def status_of(backup: Backup) -> dict[str, Any]:
         "message": backup.message or backup.error or "",
         "bytesDone": backup.bytes_done,
         "bytesTotal": backup.bytes_total,
-        "bytesPerSecond": rate if backup.is_open else None,
-        "etaSeconds": left if backup.is_open else None,
+        "bytesPerSecond": rate,
+        "etaSeconds": left,
     }

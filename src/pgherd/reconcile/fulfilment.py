@@ -96,5 +96,8 @@ def repairing(name: str, group: str, now: Mapping[str, Any]) -> dict[str, Any]:
         "phase": now.get("phase"),
         "bytesDone": now.get("bytesDone", 0),
         "bytesTotal": now.get("bytesTotal", 0),
+        "bytesPerSecond": now.get("bytesPerSecond"),
+        "etaSeconds": now.get("etaSeconds"),
+        "message": now.get("reason") or "",
     }
     return {"name": name, "phase": "Repairing", "operation": operation}

@@ -219,7 +219,9 @@ def find_problems(seen: Observed) -> list[str]:
         state = seen.members.get(member.name)
         if state is None or not state.is_running:
             note = state.view.note if state else ""
-            problems.append(f"{member.name} is {_state(state)}" + (f" ({note})" if note else ""))
+            problems.append(
+                f"{member.name} is {_state(state)}" + (f" ({note})" if note else _source(seen, state))
+            )
     for state in seen.members.values():
         if state.is_running and state.view.outdated and state.view.obstacle:
             problems.append(
@@ -338,6 +340,8 @@ def _repair(group: int, repair: Mapping[str, Any]) -> dict[str, Any]:
         "missingBytes": verdict.get("missing_bytes"),
         "bytesDone": repair.get("bytesDone", 0),
         "bytesTotal": repair.get("bytesTotal", 0),
+        "bytesPerSecond": repair.get("bytesPerSecond"),
+        "etaSeconds": repair.get("etaSeconds"),
         "done": list(repair.get("done", ())),
         "findings": list(repair.get("findings", ())),
         "kept": repair.get("kept"),
@@ -563,6 +567,14 @@ def _lag(seen: Observed, state: MemberState | None) -> int | None:
         return 0
     primary = seen.primary(state.member.group)
     return lag_bytes(primary.patroni, state.patroni) if primary and primary.patroni else None
+
+
+def _source(seen: Observed, state: MemberState | None) -> str:
+    """Of a member that its Patroni makes anew: from what, the second rung of the ladder."""
+    primary = None if state is None else seen.primary(state.member.group)
+    if primary is None or _state(state) != "creating":
+        return ""
+    return f": base backup from the primary, {primary.member.name}"
 
 
 def _state(state: MemberState | None) -> str:

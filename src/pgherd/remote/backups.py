@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from lightkube.resources.core_v1 import ConfigMap
 
-from pgherd.backup import choice, planning, records, registry
+from pgherd.backup import choice, planning, records, registry, restoring
 from pgherd.backup.records import TYPES, Point, moment
 from pgherd.errors import BadInput, PgherdError, Unavailable
 from pgherd.model import spec as declaration
@@ -22,6 +22,7 @@ from pgherd.model.backup_kinds import PostgresBackup
 from pgherd.model.spec import BackupSpec, PostgresCluster, RecoverySpec
 from pgherd.platform.kubernetes import names
 from pgherd.platform.kubernetes.api import BACKUP, resource
+from pgherd.platform.kubernetes.notes import STATE_KEY
 from pgherd.remote import objects
 from pgherd.remote.api import FIELD_MANAGER, Api, NotFound
 from pgherd.remote.repairs import Repairs
@@ -183,11 +184,12 @@ class Backups(Repairs):
         return self._lists(name).get("restorePointsSince", "")
 
     def _lists(self, name: str) -> Mapping[str, str]:
+        return self._config_map(names.backups_list(name))
+
+    def _config_map(self, name: str) -> Mapping[str, str]:
         try:
             with self._api.asking():
-                found = self._api.client.get(
-                    ConfigMap, names.backups_list(name), namespace=self._api.namespace
-                )
+                found = self._api.client.get(ConfigMap, name, namespace=self._api.namespace)
         except NotFound:
             return {}
         return dict(found.data or {})
@@ -269,6 +271,12 @@ class Backups(Repairs):
             "time": point.time,
             "following": following and {"name": following.name, "time": following.time},
         }
+
+    def restored_point(self, name: str) -> dict[str, Any] | None:
+        """The point that a cluster was made of, its time and what follows; None: nobody has written that down."""
+        return restoring.made_of(
+            json.loads(self._config_map(names.recovery_state(name)).get(STATE_KEY, "{}"))
+        )
 
     def _restore_from(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pgherd.backup import listing
+from pgherd.backup import listing, restoring
 from pgherd.backup.catalogue import Catalogue
 from pgherd.model.backup_kinds import PostgresBackup, PostgresBackupSchedule
 from pgherd.model.spec import PostgresCluster
@@ -161,8 +161,13 @@ class BackupCommands:
         scheduling.remove(self._platform, name)
 
     def repository(self, name: str) -> Catalogue:
-        """Where a cluster's backups are; refuses one that has none."""
+        """Where a cluster's backups are; refuses one that has none, or is gone."""
+        self._platform.declaration(name)
         return backups.method_of(self._platform, name, None).repository
+
+    def restored_point(self, name: str) -> dict[str, Any] | None:
+        """The point that a cluster was made of, its time and what follows; None: nobody has written that down."""
+        return restoring.made_of(self._platform.workshop(name).read_state() or {})
 
     def restore_outcome(self, name: str) -> str | None:
         """Why the last restore in place was taken back; None: it was not."""

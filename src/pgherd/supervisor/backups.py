@@ -18,7 +18,7 @@ from typing import Any
 from pgherd.backup import archive, choice, finding, listing, maker, planning, registry, restore
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import NotOurs, check_owner
-from pgherd.backup.records import TYPES, Backup, BackupType, Point, pace
+from pgherd.backup.records import TYPES, Backup, BackupType, Point
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.faults import crash_point
 from pgherd.model import spec as declaration
@@ -184,7 +184,7 @@ def wait(
 
 
 def _as_status(name: str, now: Backup) -> dict[str, Any]:
-    rate, left = pace(now.started_at, now.bytes_done, now.bytes_total)
+    rate, left = now.pace
     return {
         "name": name,
         "phase": "BackingUp",

@@ -44,6 +44,7 @@ def drill(
         name is taken by something else
     """
     scratch = drilling.scratch_name(name)
+    platform.declaration(name)  # nobody drills what is gone
     backups.method_of(platform, name, None)  # another cluster's repository is left alone
     _check_free(client, name, scratch)
     if platform.keeps(scratch) and not was_cut_short(platform, name):
