@@ -96,7 +96,10 @@ class Pod:
 
 
 def lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Not so a zombie, which has no command line any more."""
+    with suppress(OSError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def until(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
