@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -172,3 +175,31 @@ def test_what_wakes_patroni_changes_no_configuration() -> None:
     assert sent, "Patroni does not look at what is empty"
     assert not patch_config(config, sent)
     assert config == {"loop_wait": 1, "pause": True, "postgresql": {"parameters": {"nothing": "x"}}}
+
+
+def test_patroni_itself_looks_when_it_is_woken_and_writes_nothing(tmp_path: Path) -> None:
+    """Its own REST server, whose store and loop are told of."""
+    from patroni.api import RestApiServer
+
+    woken: list[bool] = []
+    known = {"loop_wait": 1, "pause": True}
+    config = SimpleNamespace(data=dict(known), modify_version=7, version=7)
+    # Whatever else it would do to its store fails, and answers with another status.
+    store = SimpleNamespace(get_cluster=lambda: SimpleNamespace(config=config))
+    loop = SimpleNamespace(wakeup=lambda: woken.append(True))
+    rest: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "authentication": {"username": "pgherd", "password": "secret"},
+    }
+    described: Any = SimpleNamespace(dcs=store, ha=loop, version="4", config={})
+    server = RestApiServer(described, rest)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        written = {"restapi": {**rest, "connect_address": f"127.0.0.1:{server.server_port}"}}
+        (tmp_path / "patroni.yml").write_text(yaml.safe_dump(written))
+        keeper._wake(str(tmp_path / "patroni.yml"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert woken == [True]
+    assert config.data == known
