@@ -241,6 +241,11 @@ class Platform(ABC):
     shared_machine: bool = True
     """members share one machine: small buffers, whatever was declared"""
 
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """PostgreSQL parameters that suit where members run, below the engine's and the user's own."""
+        return {}
+
     # declarations
 
     @abstractmethod

@@ -190,6 +190,7 @@ def _wanted_configs(
 def wanted_config(platform: Platform, engine: Engine, cluster: PostgresCluster, group: int) -> dict[str, Any]:
     """Patroni's dynamic configuration as it should be in this group."""
     parameters = {
+        **platform.parameters,
         **engine.parameters(group, cluster.spec.shard_count),
         **make_method(platform, cluster).parameters(group),
     }

@@ -132,6 +132,8 @@ ln -sf {TLS_DIRECTORY}/ca.crt "$PGHERD_AUTHORITY"
         fi
     done
 ) &
+# Without it everything goes on. It does not count as a user of the volume.
+python3 {DIRECTORY}/orphans.py < /dev/null 9<&- &
 # What every connection made in here falls back on (libpq: connection service file).
 export PGSERVICEFILE={DIRECTORY}/pg_service.conf PGSERVICE={SERVICE}
 [ -z "$ending" ] || exit 143
@@ -185,6 +187,64 @@ except Exception as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
 
+ORPHANS_SCRIPT = f"""\
+# Ends what a server that was killed has left. A session that computes notices nothing, and as long as it has the old
+# shared memory no server starts on these data: Patroni would give up the lead. Whose server is gone is process 1's
+# child; sessions of a server that lives are that server's.
+import os, select, signal, sys, time
+
+DATA, INIT = "{DATA_PATH}", 1
+
+
+def await_end():
+    # Whether no server runs. Its own note beside the data tells its number; a descriptor stays with that one process.
+    try:
+        with open(f"{{DATA}}/postmaster.pid") as note:
+            server = os.pidfd_open(int(note.readline()))
+    except (OSError, ValueError):
+        return True
+    try:
+        return bool(select.select([server], [], [], 1.0)[0])
+    finally:
+        os.close(server)
+
+
+def is_orphan(pid):
+    with open(f"/proc/{{pid}}/cmdline", "rb") as file:
+        title = file.read().rstrip(b" \\0")
+    # The logger has no shared memory, and still has lines to write.
+    if not title.startswith(b"postgres: ") or title.endswith(b": logger"):
+        return False
+    with open(f"/proc/{{pid}}/stat") as file:
+        parent = int(file.read().rpartition(")")[2].split()[1])
+    return parent == INIT and os.readlink(f"/proc/{{pid}}/cwd") == os.path.realpath(DATA)
+
+
+def end(pid):
+    # Found first and looked at then: the number can't become another's in between.
+    process = os.pidfd_open(pid)
+    try:
+        if is_orphan(pid):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            print(f"ended process {{pid}}, whose server was killed", flush=True)
+    finally:
+        os.close(process)
+
+
+try:
+    os.close(os.pidfd_open(os.getpid()))
+except (AttributeError, OSError) as error:
+    sys.exit(f"nobody ends the sessions of a server that is killed: this system has no pidfd_open ({{error}})")
+while True:
+    if await_end():
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                end(int(name))
+            except (OSError, ValueError, IndexError):  # it is gone, or nobody's that we may look at
+                pass
+        time.sleep(0.2)
+"""
+
 SERVICE_FILE = f"""\
 # An address whose pod is gone never answers and never refuses: who copies or rewinds from it would wait for ever.
 [{SERVICE}]
@@ -223,6 +283,7 @@ def files(
         "start.sh": start_script(cluster, server_major),
         "mark.sh": MARK_SCRIPT,
         "forget.py": FORGET_SCRIPT,
+        "orphans.py": ORPHANS_SCRIPT,
         "pg_service.conf": SERVICE_FILE,
     }
 

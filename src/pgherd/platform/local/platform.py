@@ -28,6 +28,7 @@ from pgherd.platform.local import (
     logs,
     parameters,
     processes,
+    recovery,
     runas,
     secret_file,
 )
@@ -112,6 +113,10 @@ class LocalPlatform(Platform):
         :raises PgherdError: it is not there
         """
         return binaries.find(self._bin_dir).program(name)
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        return recovery.parameters(self.home, self._bin_dir)
 
     @property
     def keeps_backups(self) -> bool:
