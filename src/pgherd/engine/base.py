@@ -228,7 +228,7 @@ class Engine(ABC):
         return {}
 
     def begin_clone(self, operation: int, group: int, source: int) -> bool:
-        """Write down that ``group`` begins as a copy of ``source``, unless that has been done.
+        """Write down that ``group`` begins as a copy of ``source``, unless that has been done, or it is a segment by now.
 
         :return: false: an earlier attempt's copy has to go first; ask again
         """

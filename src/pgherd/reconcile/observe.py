@@ -265,6 +265,8 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
     ).fetchall()
     operations = [Operation(*row) for row in rows]
     due = connection.execute("SELECT count(*) FROM pgherd.cleanup").fetchone()
+    # First: the commit that makes a copy a segment takes it from here to the segments, and one of the two has to have it.
+    clones = engine.clones()
     configuration = connection.execute("SELECT member, role, mode, status FROM pgherd.segment_configuration")
     return Catalogue(
         tuple(engine.segments()),
@@ -273,7 +275,7 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
         next((operation for operation in operations if operation.finished), None),
         due[0] if due else 0,
         {row[0]: (row[1], row[2], row[3]) for row in configuration},
-        engine.clones(),
+        clones,
         engine.clone_parameters(),
     )
 

@@ -95,6 +95,9 @@ def begin(databases: Databases, operation: int, group: int, source: int) -> bool
         row = desk.execute(
             "SELECT source_id, operation_id, state FROM pgherd.clone WHERE group_id = %s FOR UPDATE", [group]
         ).fetchone()
+        # Whoever was killed may commit just now: the row was waited for, and is gone with that commit.
+        if _takes_part(desk, group):
+            return True
         if row is None:
             state = UNDONE if databases.addresses().get(group) else COPYING
             _write_down(desk, operation, group, source, state)
@@ -121,6 +124,10 @@ def _write_down(desk: Connection, operation: int, group: int, source: int, state
         "INSERT INTO pgherd.clone (group_id, source_id, operation_id, state) VALUES (%s, %s, %s, %s)",
         [group, source, operation, state],
     )
+
+
+def _takes_part(desk: Connection, group: int) -> bool:
+    return bool(value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]))
 
 
 def hold(databases: Databases, group: int) -> None:
@@ -259,7 +266,7 @@ def _session(group: int) -> str:
 def _was_decided(databases: Databases, desk: Connection, group: int) -> bool:
     """Whether somebody who was killed had split it off. If not, whoever waits for his decision waits no more."""
     end_predecessor(desk, _session(group))
-    if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+    if _takes_part(desk, group):
         return True
     for segment in nodes.segments(databases):
         with superuser(databases, segment) as node:
@@ -399,11 +406,13 @@ def _require_settled(desk: Connection, original: Connection, source: int) -> Non
 
 
 def _await_last_byte(original: Connection, copy: Connection, group: int) -> None:
-    """Citus looks once, and then again after five seconds."""
+    """Citus looks once, and then again after five seconds. It compares numbers only: a copy that has more of a primary
+    that failed than its successor has of it passes there, and has not what the successor wrote since."""
     deadline = time.monotonic() + LAST_BYTE_SECONDS
     while time.monotonic() < deadline:
         end = value(original, "SELECT pg_current_wal_lsn()::text")
-        if value(copy, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end]):
+        has_it = value(copy, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end])
+        if has_it and value(original, _BEHIND, [clone_place.slot(group)]) is not None:
             return
         time.sleep(0.01)
     raise Unavailable(f"{group_name(group)} does not get what its source has: trying again")
@@ -448,7 +457,7 @@ def own_sequences(databases: Databases, only: int | None = None) -> None:
             " AND (group_id = %(only)s OR %(only)s::int IS NULL) ORDER BY id"
         )
         for record, group, source in desk.execute(query, {"kind": SEQUENCES, "only": only}).fetchall():
-            if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+            if _takes_part(desk, group):
                 clone_name.require_own(databases, group)
                 _number_anew(databases, group, source)
             desk.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])

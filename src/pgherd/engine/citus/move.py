@@ -34,6 +34,10 @@ END_SECONDS = 20.0
 _PARALLEL_SINCE = (13, 2)
 _BUSY = "could not acquire the lock required to"
 """Citus does not wait for others at work on a colocation, and has no SQLSTATE for it"""
+_END = """\
+SELECT count(CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) ELSE true END)
+  FROM pg_stat_activity WHERE application_name = %s"""
+"""ended while it waits for its standby, a session would tell the other nodes to commit what only this disk has"""
 
 _SETTING_UP = "Setting Up"
 MOMENTS: Mapping[str, str] = {
@@ -138,14 +142,12 @@ def _record(desk: Connection, operation: int, group: ShardGroupId, route: Route)
 def end_predecessor(desk: Connection, session: str) -> None:
     """The session of whoever began this and was killed: Citus would refuse a second one.
 
+    One that has committed and waits for its standby is waited for, too.
+
     :raises Unavailable: it does not end
     """
     deadline = time.monotonic() + END_SECONDS
-    while value(
-        desk,
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s",
-        [session],
-    ):
+    while value(desk, _END, [session]):
         if time.monotonic() > deadline:
             raise Unavailable(f"an earlier session of '{session}' does not end")
         time.sleep(POLL_SECONDS)
