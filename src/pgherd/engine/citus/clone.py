@@ -26,7 +26,7 @@ import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import Clone, MoveControl
-from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes
+from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes, numbering
 from pgherd.engine.citus.clone_name import SEQUENCES
 from pgherd.engine.citus.holding import HOLD_SECONDS, Hold
 from pgherd.engine.citus.move import end_predecessor
@@ -58,8 +58,6 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replicat
 JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = %s AND r.state = 'streaming'"""
 _GIVE_WAY = "SET LOCAL deadlock_timeout TO '20ms'"
 """whoever waits for us while we wait for him goes on: it is we who try again"""
-_RANGE_BITS = 48
-"""Citus gives each node's sequences the values from ``group << 48`` on"""
 
 
 def problems(databases: Databases) -> list[str]:
@@ -459,26 +457,5 @@ def own_sequences(databases: Databases, only: int | None = None) -> None:
         for record, group, source in desk.execute(query, {"kind": SEQUENCES, "only": only}).fetchall():
             if _takes_part(desk, group):
                 clone_name.require_own(databases, group)
-                _number_anew(databases, group, source)
+                numbering.begin_anew(databases, desk, group, source)
             desk.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
-
-
-def _number_anew(databases: Databases, group: int, source: int) -> None:
-    (first, last), theirs = _range(group), _range(source)
-    with superuser(databases, group) as connection:
-        connection.execute("SET citus.enable_ddl_propagation TO off")
-        rows = connection.execute(
-            "SELECT schemaname, sequencename FROM pg_sequences WHERE min_value = %s AND max_value = %s",
-            theirs,
-        ).fetchall()
-        for schema, name in rows:
-            connection.execute(
-                sql.SQL("ALTER SEQUENCE {} MINVALUE {} MAXVALUE {} START {} RESTART").format(
-                    sql.Identifier(schema, name), *(sql.Literal(each) for each in (first, last, first))
-                )
-            )
-
-
-def _range(group: int) -> tuple[int, int]:
-    first = (group << _RANGE_BITS) + 1
-    return first, first + (1 << _RANGE_BITS)
