@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgherd.engine.citus import move
 from pgherd.engine.citus.holding import Hold
 from pgherd.errors import Unavailable
 from pgherd.postgres.connections import Connection
@@ -146,3 +147,36 @@ def test_a_session_outlives_every_limit_on_statements(server: Herd, desk: Connec
         assert holds(desk) == 1
         desk.execute("INSERT INTO public.decided DEFAULT VALUES")
         held.wait(lambda: None)
+
+
+def standbys(desk: Connection, names: str) -> None:
+    desk.execute(f"ALTER SYSTEM SET synchronous_standby_names TO '{names}'".encode())
+    desk.execute("SELECT pg_reload_conf()")
+
+
+def test_a_predecessor_that_has_committed_and_waits_for_its_standby_is_waited_for(
+    server: Herd, desk: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended there it would go on to the second phase, with what no other disk has."""
+    monkeypatch.setattr(move, "END_SECONDS", 1.0)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    standbys(desk, "nobody")
+    try:
+        with (
+            server.databases.connect(1, application_name="pgherd split 9") as predecessor,
+            ThreadPoolExecutor() as pool,
+        ):
+            told: list[str] = []
+            predecessor.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+            committed = pool.submit(predecessor.execute, "INSERT INTO public.decided DEFAULT VALUES")
+            try:
+                wait_for(lambda: desk.execute(waits).fetchone() == (1,), "it waits for its standby", 10)
+                with pytest.raises(Unavailable, match="an earlier session of 'pgherd split 9' does not end"):
+                    move.end_predecessor(desk, "pgherd split 9")
+            finally:
+                standbys(desk, "")
+            committed.result(10)
+            assert told == []
+        move.end_predecessor(desk, "pgherd split 9")
+    finally:
+        standbys(desk, "")

@@ -1,0 +1,166 @@
+"""A predecessor that was killed may have committed, or be about to: what follows takes a segment for no copy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pgherd.engine.base import Clone
+from pgherd.engine.citus import clone, numbering
+from pgherd.errors import Unavailable
+from pgherd.model.topology import Credentials, Endpoint
+from pgherd.operations import splits
+from pgherd.postgres.connections import Databases
+from pgherd.reconcile import observe
+
+Rows = Sequence[tuple[Any, ...]]
+
+
+@dataclass
+class Server:
+    """Answers by the first of these words that a statement has; remembers the statements."""
+
+    says: Mapping[str, Rows]
+    heard: list[tuple[str, Any]] = field(default_factory=list)
+    rowcount: int = 1
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def transaction(self) -> Server:
+        return self
+
+    def execute(self, query: Any, values: Any = None) -> SimpleNamespace:
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        self.heard.append((text, values))
+        found = next((rows for word, rows in self.says.items() if word in text), [])
+        return SimpleNamespace(fetchone=lambda: next(iter(found), None), fetchall=lambda: list(found))
+
+    def changed(self) -> list[str]:
+        return [text for text, _ in self.heard if text.split()[0] in ("INSERT", "UPDATE", "DELETE")]
+
+
+@dataclass(frozen=True)
+class Servers(Databases):
+    """One server for each group."""
+
+    servers: Mapping[int, Server] = field(default_factory=dict)
+
+    def connect(self, group: int, **how: Any) -> Any:
+        if group not in self.servers:
+            raise Unavailable(f"group {group} can't be reached: no answer")
+        return self.servers[group]
+
+
+def databases(servers: Mapping[int, Server], *present: int) -> Servers:
+    members = {group: [Endpoint("10.0.0.1", 5000 + group)] for group in present}
+    return Servers("app", Credentials("s", "r", "o", "p"), lambda: members, servers=servers)
+
+
+def test_a_copy_that_became_a_segment_while_its_row_was_waited_for_is_not_given_up() -> None:
+    # The split's commit takes the row away that somebody else waits for.
+    desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(1,)]})
+    assert clone.begin(databases({0: desk}, 0, 1, 3), operation=7, group=3, source=1)
+    assert desk.changed() == []
+
+
+def test_members_of_a_group_that_nobody_knows_are_given_up_first() -> None:
+    desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(0,)]})
+    assert not clone.begin(databases({0: desk}, 0, 1, 3), operation=7, group=3, source=1)
+    assert [values for text, values in desk.heard if "INTO pgherd.clone" in text] == [[3, 1, 7, "undone"]]
+
+
+def test_nobody_waits_for_the_pause_of_a_segment() -> None:
+    engine = SimpleNamespace(hold_clone=lambda group: None, segments=lambda: [1, 2, 3])
+    context = SimpleNamespace(held=lambda group: False)
+    told: list[str] = []
+
+    def wait(seconds: float) -> None:
+        assert seconds == splits.HELD_SECONDS, "it waits for what does not come"
+
+    journal = SimpleNamespace(set_phase=lambda phase: None, tell=told.append)
+    work = SimpleNamespace(
+        engine=engine, context=context, journal=journal, wishes=SimpleNamespace(wait=wait)
+    )
+    splits._hold(work, 3, 1)  # type: ignore[arg-type]
+    assert told == []
+
+
+@pytest.mark.parametrize(("streams", "may_be_promoted"), [([], False), ([(0,)], True)])
+def test_a_copy_that_is_ahead_of_its_source_and_does_not_follow_it_is_not_promoted(
+    streams: Rows, may_be_promoted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clone, "LAST_BYTE_SECONDS", 0.1)
+    original = Server({"pg_stat_replication": streams, "pg_current_wal_lsn": [("0/5000000",)]})
+    copy = Server({"pg_last_wal_replay_lsn": [(True,)]})
+    if may_be_promoted:
+        clone._await_last_byte(original, copy, 3)  # type: ignore[arg-type]
+        return
+    with pytest.raises(Unavailable, match="segment-3 does not get what its source has"):
+        clone._await_last_byte(original, copy, 3)  # type: ignore[arg-type]
+
+
+class Committing:
+    """A split whose commit comes between one question and the next."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def clones(self) -> dict[int, Clone]:
+        return {} if self._is_over() else {3: Clone(1, "parting")}
+
+    def segments(self) -> list[int]:
+        return [1, 2, 3] if self._is_over() else [1, 2]
+
+    def _is_over(self) -> bool:
+        over = self._asked.is_set()
+        self._asked.set()
+        return over
+
+    def endpoints(self) -> dict[int, list[Endpoint]]:
+        return {}
+
+    def clone_parameters(self) -> dict[int, dict[str, str]]:
+        return {}
+
+
+def test_one_look_knows_a_group_that_becomes_a_segment_meanwhile() -> None:
+    seen = observe._catalogue(Committing(), Server({}))  # type: ignore[arg-type]
+    assert 3 in {*seen.segments, *seen.clones}
+
+
+# numbers that sequences give
+
+FIRST, LAST = numbering.range_of(3)
+
+
+def noted(before: int | None, given: int | None) -> int:
+    desk = Server({"SELECT used_up_to": [] if before is None else [(before,)]})
+    numbering.note_used(desk, 3, given)  # type: ignore[arg-type]
+    [(_, values)] = [each for each in desk.heard if each[0].startswith("INSERT")]
+    assert values[0] == 3
+    return int(values[1])
+
+
+def test_what_a_segment_gave_counts_with_what_its_clients_may_take_before_its_end() -> None:
+    assert noted(None, FIRST + 19) == FIRST + 19 + numbering.MARGIN
+    assert noted(FIRST + 50 * numbering.MARGIN, FIRST + 19) == FIRST + 50 * numbering.MARGIN, "never less"
+    assert noted(None, LAST - 1) == LAST, "no sequence takes more"
+
+
+def test_a_segment_that_does_not_say_what_it_gave_counts_as_having_given_much() -> None:
+    assert noted(None, None) == FIRST - 1 + numbering.UNKNOWN
+    assert noted(FIRST + 7, None) == FIRST + 7 + numbering.UNKNOWN
+
+
+def test_a_segment_that_is_away_does_not_say_what_it_gave() -> None:
+    assert numbering.given(databases({}, 3), 3) is None
+    assert numbering.given(databases({3: Server({"max(last_value)": [(None,)]})}, 3), 3) == FIRST - 1
