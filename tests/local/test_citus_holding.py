@@ -19,6 +19,7 @@ from psycopg import sql
 
 from pgherd.engine.citus import move
 from pgherd.engine.citus.holding import Hold
+from pgherd.engine.citus.session import superuser
 from pgherd.errors import Unavailable
 from pgherd.postgres.connections import Connection
 from tests.support.home import wait_for
@@ -32,6 +33,7 @@ CHILD = """
 import sys, time, psycopg
 from psycopg import sql
 from pgherd.engine.citus.holding import Hold
+from pgherd.engine.citus.session import superuser
 session = psycopg.connect(sys.argv[1])
 session.execute("SELECT pg_advisory_xact_lock(1)")
 Hold([session], sql.SQL("EXISTS (SELECT FROM public.decided)")).start()
@@ -180,3 +182,20 @@ def test_a_predecessor_that_has_committed_and_waits_for_its_standby_is_waited_fo
         move.end_predecessor(desk, "pgherd split 9")
     finally:
         standbys(desk, "")
+
+
+def test_what_users_declare_against_long_statements_does_not_end_ours(server: Herd, desk: Connection) -> None:
+    names = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+    try:
+        for name in names:
+            desk.execute(f"ALTER SYSTEM SET {name} TO '200ms'".encode())
+        desk.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: desk.execute("SHOW statement_timeout").fetchone() == ("200ms",), "it is known", 10)
+        with superuser(server.databases, 1, autocommit=False) as ours:
+            assert ours.execute("SELECT count(*) FROM pg_sleep(0.5)").fetchone() == (1,)
+            assert [ours.execute(f"SHOW {name}".encode()).fetchone() for name in names] == [("0",)] * 3
+    finally:
+        with superuser(server.databases, 1) as ours:
+            for name in names:
+                ours.execute(f"ALTER SYSTEM RESET {name}".encode())
+            ours.execute("SELECT pg_reload_conf()")

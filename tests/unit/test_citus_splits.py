@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pgherd.engine.base import Clone
-from pgherd.engine.citus import clone, numbering
+from pgherd.engine.citus import clone, numbering, restored
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.operations import splits
@@ -164,3 +164,28 @@ def test_a_segment_that_does_not_say_what_it_gave_counts_as_having_given_much() 
 def test_a_segment_that_is_away_does_not_say_what_it_gave() -> None:
     assert numbering.given(databases({}, 3), 3) is None
     assert numbering.given(databases({3: Server({"max(last_value)": [(None,)]})}, 3), 3) == FIRST - 1
+
+
+# a cluster made of a backup
+
+
+class Nodes:
+    """``pg_dist_node``, in which no two rows have one address."""
+
+    def __init__(self, rows: dict[int, tuple[str, int]]) -> None:
+        self.rows = rows
+
+    def execute(self, query: str, values: Sequence[Any] = ()) -> None:
+        if "nodename = ''" in query:
+            self.rows = {group: ("", 100 + group) for group in self.rows}
+        elif query.startswith("UPDATE"):
+            host, port, group = values
+            self.rows[group] = (host, port)
+        assert len(set(self.rows.values())) == len(self.rows), f"two nodes at one address: {self.rows}"
+
+
+def test_restored_nodes_may_get_one_anothers_old_addresses() -> None:
+    nodes = Nodes({0: ("127.0.0.1", 7000), 1: ("127.0.0.1", 7001), 2: ("127.0.0.1", 7002)})
+    now = {0: [Endpoint("127.0.0.1", 7000)], 1: [Endpoint("127.0.0.1", 7002)], 2: [Endpoint("127.0.0.1", 7001)]}
+    restored._nodes(nodes, now)  # type: ignore[arg-type]
+    assert nodes.rows == {group: (members[0].host, members[0].port) for group, members in now.items()}
