@@ -14,7 +14,7 @@ from pgherd.engine.base import Clone
 from pgherd.engine.citus import clone, numbering, restored
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
-from pgherd.operations import splits
+from pgherd.operations import splits, steps
 from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe
 
@@ -106,6 +106,22 @@ def test_a_copy_that_is_ahead_of_its_source_and_does_not_follow_it_is_not_promot
         return
     with pytest.raises(Unavailable, match="segment-3 does not get what its source has"):
         clone._await_last_byte(original, copy, 3)  # type: ignore[arg-type]
+
+
+def test_what_is_left_of_a_copy_is_forgotten_before_members_are_waited_for_in_its_place() -> None:
+    """Nobody else does while an operation runs, and no member is started of a copy that was given up."""
+    forgotten: list[bool] = []
+    engine = SimpleNamespace(forget_clones=lambda: forgotten.append(True))
+    context = SimpleNamespace(segment_ready=lambda group: bool(forgotten))
+    waits = iter(range(3))
+    work = SimpleNamespace(
+        engine=engine,
+        context=context,
+        journal=SimpleNamespace(tell=lambda message: None),
+        wishes=SimpleNamespace(wait=lambda seconds: next(waits)),
+    )
+    step = SimpleNamespace(detail={"segments": [3]})
+    assert steps.members(work, step) == "the members of segment-3 are up"  # type: ignore[arg-type]
 
 
 class Committing:

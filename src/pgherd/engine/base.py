@@ -256,6 +256,10 @@ class Engine(ABC):
         without an operation does this, too."""
         raise NotImplementedError
 
+    def forget_clones(self) -> None:
+        """Give up the copies that no operation is about, and forget those whose members are gone: until then nothing else
+        can be made under their numbers. :meth:`clean_up` without an operation does this, too."""
+
     @abstractmethod
     def clean_up(self, operation: int | None = None) -> int:
         """Carry out the clean-up records that are due (all, or those of one operation) and put right what a killed
