@@ -42,7 +42,9 @@ class Server:
         text = query.decode() if isinstance(query, bytes) else str(query)
         self.heard.append((text, values))
         found = next((rows for word, rows in self.says.items() if word in text), [])
-        return SimpleNamespace(fetchone=lambda: next(iter(found), None), fetchall=lambda: list(found))
+        return SimpleNamespace(
+            fetchone=lambda: next(iter(found), None), fetchall=lambda: list(found), rowcount=self.rowcount
+        )
 
     def changed(self) -> list[str]:
         return [text for text, _ in self.heard if text.split()[0] in ("INSERT", "UPDATE", "DELETE")]
@@ -76,6 +78,16 @@ def test_members_of_a_group_that_nobody_knows_are_given_up_first() -> None:
     desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(0,)]})
     assert not clone.begin(databases({0: desk}, 0, 1, 3), operation=7, group=3, source=1)
     assert [values for text, values in desk.heard if "INTO pgherd.clone" in text] == [[3, 1, 7, "undone"]]
+
+
+def test_a_copy_that_was_given_up_while_it_was_promoted_becomes_no_segment() -> None:
+    desk = Server({}, rowcount=0)
+    with pytest.raises(Unavailable, match="segment-3 was given up meanwhile"):
+        clone._take_in(desk, 7, 3, 1)  # type: ignore[arg-type]
+    [deleted] = desk.changed()
+    assert "state = %s" in deleted
+    clone._take_in(taken := Server({}), 7, 3, 1)  # type: ignore[arg-type]
+    assert "INSERT INTO pgherd.segment (group_id) VALUES (%s)" in taken.changed()
 
 
 def test_nobody_waits_for_the_pause_of_a_segment() -> None:

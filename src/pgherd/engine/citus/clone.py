@@ -417,9 +417,16 @@ def _await_last_byte(original: Connection, copy: Connection, group: int) -> None
 
 
 def _take_in(connection: Connection, operation: int, group: int, source: int) -> None:
-    """The group is a segment from this transaction's commit on."""
+    """The group is a segment from this transaction's commit on.
+
+    :raises Unavailable: somebody has given the copy up, and its members may go at any moment
+    """
+    taken = connection.execute(
+        "DELETE FROM pgherd.clone WHERE group_id = %s AND state = %s", [group, PARTING]
+    )
+    if taken.rowcount != 1:
+        raise Unavailable(f"{group_name(group)} was given up meanwhile")
     connection.execute("INSERT INTO pgherd.segment (group_id) VALUES (%s)", [group])
-    connection.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
     connection.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group])
     for place, kind, name in ((source, cleanup.MOVE, f"split {group}"), (group, SEQUENCES, str(source))):
         connection.execute(
