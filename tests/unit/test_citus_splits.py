@@ -21,6 +21,20 @@ from pgherd.reconcile import observe
 Rows = Sequence[tuple[Any, ...]]
 
 
+class Answer(list[tuple[Any, ...]]):
+    """Rows as a cursor gives them."""
+
+    def __init__(self, rows: Rows, rowcount: int) -> None:
+        super().__init__(rows)
+        self.rowcount = rowcount
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        return next(iter(self), None)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return list(self)
+
+
 @dataclass
 class Server:
     """Answers by the first of these words that a statement has; remembers the statements."""
@@ -38,13 +52,11 @@ class Server:
     def transaction(self) -> Server:
         return self
 
-    def execute(self, query: Any, values: Any = None) -> SimpleNamespace:
+    def execute(self, query: Any, values: Any = None) -> Answer:
         text = query.decode() if isinstance(query, bytes) else str(query)
         self.heard.append((text, values))
         found = next((rows for word, rows in self.says.items() if word in text), [])
-        return SimpleNamespace(
-            fetchone=lambda: next(iter(found), None), fetchall=lambda: list(found), rowcount=self.rowcount
-        )
+        return Answer(found, self.rowcount)
 
     def changed(self) -> list[str]:
         return [text for text, _ in self.heard if text.split()[0] in ("INSERT", "UPDATE", "DELETE")]
@@ -99,9 +111,7 @@ def test_nobody_waits_for_the_pause_of_a_segment() -> None:
         assert seconds == splits.HELD_SECONDS, "it waits for what does not come"
 
     journal = SimpleNamespace(set_phase=lambda phase: None, tell=told.append)
-    work = SimpleNamespace(
-        engine=engine, context=context, journal=journal, wishes=SimpleNamespace(wait=wait)
-    )
+    work = SimpleNamespace(engine=engine, context=context, journal=journal, wishes=SimpleNamespace(wait=wait))
     splits._hold(work, 3, 1)  # type: ignore[arg-type]
     assert told == []
 
@@ -214,6 +224,10 @@ class Nodes:
 
 def test_restored_nodes_may_get_one_anothers_old_addresses() -> None:
     nodes = Nodes({0: ("127.0.0.1", 7000), 1: ("127.0.0.1", 7001), 2: ("127.0.0.1", 7002)})
-    now = {0: [Endpoint("127.0.0.1", 7000)], 1: [Endpoint("127.0.0.1", 7002)], 2: [Endpoint("127.0.0.1", 7001)]}
+    now = {
+        0: [Endpoint("127.0.0.1", 7000)],
+        1: [Endpoint("127.0.0.1", 7002)],
+        2: [Endpoint("127.0.0.1", 7001)],
+    }
     restored._nodes(nodes, now)  # type: ignore[arg-type]
     assert nodes.rows == {group: (members[0].host, members[0].port) for group, members in now.items()}

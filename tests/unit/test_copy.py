@@ -101,7 +101,7 @@ def run(source: Any) -> copy._Copy:
 
 def test_a_table_that_was_made_meanwhile_is_told_before_anything_counts_as_copied() -> None:
     run(side("laptop", [table("a")]))._require_no_more("do this")
-    with pytest.raises(PgherdError, match="^b: made in laptop while it was copied: do this$"):
+    with pytest.raises(PgherdError, match=r"^b: made in laptop while it was copied: do this$"):
         run(side("laptop", [table("a"), table("b")]))._require_no_more("do this")
 
 

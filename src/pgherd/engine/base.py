@@ -228,7 +228,7 @@ class Engine(ABC):
         return {}
 
     def begin_clone(self, operation: int, group: int, source: int) -> bool:
-        """Write down that ``group`` begins as a copy of ``source``, unless that has been done, or it is a segment by now.
+        """Write down that ``group`` begins as a copy of ``source``, unless it is written, or it is a segment by now.
 
         :return: false: an earlier attempt's copy has to go first; ask again
         """
@@ -256,9 +256,13 @@ class Engine(ABC):
         without an operation does this, too."""
         raise NotImplementedError
 
-    def forget_clones(self) -> None:
-        """Give up the copies that no operation is about, and forget those whose members are gone: until then nothing else
-        can be made under their numbers. :meth:`clean_up` without an operation does this, too."""
+    def forget_clones(self) -> int:
+        """Give up the copies that no operation is about, and forget those whose members are gone: until then nothing
+        can be made in their place. :meth:`clean_up` without an operation does this, too.
+
+        :return: how many remain
+        """
+        return 0
 
     @abstractmethod
     def clean_up(self, operation: int | None = None) -> int:

@@ -178,7 +178,9 @@ class _Copy:
         """:raises PgherdError: the source has tables by now to which anybody can write, and which nobody copies"""
         known = {table.name for table in self._tables}
         if more := [table.name for table in self._source.engine.layout() if table.name not in known]:
-            raise PgherdError(f"{', '.join(more)}: made in {self._source.name} while it was copied: {way_out}")
+            raise PgherdError(
+                f"{', '.join(more)}: made in {self._source.name} while it was copied: {way_out}"
+            )
 
     # definitions
 

@@ -26,9 +26,7 @@ SETTINGS = (
 )
 """by which values have one text everywhere, and nothing ends us for being slow"""
 
-OF_USERS = (
-    "{0} !~ '^(pg_|pgherd_segment_)' AND {0} NOT IN ('information_schema', 'pgherd', 'pgherd_shards')"
-)
+OF_USERS = "{0} !~ '^(pg_|pgherd_segment_)' AND {0} NOT IN ('information_schema', 'pgherd', 'pgherd_shards')"
 """whether a schema, by its name, is one of the users'"""
 
 _COLUMNS = """

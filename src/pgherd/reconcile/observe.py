@@ -265,7 +265,7 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
     ).fetchall()
     operations = [Operation(*row) for row in rows]
     due = connection.execute("SELECT count(*) FROM pgherd.cleanup").fetchone()
-    # First: the commit that makes a copy a segment takes it from here to the segments, and one of the two has to have it.
+    # Before the segments: the commit that makes a copy one takes it from here to there, and one of them has to have it.
     clones = engine.clones()
     configuration = connection.execute("SELECT member, role, mode, status FROM pgherd.segment_configuration")
     return Catalogue(

@@ -1,7 +1,7 @@
 """The values that nodes give to rows from sequences: each node has a range of its own, by its group's number.
 
-To Citus a node's number is new each time. Ours come back: a segment that left and one that comes later have the same, and
-so the same range. What the first one gave is in rows that live on elsewhere, so the second one begins behind that.
+To Citus a node's number is new each time. Ours come back: a segment that left and one that comes later have the same,
+and so the same range. What the first one gave is in rows that live on elsewhere, so the second one begins behind that.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _ENDLESS = (
     "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN ('statement_timeout',"
     " 'transaction_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')"
 )
-"""what users declare against their own statements would end ours again and again: none is done in less at the next try"""
+"""what users declare against their own long statements would end ours, at each attempt anew"""
 
 
 def superuser(
