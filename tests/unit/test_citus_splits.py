@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pgherd.engine.base import Clone
-from pgherd.engine.citus import clone, numbering, restored
+from pgherd.engine.citus import clone, numbering, restore_point, restored
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.operations import splits, steps
@@ -204,7 +204,18 @@ def test_a_segment_that_is_away_does_not_say_what_it_gave() -> None:
     assert numbering.given(databases({3: Server({"max(last_value)": [(None,)]})}, 3), 3) == FIRST - 1
 
 
-# a cluster made of a backup
+# restore points, and a cluster made of a backup
+
+
+@pytest.mark.parametrize("looks", [([1, 2], [1, 2, 3]), ([1, 2, 3], [1, 2])])
+def test_a_point_names_each_segment_that_may_hold_shards_at_it(
+    looks: tuple[list[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(looks)
+    monkeypatch.setattr(restore_point.nodes, "segments", lambda databases: next(answers))
+    servers = {group: Server({"insert_lsn": [(f"0/{group}",)]}) for group in range(4)}
+    made = restore_point.create_restore_point(databases(servers, 0, 1, 2, 3), "p")
+    assert made == {0: "0/0", 1: "0/1", 2: "0/2", 3: "0/3"}
 
 
 class Nodes:
