@@ -42,6 +42,7 @@ class Server:
     says: Mapping[str, Rows]
     heard: list[tuple[str, Any]] = field(default_factory=list)
     rowcount: int = 1
+    fails: str = ""
 
     def __enter__(self) -> Server:
         return self
@@ -52,10 +53,15 @@ class Server:
     def transaction(self) -> Server:
         return self
 
+    def commit(self) -> None:
+        pass
+
     def execute(self, query: Any, values: Any = None) -> Answer:
         text = query.decode() if isinstance(query, bytes) else str(query)
         self.heard.append((text, values))
         found = next((rows for word, rows in self.says.items() if word in text), [])
+        if self.fails and self.fails in text:
+            raise Unavailable(text)
         return Answer(found, self.rowcount)
 
     def changed(self) -> list[str]:
@@ -100,6 +106,33 @@ def test_a_copy_that_was_given_up_while_it_was_promoted_becomes_no_segment() -> 
     assert "state = %s" in deleted
     clone._take_in(taken := Server({}), 7, 3, 1)  # type: ignore[arg-type]
     assert "INSERT INTO pgherd.segment (group_id) VALUES (%s)" in taken.changed()
+
+
+def test_a_copy_begins_with_nothing_left_of_a_segment_of_its_number() -> None:
+    node = ("10.0.0.1", 5003, False)
+    desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(0,)], "FROM pg_dist_node": [node]})
+    assert clone.begin(databases({0: desk}, 0, 1), operation=7, group=3, source=1)
+    said = [text.partition("(")[0] for text, _ in desk.heard]
+    assert said.index("SELECT pg_terminate_backend") < said.index("SELECT citus_remove_node")
+    assert ("DELETE FROM pg_dist_cleanup WHERE node_group_id = %s", [3]) in desk.heard
+    assert [values for text, values in desk.heard if "INTO pgherd.clone" in text] == [[3, 1, 7, "copying"]]
+
+
+def test_what_was_to_be_dropped_on_an_earlier_segment_is_not_dropped_on_the_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Citus drops by number and name: a shard that is the copy's from the commit on."""
+    for where, name in ((clone.clone_name, "require_quiet"), (clone, "_await_last_byte")):
+        monkeypatch.setattr(where, name, lambda *of: None)
+    monkeypatch.setattr(clone.nodes, "segments", lambda databases: [])
+    desk = Server({"count(*)": [(0,)]}, fails="citus_promote")
+    asked = databases({0: desk, 1: Server({"count(*)": [(0,)]}), 3: Server({})}, 0, 1, 3)
+    with pytest.raises(Unavailable, match="citus_promote"):
+        clone._part(asked, operation=7, group=3, source=1, node=5, alone=asked)
+    said = [text for text, _ in desk.heard]
+    forgotten = said.index("DELETE FROM pg_dist_cleanup WHERE node_group_id = %s")
+    assert said.index("LOCK TABLE pg_catalog.pg_dist_node IN EXCLUSIVE MODE") < forgotten
+    assert forgotten < said.index("SELECT citus_promote_clone_and_rebalance(%s)")
 
 
 def test_nobody_waits_for_the_pause_of_a_segment() -> None:

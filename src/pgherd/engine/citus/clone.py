@@ -98,6 +98,8 @@ def begin(databases: Databases, operation: int, group: int, source: int) -> bool
             return True
         if row is None:
             state = UNDONE if databases.addresses().get(group) else COPYING
+            if state == COPYING:
+                _forget_node(desk, group)
             _write_down(desk, operation, group, source, state)
             return state == COPYING
         if row[:2] == (source, operation) and row[2] != UNDONE:
@@ -168,13 +170,23 @@ def remove_undone(databases: Databases) -> int:
 
 
 def _forget_node(desk: Connection, group: int) -> None:
-    """A copy that was registered and given up, also where Patroni took it for a segment for a moment."""
+    """Whoever had this number and is gone: a copy that was given up, also where Patroni took it for a segment for a
+    moment, or a segment that left just now."""
     rows = desk.execute(
         "SELECT nodename, nodeport, nodeisclone FROM pg_dist_node WHERE groupid = %s", [group]
     ).fetchall()
+    if rows:
+        nodes.end_last_switchover(desk)
     for host, port, is_clone in rows:
         function = "citus_remove_clone_node" if is_clone else "citus_remove_node"
         desk.execute(f"SELECT {function}(%s, %s)".encode(), [host, port])
+    _forget_leftovers(desk, group)
+
+
+def _forget_leftovers(desk: Connection, group: int) -> None:
+    """What was to be dropped on an earlier node of this number went with it. Citus goes by the number and the name: it
+    would drop a shard of the same name that is in use."""
+    desk.execute("DELETE FROM pg_dist_cleanup WHERE node_group_id = %s", [group])
 
 
 # the copy as a standby
@@ -324,6 +336,7 @@ def _part(databases: Databases, operation: int, group: int, source: int, node: i
             if shards:
                 each.execute("SELECT lock_shard_metadata(7, %s::bigint[])", [shards])  # ExclusiveLock
         _require_settled(connection, original, source)
+        _forget_leftovers(connection, group)
         _await_last_byte(original, copy, group)
         connection.execute("SELECT citus_promote_clone_and_rebalance(%s)", [node])
         _take_in(connection, operation, group, source)

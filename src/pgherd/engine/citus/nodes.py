@@ -281,13 +281,13 @@ def remove_retired(databases: Databases) -> int:
                 remaining += 1
                 continue
             if group not in _admitted(connection):
-                _end_last_switchover(connection)
+                end_last_switchover(connection)
                 _remove(connection, group)
             connection.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
         return remaining
 
 
-def _end_last_switchover(connection: Connection) -> None:
+def end_last_switchover(connection: Connection) -> None:
     """A primary that is shut down announces a switchover. If its group is gone, nobody comes to end that: Patroni would
     keep its transaction open until the next change elsewhere."""
     connection.execute(
