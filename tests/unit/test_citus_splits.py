@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pgherd.engine.base import Clone
-from pgherd.engine.citus import clone, numbering, restore_point, restored
+from pgherd.engine.citus import clone, nodes, numbering, restore_point, restored
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.operations import splits, steps
@@ -122,9 +122,9 @@ def test_what_was_to_be_dropped_on_an_earlier_segment_is_not_dropped_on_the_copy
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Citus drops by number and name: a shard that is the copy's from the commit on."""
-    for where, name in ((clone.clone_name, "require_quiet"), (clone, "_await_last_byte")):
-        monkeypatch.setattr(where, name, lambda *of: None)
-    monkeypatch.setattr(clone.nodes, "segments", lambda databases: [])
+    for name in ("clone_name.require_quiet", "clone._await_last_byte"):
+        monkeypatch.setattr(f"pgherd.engine.citus.{name}", lambda *of: None)
+    monkeypatch.setattr(nodes, "segments", lambda databases: [])
     desk = Server({"count(*)": [(0,)]}, fails="citus_promote")
     asked = databases({0: desk, 1: Server({"count(*)": [(0,)]}), 3: Server({})}, 0, 1, 3)
     with pytest.raises(Unavailable, match="citus_promote"):
@@ -245,7 +245,7 @@ def test_a_point_names_each_segment_that_may_hold_shards_at_it(
     looks: tuple[list[int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter(looks)
-    monkeypatch.setattr(restore_point.nodes, "segments", lambda databases: next(answers))
+    monkeypatch.setattr(nodes, "segments", lambda databases: next(answers))
     servers = {group: Server({"insert_lsn": [(f"0/{group}",)]}) for group in range(4)}
     made = restore_point.create_restore_point(databases(servers, 0, 1, 2, 3), "p")
     assert made == {0: "0/0", 1: "0/1", 2: "0/2", 3: "0/3"}
