@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -170,12 +171,19 @@ def test_a_predecessor_that_has_committed_and_waits_for_its_standby_is_waited_fo
         ):
             told: list[str] = []
             predecessor.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
-            committed = pool.submit(predecessor.execute, "INSERT INTO public.decided DEFAULT VALUES")
+            over = threading.Event()
+
+            def commit() -> None:
+                while not over.is_set():  # the server takes a moment to know that it has a standby
+                    predecessor.execute("INSERT INTO public.decided DEFAULT VALUES")
+
+            committed = pool.submit(commit)
             try:
                 wait_for(lambda: desk.execute(waits).fetchone() == (1,), "it waits for its standby", 10)
                 with pytest.raises(Unavailable, match="an earlier session of 'pgherd split 9' does not end"):
                     move.end_predecessor(desk, "pgherd split 9")
             finally:
+                over.set()
                 standbys(desk, "")
             committed.result(10)
             assert told == []
