@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pgherd.engine.base import Clone
-from pgherd.engine.citus import clone, nodes, numbering, restore_point, restored
+from pgherd.engine.citus import clone, move, nodes, numbering, restore_point, restored
 from pgherd.errors import Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.operations import splits, steps
@@ -206,6 +206,28 @@ class Committing:
 def test_one_look_knows_a_group_that_becomes_a_segment_meanwhile() -> None:
     seen = observe._catalogue(Committing(), Server({}))  # type: ignore[arg-type]
     assert 3 in {*seen.segments, *seen.clones}
+
+
+@pytest.mark.parametrize(("waits", "called_off"), [(True, 0), (False, 1)])
+def test_a_move_that_has_committed_and_waits_for_the_standby_is_not_called_off(
+    waits: bool, called_off: int
+) -> None:
+    calls: list[float] = []
+    looks = iter([False, True])
+
+    def cancel(timeout: float) -> None:
+        calls.append(timeout)
+
+    mover = object.__new__(move._Mover)
+    mover.error = None
+    mover._databases = databases({0: Server({"'SyncRep'": [(waits,)]})}, 0)
+    mover._connection = SimpleNamespace(  # type: ignore[assignment]
+        info=SimpleNamespace(backend_pid=7), cancel_safe=cancel
+    )
+    mover._thread = threading.Thread()
+    mover.is_done = lambda seconds: next(looks)  # type: ignore[method-assign]
+    assert mover.call_off()
+    assert len(calls) == called_off
 
 
 # numbers that sequences give
