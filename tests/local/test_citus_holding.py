@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,7 +18,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgherd.engine.citus import move
 from pgherd.engine.citus.holding import Hold
+from pgherd.engine.citus.session import superuser
 from pgherd.errors import Unavailable
 from pgherd.postgres.connections import Connection
 from tests.support.home import wait_for
@@ -31,6 +34,7 @@ CHILD = """
 import sys, time, psycopg
 from psycopg import sql
 from pgherd.engine.citus.holding import Hold
+from pgherd.engine.citus.session import superuser
 session = psycopg.connect(sys.argv[1])
 session.execute("SELECT pg_advisory_xact_lock(1)")
 Hold([session], sql.SQL("EXISTS (SELECT FROM public.decided)")).start()
@@ -146,3 +150,60 @@ def test_a_session_outlives_every_limit_on_statements(server: Herd, desk: Connec
         assert holds(desk) == 1
         desk.execute("INSERT INTO public.decided DEFAULT VALUES")
         held.wait(lambda: None)
+
+
+def standbys(desk: Connection, names: str) -> None:
+    desk.execute(f"ALTER SYSTEM SET synchronous_standby_names TO '{names}'".encode())
+    desk.execute("SELECT pg_reload_conf()")
+
+
+def test_a_predecessor_that_has_committed_and_waits_for_its_standby_is_waited_for(
+    server: Herd, desk: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended there it would go on to the second phase, with what no other disk has."""
+    monkeypatch.setattr(move, "END_SECONDS", 1.0)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    standbys(desk, "nobody")
+    try:
+        with (
+            server.databases.connect(1, application_name="pgherd split 9") as predecessor,
+            ThreadPoolExecutor() as pool,
+        ):
+            told: list[str] = []
+            predecessor.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+            over = threading.Event()
+
+            def commit() -> None:
+                while not over.is_set():  # the server takes a moment to know that it has a standby
+                    predecessor.execute("INSERT INTO public.decided DEFAULT VALUES")
+
+            committed = pool.submit(commit)
+            try:
+                wait_for(lambda: desk.execute(waits).fetchone() == (1,), "it waits for its standby", 10)
+                with pytest.raises(Unavailable, match="an earlier session of 'pgherd split 9' does not end"):
+                    move.end_predecessor(desk, "pgherd split 9")
+            finally:
+                over.set()
+                standbys(desk, "")
+            committed.result(10)
+            assert told == []
+        move.end_predecessor(desk, "pgherd split 9")
+    finally:
+        standbys(desk, "")
+
+
+def test_what_users_declare_against_long_statements_does_not_end_ours(server: Herd, desk: Connection) -> None:
+    names = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+    try:
+        for name in names:
+            desk.execute(f"ALTER SYSTEM SET {name} TO '200ms'".encode())
+        desk.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: desk.execute("SHOW statement_timeout").fetchone() == ("200ms",), "it is known", 10)
+        with superuser(server.databases, 1, autocommit=False) as ours:
+            assert ours.execute("SELECT count(*) FROM pg_sleep(0.5)").fetchone() == (1,)
+            assert [ours.execute(f"SHOW {name}".encode()).fetchone() for name in names] == [("0",)] * 3
+    finally:
+        with superuser(server.databases, 1) as ours:
+            for name in names:
+                ours.execute(f"ALTER SYSTEM RESET {name}".encode())
+            ours.execute("SELECT pg_reload_conf()")

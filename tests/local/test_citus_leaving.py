@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgherd.engine.citus import checks, nodes
+from pgherd.engine.citus import checks, nodes, numbering
 from pgherd.errors import PgherdError, Unavailable
 from tests.support.citus import needs_citus
 from tests.support.citus_servers import CitusHerd, running_citus_herd
@@ -123,3 +123,39 @@ def test_the_way_out_of_an_old_prepared_transaction_names_the_node_that_can(herd
             found = [each for each in herd.engine.check() if each.check == "prepared"]
             elsewhere.execute(f"ROLLBACK PREPARED '{gid}'".encode())
             assert [way_out in each.fix for each in found] == [True], found
+
+
+NUMBERED = '"Sale"."Item %"'
+
+
+def gives_numbers(herd: CitusHerd, group: int) -> None:
+    with herd.superuser(group) as node:
+        node.execute(f"INSERT INTO {NUMBERED} (note) SELECT 'n' || g FROM generate_series(1, 20) g".encode())
+
+
+def test_a_segment_whose_number_comes_back_gives_no_value_twice(herd: CitusHerd, leaving: int) -> None:
+    herd.engine.steer([leaving])
+    with herd.superuser() as desk:
+        desk.execute(f'CREATE SCHEMA "Sale"; CREATE TABLE {NUMBERED} (id bigserial, note text)'.encode())
+        desk.execute(f"SELECT create_distributed_table('{NUMBERED}', 'note')".encode())
+        try:
+            gives_numbers(herd, leaving)
+            herd.engine.retire(leaving)
+            herd.servers.pop(leaving).stop()
+            herd.engine.clean_up()
+            assert herd.add_segment() == leaving
+            gives_numbers(herd, leaving)
+            assert rows(desk, f"SELECT count(*), count(DISTINCT id) FROM {NUMBERED}") == [(40, 40)]
+            # A segment that was split off has its source's range first.
+            source, behind = numbering.range_of(1), numbering.used(desk, leaving)
+            assert behind is not None
+            with herd.superuser(leaving) as node:
+                node.execute("SET citus.enable_ddl_propagation TO off")
+                node.execute(
+                    f'CREATE SEQUENCE "Sale".copied MINVALUE {source[0]} MAXVALUE {source[1]}'.encode()
+                )
+                numbering.begin_anew(herd.databases, desk, leaving, 1)
+                assert rows(node, """SELECT nextval('"Sale".copied')""") == [behind + 1]
+                node.execute('DROP SEQUENCE "Sale".copied')
+        finally:
+            desk.execute('DROP SCHEMA "Sale" CASCADE')

@@ -299,6 +299,30 @@ def test_a_copy_that_was_given_up_goes_even_while_the_operation_runs() -> None:
     }
 
 
+def removed(found: Observed) -> set[int]:
+    return {step.member.group for step in plan(found) if isinstance(step, p.RemoveMember)}
+
+
+def test_a_segment_is_never_removed_as_a_copy_that_was_given_up() -> None:
+    assert removed(seen({3: Clone(1, "undone")}, members_for=3, admitted=3, operation=EXPANDING)) == set()
+    assert removed(seen({3: Clone(1, "undone")}, members_for=3, admitted=2, operation=EXPANDING)) == {3}
+
+
+@pytest.mark.parametrize(
+    ("state", "goes"), [("copying", set()), ("parting", set()), ("undone", {3}), (None, {3})]
+)
+def test_a_copy_that_is_not_wanted_any_more_goes_only_once_it_was_given_up(
+    state: str | None, goes: set[int]
+) -> None:
+    """Whoever was killed while he made it a segment may commit yet: giving it up waits for his end."""
+    found = look(citus(2), members_for=3, cleanup_due=1)
+    assert found.catalogue is not None
+    clones = {3: Clone(1, state)} if state else {}
+    found = replace(found, catalogue=replace(found.catalogue, clones=clones))
+    assert removed(found) == goes
+    assert p.CleanUp() in plan(found)
+
+
 def test_a_copy_is_no_group_without_a_primary() -> None:
     found = seen({3: Clone(1, "copying")}, members_for=3, changes=[member(3, 0, leader=False)], gone=[(3, 1)])
     assert find_problems(found) == ["shop-segment-3-1 is absent"]

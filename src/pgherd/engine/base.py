@@ -228,7 +228,7 @@ class Engine(ABC):
         return {}
 
     def begin_clone(self, operation: int, group: int, source: int) -> bool:
-        """Write down that ``group`` begins as a copy of ``source``, unless that has been done.
+        """Write down that ``group`` begins as a copy of ``source``, unless it is written, or it is a segment by now.
 
         :return: false: an earlier attempt's copy has to go first; ask again
         """
@@ -255,6 +255,14 @@ class Engine(ABC):
         """What new segments have of their sources that only one of them may have is made their own; :meth:`clean_up`
         without an operation does this, too."""
         raise NotImplementedError
+
+    def forget_clones(self) -> int:
+        """Give up the copies that no operation is about, and forget those whose members are gone: until then nothing
+        can be made in their place. :meth:`clean_up` without an operation does this, too.
+
+        :return: how many remain
+        """
+        return 0
 
     @abstractmethod
     def clean_up(self, operation: int | None = None) -> int:

@@ -73,8 +73,8 @@ def copy(source: Side, destination: Side, pg_dump: Path, tell: Tell, *, parallel
         if (running := store.current(side.databases)) is not None:
             raise BadInput(f"{side.name}: {running.kind} is running: wait for it, or cancel it")
     try:
-        with _alone(destination) as desk, _frozen(source, tell) as frozen:
-            return _Copy(source, destination, desk, frozen, tell, parallel).run(pg_dump)
+        with _alone(destination) as desk, _frozen(source, tell) as (frozen, tables):
+            return _Copy(source, destination, desk, frozen, tables, tell, parallel).run(pg_dump)
     except (Unavailable, psycopg.OperationalError) as error:
         raise Unavailable(
             f"a server is away ({one_line(error)}): run the command again, it goes on"
@@ -105,16 +105,13 @@ def _alone(destination: Side) -> Iterator[Connection]:
 
 
 @contextmanager
-def _frozen(source: Side, tell: Tell) -> Iterator[Connection]:
-    """A session at the source's coordinator that keeps writers and definitions at rest."""
+def _frozen(source: Side, tell: Tell) -> Iterator[tuple[Connection, Sequence[TableLayout]]]:
+    """A session at the source's coordinator that keeps writers and definitions at rest, and the tables for which it
+    does."""
     with copy_rows.session(source.databases, autocommit=False) as connection:
         connection.execute("LOCK TABLE pgherd.ddl_barrier IN SHARE MODE")
-        # A distributed table's shards are foreign tables, which can't be locked, nor written to but through it.
-        tables = [
-            ("ONLY " if each.kind == "distributed" else "") + each.name for each in source.engine.layout()
-        ]
         deadline = time.monotonic() + LOCK_SECONDS
-        while tables and not _locked(connection, tables):
+        while (tables := source.engine.layout()) and not _locked(connection, tables):
             tell(f"waiting for writers of {source.name} to end their transactions", 0, 0)
             if time.monotonic() > deadline:
                 raise PgherdError(
@@ -123,16 +120,19 @@ def _frozen(source: Side, tell: Tell) -> Iterator[Connection]:
                 )
             time.sleep(0.2)
         connection.execute("SET LOCAL lock_timeout TO 0")
-        yield connection
+        yield connection, tables
         connection.rollback()
 
 
-def _locked(connection: Connection, tables: Sequence[str]) -> bool:
+def _locked(connection: Connection, tables: Sequence[TableLayout]) -> bool:
+    """Whether nobody can write to them any more; not if one is written to, or gone by now."""
+    # A distributed table's shards are foreign tables, which can't be locked, nor written to but through it.
+    names = [("ONLY " if each.kind == "distributed" else "") + each.name for each in tables]
     try:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout TO {LOCK_MS}".encode())
-            connection.execute(f"LOCK TABLE {', '.join(tables)} IN EXCLUSIVE MODE".encode())
-    except psycopg.errors.LockNotAvailable:
+            connection.execute(f"LOCK TABLE {', '.join(names)} IN EXCLUSIVE MODE".encode())
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable):
         return False
     return True
 
@@ -146,6 +146,7 @@ class _Copy:
         destination: Side,
         desk: Connection,
         frozen: Connection,
+        tables: Sequence[TableLayout],
         tell: Tell,
         parallel: int,
     ) -> None:
@@ -155,12 +156,13 @@ class _Copy:
         self._frozen = frozen
         self._tell = tell
         self._parallel = parallel
-        self._tables = source.engine.layout()
+        self._tables = tables
         self._abort = threading.Event()
         self._columns = copy_rows.columns(frozen, self._tables)
 
     def run(self, pg_dump: Path) -> Summary:
         definitions = copy_definitions.read(self._source.databases, self._frozen, self._tables, pg_dump)
+        self._require_no_more("run the command again")
         phase = self._phase(definitions)
         if phase is None:
             self._begin(definitions)
@@ -171,6 +173,14 @@ class _Copy:
         made = copy_rows.sequences(self._frozen, self._desk)
         self._compare(sent)
         return Summary(len(self._tables), sum(each.rows for each in sent.values()), made)
+
+    def _require_no_more(self, way_out: str) -> None:
+        """:raises PgherdError: the source has tables by now to which anybody can write, and which nobody copies"""
+        known = {table.name for table in self._tables}
+        if more := [table.name for table in self._source.engine.layout() if table.name not in known]:
+            raise PgherdError(
+                f"{', '.join(more)}: made in {self._source.name} while it was copied: {way_out}"
+            )
 
     # definitions
 
@@ -305,11 +315,11 @@ class _Copy:
 
     def _compare(self, sent: Mapping[str, Total]) -> None:
         """:raises PgherdError: not everything is there as it was sent"""
-        there = self._destination.engine.layout()
+        tables = self._destination.engine.layout()
         found: dict[str, Total] = {}
-        pieces = sum(len(table.pieces) for table in there)
+        pieces = sum(len(table.pieces) for table in tables)
         done = 0
-        for table in there:
+        for table in tables:
             found[table.name] = Total()
             for piece in table.pieces:
                 listed = self._columns.get(table.name, [])
@@ -320,5 +330,9 @@ class _Copy:
         self._frozen.execute("SELECT 1")
         if different := copy_rows.differences(sent, found):
             raise PgherdError("; ".join(different) + f": delete {self._destination.name} and copy anew")
+        there = self._destination.name
+        self._require_no_more(
+            f"drop it there and run the command again, or delete {there}, create it again and copy anew"
+        )
         self._set_phase("done")
         crash_point("copy:compare:done")

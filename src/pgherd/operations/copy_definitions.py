@@ -20,13 +20,12 @@ from psycopg import sql
 from pgherd.engine.base import TableLayout
 from pgherd.errors import PgherdError, one_line
 from pgherd.model.topology import COORDINATOR
+from pgherd.operations.copy_rows import OF_USERS
 from pgherd.operations.statements import statements
 from pgherd.postgres.connections import Connection, Databases
 
-_OURS = r"^(pg_|pgherd_segment_)"
 _SCHEMAS = f"""
-SELECT nspname::text FROM pg_namespace n WHERE nspname !~ '{_OURS}'
-   AND nspname NOT IN ('information_schema', 'pgherd', 'pgherd_shards')
+SELECT nspname::text FROM pg_namespace n WHERE {OF_USERS.format("nspname")}
    AND NOT EXISTS (SELECT FROM pg_depend p WHERE p.objid = n.oid AND p.classid = 'pg_namespace'::regclass
                       AND p.deptype = 'e')
  ORDER BY 1
@@ -143,8 +142,7 @@ def problems(source: Connection, destination: Connection, definitions: Definitio
     ]
     foreign = source.execute(
         "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE c.relkind = 'f' AND n.nspname !~ %s AND n.nspname NOT IN ('pgherd', 'pgherd_shards') ORDER BY 1",
-        [_OURS],
+        f" WHERE c.relkind = 'f' AND {OF_USERS.format('n.nspname')} ORDER BY 1".encode()
     ).fetchall()
     found += [
         f"foreign table {name} can't be copied: drop it here, and make it anew there" for (name,) in foreign

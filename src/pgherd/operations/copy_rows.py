@@ -26,6 +26,9 @@ SETTINGS = (
 )
 """by which values have one text everywhere, and nothing ends us for being slow"""
 
+OF_USERS = "{0} !~ '^(pg_|pgherd_segment_)' AND {0} NOT IN ('information_schema', 'pgherd', 'pgherd_shards')"
+"""whether a schema, by its name, is one of the users'"""
+
 _COLUMNS = """
 SELECT format('%I.%I', n.nspname, c.relname), array_agg(quote_ident(a.attname) ORDER BY a.attnum)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -140,8 +143,7 @@ def sequences(source: Connection, destination: Connection) -> int:
     """Let every sequence go on where the source's is; returns how many."""
     names = source.execute(
         "SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences"
-        " WHERE schemaname !~ '^(pg_|pgherd)' ORDER BY 1".replace("%", "%%").encode(),
-        [],
+        f" WHERE {OF_USERS.format('schemaname')} ORDER BY 1".encode()
     ).fetchall()
     for (name,) in names:
         row = source.execute(f"SELECT last_value, is_called FROM {name}".encode()).fetchone()

@@ -113,7 +113,8 @@ def split(work: Work, step: Step) -> str:
 def _hold(work: Work, group: int, source: int) -> None:
     work.engine.hold_clone(group)
     work.journal.set_phase("moving")
-    while not work.context.held(group):
+    # A predecessor's commit may end only now; for a segment nobody pauses.
+    while group not in work.engine.segments() and not work.context.held(group):
         work.journal.tell(f"{group_name(group)} is about to be split off from {group_name(source)}")
         work.wishes.wait(LOOK_EVERY)
     work.wishes.wait(HELD_SECONDS)

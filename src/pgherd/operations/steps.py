@@ -46,6 +46,8 @@ def members(work: Work, step: Step) -> str:
     groups: Sequence[int] = step.detail["segments"]
     while missing := [group for group in groups if not work.context.segment_ready(group)]:
         work.journal.tell(f"waiting for the members of {names(missing)}")
+        # Of an earlier operation, in another mode: while it is there nothing is started in its place.
+        work.engine.forget_clones()
         work.wishes.wait(0.2)
     return f"the members of {names(groups)} are up"
 

@@ -266,6 +266,8 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
     ).fetchall()
     operations = [Operation(*row) for row in rows]
     due = connection.execute("SELECT count(*) FROM pgherd.cleanup").fetchone()
+    # Before the segments: the commit that makes a copy one takes it from here to there, and one of them has to have it.
+    clones = engine.clones()
     configuration = connection.execute("SELECT member, role, mode, status FROM pgherd.segment_configuration")
     return Catalogue(
         tuple(engine.segments()),
@@ -274,7 +276,7 @@ def _catalogue(engine: Engine, connection: Connection) -> Catalogue:
         next((operation for operation in operations if operation.finished), None),
         due[0] if due else 0,
         {row[0]: (row[1], row[2], row[3]) for row in configuration},
-        engine.clones(),
+        clones,
         engine.clone_parameters(),
     )
 

@@ -151,7 +151,8 @@ class Observed:
     def wanted_groups(self) -> list[int]:
         """Groups that must run: the declared ones, and those that may still hold data.
 
-        A group beyond ``segments.count`` goes only once the catalogue itself says that it takes no part any more.
+        A group beyond ``segments.count`` goes only once the catalogue itself says that it takes no part any more. Of a
+        copy it says so by giving it up: until then somebody may be about to commit that it is a segment.
         """
         groups = {COORDINATOR, *range(1, self.declaration.cluster.spec.segments.count + 1)}
         if self.catalogue is None:
@@ -160,7 +161,10 @@ class Observed:
             groups.update(self.catalogue.segments)
             if self.catalogue.operation is not None:
                 groups.update(state.member.group for state in self.members.values())
-            groups -= {group for group, clone in self.catalogue.clones.items() if clone.state == "undone"}
+            undone = {group for group, clone in self.catalogue.clones.items() if clone.state == "undone"}
+            copies = self.catalogue.clones.keys() - undone
+            groups |= {state.member.group for state in self.members.values()} & copies
+            groups -= undone - set(self.catalogue.segments)
         return sorted(group for group in groups if not self.awaits_source(group))
 
     def awaits_source(self, group: int) -> bool:

@@ -26,7 +26,7 @@ import psycopg
 from psycopg import sql
 
 from pgherd.engine.base import Clone, MoveControl
-from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes
+from pgherd.engine.citus import cleanup, clone_name, clone_place, nodes, numbering
 from pgherd.engine.citus.clone_name import SEQUENCES
 from pgherd.engine.citus.holding import HOLD_SECONDS, Hold
 from pgherd.engine.citus.move import end_predecessor
@@ -58,8 +58,6 @@ SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) FROM pg_stat_replicat
 JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.slot_name = %s AND r.state = 'streaming'"""
 _GIVE_WAY = "SET LOCAL deadlock_timeout TO '20ms'"
 """whoever waits for us while we wait for him goes on: it is we who try again"""
-_RANGE_BITS = 48
-"""Citus gives each node's sequences the values from ``group << 48`` on"""
 
 
 def problems(databases: Databases) -> list[str]:
@@ -95,8 +93,13 @@ def begin(databases: Databases, operation: int, group: int, source: int) -> bool
         row = desk.execute(
             "SELECT source_id, operation_id, state FROM pgherd.clone WHERE group_id = %s FOR UPDATE", [group]
         ).fetchone()
+        # Whoever was killed may commit just now: the row was waited for, and is gone with that commit.
+        if _takes_part(desk, group):
+            return True
         if row is None:
             state = UNDONE if databases.addresses().get(group) else COPYING
+            if state == COPYING:
+                _forget_node(desk, group)
             _write_down(desk, operation, group, source, state)
             return state == COPYING
         if row[:2] == (source, operation) and row[2] != UNDONE:
@@ -121,6 +124,10 @@ def _write_down(desk: Connection, operation: int, group: int, source: int, state
         "INSERT INTO pgherd.clone (group_id, source_id, operation_id, state) VALUES (%s, %s, %s, %s)",
         [group, source, operation, state],
     )
+
+
+def _takes_part(desk: Connection, group: int) -> bool:
+    return bool(value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]))
 
 
 def hold(databases: Databases, group: int) -> None:
@@ -163,13 +170,23 @@ def remove_undone(databases: Databases) -> int:
 
 
 def _forget_node(desk: Connection, group: int) -> None:
-    """A copy that was registered and given up, also where Patroni took it for a segment for a moment."""
+    """Whoever had this number and is gone: a copy that was given up, also where Patroni took it for a segment for a
+    moment, or a segment that left just now."""
     rows = desk.execute(
         "SELECT nodename, nodeport, nodeisclone FROM pg_dist_node WHERE groupid = %s", [group]
     ).fetchall()
+    if rows:
+        nodes.end_last_switchover(desk)
     for host, port, is_clone in rows:
         function = "citus_remove_clone_node" if is_clone else "citus_remove_node"
         desk.execute(f"SELECT {function}(%s, %s)".encode(), [host, port])
+    _forget_leftovers(desk, group)
+
+
+def _forget_leftovers(desk: Connection, group: int) -> None:
+    """What was to be dropped on an earlier node of this number went with it. Citus goes by the number and the name: it
+    would drop a shard of the same name that is in use."""
+    desk.execute("DELETE FROM pg_dist_cleanup WHERE node_group_id = %s", [group])
 
 
 # the copy as a standby
@@ -259,7 +276,7 @@ def _session(group: int) -> str:
 def _was_decided(databases: Databases, desk: Connection, group: int) -> bool:
     """Whether somebody who was killed had split it off. If not, whoever waits for his decision waits no more."""
     end_predecessor(desk, _session(group))
-    if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+    if _takes_part(desk, group):
         return True
     for segment in nodes.segments(databases):
         with superuser(databases, segment) as node:
@@ -319,6 +336,7 @@ def _part(databases: Databases, operation: int, group: int, source: int, node: i
             if shards:
                 each.execute("SELECT lock_shard_metadata(7, %s::bigint[])", [shards])  # ExclusiveLock
         _require_settled(connection, original, source)
+        _forget_leftovers(connection, group)
         _await_last_byte(original, copy, group)
         connection.execute("SELECT citus_promote_clone_and_rebalance(%s)", [node])
         _take_in(connection, operation, group, source)
@@ -399,20 +417,29 @@ def _require_settled(desk: Connection, original: Connection, source: int) -> Non
 
 
 def _await_last_byte(original: Connection, copy: Connection, group: int) -> None:
-    """Citus looks once, and then again after five seconds."""
+    """Citus looks once, and then again after five seconds. It compares numbers only: a copy that has more of a primary
+    that failed than its successor has of it passes there, and has not what the successor wrote since."""
     deadline = time.monotonic() + LAST_BYTE_SECONDS
     while time.monotonic() < deadline:
         end = value(original, "SELECT pg_current_wal_lsn()::text")
-        if value(copy, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end]):
+        has_it = value(copy, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [end])
+        if has_it and value(original, _BEHIND, [clone_place.slot(group)]) is not None:
             return
         time.sleep(0.01)
     raise Unavailable(f"{group_name(group)} does not get what its source has: trying again")
 
 
 def _take_in(connection: Connection, operation: int, group: int, source: int) -> None:
-    """The group is a segment from this transaction's commit on."""
+    """The group is a segment from this transaction's commit on.
+
+    :raises Unavailable: somebody has given the copy up, and its members may go at any moment
+    """
+    taken = connection.execute(
+        "DELETE FROM pgherd.clone WHERE group_id = %s AND state = %s", [group, PARTING]
+    )
+    if taken.rowcount != 1:
+        raise Unavailable(f"{group_name(group)} was given up meanwhile")
     connection.execute("INSERT INTO pgherd.segment (group_id) VALUES (%s)", [group])
-    connection.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
     connection.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group])
     for place, kind, name in ((source, cleanup.MOVE, f"split {group}"), (group, SEQUENCES, str(source))):
         connection.execute(
@@ -448,28 +475,7 @@ def own_sequences(databases: Databases, only: int | None = None) -> None:
             " AND (group_id = %(only)s OR %(only)s::int IS NULL) ORDER BY id"
         )
         for record, group, source in desk.execute(query, {"kind": SEQUENCES, "only": only}).fetchall():
-            if value(desk, "SELECT count(*) FROM pgherd.segment WHERE group_id = %s", [group]):
+            if _takes_part(desk, group):
                 clone_name.require_own(databases, group)
-                _number_anew(databases, group, source)
+                numbering.begin_anew(databases, desk, group, source)
             desk.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
-
-
-def _number_anew(databases: Databases, group: int, source: int) -> None:
-    (first, last), theirs = _range(group), _range(source)
-    with superuser(databases, group) as connection:
-        connection.execute("SET citus.enable_ddl_propagation TO off")
-        rows = connection.execute(
-            "SELECT schemaname, sequencename FROM pg_sequences WHERE min_value = %s AND max_value = %s",
-            theirs,
-        ).fetchall()
-        for schema, name in rows:
-            connection.execute(
-                sql.SQL("ALTER SEQUENCE {} MINVALUE {} MAXVALUE {} START {} RESTART").format(
-                    sql.Identifier(schema, name), *(sql.Literal(each) for each in (first, last, first))
-                )
-            )
-
-
-def _range(group: int) -> tuple[int, int]:
-    first = (group << _RANGE_BITS) + 1
-    return first, first + (1 << _RANGE_BITS)

@@ -169,6 +169,9 @@ class CitusEngine(Engine):
     def finish_split(self) -> None:
         clone.own_sequences(self.databases)
 
+    def forget_clones(self) -> int:
+        return clone.remove_undone(self.databases)
+
     def clean_up(self, operation: int | None = None) -> int:
         remaining = cleanup.clean_up(self.databases, operation)
         if operation is None:

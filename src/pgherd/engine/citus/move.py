@@ -34,6 +34,10 @@ END_SECONDS = 20.0
 _PARALLEL_SINCE = (13, 2)
 _BUSY = "could not acquire the lock required to"
 """Citus does not wait for others at work on a colocation, and has no SQLSTATE for it"""
+_END = """\
+SELECT count(CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' THEN pg_terminate_backend(pid) ELSE true END)
+  FROM pg_stat_activity WHERE application_name = %s"""
+"""ended while it waits for its standby, a session would tell the other nodes to commit what only this disk has"""
 
 _SETTING_UP = "Setting Up"
 MOMENTS: Mapping[str, str] = {
@@ -138,14 +142,12 @@ def _record(desk: Connection, operation: int, group: ShardGroupId, route: Route)
 def end_predecessor(desk: Connection, session: str) -> None:
     """The session of whoever began this and was killed: Citus would refuse a second one.
 
+    One that has committed and waits for its standby is waited for, too.
+
     :raises Unavailable: it does not end
     """
     deadline = time.monotonic() + END_SECONDS
-    while value(
-        desk,
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s",
-        [session],
-    ):
+    while value(desk, _END, [session]):
         if time.monotonic() > deadline:
             raise Unavailable(f"an earlier session of '{session}' does not end")
         time.sleep(POLL_SECONDS)
@@ -156,6 +158,7 @@ class _Mover:
 
     def __init__(self, databases: Databases, route: Route, mode: str) -> None:
         self.error: Exception | None = None
+        self._databases = databases
         self._connection = superuser(databases, COORDINATOR, application_name=route.session, lock_timeout="0")
         self._route, self._mode = route, mode
         self._thread = threading.Thread(target=self._run, name=route.session, daemon=True)
@@ -181,12 +184,19 @@ class _Mover:
         """Have it undone, unless it is too late; returns whether the shards have moved."""
         deadline = time.monotonic() + END_SECONDS
         while not self.is_done(POLL_SECONDS):
-            with contextlib.suppress(psycopg.Error, OSError):
+            with contextlib.suppress(psycopg.Error, OSError, Unavailable):
                 if time.monotonic() > deadline:
                     self._connection.close()
                     break
-                self._connection.cancel_safe(timeout=5.0)
+                if not self._waits_for_standby():
+                    self._connection.cancel_safe(timeout=5.0)
         return self.error is None and not self._thread.is_alive()
+
+    def _waits_for_standby(self) -> bool:
+        """It has committed then: called off, it would have the other nodes follow before any other disk has that."""
+        query = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
+        with superuser(self._databases) as desk:
+            return bool(value(desk, query, [self._connection.info.backend_pid]))
 
 
 def _watch(desk: Connection, mover: _Mover, control: MoveControl, route: Route, slots: SlotWait) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from psycopg.types.json import Jsonb
 
+from pgherd.engine.citus import numbering
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import COORDINATOR, Endpoint, Endpoints, group_name
@@ -148,6 +149,7 @@ def admit(databases: Databases, group: int, endpoints: Endpoints) -> None:
             connection.execute("SELECT citus_activate_node(%s, %s)", [node.host, node.port])
         _copy_reference_tables(connection)
         _await_metadata(connection)
+        numbering.skip_used(databases, connection, group)
         connection.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [NODE, group])
         _remember(connection, group, endpoints)
         connection.execute(
@@ -224,13 +226,16 @@ def retire(databases: Databases, group: int) -> None:
         others = [COORDINATOR, *sorted(_admitted(connection) - {group})]
         # While it still counts: once it does not, its members go, even if nobody waits here any more.
         _await_decisions(databases, group, others)
+        given = numbering.given(databases, group)
         with connection.transaction():
             connection.execute(
                 "INSERT INTO pgherd.cleanup (group_id, kind, name) SELECT %(group)s, %(kind)s, %(name)s"
                 " WHERE NOT EXISTS (SELECT FROM pgherd.cleanup WHERE kind = %(kind)s AND group_id = %(group)s)",
                 {"group": group, "kind": NODE, "name": group_name(group)},
             )
-            connection.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [group])
+            left = connection.execute("DELETE FROM pgherd.segment WHERE group_id = %s", [group])
+            if left.rowcount:
+                numbering.note_used(connection, group, given)
         if node is not None and node.active:
             connection.execute("SELECT citus_disable_node(%s, %s, true)", [node.host, node.port])
     _await_decisions(databases, group, others)
@@ -276,13 +281,13 @@ def remove_retired(databases: Databases) -> int:
                 remaining += 1
                 continue
             if group not in _admitted(connection):
-                _end_last_switchover(connection)
+                end_last_switchover(connection)
                 _remove(connection, group)
             connection.execute("DELETE FROM pgherd.cleanup WHERE id = %s", [record])
         return remaining
 
 
-def _end_last_switchover(connection: Connection) -> None:
+def end_last_switchover(connection: Connection) -> None:
     """A primary that is shut down announces a switchover. If its group is gone, nobody comes to end that: Patroni would
     keep its transaction open until the next change elsewhere."""
     connection.execute(

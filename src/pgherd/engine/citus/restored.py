@@ -109,6 +109,8 @@ def _nodes(connection: Connection, endpoints: Mapping[int, Endpoints]) -> None:
         "DELETE FROM pg_catalog.pg_dist_node WHERE noderole <> 'primary' OR groupid <> ALL (%s)",
         [list(endpoints)],
     )
+    # No two nodes may have one address, also for a moment: on one machine a port may have been another group's.
+    connection.execute("UPDATE pg_catalog.pg_dist_node SET nodename = '', nodeport = nodeid")
     for group, members in endpoints.items():
         connection.execute(
             "UPDATE pg_catalog.pg_dist_node SET nodename = %s, nodeport = %s WHERE groupid = %s",

@@ -10,6 +10,11 @@ from pgherd.model.topology import COORDINATOR, Endpoint
 from pgherd.postgres.connections import Connection, Databases
 
 LOCK_TIMEOUT = "10s"
+_ENDLESS = (
+    "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN ('statement_timeout',"
+    " 'transaction_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')"
+)
+"""what users declare against their own long statements would end ours, at each attempt anew"""
 
 
 def superuser(
@@ -30,7 +35,7 @@ def superuser(
     connection = databases.connect(group, autocommit=autocommit, application_name=application_name)
     connection.execute(
         "SET search_path TO pg_catalog, pg_temp; SET citus.override_table_visibility TO off;"
-        f"SET lock_timeout TO '{lock_timeout}'".encode()
+        f"SET lock_timeout TO '{lock_timeout}'; {_ENDLESS}".encode()
     )
     if not autocommit:
         connection.commit()

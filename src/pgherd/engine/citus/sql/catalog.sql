@@ -18,6 +18,13 @@ CREATE TABLE IF NOT EXISTS pgherd.clone (
     failures     int    NOT NULL DEFAULT 0      -- attempts to make it a segment
 );
 
+-- Up to which value sequences gave numbers on segments that left, in the range of values that a group's number stands
+-- for: a later segment of the same number begins behind it.
+CREATE TABLE IF NOT EXISTS pgherd.numbered (
+    group_id   int PRIMARY KEY,
+    used_up_to bigint NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS pgherd.settings (name text PRIMARY KEY, value text NOT NULL);
 
 -- The copy of another cluster's database into this one, and which parts of it are here: each row is written in the
