@@ -222,6 +222,11 @@ def test_a_pod_that_is_gone_or_another_one_or_on_a_silent_node_runs_nothing_any_
         machine._require_there()
 
 
+def test_a_program_that_is_killed_is_not_told_in_the_words_of_its_progress(pod: PodMachine) -> None:
+    with pytest.raises(PgherdError, match=r"/bin/sh in shop-segment-1-0 was ended by signal 9$"):
+        pod.run(["/bin/sh", "-c", "echo 'P01 DETAIL: 15%'; kill -9 $$"], stopping=lambda: False)
+
+
 def test_what_a_program_said_at_its_end_is_told_whole(pod: PodMachine) -> None:
     heard: list[str] = []
     pod.run(["seq", "3000"], stopping=lambda: False, watch=heard.append)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
 """between two looks whether a pod in which something is done is still there"""
+SIGNALLED = 128
+"""with the signal's number the exit code of a program that was killed, as a shell tells it"""
 PRIVATE_PORT = 5433
 """of a server that nobody but the operator reaches; on its pod's loopback only"""
 
@@ -131,6 +133,9 @@ class PodMachine(Machine):
             raise
         said = program.said()[-LAST_BYTES:]
         watch(said)
+        if program.code > SIGNALLED:
+            # What it said last is how far it was.
+            raise PgherdError(f"{command[0]} in {self._pod} was ended by signal {program.code - SIGNALLED}")
         if program.code != 0:
             raise PgherdError(f"{command[0]}: {complaint(said)}")
 
