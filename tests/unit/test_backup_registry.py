@@ -58,7 +58,7 @@ def test_keys_that_were_changed_are_not_brought_to_members_by_who_has_the_old_on
     platform: KubernetesPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backup is made to its end with the keys that it began with; the new ones may be wrong."""
-    stamp, brought = ["1"], []
+    stamp, brought = ["1"], list[str]()
     keys = {"access-key-id": "AKIA", "secret-access-key": "right"}
     monkeypatch.setattr(platform, "secret_stamp", lambda reference: stamp[0])
     monkeypatch.setattr(platform, "secret", lambda reference: dict(keys))
