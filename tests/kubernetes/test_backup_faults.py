@@ -224,6 +224,8 @@ def ended_well(mint: Mint, backup: str) -> dict[str, Any]:
     done = mint.await_end(backup)
     assert (done["phase"], set(done["groups"])) == ("Done", ALL), done
     mint.cluster.wait_phase("Running", timeout=PATIENCE)
+    # The list, which the command looks at, is some seconds behind the resource.
+    wait_for(lambda: all(row["phase"] == "done" for row in mint.rows("backups")), "the list says so", 60)
     following = mint.run("backup", NAME, "--type", "incremental", timeout=PATIENCE)
     assert "is done (3 groups" in following.out, following
     mint.await_health()
