@@ -56,6 +56,27 @@ def test_one_that_does_not_answer_is_told_and_waited_for_by_nobody(
     until(lambda: far_view.look(silent, view)["problems"] == [])
 
 
+def test_a_silence_is_told_once_with_what_the_look_before_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far_view, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(far_view, "SILENT_SECONDS", 0.05)
+    silent, answers = method("s3://safe/shop", near=False), threading.Event()
+    problems = ["s3://safe does not answer", "48 MiB of the log of segment-1 wait for it"]
+    looks: list[int] = []
+
+    def view() -> dict[str, Any]:
+        looks.append(1)
+        if len(looks) > 1:
+            answers.wait(30)
+        return {"problems": problems}
+
+    until(lambda: far_view.look(silent, view)["problems"] == problems)
+    for _ in range(20):
+        assert far_view.look(silent, view)["problems"] == problems
+        time.sleep(0.01)
+    assert len(looks) == 2, "the second one is still waited for"
+    answers.set()
+
+
 def test_what_nobody_expected_is_a_problem_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     def view() -> dict[str, Any]:
         raise RuntimeError("of a library")

@@ -14,11 +14,12 @@ import pytest
 from pgherd.backup import choice, gaps, maker, pgbackrest_program, points, records
 from pgherd.backup.base import Report
 from pgherd.backup.gaps import file_name
-from pgherd.backup.maker import Job, Maker
+from pgherd.backup.maker import RETRY_SECONDS, TRIES, Job, Maker
 from pgherd.backup.native import Native
 from pgherd.backup.points import Standing
 from pgherd.backup.records import Backup, BackupType, GroupBackup, GroupPoint, Point
-from pgherd.errors import BadInput, PgherdError, Unavailable
+from pgherd.backup.store import DirectoryStore
+from pgherd.errors import BadInput, PgherdError, Unavailable, Withheld
 from pgherd.platform.base import Programs
 from tests.support.backups import SYSTEM, backup, copy, lsn
 
@@ -252,6 +253,145 @@ def test_a_backup_whose_repository_goes_away_stays_open_with_its_copies(
     assert known.is_open
     assert Maker(job(groups), known).run().phase == "done"
     assert len(groups.made) == 3, "complete copies stay"
+
+
+class Far(DirectoryStore):
+    """As far away as a bucket: that it was there is believed for a moment."""
+
+    near = False
+    silent = False
+
+    def read(self, name: str) -> bytes | None:
+        if self.silent:
+            raise Withheld("s3://safe does not answer")
+        return super().read(name)
+
+
+def test_a_store_that_was_there_a_moment_ago_is_asked_before_a_backup_counts_as_failed(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup, repository = requested(groups), groups.repository
+    far = Far(repository.root)
+    monkeypatch.setattr(repository, "store", far)
+    assert repository.is_there()
+
+    class Dropping(Maker):
+        def _close(self) -> None:
+            far.silent = True
+            repository.require()  # as far as it knows
+            raise Withheld("s3://safe does not answer")
+
+    with pytest.raises(PgherdError, match="does not answer"):
+        Dropping(job(groups), backup).run()
+    far.silent = False
+    [known] = repository.backups()
+    assert known.is_open
+    assert Maker(job(groups), known).run().phase == "done"
+    assert len(groups.made) == 3, "complete copies stay"
+
+
+class Failover:
+    """A group without a primary, for so many seconds of the maker's time."""
+
+    def __init__(self, groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.until = 1000.0, float("-inf")
+        self.look = points.look
+
+        def rest(maker: Maker) -> None:
+            self.now += RETRY_SECONDS
+
+        monkeypatch.setattr(Maker, "_rest", rest)
+        monkeypatch.setattr(
+            maker, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=lambda seconds: None)
+        )
+        monkeypatch.setattr(points, "look", self._look)
+
+    def begin(self, seconds: float) -> None:
+        self.until = self.now + seconds
+
+    def require_over(self) -> None:
+        if self.now < self.until:
+            raise Unavailable("group 1 can't be reached: no primary")
+
+    def _look(self, databases: Any, those: Sequence[int]) -> dict[int, Standing]:
+        if 1 in those:
+            self.require_over()
+        return self.look(databases, those)
+
+
+@pytest.fixture
+def failover(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> Failover:
+    return Failover(groups, monkeypatch)
+
+
+LONG = 60.0
+"""a failover that takes longer than the tries of one group do"""
+
+
+def test_a_group_whose_primary_dies_while_it_is_copied_is_waited_for_and_that_is_told(
+    groups: Groups, failover: Failover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert TRIES * RETRY_SECONDS < LONG < maker.SILENT_SECONDS
+    backup, copied, told = requested(groups), groups.back_up, []
+
+    def back_up(*those: Any) -> GroupBackup:
+        if those[1] == 1 and failover.until < 0:
+            failover.begin(LONG)
+            raise PgherdError("pgbackrest: terminated")
+        told.append(groups.repository.backup(backup.id).message)
+        return copied(*those)
+
+    monkeypatch.setattr(groups, "back_up", back_up)
+    monkeypatch.setattr(maker, "PARALLEL", 1)
+    done = Maker(job(groups), backup).run()
+    assert done.phase == "done", done.error
+    assert told[1] == "segment-1: pgbackrest: terminated: trying again"
+    assert sorted(group for group, _ in groups.made) == [0, 1, 2], "the others' copies stay"
+
+
+def test_a_failover_when_all_copies_are_made_costs_none_of_them(
+    groups: Groups, failover: Failover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = points.make
+
+    def made(*those: Any, **named: Any) -> Point:
+        if failover.until < 0:
+            failover.begin(LONG)
+        failover.require_over()
+        return make(*those, **named)
+
+    monkeypatch.setattr(points, "make", made)
+    done = Maker(job(groups), requested(groups)).run()
+    assert done.phase == "done", done.error
+    assert len(groups.made) == 3
+
+
+def test_a_coordinator_that_fails_over_when_it_is_asked_for_segments_costs_no_copy(
+    groups: Groups, failover: Failover
+) -> None:
+    working = job(groups)
+
+    def segments() -> tuple[int, ...]:
+        if failover.until < 0 and groups.made:
+            failover.begin(LONG)
+        failover.require_over()
+        return (1, 2)
+
+    engine: Any = SimpleNamespace(segments=segments)
+    done = Maker(replace(working, engine=engine), requested(groups)).run()
+    assert done.phase == "done", done.error
+    assert len(groups.made) == 3
+
+
+def test_a_group_that_stays_away_fails_the_backup_in_the_end(
+    groups: Groups, failover: Failover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = requested(groups)
+    failover.begin(100 * maker.SILENT_SECONDS)
+    failed = Maker(job(groups), backup).run()
+    assert (failed.phase, failed.again) == ("failed", True)
+    assert failed.error == "segment-1: group 1 can't be reached: no primary"
+    assert failover.now < 1000 + TRIES * (maker.SILENT_SECONDS + 4 * RETRY_SECONDS)
 
 
 def test_a_copy_that_fills_the_repository_gives_its_room_to_the_record_that_it_failed(

@@ -152,3 +152,24 @@ def test_a_backup_that_failed_is_not_made_up_for_by_copies_of_some_groups(seen: 
     seen.repository.remember_backup(replace(backup(2), groups={2: copy(2)}, wanted=(2,)))
     problems = [each for each in seen.look()["problems"] if each.startswith("backup ")]
     assert problems == ["backup f1 failed: no space left on device: another one is made by itself"]
+
+
+def test_what_waits_for_a_repository_that_is_away_is_told_in_bytes_before_anything_has_failed(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that gets no answer takes a minute to fail, and a group that writes little fills no file meanwhile."""
+
+    def archiving(*those: object) -> dict[int, dict[str, Any]]:
+        quiet = {"failing": None, "failed": None, "system": SYSTEM, "mode": "always", "let_go": None}
+        failing = {**quiet, "failing": True, "failed": "0000000100000000000000AB"}
+        return {0: {**quiet, "waiting": 0}, 1: {**quiet, "waiting": 3}, 2: {**failing, "waiting": 2}}
+
+    monkeypatch.setattr("pgherd.backup.view._archiving", archiving)
+    root = seen.repository.root
+    root.rename(root.with_name("away"))
+    found = seen.look()
+    assert found["waitingBytes"] == {"coordinator": 0, "segment-1": 3 << 24, "segment-2": 2 << 24}
+    away, failing, waits = found["problems"]
+    assert away.startswith(f"there is no repository at {root}")
+    assert failing.startswith("segment-2 can't archive 0000000100000000000000AB: 32 MiB of its log wait")
+    assert waits == "48 MiB of the log of segment-1 wait for it"

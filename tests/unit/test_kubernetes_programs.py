@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection
 
 from pgherd.errors import Cancelled, PgherdError, Unavailable
-from pgherd.platform.kubernetes import programs
-from pgherd.platform.kubernetes.machines import PodMachine
+from pgherd.platform.kubernetes import machines, names, programs
+from pgherd.platform.kubernetes.machines import MemberMachines, PodMachine
 from pgherd.platform.kubernetes.programs import GUARD, PodProgram
 from tests.support.home import wait_for
 
@@ -175,6 +176,55 @@ def test_a_long_program_is_watched_and_can_be_stopped(pod: PodMachine, kubelet: 
             watch=heard.append,
         )
     wait_for(lambda: kubelet.children[0].poll() is not None, "it ended", 10)
+
+
+def test_a_program_on_a_node_that_was_cut_off_is_given_up_though_its_connection_stays(
+    kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "LOOK_SECONDS", 0.2)
+    ends = iter(["", "", "the node of shop-segment-1-0, node2, does not report any more"])
+    pod = PodMachine(None, "shop-segment-1-0", 17, lambda: next(ends))  # type: ignore[arg-type]
+    begun = time.monotonic()
+    with pytest.raises(Unavailable, match="node2, does not report any more"):
+        pod.run(["sleep", "600"], stopping=lambda: time.monotonic() > begun + 30)
+    wait_for(lambda: kubelet.children[0].poll() is not None, "it was ended, where it hears of that", 10)
+
+
+def test_a_pod_that_is_gone_or_another_one_or_on_a_silent_node_runs_nothing_any_more() -> None:
+    def pod(uid: str) -> dict[str, Any]:
+        running = [{"name": names.CONTAINER, "state": {"running": {}}}]
+        return {
+            "metadata": {"name": "shop-segment-1-0", "uid": uid},
+            "spec": {"nodeName": "node2"},
+            "status": {"containerStatuses": running},
+        }
+
+    there, silent = [pod("1")], {"node": None}
+
+    def silent_node(found: dict[str, Any]) -> str | None:
+        if silent["node"] == "unknown":
+            raise Unavailable("the API server does not answer")
+        return silent["node"]
+
+    platform: Any = SimpleNamespace(pods=lambda cluster: there, silent_node=silent_node, reach=None)
+    machine: Any = MemberMachines(platform, "shop", 17).at("shop-segment-1-0.shop.prod")
+    machine._require_there()
+    for node in ("unknown", "node2"):
+        silent["node"] = node  # type: ignore[assignment]
+        with nullcontext() if node == "unknown" else pytest.raises(Unavailable, match="node2"):
+            machine._require_there()
+    silent["node"] = None
+    there[:] = [pod("2")]
+    with pytest.raises(Unavailable, match="shop-segment-1-0 is gone"):
+        machine._require_there()
+    there.clear()
+    with pytest.raises(Unavailable, match="shop-segment-1-0 is gone"):
+        machine._require_there()
+
+
+def test_a_program_that_is_killed_is_not_told_in_the_words_of_its_progress(pod: PodMachine) -> None:
+    with pytest.raises(PgherdError, match=r"/bin/sh in shop-segment-1-0 was ended by signal 9$"):
+        pod.run(["/bin/sh", "-c", "echo 'P01 DETAIL: 15%'; kill -9 $$"], stopping=lambda: False)
 
 
 def test_what_a_program_said_at_its_end_is_told_whole(pod: PodMachine) -> None:

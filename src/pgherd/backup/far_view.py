@@ -21,6 +21,8 @@ PATIENCE_SECONDS = 1.0
 """how long a look is waited for after all: as a rule it takes less"""
 SILENT_SECONDS = 15.0
 """a look that takes longer is told as a problem"""
+_SILENT = "does not answer"
+"""also the end of what a store's own error says that gave up waiting"""
 KEPT = 4096
 """repositories that are remembered: those of as many clusters as an operator looks after, with older keys, too"""
 
@@ -67,8 +69,9 @@ def _latest(method: BackupMethod, known: _Look, view: Callable[[], View]) -> Vie
     bare: View = {"method": method.name, "repository": method.location, "problems": []}
     seen = known.seen or bare
     if known.thread.is_alive() and time.monotonic() - known.begun > SILENT_SECONDS:
-        silent = f"{method.location} does not answer"
-        return {**seen, "problems": [silent, *(each for each in seen.get("problems", ()) if each != silent)]}
+        known_problems = seen.get("problems", ())
+        if not any(each.endswith(_SILENT) for each in known_problems):
+            return {**seen, "problems": [f"{method.location} {_SILENT}", *known_problems]}
     return seen
 
 

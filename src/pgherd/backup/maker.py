@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from pgherd.backup import choice, points, presence, records
 from pgherd.backup.amounts import Amounts
@@ -23,16 +24,19 @@ from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.gaps import Logs
 from pgherd.backup.records import Backup, BackupType
 from pgherd.engine.base import Engine
-from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
+from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld, one_line
 from pgherd.faults import crash_point
 from pgherd.model.topology import COORDINATOR, SUPERUSER, group_name
 from pgherd.postgres.connections import Databases
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TRIES = 3
 """for each group, and for the closing point"""
 RETRY_SECONDS = 5.0
+SILENT_SECONDS = 180.0
+"""how long a group that does not answer is waited for before it is tried again: it may be failing over"""
 PARALLEL = 4
 """groups at a time"""
 _GIVEN = re.compile(rf"\d{{8}}-\d{{6}}-({'|'.join(records.TYPES)})(-\d+)?")
@@ -119,13 +123,24 @@ class Maker:
         except Cancelled:
             raise
         except PgherdError as error:
-            if presence.obstacle(self._job.method) is not None:
+            if self._is_away():
                 raise  # what is complete is kept for when it is back
             self._fail(error)
         return self._backup
 
+    def _is_away(self) -> bool:
+        """Whether the repository is. It is asked: a look of a moment ago, which will do otherwise, may cost all that is
+        copied."""
+        try:
+            self._repository.identity()
+        except Withheld:
+            return True
+        except PgherdError:
+            pass
+        return presence.obstacle(self._job.method) is not None
+
     def _copies(self) -> None:
-        groups = self._backup.wanted or self._taking_part()
+        groups = self._backup.wanted or self._patiently(self._taking_part)
         begins = any(group not in self._backup.groups for group in groups)
         # How fast it goes is measured anew by whoever carries it on.
         change = {"started_at": records.now(), "bytes_done": 0, "bytes_total": 0} if begins else {}
@@ -149,7 +164,22 @@ class Maker:
         """Segments that were admitted meanwhile: the closing point goes through their logs, too."""
         if COORDINATOR not in self._backup.wanted:
             return ()
-        return tuple(group for group in self._taking_part() if group not in self._backup.wanted)
+        taking_part = self._patiently(self._taking_part)
+        return tuple(group for group in taking_part if group not in self._backup.wanted)
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What the groups answer, also those that fail over.
+
+        :raises Unavailable: one does not answer for long
+        """
+        until = time.monotonic() + SILENT_SECONDS
+        while True:
+            try:
+                return ask()
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+                self._rest()
 
     def _copy(self, group: int) -> None:
         for left in reversed(range(TRIES)):
@@ -163,8 +193,27 @@ class Maker:
                     return
                 if not left:
                     raise PgherdError(f"{group_name(group)}: {error}") from error
-                logger.warning("backup %s: %s: %s: trying again", self._backup.id, group_name(group), error)
-                self._rest()
+                self._try_again(f"{group_name(group)}: {error}")
+                self._await(group)
+
+    def _try_again(self, reason: str) -> None:
+        logger.warning("backup %s: %s: trying again", self._backup.id, reason)
+        with suppress(PgherdError):  # only news
+            self._change(message=f"{one_line(reason)}: trying again")
+        self._rest()
+
+    def _await(self, group: int) -> None:
+        """A group that fails over, which takes longer than some tries. It may leave the cluster meanwhile, too."""
+
+        def look() -> None:
+            try:
+                points.look(self._job.databases, [group])
+            except Unavailable:
+                if not self._has_left(group):
+                    raise
+
+        with suppress(Unavailable):  # the next try tells it
+            self._patiently(look)
 
     def _has_left(self, group: int) -> bool:
         """A segment that was retired meanwhile: what it held is on the others, and copied there."""
@@ -270,16 +319,20 @@ class Maker:
         self._copies()
 
     def _make_point(self) -> records.Point:
+        job = self._job
         for left in reversed(range(TRIES)):
-            with suppress(PgherdError) if left else nullcontext():
+            try:
                 return points.make(
-                    self._job.engine,
-                    self._job.databases,
-                    self._job.method,
-                    points.new_name("b"),
-                    backup=self._backup.id,
+                    job.engine, job.databases, job.method, points.new_name("b"), backup=self._backup.id
                 )
-            self._rest()
+            except Cancelled:
+                raise
+            except PgherdError as error:
+                if not left:
+                    raise
+                self._try_again(str(error))
+            with suppress(Unavailable):  # the next try tells it
+                self._patiently(lambda: points.look(job.databases, self._taking_part()))
         raise Unavailable("the restore point that closes the backup could not be made")
 
     def _closing_point(self) -> records.Point:

@@ -51,6 +51,7 @@ class Place:
     :param settings: what pgBackRest's configuration is made of; refuses keys that won't do
     :param owner: tells who asks
     :param shared: where it is, if members archive into it as files, one after the other
+    :param is_current: whether the keys are still those that are declared, as far as members get theirs from here
     """
 
     location: str
@@ -60,6 +61,7 @@ class Place:
     settings: Callable[[], config.Settings]
     owner: Callable[[], Owner] = Owner
     shared: str | None = None
+    is_current: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ class PgBackRest(BackupMethod):
         return self.repository.is_own()
 
     def equip(self) -> None:
-        self._runner.prepare(self._place.settings())
+        # Keys that were changed since are unknown here, and may be wrong: with them members would archive no more.
+        # Whoever keeps the cluster brings them once the repository takes them.
+        if self._place.is_current():
+            self._runner.prepare(self._place.settings())
 
     def unequip(self) -> None:
         self._runner.withdraw()

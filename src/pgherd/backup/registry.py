@@ -35,7 +35,7 @@ def make_method(platform: Platform, cluster: PostgresCluster) -> BackupMethod:
         return NoBackups()
     name = cluster.metadata.name
     folder, machines = platform.backup_folder(name), platform.machines(name)
-    return open_method(platform, declared, name, folder, machines, own=True)
+    return open_method(platform, declared, name, folder, machines, own=True, kept=True)
 
 
 def open_method(
@@ -46,12 +46,14 @@ def open_method(
     machines: Machines | None = None,
     *,
     own: bool = False,
+    kept: bool = False,
 ) -> BackupMethod:
     """The backups of a cluster, declared here or not.
 
     :param folder: for files that are needed meanwhile: a configuration, locks
     :param machines: where members run, or are put together; None: here
     :param own: it is that cluster which asks, to keep its backups there
+    :param kept: who keeps it brings its members keys that were renewed: nobody else does
     """
     let_go, compress = None, None
     if isinstance(declared, BackupSpec):
@@ -71,6 +73,7 @@ def open_method(
         declared.encrypt,
         let_go,
         own,
+        kept,
     )
     return _pgbackrest(source, platform.secret_stamp(declared.secret_ref))
 
@@ -126,6 +129,7 @@ class _Source:
     encrypt: bool
     let_go: int | None
     own: bool
+    kept: bool = False
 
     def place(self, stamp: str) -> Place:
         """Nothing is read before it is needed."""
@@ -140,7 +144,16 @@ class _Source:
         )
         owner = partial(self.platform.owner, self.cluster) if self.own else Owner
         shared = self._folder if archives_alone(self.repository) else None
-        return Place(self._location, f"{known}", stamp, self._open, self._settings, owner, shared)
+        return Place(
+            self._location,
+            f"{known}",
+            stamp,
+            self._open,
+            self._settings,
+            owner,
+            shared,
+            lambda: not self.kept or self.platform.secret_stamp(self.secret) == stamp,
+        )
 
     def runner(self) -> Runner:
         """Who runs pgBackRest."""

@@ -50,6 +50,7 @@ def view(
     archiving = _archiving(databases, groups)
     found: dict[str, Any] = {"method": method.name, "repository": method.location}
     asked = [(group_name(group), state) for group, state in sorted(archiving.items())]
+    waiting = {who: state["waiting"] * SEGMENT_BYTES for who, state in asked}
     problems = [
         problem
         for who, state in [*asked, *_standbys_archiving(databases, sorted(archiving))]
@@ -65,7 +66,8 @@ def view(
         points, damaged = method.repository.points_and_damage(days=2)
         held, drills = method.repository.held(), method.repository.drills()
     except (PgherdError, OSError) as error:
-        return {**found, "problems": [str(error), *problems]}
+        problems += [text for who, state in asked if (text := _waits(who, state))]
+        return {**found, "waitingBytes": waiting, "problems": [str(error), *problems]}
     backups = held.backups
     offered = [point for point in points if point.archived]
     done = [backup for backup in backups if backup.phase == "done"]
@@ -103,9 +105,7 @@ def view(
         "lastRestorePoint": _point(last) if last is not None else None,
         "lastBackup": _backup(done[-1]) if done else None,
         "running": _backup(running) if running else None,
-        "waitingBytes": {
-            group_name(group): state["waiting"] * SEGMENT_BYTES for group, state in archiving.items()
-        },
+        "waitingBytes": waiting,
         "gaps": gaps,
         "problems": problems,
     }
@@ -171,6 +171,13 @@ def _archiving_problems(who: str, state: dict[str, Any], declared: BackupSpec) -
             f"({declared.wal_limit}): its disk fills up"
         )
     return problems
+
+
+def _waits(who: str, state: dict[str, Any]) -> str:
+    """What waits for a repository that is away, where nothing else tells it: a program that gets no answer has not
+    failed yet."""
+    waiting = state["waiting"] * SEGMENT_BYTES
+    return f"{waiting >> 20} MiB of the log of {who} wait for it" if waiting and not state["failing"] else ""
 
 
 def _schedules(

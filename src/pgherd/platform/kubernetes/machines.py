@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.model.spec import VolumeSpec
 from pgherd.model.topology import SUPERUSER, Endpoint, group_name
 from pgherd.platform.kubernetes import names, patroni_files, views, volumes
+from pgherd.platform.kubernetes.api import Object
 from pgherd.platform.kubernetes.programs import PodProgram
 from pgherd.platform.kubernetes.tunnel import HOST, Reach, Tunnel
 from pgherd.platform.local.tools import complaint
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from pgherd.platform.kubernetes.keeping import KeepsBackups
 
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""between two looks whether a pod in which something is done is still there"""
+SIGNALLED = 128
+"""with the signal's number the exit code of a program that was killed, as a shell tells it"""
 PRIVATE_PORT = 5433
 """of a server that nobody but the operator reaches; on its pod's loopback only"""
 
@@ -75,10 +81,12 @@ class PodMachine(Machine):
     """One pod.
 
     :param major: PostgreSQL's major version in its image
+    :param end: tells why nothing runs in it any more, of which its node may say nothing; empty: it does, or nobody
+        knows
     """
 
-    def __init__(self, api: Reach, pod: str, major: int) -> None:
-        self._api, self._pod, self._major = api, pod, major
+    def __init__(self, api: Reach, pod: str, major: int, end: Callable[[], str] = str) -> None:
+        self._api, self._pod, self._major, self._end = api, pod, major, end
 
     @property
     def major(self) -> int:
@@ -111,19 +119,30 @@ class PodMachine(Machine):
         stopping: Callable[[], bool],
         watch: Callable[[str], None] = lambda text: None,
     ) -> None:
-        program = self._start(command, environment)
+        program, looked = self._start(command, environment), time.monotonic()
         try:
             while not program.wait(POLL_SECONDS):
                 if stopping():
                     raise Cancelled(f"{command[0]} in {self._pod} was stopped")
                 watch(program.said()[-4096:])
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    looked = time.monotonic()
+                    self._require_there()
         except BaseException:
             program.abandon()
             raise
         said = program.said()[-LAST_BYTES:]
         watch(said)
+        if program.code > SIGNALLED:
+            # What it said last is how far it was.
+            raise PgherdError(f"{command[0]} in {self._pod} was ended by signal {program.code - SIGNALLED}")
         if program.code != 0:
             raise PgherdError(f"{command[0]}: {complaint(said)}")
+
+    def _require_there(self) -> None:
+        """A connection to a node that was cut off, or lost its power, stays open for a quarter of an hour."""
+        if why := self._end():
+            raise Unavailable(why)
 
     def start(self, command: Sequence[str], log: Path) -> Process:
         return self._start(command, None)
@@ -208,14 +227,21 @@ class MemberMachines(Machines):
             raise Unavailable(
                 f"{pod} has no volume {self.claim} until it is replaced, which is about to be done"
             )
-        return PodMachine(self.platform.reach, pod, self.major)
+        return self._machine(pod)
 
     def of(self, group: int | None) -> Machine:
         running = self._equipped(group) or self._equipped(None)
         if not running:
             which = f"with volume {self.claim} " if self.claim and self._running(None) else ""
             raise Unavailable(f"no member of {self.cluster} {which}runs")
-        return PodMachine(self.platform.reach, running[0], self.major)
+        return self._machine(running[0])
+
+    def _machine(self, pod: str) -> Machine:
+        def look() -> Object | None:
+            pods = self.platform.pods(self.cluster)
+            return next((each for each in pods if each["metadata"]["name"] == pod), None)
+
+        return PodMachine(self.platform.reach, pod, self.major, End(self.platform, pod, look))
 
     def end_strays(self, group: int, argument: str) -> None:
         for pod in self._running(group):
@@ -259,6 +285,28 @@ class MemberMachines(Machines):
 
     def equip(self, files: Mapping[str, str]) -> None:
         self.platform.equip(self.cluster, names.backup_secret(self.cluster), files)
+
+
+class End:
+    """Tells why nothing runs in a pod any more: it is gone, or its node is silent. Empty: something does, or nobody
+    knows.
+
+    :param look: what is known of a pod of this name
+    """
+
+    def __init__(self, platform: KeepsBackups, pod: str, look: Callable[[], Object | None]) -> None:
+        self._platform, self._pod, self._look = platform, pod, look
+        self._uid: str | None = None
+
+    def __call__(self) -> str:
+        with suppress(PgherdError):
+            found = self._look()
+            self._uid = self._uid or (found or {}).get("metadata", {}).get("uid")
+            if found is None or found["metadata"].get("uid") != self._uid:
+                return f"{self._pod} is gone"
+            if (node := self._platform.silent_node(found)) is not None:
+                return f"the node of {self._pod}, {node}, does not report any more"
+        return ""
 
 
 def wait_until(

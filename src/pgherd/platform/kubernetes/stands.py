@@ -16,7 +16,7 @@ from pgherd.platform.kubernetes import epochs, names, patroni_files, restore_pod
 from pgherd.platform.kubernetes.api import CLUSTER, POD, SECRET, VOLUME_CLAIM, Object
 from pgherd.platform.kubernetes.cluster_objects import service_account
 from pgherd.platform.kubernetes.ensure import owned
-from pgherd.platform.kubernetes.machines import PodMachine, wait_until
+from pgherd.platform.kubernetes.machines import End, PodMachine, wait_until
 from pgherd.platform.kubernetes.notes import Notes
 from pgherd.platform.kubernetes.places import Places
 from pgherd.platform.kubernetes.restore_pods import Source
@@ -197,7 +197,8 @@ class Stands:
         return self._uid_now() in owners
 
     def _at(self, pod: str) -> PodMachine:
-        return PodMachine(self._platform.reach, pod, self._platform.major(self._cluster))
+        end = End(self._platform, pod, lambda: self._pod(pod))
+        return PodMachine(self._platform.reach, pod, self._platform.major(self._cluster), end)
 
     def _make(self, member: Member, epoch: int, begin: Callable[[], None]) -> None:
         platform = self._platform
