@@ -100,8 +100,9 @@ helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it
 .PHONY: e2e e2e-beside
 
 ON_KUBERNETES = $(BIN)/pytest tests/kubernetes -p no:cacheprovider
+E2E_WORKERS  ?= 3
 # xdist would begin with the files of many tests, which are the short ones.
-SIDE_BY_SIDE  = -n 3 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE  = -n $(E2E_WORKERS) --dist loadfile --no-loadscope-reorder
 
 e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root); files side by side, then what must be alone
 	$(ON_KUBERNETES) $(SIDE_BY_SIDE) -m "not alone"

@@ -101,7 +101,7 @@ class Reader:
 
 
 def _is_status(answer: httpx2.Response) -> bool:
-    """Whether the API server speaks of an object: of a path that it does not have its web server does, in plain text."""
+    """Whether the API server speaks of an object; of a path that it does not have it says so in plain text."""
     return answer.headers.get("content-type", "").startswith("application/json")
 
 

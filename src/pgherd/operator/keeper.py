@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pgherd.errors import PgherdError
 from pgherd.operator.backups import Desk
+from pgherd.platform.kubernetes.api import CLUSTER
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from pgherd.reconcile.loop import ClusterLoop
 
@@ -35,6 +36,9 @@ class Keeper:
         :param wait: waits so many seconds, returns whether to stop
         """
         with self._one:
+            while not self._is_free():
+                if wait(LOOK_SECONDS):
+                    return
             stop = threading.Event()
             desk = self._desk = Desk(self._platform, self._name, stop)
             loop = self._start(stop)
@@ -49,6 +53,12 @@ class Keeper:
             loop.join_operation(JOIN_SECONDS)
             desk.join(JOIN_SECONDS)
 
+    def _is_free(self, seconds: float = 0.0) -> bool:
+        """Whether no loop is at work: one that was told to end may still be in the middle of a step."""
+        if self._loop is not None:
+            self._loop.join(seconds)
+        return self._loop is None or not self._loop.is_alive()
+
     def _start(self, stop: threading.Event) -> ClusterLoop:
         loop = ClusterLoop(self._platform, self._name, stop)
         if self._desk is not None:
@@ -62,8 +72,9 @@ class Keeper:
         return self._loop is not None and not self._one.locked() and self.is_at_rest()
 
     def is_at_rest(self) -> bool:
-        """Whether neither the loop nor an operation of it is at work."""
-        return self._loop is None or self._loop.is_at_rest()
+        """Whether neither the loop nor anything beside it is at work."""
+        loop, desk = self._loop, self._desk
+        return (loop is None or loop.is_at_rest()) and (desk is None or desk.is_at_rest())
 
     def _wants_care(self) -> bool:
         try:
@@ -78,12 +89,24 @@ class Keeper:
             return False
 
     def wind_down(self, seconds: float) -> bool:
-        """Bring a cluster that is being deleted to its end; False if it takes longer than this."""
+        """Bring a cluster that is being deleted to its end; False if it takes longer than this.
+
+        A loop may end for other reasons. What it looks at may lag: then nothing is to be done of a cluster that was
+        stopped before, and one that was just declared is not there.
+        """
         with self._one:
+            if not self._is_free(seconds):
+                return False
             stop = threading.Event()
             loop = self._start(stop)
             loop.join(seconds)
-            ended = not loop.is_alive()
             stop.set()
             loop.join(JOIN_SECONDS)
-            return ended
+            return loop.has_forgotten or self._is_gone()
+
+    def _is_gone(self) -> bool:
+        """Whether there is nothing any more that could be deleted; asked."""
+        try:
+            return self._platform.api.get(CLUSTER, self._platform.namespace, self._name) is None
+        except PgherdError:
+            return False  # nobody knows
