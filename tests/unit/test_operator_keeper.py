@@ -8,15 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import kopf
 import pytest
 
-from pgherd.errors import BadInput, Unavailable
+from pgherd.errors import BadInput, NoSuchCluster, Unavailable
 from pgherd.operator import keeper as module
+from pgherd.operator.backups import Desk
 from pgherd.operator.keeper import Keeper
-from pgherd.operator.main import Operator
+from pgherd.operator.main import Operator, register
 from pgherd.platform.kubernetes import cache, names
-from pgherd.platform.kubernetes.api import CONFIG_MAP
-from pgherd.platform.kubernetes.cache import WATCHED, Watched
+from pgherd.platform.kubernetes.api import CONFIG_MAP, Kind, Object
+from pgherd.platform.kubernetes.cache import WATCHED, Direct, Watched
 from pgherd.platform.kubernetes.ensure import Applier
 from pgherd.platform.kubernetes.platform import Defaults, KubernetesPlatform
 from pgherd.reconcile.loop import ClusterLoop
@@ -93,6 +95,32 @@ def test_a_loop_that_brought_its_cluster_to_the_end_says_so(
     blind = ClusterLoop(platform, "shop", threading.Event())
     blind.run()
     assert not blind.has_forgotten
+
+
+class Lagging(Direct):
+    """Has not heard yet that anything is to be deleted."""
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        found = super().get(kind, namespace, name)
+        if found is not None and self.lags:
+            found["metadata"].pop("deletionTimestamp", None)
+        return found
+
+    lags = True
+
+
+def test_a_stopped_cluster_goes_only_once_it_is_seen_that_it_is_to_go() -> None:
+    with kube_api() as (kube, api):
+        reader = Lagging(api)
+        keeper = Keeper(KubernetesPlatform(api, "prod", reader), "shop")
+        going = {
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {names.STOPPED_ANNOTATION: "true"},
+        }
+        kube.put(PATH, {**RESOURCE, "metadata": going})
+        assert not keeper.wind_down(20.0)
+        reader.lags = False
+        assert keeper.wind_down(20.0)
 
 
 # one at a time
@@ -218,7 +246,33 @@ def test_nothing_is_remembered_of_what_was_applied_for_a_cluster_that_is_gone(
     assert list(applier._done) == [("prod", CONFIG_MAP, "shopping")]
 
 
+def test_a_list_that_is_published_late_goes_with_its_cluster(
+    place: tuple[Kube, KubernetesPlatform],
+) -> None:
+    kube, platform = place
+    kube.put(PATH, {**RESOURCE, "metadata": {"uid": "one"}})
+    desk = Desk(platform, "shop", threading.Event())
+    desk._publish({"backups": "[]"})
+    [made] = [obj for obj in kube.objects.values() if obj["kind"] == "ConfigMap"]
+    assert [owner["uid"] for owner in made["metadata"]["ownerReferences"]] == ["one"]
+    kube.remove(PATH)
+    with pytest.raises(NoSuchCluster):
+        desk._publish({"backups": "[1]"})
+
+
 # streams
+
+
+def test_a_first_look_that_took_too_long_is_taken_again_at_once() -> None:
+    def start() -> None:
+        raise TimeoutError("pods can't be read from the Kubernetes API server")
+
+    registry = register(cast("Any", SimpleNamespace(objects=SimpleNamespace(start=start))))
+    handlers: list[Any] = [each.fn for each in registry._activities._handlers]
+    [configure] = [each for each in handlers if each.__name__ == "configure"]
+    with pytest.raises(kopf.TemporaryError, match="pods can't be read") as told:
+        configure(settings=kopf.OperatorSettings())
+    assert told.value.delay == 1.0
 
 
 def test_a_first_look_that_took_too_long_is_waited_for_again_by_the_same_streams(
