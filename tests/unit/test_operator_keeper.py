@@ -57,6 +57,23 @@ class Loop(threading.Thread):
         """Nothing runs beside it."""
 
 
+class Idle(threading.Thread):
+    """A desk at which nothing is done, until it is told to leave."""
+
+    def __init__(self, platform: Any, name: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.stop_asked = stop
+
+    def run(self) -> None:
+        self.stop_asked.wait(60)
+
+    def trouble(self) -> str:
+        return ""
+
+    def is_at_rest(self) -> bool:
+        return not self.is_alive()
+
+
 # the end
 
 
@@ -194,6 +211,47 @@ def test_a_loop_outlives_whatever_it_runs_into_while_it_refuses_what_was_declare
     loop.join(20)
     assert not loop.is_alive()
     assert len(seen) > 1, "it looked again"
+
+
+def test_what_nobody_expected_of_a_stopped_cluster_is_found_out_and_told_by_a_loop(
+    place: tuple[Kube, KubernetesPlatform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> Any:
+        raise KeyError("status")
+
+    made: list[Loop] = []
+
+    def make(*given: Any) -> Loop:
+        made.append(Loop(*given))
+        return made[-1]
+
+    monkeypatch.setattr(module, "ClusterLoop", make)
+    monkeypatch.setattr(module, "Desk", Idle)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(place[1], "declaration", broken)
+    keeper = Keeper(place[1], "shop")
+
+    def wait(seconds: float) -> bool:
+        made[-1].join(5)
+        return len(made) > 1
+
+    keeper.keep(wait)
+    assert len(made) == 2
+    assert all(each.stop_asked.is_set() for each in made)
+
+
+def test_nobody_goes_on_where_looking_after_a_cluster_ended_by_an_error(
+    place: tuple[Kube, KubernetesPlatform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(seconds: float) -> bool:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(module, "ClusterLoop", Loop)
+    monkeypatch.setattr(module, "Desk", Idle)
+    keeper = Keeper(place[1], "shop")
+    with pytest.raises(RuntimeError):
+        keeper.keep(wait)
+    assert keeper.is_at_rest()
 
 
 # what is remembered

@@ -42,16 +42,20 @@ class Keeper:
             stop = threading.Event()
             desk = self._desk = Desk(self._platform, self._name, stop)
             loop = self._start(stop)
-            desk.start()
-            while not wait(LOOK_SECONDS):
-                if not loop.is_alive():
-                    if not self._wants_care():
-                        continue
-                    loop = self._start(stop)
-            stop.set()
-            loop.join(JOIN_SECONDS)
-            loop.join_operation(JOIN_SECONDS)
-            desk.join(JOIN_SECONDS)
+            try:
+                desk.start()
+                while not wait(LOOK_SECONDS):
+                    if not loop.is_alive():
+                        if not self._wants_care():
+                            continue
+                        loop = self._start(stop)
+            finally:
+                # Whatever it ran into: it is called again, and nobody else may be at work then.
+                stop.set()
+                loop.join(JOIN_SECONDS)
+                loop.join_operation(JOIN_SECONDS)
+                if desk.is_alive():
+                    desk.join(JOIN_SECONDS)
 
     def _is_free(self, seconds: float = 0.0) -> bool:
         """Whether no loop is at work: one that was told to end may still be in the middle of a step."""
@@ -87,6 +91,9 @@ class Keeper:
             return any(view.running for view in self._platform.members(self._name).values())
         except PgherdError:
             return False
+        except Exception:  # a loop runs into it, too, and tells it
+            logger.exception("%s: whether it wants care can't be told", self._name)
+            return True
 
     def wind_down(self, seconds: float) -> bool:
         """Bring a cluster that is being deleted to its end; False if it takes longer than this.
