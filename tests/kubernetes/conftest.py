@@ -45,9 +45,10 @@ OPERATOR_IMAGE = os.environ.get("PGHERD_OPERATOR_IMAGE", "localhost/pgherd-opera
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files by how long they take; ``--dist loadfile`` hands them out so where ``--no-loadscope-reorder`` lets it."""
-    items.sort(key=_place)  # in a file everything stays in its order
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files side by side by how long they take: so they are handed out where ``--no-loadscope-reorder`` lets it."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_place)  # in a file everything stays in its order
 
 
 def _place(item: pytest.Item) -> tuple[int, str]:

@@ -129,7 +129,10 @@ def test_files_that_take_long_come_first_and_tests_of_a_file_stay_in_their_order
         "test_aside.py::a",
     ]
     items = [SimpleNamespace(path=folder / name.partition("::")[0], name=name) for name in names]
-    conftest.pytest_collection_modifyitems(cast("list[pytest.Item]", items))
+    found = cast("list[pytest.Item]", items)
+    conftest.pytest_collection_modifyitems(cast("Any", SimpleNamespace()), found)
+    assert [item.name for item in items] == names, "one after the other they stay as they are"
+    conftest.pytest_collection_modifyitems(cast("Any", SimpleNamespace(workerinput={})), found)
     assert [item.name for item in items] == [
         "test_backups.py::b", "test_life.py::z", "test_life.py::a", "test_aside.py::a", "test_images.py::a",
     ]  # fmt: skip
