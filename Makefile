@@ -106,10 +106,13 @@ helm: ## Helm itself, built from Go's module proxy (four minutes, once): with it
 .PHONY: e2e e2e-beside
 
 ON_KUBERNETES = $(BIN)/pytest tests/kubernetes -p no:cacheprovider
+E2E_WORKERS  ?= 3
+# xdist would begin with the files of many tests, which are the short ones.
+SIDE_BY_SIDE  = -n $(E2E_WORKERS) --dist loadfile --no-loadscope-reorder
 
 e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root); files side by side, then what must be alone
-	$(ON_KUBERNETES) -n 3 --dist loadfile -m "not alone"
+	$(ON_KUBERNETES) $(SIDE_BY_SIDE) -m "not alone"
 	PGHERD_E2E_IMAGES=loaded $(ON_KUBERNETES) -s -m alone
 
 e2e-beside: install ## of these what may run side by side and does not take long: what .ci/run runs
-	$(ON_KUBERNETES) -n 3 --dist loadfile -m "not alone and not long"
+	$(ON_KUBERNETES) $(SIDE_BY_SIDE) -m "not alone and not long"

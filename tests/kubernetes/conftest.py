@@ -16,13 +16,46 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 import pytest
 
 from tests.kubernetes.kube import LAB_STATE, POSTGRES_IMAGE, ROOT, Cluster, Namespace, kubectl
 
+LONGEST = (
+    "test_backups.py",
+    "test_drills.py",
+    "test_life.py",
+    "test_operator.py",
+    "test_restore_in_place.py",
+    "test_cli.py",
+    "test_repair.py",
+    "test_hands.py",
+    "test_wrong_changes.py",
+    "test_clone.py",
+    "test_failures.py",
+    "test_volume_repository.py",
+    "test_members.py",
+    "test_complaints.py",
+)
+"""files that take minutes, the longest first, so that short ones fill the end of a run of several files side by side;
+those that restore most are apart, so that they don't all run at once"""
 OPERATOR_IMAGE = os.environ.get("PGHERD_OPERATOR_IMAGE", "localhost/pgherd-operator:e2e")
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files side by side by how long they take: so they are handed out where ``--no-loadscope-reorder`` lets it."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_place)  # in a file everything stays in its order
+
+
+def _place(item: pytest.Item) -> tuple[int, str]:
+    if item.path.parent != HERE:
+        return -1, ""
+    name = item.path.name
+    return (LONGEST.index(name), name) if name in LONGEST else (len(LONGEST), name)
 
 
 def _make(*command: str) -> None:

@@ -17,6 +17,8 @@ import yaml
 
 from pgherd.model.topology import group_id
 from pgherd.remote import objects
+from tests.kubernetes.reads import KubectlError as KubectlError
+from tests.kubernetes.reads import reader
 
 LAB_STATE = Path(os.environ.get("LAB_STATE", "/var/lib/pgherd-lab"))
 LAB_BIN = Path(os.environ.get("LAB_CACHE", Path.home() / ".cache" / "pgherd-lab")) / "bin"
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.3) -> Any:
-    """Until ``condition`` is truthy; returns its value. A kubectl that fails counts as "not yet"."""
+    """Until ``condition`` is truthy; returns its value. A look or a kubectl that fails counts as "not yet"."""
     deadline = time.monotonic() + timeout
     last: object = None
     while time.monotonic() < deadline:
@@ -43,10 +45,6 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, eve
                 return last
         time.sleep(every)
     raise AssertionError(f"not within {timeout:.0f} s: {what} (last: {str(last)[:500]})")
-
-
-class KubectlError(Exception):
-    """kubectl said no; the text is what it said."""
 
 
 def kubectl(*arguments: str, stdin: str | None = None, timeout: float = 60.0, check: bool = True) -> str:
@@ -87,18 +85,18 @@ class Namespace:
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """One object."""
-        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
+        found = reader().get(self.name, kind, name)
+        if found is None:
+            raise KubectlError(f"Error from server (NotFound): {kind} {name!r} not found in {self.name}")
         return found
 
     def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         """Objects, by labels."""
-        text = self.kubectl("get", kind, "-o", "json", *(["-l", selector] if selector else []))
-        found: list[dict[str, Any]] = json.loads(text)["items"]
-        return found
+        return reader().list(self.name, kind, selector)
 
     def exists(self, kind: str, name: str) -> bool:
         """Whether there is such an object."""
-        return bool(self.kubectl("get", kind, name, "--ignore-not-found", "-o", "name").strip())
+        return reader().get(self.name, kind, name) is not None
 
 
 def scale_operator(operator: Namespace, count: int = OPERATORS) -> None:

@@ -12,8 +12,7 @@ import pytest
 from pgherd.platform.base import PLACING, REPAIR_ENDED
 from pgherd.platform.kubernetes.restore_pods import RESTORE_LABEL
 from tests.kubernetes.kube import Cluster, lab, wait_for
-from tests.kubernetes.test_backups import PATIENCE, Bank, contents, from_bank, settled_point
-from tests.kubernetes.test_backups import bank as bank
+from tests.kubernetes.test_backups import PATIENCE, contents, from_bank, settled_point
 from tests.kubernetes.test_backups import store as store
 from tests.kubernetes.test_repair import LONG, Vault
 from tests.kubernetes.test_repair import vault as vault
@@ -46,24 +45,25 @@ def dead_node_under(cluster: Cluster, group: str) -> Iterator[str]:
         lab("mend", number)
 
 
-def test_a_restore_goes_on_without_the_node_that_died_under_it(bank: Bank, store: Objects) -> None:
-    point, held = settled_point(bank, 10)
-    moved = Cluster(bank.namespace, "bank-moved")
+def test_a_restore_goes_on_without_the_node_that_died_under_it(vault: Vault, store: Objects) -> None:
+    point, held = settled_point(vault, 10)
+    moved = Cluster(vault.namespace, "vault-moved")
     try:
-        moved.apply(standbys=0, replaceLostAfter=LOST, bootstrap=from_bank(store, point))
+        recovery = from_bank(store, point, cluster=vault.name)
+        moved.apply(standbys=0, replaceLostAfter=LOST, bootstrap=recovery)
         with dead_node_under(moved, "segment-1") as node:
-            assert not bank.namespace.exists("pod", f"{moved.name}-segment-1-0"), "that was too late"
+            assert not vault.namespace.exists("pod", f"{moved.name}-segment-1-0"), "that was too late"
             moved.wait_phase("Running", timeout=LONG)
             assert node not in {pod["spec"]["nodeName"] for pod in moved.pods()}
-            assert contents(bank, moved.name) == held
-        bank.cluster.wait_phase("Running", timeout=LONG)
+            assert contents(vault, moved.name) == held
+        vault.cluster.wait_phase("Running", timeout=LONG)
         wait_for(
-            lambda: bank.run("check", moved.name, check=False).code == 0, "nothing is wrong", 120, every=2
+            lambda: vault.run("check", moved.name, check=False).code == 0, "nothing is wrong", 120, every=2
         )
-        assert not bank.namespace.list("pods", RESTORE_LABEL), "what was only needed meanwhile is gone"
-        assert len(bank.namespace.list("pvc", f"pgherd.io/cluster={moved.name}")) == 3
+        assert not vault.namespace.list("pods", RESTORE_LABEL), "what was only needed meanwhile is gone"
+        assert len(vault.namespace.list("pvc", f"pgherd.io/cluster={moved.name}")) == 3
     finally:
-        bank.run("delete", moved.name, "--purge", "--yes", check=False)
+        vault.run("delete", moved.name, "--purge", "--yes", check=False)
 
 
 def test_a_repair_goes_on_without_the_node_that_died_under_it(vault: Vault) -> None:

@@ -219,7 +219,7 @@ def test_a_schedules_drill_that_fails_is_a_condition_and_an_event_until_one_pass
     known = {each["id"] for each in vault.drills()}
 
     def another() -> dict[str, Any] | None:
-        return next((each for each in reversed(vault.drills()) if each["id"] not in known), None)
+        return next((each for each in reversed(vault.seen("drills")) if each["id"] not in known), None)
 
     damage(store, NAME, "segment-1")
     vault.namespace.apply(
@@ -235,7 +235,7 @@ def test_a_schedules_drill_that_fails_is_a_condition_and_an_event_until_one_pass
         }
     )
     try:
-        failed = dict(wait_for(another, "the schedule's drill is made", LONG, every=2))
+        failed = dict(wait_for(another, "the schedule's drill is made", LONG))
         assert not failed["passed"], failed
         assert any("segment-1" in text and "is missing" in text for text in failed["problems"]), failed
         told = vault.await_condition("False", "DrillFailed")

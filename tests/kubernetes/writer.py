@@ -40,7 +40,7 @@ with connect() as connection:
 
 def report(journal):
     ends = sorted(began + took for began, took in list(journal.latencies))
-    gaps = sorted(((b - a, a) for a, b in zip(ends, ends[1:])), reverse=True)[:3]
+    gaps = sorted(((b - a, a) for a, b in zip(ends, ends[1:])), reverse=True)[:int(os.environ["GAPS"])]
     now = time.monotonic()
     return {
         "acknowledged": len(journal.acknowledged), "unknown": len(journal.unknown), "errors": journal.errors[:5],
@@ -135,12 +135,14 @@ def writers(
     count: int = 3,
     segment: str | None = None,
     options: dict[str, str] | None = None,
+    gaps: int = 3,
 ) -> Iterator[Writers]:
     """Writers in a pod until the block ends (use :meth:`Writers.finish` to audit).
 
     :param avoid: a node that is going to be broken
     :param segment: write only what is on this segment, so that gaps are its outages; None: anywhere
     :param options: more libpq options
+    :param gaps: so many of the longest ones are reported
     """
     name = f"{cluster.name}-writers"
     namespace = cluster.namespace
@@ -154,7 +156,13 @@ def writers(
         }
     )
     namespace.kubectl("delete", "pod", name, "--ignore-not-found", "--grace-period=0", "--force")
-    namespace.apply(_pod(name, cluster, avoid, count, segment or "", options or {}))
+    settings = {
+        "WRITERS": str(count),
+        "SEGMENT": segment or "",
+        "OPTIONS": json.dumps(options or {}),
+        "GAPS": str(gaps),
+    }
+    namespace.apply(_pod(name, cluster, avoid, settings))
     try:
         wait_for(
             lambda: namespace.get("pod", name)["status"]["phase"] == "Running", "the writers' pod runs", 120
@@ -171,9 +179,7 @@ def writers(
         )
 
 
-def _pod(
-    name: str, cluster: Cluster, avoid: str | None, count: int, segment: str, options: dict[str, str]
-) -> dict[str, Any]:
+def _pod(name: str, cluster: Cluster, avoid: str | None, settings: dict[str, str]) -> dict[str, Any]:
     secret = f"{cluster.name}-owner"
     environment: list[dict[str, Any]] = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
@@ -184,11 +190,7 @@ def _pod(
             "DATABASE": "database",
         }.items()
     ]
-    environment += [
-        {"name": "WRITERS", "value": str(count)},
-        {"name": "SEGMENT", "value": segment},
-        {"name": "OPTIONS", "value": json.dumps(options)},
-    ]
+    environment += [{"name": variable, "value": value} for variable, value in settings.items()]
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         # As docs/kubernetes.md advises applications: a name server on a dead node costs a second, not five.

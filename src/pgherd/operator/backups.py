@@ -31,6 +31,7 @@ from pgherd.model.spec import BackupSpec
 from pgherd.operator.drills import Drills
 from pgherd.platform.kubernetes import names, volumes
 from pgherd.platform.kubernetes.api import BACKUP, CONFIG_MAP, SCHEDULE, Kind, Object
+from pgherd.platform.kubernetes.ensure import owned
 from pgherd.platform.kubernetes.keeping import schedule_of
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 
@@ -78,6 +79,10 @@ class Desk(threading.Thread):
         """Looks, until the end."""
         self._look_on()
         self._drills.join(JOIN_SECONDS)
+
+    def is_at_rest(self) -> bool:
+        """Whether neither it nor a drill is at work."""
+        return not self.is_alive() and not self._drills.is_at_work()
 
     def _look_on(self) -> None:
         while not self._stop_asked.is_set():
@@ -328,9 +333,9 @@ class Desk(threading.Thread):
     def _publish(self, data: Mapping[str, str]) -> None:
         if self._listed() != data:
             metadata = {"name": names.backups_list(self._cluster), "labels": names.labels(self._cluster)}
-            self._platform.put(
-                {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
-            )
+            made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
+            # A look that a silent repository held up may end after the cluster: then nobody else would remove it.
+            self._platform.put(owned(made, self._platform.resource_of(self._cluster)))
 
 
 def _without_record(name: str, there: Held, before: Mapping[str, Any]) -> dict[str, Any]:

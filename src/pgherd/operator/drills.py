@@ -63,7 +63,7 @@ class Drills:
 
         :param backups: whether any are declared: without them a drill only comes to its end
         """
-        if self._is_at_work():
+        if self.is_at_work():
             self._end_if_late()
             return
         state, resource = self._platform.drill(self._name), self._platform.resource_of(self._name)
@@ -122,7 +122,7 @@ class Drills:
     def is_going_on(self) -> bool:
         """Whether a drill has begun and not ended."""
         state = self._platform.drill(self._name)
-        return self._is_at_work() or (state is not None and state.is_open)
+        return self.is_at_work() or (state is not None and state.is_open)
 
     def join(self, seconds: float) -> None:
         """Wait for the thread's end, once :attr:`stop` is set."""
@@ -146,7 +146,8 @@ class Drills:
         with suppress(BadInput):  # what has its name is not ours
             scratch.remove()
 
-    def _is_at_work(self) -> bool:
+    def is_at_work(self) -> bool:
+        """Whether this process makes one."""
         return self._thread is not None and self._thread.is_alive()
 
     def _begin(self, state: State) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pgherd.errors import PgherdError
 from pgherd.operator.backups import Desk
+from pgherd.platform.kubernetes.api import CLUSTER
 from pgherd.platform.kubernetes.platform import KubernetesPlatform
 from pgherd.reconcile.loop import ClusterLoop
 
@@ -35,19 +36,32 @@ class Keeper:
         :param wait: waits so many seconds, returns whether to stop
         """
         with self._one:
+            while not self._is_free():
+                if wait(LOOK_SECONDS):
+                    return
             stop = threading.Event()
             desk = self._desk = Desk(self._platform, self._name, stop)
             loop = self._start(stop)
-            desk.start()
-            while not wait(LOOK_SECONDS):
-                if not loop.is_alive():
-                    if not self._wants_care():
-                        continue
-                    loop = self._start(stop)
-            stop.set()
-            loop.join(JOIN_SECONDS)
-            loop.join_operation(JOIN_SECONDS)
-            desk.join(JOIN_SECONDS)
+            try:
+                desk.start()
+                while not wait(LOOK_SECONDS):
+                    if not loop.is_alive():
+                        if not self._wants_care():
+                            continue
+                        loop = self._start(stop)
+            finally:
+                # Whatever it ran into: it is called again, and nobody else may be at work then.
+                stop.set()
+                loop.join(JOIN_SECONDS)
+                loop.join_operation(JOIN_SECONDS)
+                if desk.is_alive():
+                    desk.join(JOIN_SECONDS)
+
+    def _is_free(self, seconds: float = 0.0) -> bool:
+        """Whether no loop is at work: one that was told to end may still be in the middle of a step."""
+        if self._loop is not None:
+            self._loop.join(seconds)
+        return self._loop is None or not self._loop.is_alive()
 
     def _start(self, stop: threading.Event) -> ClusterLoop:
         loop = ClusterLoop(self._platform, self._name, stop)
@@ -62,8 +76,9 @@ class Keeper:
         return self._loop is not None and not self._one.locked() and self.is_at_rest()
 
     def is_at_rest(self) -> bool:
-        """Whether neither the loop nor an operation of it is at work."""
-        return self._loop is None or self._loop.is_at_rest()
+        """Whether neither the loop nor anything beside it is at work."""
+        loop, desk = self._loop, self._desk
+        return (loop is None or loop.is_at_rest()) and (desk is None or desk.is_at_rest())
 
     def _wants_care(self) -> bool:
         try:
@@ -76,14 +91,29 @@ class Keeper:
             return any(view.running for view in self._platform.members(self._name).values())
         except PgherdError:
             return False
+        except Exception:  # a loop runs into it, too, and tells it
+            logger.exception("%s: whether it wants care can't be told", self._name)
+            return True
 
     def wind_down(self, seconds: float) -> bool:
-        """Bring a cluster that is being deleted to its end; False if it takes longer than this."""
+        """Bring a cluster that is being deleted to its end; False if it takes longer than this.
+
+        A loop may end for other reasons. What it looks at may lag: then nothing is to be done of a cluster that was
+        stopped before, and one that was just declared is not there.
+        """
         with self._one:
+            if not self._is_free(seconds):
+                return False
             stop = threading.Event()
             loop = self._start(stop)
             loop.join(seconds)
-            ended = not loop.is_alive()
             stop.set()
             loop.join(JOIN_SECONDS)
-            return ended
+            return loop.has_forgotten or self._is_gone()
+
+    def _is_gone(self) -> bool:
+        """Whether there is nothing any more that could be deleted; asked."""
+        try:
+            return self._platform.api.get(CLUSTER, self._platform.namespace, self._name) is None
+        except PgherdError:
+            return False  # nobody knows

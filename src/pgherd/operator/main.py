@@ -62,21 +62,23 @@ class Operator:
     def keeper(self, namespace: str, name: str) -> Keeper:
         """Who looks after a cluster."""
         with self._guard:
-            if namespace not in self._platforms:
-                platform = KubernetesPlatform(self._api, namespace, self.objects, self._defaults)
-                self._platforms[namespace] = platform
             key = (namespace, name)
             if key not in self._keepers:
                 self._leave_gone()
+                if namespace not in self._platforms:
+                    platform = KubernetesPlatform(self._api, namespace, self.objects, self._defaults)
+                    self._platforms[namespace] = platform
                 self._keepers[key] = Keeper(self._platforms[namespace], name)
             return self._keepers[key]
 
     def _leave_gone(self) -> None:
-        """Remember nothing of clusters that are gone."""
+        """Remember nothing of clusters that are gone, nor of namespaces without any."""
         for key, keeper in list(self._keepers.items()):
             if keeper.has_ended() and self.objects.get(CLUSTER, *key) is None:
                 del self._keepers[key]
                 self._platforms[key[0]].leave(key[1])
+        for namespace in self._platforms.keys() - {namespace for namespace, _ in self._keepers}:
+            del self._platforms[namespace]
 
     def look_after_fences(self) -> None:
         """From now on take down fences whose nodes report again: the cluster that wanted one may be gone."""
@@ -128,7 +130,11 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
         settings.execution.max_workers = MAX_CLUSTERS
         settings.watching.server_timeout = 60
         settings.watching.client_timeout = 75
-        operator.objects.start()
+        try:
+            operator.objects.start()
+        except TimeoutError as error:
+            # Not after a minute, as kopf would: most of it may be there in a moment.
+            raise kopf.TemporaryError(str(error), delay=1.0) from None
         operator.look_after_fences()
         operator.look_after_strays()
         logger.info("watching")

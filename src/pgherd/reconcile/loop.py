@@ -84,6 +84,8 @@ class ClusterLoop(threading.Thread):
         self._unanswered: dict[str, float] = {}
         self._own_until: float | None = None
         self._unpinned = False
+        self.has_forgotten = False
+        """the cluster was to be deleted, and is: nothing of it runs, and what was to go is gone"""
         self.beside: Callable[[], str] = str
         """what keeps those who look after the cluster's backups beside it from their work; empty: nothing"""
 
@@ -145,6 +147,7 @@ class ClusterLoop(threading.Thread):
         self._see_to_backups(world, seen)
         self._act(world, seen, steps)
         if any(isinstance(step, Forget) for step in steps) and not self._errors:
+            self.has_forgotten = True
             raise NoSuchCluster(self.cluster)
         # Who comes next would begin the making anew beside one that has not heard of the stop yet.
         is_over = seen.declaration.stopped and not steps and not seen.is_being_made
@@ -256,9 +259,12 @@ class ClusterLoop(threading.Thread):
                 if not running:
                     self._unpin()
                     self._platform.forget(self.cluster, purge=purge)
+                    self.has_forgotten = True
                     return True
         except PgherdError as another:
             logger.warning("%s: %s", self.cluster, another)
+        except Exception:  # the loop must outlive this, too
+            logger.exception("%s: what it is to become can't be told", self.cluster)
         self._refuse(error)
         return False
 
@@ -274,6 +280,8 @@ class ClusterLoop(threading.Thread):
             self._platform.write_status(self.cluster, text)
         except PgherdError as another:
             logger.warning("%s: %s", self.cluster, another)
+        except Exception:  # the loop must outlive this, too
+            logger.exception("%s: its status can't be written", self.cluster)
 
     def _hindered(self, problem: str) -> None:
         """Say that nobody could look, and why: the status before would pass for the truth."""

@@ -125,15 +125,17 @@ class Watched:
         self._revisions: dict[tuple[str, str], int] = {}
         self._filled = {kind: threading.Event() for kind in WATCHED}
         self._closed = threading.Event()
+        self._begun = False
         self._tombs: dict[tuple[Kind, tuple[str, str]], tuple[int, float]] = {}
         self._last: dict[tuple[str, str], Object] = {}
 
     def start(self) -> None:
-        """Begin to watch; returns when the first look is complete.
+        """Begin to watch; returns when the first look is complete. Called again it only waits for that.
 
         :raises TimeoutError: the API server does not answer
         """
-        for kind in WATCHED:
+        begun, self._begun = self._begun, True
+        for kind in () if begun else WATCHED:
             threading.Thread(
                 target=self._watch, args=(kind,), name=f"watch-{kind.plural}", daemon=True
             ).start()

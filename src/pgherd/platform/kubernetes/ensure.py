@@ -83,7 +83,7 @@ class Applier:
 
 
 def _belongs(name: str, cluster: str) -> bool:
-    return name == cluster or name.startswith(f"{cluster}-")
+    return name == cluster or name.startswith((f"{cluster}-", f"{cluster}."))
 
 
 def _mark(obj: Object) -> str:

@@ -230,6 +230,7 @@ class KubernetesPlatform(KeepsBackups):
         """Nothing is remembered of a cluster that is gone."""
         self._applier.forget(self.namespace, name)
         self._trust.forget(name)
+        self._upkeep.forget(name)
         self._fence.forget(name)
         self._opinions.forget(name)
         for memory in (self._parsed, self._written, self._owners):

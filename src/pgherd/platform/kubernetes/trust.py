@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,6 +126,8 @@ class Trust:
             self._known.pop(name, None)
         for name in [name for name in list(self._checked) if name.startswith(f"{cluster}-")]:
             self._checked.pop(name, None)
+        with suppress(OSError):
+            Path(names.authority_file(cluster, self._namespace)).unlink()
 
     def _kept(
         self, name: str, make: Callable[[], dict[str, Any]], read: Callable[[Mapping[str, str]], T]

@@ -55,6 +55,11 @@ class Upkeep:
         self._rebuild = rebuild
         self._unfounded: dict[str, float] = {}
 
+    def forget(self, cluster: str) -> None:
+        """Nothing is remembered of a cluster that is gone: the founding of a later one begins then."""
+        for scope in [each for each in list(self._unfounded) if names.group_of(cluster, each) is not None]:
+            self._unfounded.pop(scope, None)
+
     def group(self, cluster: PostgresCluster, group: int, replicas: int, own: Own) -> None:
         """Look after one group.
 
