@@ -1,4 +1,4 @@
-"""A new cluster's parameters on Kubernetes: its pods ask their own PostgreSQL before anything is made."""
+"""What a new cluster declares, on Kubernetes: its pods ask their own PostgreSQL before anything is made."""
 
 from __future__ import annotations
 
@@ -12,21 +12,37 @@ from pgherd.model.topology import Member
 from pgherd.platform.kubernetes import first_parameters, names, patroni_files, trials, views
 from pgherd.platform.kubernetes.advice import advised
 from pgherd.platform.kubernetes.first_parameters import REFUSED
-from pgherd.platform.local import binaries
+from pgherd.platform.local import binaries, runas
 from tests.unit.test_kubernetes_objects import cluster, objects
 
 HERE = binaries.find().directory
+
+
+RULES = "# ours\nhost all app \\\n  all scram-sha-256\nhost all {} all scram-sha-256\n"
+WRONG = r"/^(\n\\"
 
 
 def script(**parameters: Any) -> str:
     return first_parameters.questions(cluster(postgres={"parameters": parameters}), 17, None)
 
 
+def rules(user: str, **parameters: Any) -> str:
+    """Asks about lines of which the last one is for this user."""
+    declared = {"hostBasedAuthentication": RULES.format(user), "parameters": parameters}
+    return first_parameters.questions(cluster(postgres=declared), 17, None)
+
+
 def asked(folder: Path, text: str, program: Path = HERE / "postgres") -> tuple[int, str]:
     """How the script ends with the PostgreSQL that is here, and its last words."""
-    text = text.replace("/usr/lib/postgresql/17/bin/postgres", str(program))
+    for path, here in (
+        ("/usr/lib/postgresql/17/bin/postgres", program),
+        ("/usr/lib/postgresql/17/bin", HERE),
+        ("/dev/termination-log", folder / "log"),
+        ("/tmp/first-", folder / "first-"),
+    ):
+        text = text.replace(path, str(here))
     done = subprocess.run(
-        ["/bin/sh", "-c", text.replace("/dev/termination-log", str(folder / "log"))],
+        [*runas.prefix(), "/bin/sh", "-c", text],
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +80,39 @@ def test_what_postgresql_takes_of_a_new_cluster_lets_it_begin(tmp_path: Path) ->
         0,
         "",
     )
+
+
+def test_access_rules_that_postgresql_can_not_read_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    code, said = asked(tmp_path, rules(WRONG))
+    assert code == REFUSED
+    path = "spec.postgres.hostBasedAuthentication"
+    assert said.startswith(
+        f"{path}: line 4 (host all {WRONG} all scram-sha-256) can't be read: invalid regular expression"
+    )
+    assert said.count("\n") == 1
+    assert "line 2" not in said
+    assert "declare something else" in advised(said)
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == []
+
+
+def test_access_rules_that_postgresql_reads_let_a_new_cluster_begin(tmp_path: Path) -> None:
+    assert asked(tmp_path, rules("/^app_[0-9]+$")) == (0, "")
+    assert asked(tmp_path, rules(WRONG), tmp_path / "none") == (0, ""), "who can't be asked refuses nothing"
+
+
+def test_what_is_wrong_with_parameters_and_rules_is_told_together(tmp_path: Path) -> None:
+    code, said = asked(tmp_path, rules(WRONG, work_mem="nonsense"))
+    assert code == REFUSED
+    assert said.startswith("spec.postgres.parameters.work_mem: invalid value")
+    assert "; spec.postgres.hostBasedAuthentication: line 4" in said
+
+
+def test_a_pod_that_was_refused_knows_it_at_its_next_start(tmp_path: Path) -> None:
+    """Kubernetes starts it over and over, and what it says must not go away each time."""
+    refused = asked(tmp_path, rules(WRONG))
+    assert asked(tmp_path, rules(WRONG), tmp_path / "none") == refused
+    (tmp_path / "log").unlink()
+    assert asked(tmp_path, rules("/^app$")) == (0, ""), "something else is declared"
 
 
 def test_a_postgresql_that_can_not_be_asked_refuses_nothing_of_a_new_cluster(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def everybody_outdated() -> Observed:
     return look(changes=[outdated(group, ordinal) for group in range(3) for ordinal in range(2)])
 
 
+def restarted(steps: list[p.Step]) -> list[p.Step]:
+    return [step for step in steps if isinstance(step, p.RestartMember)]
+
+
 def test_segments_before_the_coordinator_and_standbys_before_primaries_one_at_a_time() -> None:
     assert plan(everybody_outdated()) == [p.ReplaceMember(shop(2, 1))]
 
@@ -194,6 +198,25 @@ def test_a_primary_on_a_silent_node_hands_over_although_its_restart_is_held_up_b
     seen = look(changes=[alive, member(1, 1, pending=raised)])
     assert p.Switchover(shop(1, 0), shop(1, 1)) not in plan(seen)
     assert p.Switchover(shop(1, 0), shop(1, 1)) in plan(replace(seen, unread=("line 1 can't be read",)))
+
+
+@pytest.mark.parametrize("away", [member(2, 1, running=False), member(2, 1, state="failed")])
+def test_a_primary_on_a_silent_node_hands_over_although_its_restart_waits_for_another_group(
+    away: MemberState,
+) -> None:
+    raised = {"max_connections": (100, 200)}
+    alive = seen_as(member(1, 0, pending=raised), lost=20.0)
+    steps = plan(look(changes=[alive, member(1, 1, pending=raised), away]))
+    assert not restarted(steps)
+    assert p.Switchover(shop(1, 0), shop(1, 1)) in steps
+
+
+def test_a_primary_on_a_silent_node_does_not_wait_for_another_groups_turn_to_restart() -> None:
+    raised = {"max_connections": (100, 200)}
+    waiting = [member(group, ordinal, pending=raised) for group in (1, 2) for ordinal in range(2)]
+    steps = plan(look(changes=[*waiting, seen_as(member(1, 0, pending=raised), lost=20.0)]))
+    assert restarted(steps) == [p.RestartMember(shop(2, 1))]
+    assert p.Switchover(shop(1, 0), shop(1, 1)) in steps
 
 
 def silent(*changes: MemberState, seconds: float = 60.0, declared: PostgresCluster | None = None) -> Observed:

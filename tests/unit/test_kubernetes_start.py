@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +20,7 @@ from pgherd.backup import restore
 from pgherd.patroni.config import REMEMBERED
 from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import endings, patroni_files
+from pgherd.platform.kubernetes.stands import Stands
 from tests.unit.test_kubernetes_objects import objects
 
 PATRONI = """\
@@ -201,6 +204,39 @@ def test_who_has_data_is_asked_nothing(containers: Containers) -> None:
         (containers.volume / "data" / file).touch()
     containers.start()
     until(containers.servers, "it serves")
+
+
+def test_what_was_put_in_place_is_asked_about_until_its_first_server_is_up(containers: Containers) -> None:
+    """A restored cluster has data before anybody has run with what is declared."""
+    containers.ask("exit 78")
+    for folder in ("global", "base/5"):
+        (containers.volume / "data" / folder).mkdir(parents=True)
+    kept = containers.volume / "data" / "base" / "5" / "16384"
+    for file in (containers.volume / "data" / "global" / "pg_control", kept):
+        file.touch()
+    (containers.volume / patroni_files.UNTRIED).touch()
+    (containers.volume / "founded").touch()
+    assert containers.start().wait(10) == 78
+    assert kept.exists(), "nothing is lost by that"
+    containers.mark()
+    containers.start()
+    until(containers.servers, "it serves")
+
+
+def test_what_is_put_in_place_is_untried(tmp_path: Path) -> None:
+    made = tmp_path / "from-backup" / "data"
+    (made / "global").mkdir(parents=True)
+    (made / "global" / "pg_control").write_text("control")
+
+    def shell(script: str, *arguments: str) -> None:
+        script = script.replace(patroni_files.VOLUME_PATH, str(tmp_path))
+        subprocess.run(["/bin/bash", "-c", script, "place", *arguments], check=True)
+
+    for _ in range(2):  # whoever was killed right after it does it again
+        Stands.place(cast(Any, None), cast(Any, SimpleNamespace(shell=shell)), made)
+        assert (tmp_path / "data" / "global" / "pg_control").read_text() == "control"
+        assert (tmp_path / patroni_files.UNTRIED).exists()
+        assert (tmp_path / "founded").exists()
 
 
 def noted(address: str) -> str:

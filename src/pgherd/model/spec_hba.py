@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+HBA_PATH = "spec.postgres.hostBasedAuthentication"
+"""where a declaration has them"""
 _TYPES = {"local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"}
 _METHODS = {
     *("trust", "reject", "scram-sha-256", "md5", "password", "gss", "ident", "peer", "ldap", "radius"),

@@ -19,14 +19,13 @@ from dataclasses import replace
 import psycopg
 
 from pgherd.errors import PgherdError, one_line
-from pgherd.model.spec_hba import hba_line_number
+from pgherd.model.spec_hba import HBA_PATH, hba_line_number
 from pgherd.model.topology import SUPERUSER, Endpoint
 from pgherd.postgres.connections import Connection, Databases
 from pgherd.reconcile.state import Observed
 
 logger = logging.getLogger(__name__)
 
-PATH = "spec.postgres.hostBasedAuthentication"
 LONGEST = 100
 """characters of a line that are told"""
 QUESTION_SECONDS = 5.0
@@ -121,8 +120,8 @@ def problem(text: str, number: int | None, line: str | None, error: str) -> str:
             "leave it out, or declare an image that has this first, and the line when all members run in it"
         )
     return (
-        f"{PATH}: {where} ({(line or '').strip()[:LONGEST]}) can't be read: {error}: {way_out}, until then members go"
-        " on with the rules that they had, and none of them could start again"
+        f"{HBA_PATH}: {where} ({(line or '').strip()[:LONGEST]}) can't be read: {error}: {way_out}, until then"
+        " members go on with the rules that they had, and none of them could start again"
     )
 
 

@@ -53,12 +53,13 @@ def plan(seen: Observed) -> list[Step]:
         if running := [state.member for state in seen.members.values() if state.view.running]:
             return [StopMember(member) for member in running]
         return [Recover(seen.recovery.get("error"))]
+    changes = rollout(seen)
     return [
         *_repairs(seen),
         *_members(seen),
         *_configs(seen),
-        *rollout(seen),
-        *evacuations(seen),
+        *changes,
+        *evacuations(seen, changes),
         *_lost(seen),
         *_superfluous(seen),
         *_databases(seen),

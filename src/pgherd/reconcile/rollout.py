@@ -117,15 +117,21 @@ def _is_lower(new: Any, old: Any) -> bool:
         return False
 
 
-def evacuations(seen: Observed) -> list[Step]:
-    """A primary that serves where nobody reports on it any more: clients are led elsewhere, so it hands over."""
+def evacuations(seen: Observed, changes: Sequence[Step]) -> list[Step]:
+    """A primary that serves where nobody reports on it any more: clients are led elsewhere, so it hands over.
+
+    That is its own group's business: it waits for nobody else's members, as a change does.
+
+    :param changes: what is done now of a :func:`rollout`
+    """
+    restarting = {step.member.group for step in changes if isinstance(step, RestartMember)}
     steps: list[Step] = []
     for group in seen.wanted_groups():
         primary = seen.primary(group)
         if primary is None or primary.view.lost is None:
             continue
-        if due_for_restart(seen, group) is not None and not seen.unread:
-            continue  # it is on its way, but for rules that no server could start again with
+        if group in restarting:
+            continue  # its heir may be away for a moment; that a restart is only due may last for ever
         if primary.member not in seen.wanted_members():
             continue  # it hands over because it has to go, see _shed_standby
         heirs = [heir for heir in heirs_of(seen, primary) if heir.view.lost is None]

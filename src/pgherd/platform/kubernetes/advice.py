@@ -22,7 +22,10 @@ _ADVICE = (
     (r"must support resize", "let the class do so (allowVolumeExpansion: true)"),
     (r"cannot patch resource \"nodes\"", "give the operator this right: pgherd install --fencing"),
     (r"cannot get resource \"persistentvolumes\"", "give the operator this right: pgherd install"),
-    (r"^spec\.postgres\.parameters\.", "declare something else; nothing was made yet, volumes may stay"),
+    (
+        r"^spec\.postgres\.(parameters\.|hostBasedAuthentication:)",
+        "declare something else; no server was started yet, volumes may stay",
+    ),
     (r"OOMKilled", "declare more resources.memory"),
 )
 

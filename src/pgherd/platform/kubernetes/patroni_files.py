@@ -27,6 +27,8 @@ LOCK_PATH = f"{VOLUME_PATH}/lock"
 SOCKET_PATH = "/run/postgresql"
 UNFINISHED = "from-backup"
 """what a restore puts together beside the data, until it is complete"""
+UNTRIED = "untried"
+"""is beside data that were put in place and that no server of this cluster has run with yet"""
 SERVICE = "member"
 """the name of the settings that members' own connections have in common"""
 BACKUP_DIRECTORY = "/etc/pgherd-backup"
@@ -113,9 +115,10 @@ then
     echo "removing an incomplete founding in $data"
     find "$data" -mindepth 1 -delete
 fi
-# Nobody of this cluster has ever run, so nobody was asked about its parameters: before anything is made they are.
-if [ ! -f "$data/global/pg_control" ] && [ -e {DIRECTORY}/{FIRST_FILE} ]; then
-    /bin/sh {DIRECTORY}/{FIRST_FILE} < /dev/null
+# Nobody of this cluster has ever run, so nobody was asked about what is declared: before anything is made or started
+# they are.
+if [ ! -f "$data/global/pg_control" ] || [ -e {VOLUME_PATH}/{UNTRIED} ]; then
+    [ ! -e {DIRECTORY}/{FIRST_FILE} ] || /bin/sh {DIRECTORY}/{FIRST_FILE} < /dev/null
 fi
 # What was copied has what Patroni was told of the group that it is a copy of; nobody has started it as this one's.
 [ -e "$founded" ] || rm -f "$data/{REMEMBERED}"
@@ -261,6 +264,7 @@ MARK_SCRIPT = f"""\
 # perhaps of the group that it was copied from, until this one's is in the store.
 [ -e {VOLUME_PATH}/founded ] || rm -f {DATA_PATH}/{REMEMBERED}
 touch {VOLUME_PATH}/founded
+rm -f {VOLUME_PATH}/{UNTRIED}
 """
 
 

@@ -40,6 +40,7 @@ cd "$1"
 rm -f patroni.dynamic.json backup_manifest postmaster.opts backup_label.old
 cd ..
 rm -rf spool
+touch {patroni_files.VOLUME_PATH}/{patroni_files.UNTRIED}
 sync -f "$1"
 mv -T "$1" {patroni_files.DATA_PATH}
 touch {patroni_files.VOLUME_PATH}/founded

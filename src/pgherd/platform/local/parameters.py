@@ -12,7 +12,7 @@ from pathlib import Path
 from pgherd.engine import registry
 from pgherd.model import tuning
 from pgherd.model.spec import ParameterValue, PostgresCluster, PostgresSpec
-from pgherd.model.spec_hba import hba_methods, hba_problems
+from pgherd.model.spec_hba import HBA_PATH, hba_methods, hba_problems
 from pgherd.platform.local.binaries import Binaries
 from pgherd.platform.parameters import LIBDIR, QUESTION, absent, libraries, path_of, refusal, setting
 
@@ -64,7 +64,7 @@ def access_problems(postgres: Binaries, declared: PostgresSpec) -> list[str]:
             for number, method in limited
             if not options.intersection(_BUILT_IN[method])
         ]
-    return [f"spec.postgres.hostBasedAuthentication: {problem}" for problem in problems]
+    return [f"{HBA_PATH}: {problem}" for problem in problems]
 
 
 def _problems(postgres: Binaries, name: str, value: ParameterValue) -> Iterator[str]:
