@@ -23,7 +23,7 @@ import pytest
 from pgherd.backup.records import now
 from pgherd.remote.client import KubernetesClient
 from tests.kubernetes.conftest import installed
-from tests.kubernetes.kube import Cluster, Namespace, wait_for
+from tests.kubernetes.kube import ENGINE, Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done, pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
 from tests.support.money import ACCOUNTS, Ledger, audit, await_transfers, make_tables, move, movers, pause
@@ -48,6 +48,12 @@ RESTORE_CRASHES = (
     "restore:placed:0",
     "restore:placed",
 )
+KNOWN_ADDRESSES = {
+    "fdw": "SELECT string_agg(o, ' ') FROM pg_foreign_server s, unnest(srvoptions) o",
+    "citus": "SELECT string_agg(nodename, ' ') || ' ' || current_setting('citus.node_conninfo')"
+    " FROM pg_dist_node WHERE groupid > 0",
+}
+"""where the coordinator finds segments, and whom it takes for them"""
 
 
 class Bank:
@@ -223,7 +229,7 @@ def test_a_point_under_moving_money_is_restored_into_a_new_cluster(bank: Bank) -
     assert one["password"] != other["password"]
     segments = Cluster(bank.namespace, "bank-copy").psql(
         Cluster(bank.namespace, "bank-copy").member("coordinator", "primary"),
-        "SELECT string_agg(o, ' ') FROM pg_foreign_server s, unnest(srvoptions) o",
+        KNOWN_ADDRESSES[ENGINE],
     )
     assert "bank-copy-segment-1" in segments
     assert f"{bank.namespace.name}.bank-copy.ca.crt" in segments

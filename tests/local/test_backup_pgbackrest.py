@@ -23,8 +23,7 @@ from pgherd.backup.object_store import ObjectStore
 from pgherd.backup.records import now
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.spec import RepositorySpec
-from pgherd.platform.local import binaries
-from tests.support.home import DEFAULTS, Home, declaration, temporary_home, wait_for
+from tests.support.home import Home, declaration, programs, temporary_home, wait_for
 from tests.support.money import audit, await_transfers, make_tables, movers, pause
 from tests.support.objects import BUCKET, KEY, SECRET, Objects, objects
 from tests.support.repositories import (
@@ -45,9 +44,7 @@ PASSPHRASE = "correct horse battery staple"
 
 def _unusable() -> str | None:
     try:
-        pgbackrest_program.check(
-            binaries.find(Path(DEFAULTS["bin_dir"]) if DEFAULTS["bin_dir"] else None).major
-        )
+        pgbackrest_program.check(programs().major)
     except PgherdError as error:
         return str(error)
     return None

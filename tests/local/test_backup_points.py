@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home
 from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
 from tests.support.repositories import (
@@ -30,7 +30,8 @@ from tests.support.repositories import (
     write_seconds,
 )
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 RESTORES = restores(4)
 IS_LONG = RESTORES >= 20
@@ -38,19 +39,13 @@ SECONDS = write_seconds(6)
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository"), timeout=300)
         with home.connect() as connection:
             make_tables(connection)
         await_first_backup(home)
         yield home
-
-
-def kill_primary(home: Home, group: str) -> None:
-    before = home.member(group, "primary")["name"]
-    psutil.Process(home.postmaster(before)).kill()
-    home.await_another_primary(group, before)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +55,7 @@ def past(home: Home) -> Ledger:
         time.sleep(SECONDS)
         pause(ledger)
         await_point_after(home, latest(ledger))
-        kill_primary(home, "segment-1")
+        home.fail_over("segment-1")
         ledger.paused.clear()
         await_transfers(ledger, 10)
         time.sleep(SECONDS)

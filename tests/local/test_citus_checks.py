@@ -6,6 +6,7 @@ Damage is done as a superuser to the metadata or the node itself, and undone.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -141,6 +142,44 @@ def test_a_reference_table_without_its_copy(herd: Home) -> None:
         found = {each["check"]: each["message"] for each in findings(herd)}
         desk.execute("INSERT INTO pg_dist_placement SELECT (%s::pg_dist_placement).*", [row])
     assert found["reference tables"] == "segment-2 has no copy of kind"
+
+
+def test_a_reference_table_whose_copy_has_other_rows(herd: Home) -> None:
+    with superuser(herd, "segment-2") as node:
+        copy = one(
+            node,
+            "SELECT shard_name('kind', shardid) FROM pg_dist_shard WHERE logicalrelid = 'kind'::regclass",
+        )
+        node.execute("SET citus.enable_manual_changes_to_shards TO on")
+        node.execute(f"INSERT INTO {copy} VALUES (99)".encode())
+        message = the_only(herd, "copies")
+        fix = findings(herd)[0]["fix"]
+    assert message == "segment-2 has other rows of reference table public.kind than the coordinator"
+    with superuser(herd) as desk:
+        for each in fix.removeprefix("SELECT ").partition(":")[0].split(", then "):
+            desk.execute(f"SELECT {each}".encode())
+    sound(herd)
+    with herd.connect("shop", "--group", "segment-2") as connection:
+        assert one(connection, "SELECT count(*) FROM kind WHERE id = 99") == 0
+
+
+def test_copies_of_a_reference_table_that_is_written_to_are_the_same(herd: Home) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        with herd.connect() as connection:
+            while not stop.is_set():
+                connection.execute("INSERT INTO kind VALUES (100)")
+                connection.execute("DELETE FROM kind WHERE id = 100")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            assert list(observe.connect(LocalPlatform(herd.path), "shop", make_engine).engine.check()) == []
+    finally:
+        stop.set()
+        writer.join(30)
 
 
 def test_a_segment_that_is_closed_to_new_shards(herd: Home) -> None:

@@ -16,17 +16,25 @@ from pgherd.errors import BadInput
 from pgherd.operations import fingerprint
 from pgherd.operations.fingerprint import Outcome, Print, Snapshots
 from pgherd.postgres.connections import Connection
+from tests.support.citus_servers import running_citus_herd
+from tests.support.engines import engine
 from tests.support.servers import Herd, running_herd
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 ROWS = 2000
 
 
 @pytest.fixture(scope="module")
-def herd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Herd]:
-    with running_herd(tmp_path_factory.mktemp("herd"), segments=2, shard_count=4) as herd:
-        yield herd
+def herd(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Herd]:
+    folder = tmp_path_factory.mktemp("herd")
+    if engine == "citus":
+        with running_citus_herd(folder) as herd:
+            yield herd
+    else:
+        with running_herd(folder, segments=2, shard_count=4) as herd:
+            yield herd
 
 
 @pytest.fixture

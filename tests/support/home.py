@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import psycopg
 
+from pgherd.platform.local import binaries
+
 DEFAULTS = {"engine": "fdw", "bin_dir": ""}
 """of declarations and homes; see ``engines``"""
 
@@ -50,6 +52,11 @@ def declaration(
     engine = engine or DEFAULTS["engine"]
     text = DECLARATION.format(name=name, segments=segments, standbys=standbys, shards=shards, engine=engine)
     return text + extra
+
+
+def programs() -> binaries.Binaries:
+    """PostgreSQL's programs that homes use."""
+    return binaries.find(Path(DEFAULTS["bin_dir"]) if DEFAULTS["bin_dir"] else None)
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.1) -> Any:
@@ -159,6 +166,19 @@ class Home:
             return next((name for name in led if name != before), None)
 
         return str(wait_for(other, f"another one than {before} leads", timeout, every=0.3))
+
+    def fail_over(self, group: str, timeout: float = 90.0) -> None:
+        """Kill the server of a group's primary, and wait until another member leads."""
+        before = self.member(group, "primary")["name"]
+        settings = self.path / "shop" / "members" / before / "data" / "postgresql.auto.conf"
+        good = settings.read_text()
+        if DEFAULTS["engine"] == "citus":  # it would start again where it is, and go on leading
+            settings.write_text(f"{good}this is no setting\n")
+        try:
+            psutil.Process(self.postmaster(before)).kill()
+            self.await_another_primary(group, before, timeout)
+        finally:
+            settings.write_text(good)
 
     def await_restart(self, group: str, name: str, killed: int, timeout: float = 90.0) -> None:
         """Until this member leads, by another server than the one that was killed."""

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgherd.platform.local import binaries
+from tests.support.home import programs
 
 RATE = "6M"
 """bytes a second: a fresh group's copy takes several"""
@@ -32,7 +32,7 @@ class Throttle:
 def throttled(directory: Path) -> Throttle:
     """The programs in use, by links, in a fresh directory."""
     directory.mkdir(mode=0o755)
-    flag, real = directory / "slow", binaries.find().directory
+    flag, real = directory / "slow", programs().directory
     for program in real.iterdir():
         (directory / program.name).symlink_to(program)
     script = directory / "pg_basebackup"

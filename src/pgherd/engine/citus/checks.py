@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psycopg
 
 from pgherd.engine.base import Finding
-from pgherd.engine.citus import nodes, versions
+from pgherd.engine.citus import copies, nodes, versions
 from pgherd.engine.citus.restored import origin_of
 from pgherd.engine.citus.session import superuser, value
 from pgherd.errors import Unavailable, one_line
@@ -246,6 +246,19 @@ def _reference_tables(node: _Node) -> Iterator[Finding]:
         )
 
 
+def _copies(node: _Node) -> Iterator[Finding]:
+    if node.group == COORDINATOR:
+        return
+    for table, copy in copies.tables(node.desk, node.group):
+        if message := copies.difference(node.desk, node.here, table, copy):
+            name = table.replace("'", "''")
+            fix = (
+                f"SELECT undistribute_table('{name}', cascade_via_foreign_keys => true), then"
+                f" create_reference_table('{name}'): the coordinator's rows stay"
+            )
+            yield node.finding("copies", message, fix)
+
+
 CHECKS: Sequence[Callable[[_Node], Iterator[Finding]]] = (
     _version,
     _metadata,
@@ -256,4 +269,5 @@ CHECKS: Sequence[Callable[[_Node], Iterator[Finding]]] = (
     _leftovers,
     _records,
     _reference_tables,
+    _copies,
 )
