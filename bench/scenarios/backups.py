@@ -34,6 +34,8 @@ WRITERS = 8
 ROWS = int(os.environ.get("PGHERD_BENCH_BACKUP_ROWS", "400000"))
 """in each segment; a row takes about 500 bytes"""
 SEGMENTS = 4
+PAYLOAD = "SELECT string_agg(md5(g::text || n), '') FROM generate_series(1, 14) n"
+"""what compresses no better than real rows do"""
 
 
 def run(lab: Lab, runs: int) -> Result:
@@ -103,7 +105,7 @@ def _cluster(lab: Lab, name: str, segments: int, method: str = "native") -> Iter
                 connection.execute("SELECT create_distributed_table('item', 'id')")
                 lab.say(f"loading {ROWS * segments} rows")
                 connection.execute(
-                    f"INSERT INTO item SELECT g, 0, repeat('x', 450) FROM generate_series(1, {ROWS * segments}) g"
+                    f"INSERT INTO item SELECT g, 0, ({PAYLOAD}) FROM generate_series(1, {ROWS * segments}) g"
                 )
             await_true(lambda: _ended(pgherd, name), 600, "the first backup to be done")
             yield pgherd
