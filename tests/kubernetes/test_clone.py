@@ -124,6 +124,25 @@ def test_what_waits_for_its_source_says_so_and_a_clone_that_is_called_off_leaves
     assert not [each for each in spring.namespace.list("pvc") if COPY in each["metadata"]["name"]]
 
 
+def test_what_postgresql_refuses_of_a_clone_is_said_before_it_starts_and_what_was_copied_is_kept(
+    spring: Bank,
+) -> None:
+    copy = Cluster(spring.namespace, COPY)
+    copy.apply(bootstrap={"clone": {"cluster": NAME}}, postgres={"parameters": {"shared_bufers": "1GB"}})
+    says = 'spec.postgres.parameters.shared_bufers: unrecognized configuration parameter "shared_bufers"'
+    wait_for(
+        lambda: says in copy.condition("Degraded").get("message", ""), "the condition says so", LONG, every=2
+    )
+    volumes = {each["metadata"]["uid"] for each in spring.namespace.list("pvc", f"pgherd.io/cluster={COPY}")}
+    copy.patch({"postgres": {"parameters": None}})
+    copy.wait_phase("Running", timeout=LONG)
+    after = {each["metadata"]["uid"] for each in spring.namespace.list("pvc", f"pgherd.io/cluster={COPY}")}
+    assert volumes <= after, "they were copied once"
+    with spring.connected(COPY) as connection:
+        assert connection.execute("SELECT sum(balance) FROM account").fetchone() == (SUM,)
+    spring.run("delete", COPY, "--purge", "--yes")
+
+
 @pytest.mark.long
 def test_an_operator_that_is_killed_at_every_step_of_a_clone_is_followed_by_one_that_goes_on(
     spring: Bank, operator: Namespace

@@ -109,6 +109,27 @@ def test_what_postgresql_refuses_of_a_new_cluster_is_said_and_can_be_mended(
     assert {pod["metadata"]["uid"] for pod in broken.pods()} == before
 
 
+def test_an_access_rule_that_postgresql_can_not_read_is_said_of_a_new_cluster_and_can_be_mended(
+    broken: Cluster,
+) -> None:
+    lines = "# ours\nhost all app all scram-sha-256\nhost all {} all scram-sha-256\n"
+    broken.apply(segments=1, standbys=1, postgres={"hostBasedAuthentication": lines.format("/^(")})
+    says = "spec.postgres.hostBasedAuthentication: line 3 (host all /^( all scram-sha-256) can't be read: invalid"
+    wait_for(broken.pods, "there are pods")
+    wait_for(
+        lambda: says in broken.condition("Degraded").get("message", "") and says in told(broken),
+        "condition and event say so",
+        SECONDS,
+    )
+    assert "declare something else" in broken.condition("Degraded")["message"]
+    volumes = {each["metadata"]["uid"] for each in broken.namespace.list("pvc", selector(broken))}
+    broken.patch({"postgres": {"hostBasedAuthentication": lines.format("/^app")}})
+    broken.wait_phase("Running")
+    assert {each["metadata"]["uid"] for each in broken.namespace.list("pvc", selector(broken))} == volumes
+    read = "SELECT count(*) FROM pg_hba_file_rules WHERE user_name = '{/^app}' AND error IS NULL"
+    assert broken.psql(broken.member("segment-1", "primary"), read) == "1"
+
+
 def selector(cluster: Cluster) -> str:
     return f"pgherd.io/cluster={cluster.name}"
 

@@ -150,6 +150,53 @@ def test_an_access_rule_that_no_server_can_read_harms_nobody_and_is_said(shop: C
     assert members(shop) == before
 
 
+def test_a_standby_does_not_stay_behind_a_primary_that_restarted_before_it(shop: Cluster) -> None:
+    """A primary may start again with raised values while restarts wait for somebody elsewhere: PostgreSQL pauses
+    replay on a standby that has lower ones, and its Patroni starts it again with the new."""
+    primary, standby, away = (
+        shop.member(*who)
+        for who in (("segment-1", "primary"), ("segment-1", "standby"), ("segment-2", "standby"))
+    )
+    data, config = "/var/lib/postgresql/data", "/var/lib/postgresql/data/postgresql.base.conf"
+    shell = ("exec", away, "--", "sh", "-c")
+    shop.namespace.kubectl(*shell, f"echo nonsense >> {config}; kill -9 $(head -n 1 {data}/postmaster.pid)")
+    try:
+        wait_for(lambda: away in shop.condition("Degraded").get("message", ""), "it is away")
+        shop.patch({"postgres": {"parameters": {"max_connections": 210, "max_worker_processes": 40}}})
+        wait_for(lambda: pending(shop) >= {primary, standby}, "both wait for a restart")
+        shop.namespace.kubectl("exec", primary, "--", "sh", "-c", RESTART)
+        assert shop.psql(primary, "SHOW max_connections") == "210"
+        wait_for(
+            lambda: (
+                shop.psql(standby, "SELECT current_setting('max_connections'), pg_is_wal_replay_paused()")
+                == "210|f"
+            ),
+            "its standby has the new values and replays",
+            30,
+        )
+        assert shop.member("segment-1", "primary") == primary
+        assert away in shop.condition("Degraded")["message"], "and nobody waited for that one"
+    finally:
+        shop.namespace.kubectl(*shell, f"sed -i /nonsense/d {config}")
+        shop.patch({"postgres": {"parameters": None}})
+    shop.wait_phase("Running", timeout=180)
+
+
+RESTART = (
+    'python3 -c "import base64, os, ssl, urllib.request as u; '
+    "told = base64.b64encode(('pgherd:' + os.environ['PATRONI_RESTAPI_PASSWORD']).encode()).decode(); "
+    "u.urlopen(u.Request('https://localhost:8008/restart', b'{}', {'Authorization': 'Basic ' + told}), "
+    'context=ssl._create_unverified_context())"'
+)
+"""has a member's Patroni restart its server, as somebody's hand would"""
+
+
+def pending(cluster: Cluster) -> set[str]:
+    """Members that wait for a restart."""
+    groups = cluster.status["groups"]
+    return {each["name"] for group in groups for each in group["members"] if each["pendingRestart"]}
+
+
 OTHER_ENGINE = "fdw" if ENGINE == "citus" else "citus"
 BY_DEFAULT = [] if ENGINE == "citus" else [{"engine": None}]
 """what is left out is citus on Kubernetes"""
