@@ -443,7 +443,7 @@ def test_a_drill_whose_time_runs_out_while_pgbackrest_verifies_fails_whichever_g
         def _copy_of(self, backup: str, group: int) -> Any:
             return SimpleNamespace(system="7", label=DIFF, start=START)
 
-    place: Any = SimpleNamespace(settings=lambda: None)
+    place: Any = SimpleNamespace(settings=lambda: None, is_current=lambda: True)
     runner, ground = Slow(late), Field()
     monkeypatch.setattr(ground, "method", lambda: Method(place, runner))
     monkeypatch.setattr(records, "seconds_since", lambda since: runner.seconds)

@@ -138,7 +138,7 @@ class Pgbackrest:
             end_strays=lambda group, argument: self.ended.append((group, argument)),
             lock=lambda group: Path(f"/tmp/lock-{group}"),
         )
-        place: Any = SimpleNamespace(settings=lambda: None)
+        place: Any = SimpleNamespace(settings=lambda: None, is_current=lambda: True)
         outer = self
 
         class Method(PgBackRest):

@@ -665,7 +665,7 @@ def test_pgbackrest_goes_on_where_its_own_manifest_says_that_it_was_at_work(
 
     here = Here(NOTHING)
     runner: Any = SimpleNamespace(of=lambda group: here, run=run, prepare=lambda settings: None)
-    place: Any = SimpleNamespace(settings=lambda: None)
+    place: Any = SimpleNamespace(settings=lambda: None, is_current=lambda: True)
 
     class Method(PgBackRest):
         repository: Any = SimpleNamespace(store=SimpleNamespace(near=False))
