@@ -53,6 +53,7 @@ class World:
             held=lambda group: False,
             free_bytes=self._free_bytes,
             endpoints=lambda group: self.herd.addresses()[group],
+            archived=lambda: (),
             now=lambda: self.now,
             stop=self.stop,
         )

@@ -1,9 +1,12 @@
-"""A copy that would speak for its source is not promoted, and a segment that takes itself for it does not recover."""
+"""A copy that would speak for its source, or archive, is not promoted, and a segment that takes itself for it does not
+recover."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,9 @@ from pgherd.postgres.connections import Databases
 
 COPY = {3: [Endpoint("10.0.0.1", 5432), Endpoint("10.0.0.2", 5432)]}
 WAY_OUT = "waiting for its configuration; if ALTER SYSTEM has set it, RESET it at the source, cancel and expand again"
+
+
+QUIET = ("-1", clone_name.KEEPING)
 
 
 @dataclass
@@ -57,14 +63,15 @@ def servers(addresses: Mapping[int, Sequence[Endpoint]], says: Mapping[str, Any]
 
 
 def test_a_copy_of_which_no_member_recovers_may_be_promoted() -> None:
-    clone_name.require_quiet(servers(COPY, {"10.0.0.1": [("-1",)], "10.0.0.2": [("-1",)]}), 3)
+    clone_name.require_quiet(servers(COPY, {"10.0.0.1": [QUIET], "10.0.0.2": [("-1", "(disabled)")]}), 3)
 
 
 @pytest.mark.parametrize(("first", "second", "named"), [("5s", "-1", "10.0.0.1"), ("-1", "1min", "10.0.0.2")])
 def test_a_copy_of_which_any_member_would_recover_for_its_source_is_not_promoted(
     first: str, second: str, named: str
 ) -> None:
-    asked = servers(COPY, {"10.0.0.1": [(first,)], "10.0.0.2": [(second,)]})
+    keeping = clone_name.KEEPING
+    asked = servers(COPY, {"10.0.0.1": [(first, keeping)], "10.0.0.2": [(second, keeping)]})
     with pytest.raises(Unavailable) as told:
         clone_name.require_quiet(asked, 3)
     assert str(told.value) == (
@@ -73,14 +80,33 @@ def test_a_copy_of_which_any_member_would_recover_for_its_source_is_not_promoted
     )
 
 
+def test_a_copy_of_which_a_member_would_archive_what_may_be_thrown_away_is_not_promoted() -> None:
+    asked = servers(COPY, {"10.0.0.1": [QUIET], "10.0.0.2": [("-1", "archive.py push /repo %p %f")]})
+    with pytest.raises(Unavailable) as told:
+        clone_name.require_quiet(asked, 3)
+    assert str(told.value) == (
+        "segment-3 at 10.0.0.2:5432 would archive what it writes before it is known to be a segment (archive_command):"
+        f" {WAY_OUT}"
+    )
+
+
+def test_what_a_promoted_copy_writes_waits_and_what_it_got_from_its_source_goes(tmp_path: Path) -> None:
+    def is_taken() -> bool:
+        return subprocess.run(clone_name.KEEPING, shell=True, cwd=tmp_path, check=False).returncode == 0
+
+    assert not is_taken()
+    (tmp_path / "standby.signal").touch()
+    assert is_taken()
+
+
 def test_a_copy_of_which_a_member_does_not_answer_is_not_promoted() -> None:
     with pytest.raises(Unavailable, match="group 3 can't be reached"):
-        clone_name.require_quiet(servers(COPY, {"10.0.0.1": [("-1",)]}), 3)
+        clone_name.require_quiet(servers(COPY, {"10.0.0.1": [QUIET]}), 3)
 
 
-def test_copies_and_segments_that_do_not_know_themselves_are_kept_from_recovering() -> None:
+def test_copies_and_segments_that_do_not_know_themselves_neither_recover_nor_archive() -> None:
     asked = servers({0: [Endpoint("10.0.0.9", 5432)]}, {"10.0.0.9": [(3,), (4,)]})
-    off = {"citus.recover_2pc_interval": "-1"}
+    off = {"citus.recover_2pc_interval": "-1", "archive_command": "test -f standby.signal"}
     assert clone_name.parameters(asked) == {3: off, 4: off}
 
 
@@ -94,7 +120,7 @@ def test_a_new_segment_that_takes_itself_for_its_source_is_waited_for() -> None:
 
 
 def test_a_split_asks_the_copy_before_any_writer_has_to_wait() -> None:
-    asked = servers(COPY, {"10.0.0.1": [("-1",)], "10.0.0.2": [("5s",)]})
+    asked = servers(COPY, {"10.0.0.1": [QUIET], "10.0.0.2": [("5s", clone_name.KEEPING)]})
     with pytest.raises(
         Unavailable, match=r"segment-3 at 10\.0\.0\.2:5432 has citus\.recover_2pc_interval 5s"
     ):

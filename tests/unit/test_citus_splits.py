@@ -12,9 +12,10 @@ import pytest
 
 from pgherd.engine.base import Clone
 from pgherd.engine.citus import clone, move, nodes, numbering, restore_point, restored
-from pgherd.errors import Unavailable
+from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import Credentials, Endpoint
 from pgherd.operations import splits, steps
+from pgherd.operations.base import NotNowError
 from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe
 
@@ -177,6 +178,49 @@ def test_what_is_left_of_a_copy_is_forgotten_before_members_are_waited_for_in_it
     )
     step = SimpleNamespace(detail={"segments": [3]})
     assert steps.members(work, step) == "the members of segment-3 are up"  # type: ignore[arg-type]
+
+
+def check_of(held: Sequence[tuple[int, str]] | Exception) -> str:
+    """The step that looks whether segment-3 can begin as a copy of segment-1, whose database system is 7123."""
+
+    def archived() -> Sequence[tuple[int, str]]:
+        if isinstance(held, Exception):
+            raise held
+        return held
+
+    engine = SimpleNamespace(
+        unfit=list, shard_groups=list, clone_problems=list, preflight=lambda groups, blocking: []
+    )
+    servers = databases({1: Server({"pg_control_system": [("7123",)]})}, 0, 1)
+    context = SimpleNamespace(archived=archived, databases=servers)
+    step = SimpleNamespace(detail={"clone": True, "pairs": [{"segment": 3, "source": 1}]})
+    return splits.check(SimpleNamespace(engine=engine, context=context), step)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("held", [[], [(1, "7123")], [(1, "7123"), (3, "7124")]])
+def test_a_segment_whose_log_has_names_of_its_own_in_the_backups_may_begin_as_a_copy(
+    held: Sequence[tuple[int, str]],
+) -> None:
+    assert check_of(held) == "segments can be split"
+
+
+def test_a_copy_whose_log_would_have_the_names_of_an_earlier_segments_is_refused_with_the_way_out() -> None:
+    """Both would begin the same timeline: the backups would refuse the second for ever, or mix up the two."""
+    with pytest.raises(PgherdError) as told:
+        check_of([(1, "7123"), (3, "7123")])
+    assert str(told.value) == (
+        "segment-3 can't begin as a copy of segment-1: the backups hold the log of an earlier segment-3 that was one,"
+        " too, and files of both would have the same names: set spec.expansion.mode to online, or wait until retention"
+        " has let go of the backups that have it"
+    )
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("/repo/wal"), PgherdError("the repository is away")])
+def test_nothing_is_copied_while_nobody_knows_what_the_backups_hold(error: Exception) -> None:
+    with pytest.raises(
+        NotNowError, match=r"what the backups hold of earlier segments can't be read: .*(/repo|away)"
+    ):
+        check_of(error)
 
 
 class Committing:

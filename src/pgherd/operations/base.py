@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
@@ -66,6 +66,8 @@ class Context:
     """free disk space of a group (the least of its members'), None where it can't be known"""
     endpoints: Callable[[int], Endpoints]
     """where a group's members listen"""
+    archived: Callable[[], Collection[tuple[int, str]]]
+    """group and database system of every log that the cluster's backups hold; asks the repository"""
     now: Callable[[], datetime]
     """local time, for the window"""
     stop: threading.Event

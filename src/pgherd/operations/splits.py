@@ -7,13 +7,13 @@ segment is split for which is decided once, with the steps themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pgherd.engine.base import Engine
-from pgherd.errors import PgherdError
+from pgherd.errors import PgherdError, one_line
 from pgherd.model.splitting import described
 from pgherd.model.splitting import sources as choose
-from pgherd.model.topology import group_name
+from pgherd.model.topology import SUPERUSER, group_name
 from pgherd.operations import steps
 from pgherd.operations.base import NotNowError, Work, names
 from pgherd.operations.journal import NewStep, Step
@@ -37,7 +37,7 @@ def head(engine: Engine, new: Sequence[int]) -> list[NewStep]:
         raise PgherdError(str(error)) from None
     pairs = [{"segment": segment, "source": source} for segment, source in chosen.items()]
     return [
-        NewStep("check", {"clone": True}),
+        NewStep("check", {"clone": True, "pairs": pairs}),
         NewStep("copies", {"segments": list(new), "pairs": pairs}),
         *(NewStep("split", pair) for pair in pairs),
     ]
@@ -47,10 +47,40 @@ def check(work: Work, step: Step) -> str:
     """Whether segments can be split. Nothing has been started yet."""
     steps.require_fit(work.engine)
     groups = [group.id for group in work.engine.shard_groups()]
-    problems = work.engine.clone_problems() or work.engine.preflight(groups, blocking=True)
+    problems = (
+        work.engine.clone_problems()
+        or work.engine.preflight(groups, blocking=True)
+        or _taken_names(work, step.detail.get("pairs", ()))
+    )
     if problems:
         raise PgherdError("; ".join(problems))
     return "segments can be split"
+
+
+def _taken_names(work: Work, pairs: Sequence[Mapping[str, int]]) -> list[str]:
+    """A repository tells logs apart by group and database system, and a copy has its source's. An earlier segment of
+    the same two has used the numbers of timelines that the new one would use: each file of it would be refused, and the
+    base copies of the one be taken for the other's."""
+    try:
+        held = set(work.context.archived())
+    except (PgherdError, OSError) as error:
+        raise NotNowError(
+            f"what the backups hold of earlier segments can't be read: {one_line(error)}"
+        ) from error
+    return [
+        f"{group_name(pair['segment'])} can't begin as a copy of {group_name(pair['source'])}: the backups hold the log"
+        f" of an earlier {group_name(pair['segment'])} that was one, too, and files of both would have the same names:"
+        " set spec.expansion.mode to online, or wait until retention has let go of the backups that have it"
+        for pair in pairs
+        if held and (pair["segment"], _system(work, pair["source"])) in held
+    ]
+
+
+def _system(work: Work, group: int) -> str:
+    with work.context.databases.connect(group, database=SUPERUSER, read_only=True) as connection:
+        row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+        assert row is not None, "it is no set of rows that could be empty"
+        return str(row[0])
 
 
 def copies(work: Work, step: Step) -> str:

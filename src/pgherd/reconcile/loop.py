@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -499,6 +499,9 @@ class ClusterLoop(threading.Thread):
             ]
             return min(known) if known else None
 
+        def archived() -> Collection[tuple[int, str]]:
+            return make_method(platform, platform.declaration(name).cluster).systems()
+
         return Context(
             engine=world.engine,
             databases=world.databases,
@@ -508,6 +511,7 @@ class ClusterLoop(threading.Thread):
             held=held,
             free_bytes=free_bytes,
             endpoints=lambda group: tuple(observe.addresses(platform, name).get(group, ())),
+            archived=archived,
             now=datetime.now,
             stop=self._stop_asked,
         )
