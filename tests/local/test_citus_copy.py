@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pgherd.engine.citus import layout
 from tests.support.citus import citus_home, needs_citus, superuser
 from tests.support.home import Home, declaration, wait_for
 
@@ -40,10 +41,16 @@ CREATE TABLE visit (id uuid PRIMARY KEY, note text);
 CREATE TABLE animal (name text);
 CREATE TABLE elephant (age int) INHERITS (animal);
 CREATE TABLE setting (name text PRIMARY KEY, value int NOT NULL UNIQUE);
+CREATE TABLE shop.town (name text PRIMARY KEY, country text NOT NULL REFERENCES shop.country ON DELETE CASCADE);
+CREATE TABLE shop.audit (entry int PRIMARY KEY);
+CREATE TABLE shop.entry (id int PRIMARY KEY);
+CREATE FUNCTION shop.note() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO shop.audit VALUES (NEW.id); RETURN NEW; END';
+CREATE TRIGGER note AFTER INSERT ON shop.entry FOR EACH ROW EXECUTE FUNCTION shop.note();
 COMMENT ON TABLE shop.customer IS 'people; who buy';
 """
 DISTRIBUTION = """
-SELECT create_reference_table('shop.country');
+SELECT create_reference_table('shop.country'), create_reference_table('shop.town');
 SELECT create_distributed_table('shop.customer', 'id');
 SELECT create_distributed_table('shop."order"', 'customer', colocate_with => 'shop.customer');
 SELECT create_distributed_table('visit', 'id');
@@ -63,6 +70,8 @@ INSERT INTO visit SELECT gen_random_uuid(), CASE WHEN g % 5 > 0 THEN E'line\\n' 
 INSERT INTO animal VALUES ('cat');
 INSERT INTO elephant VALUES ('Hanno', 7);
 INSERT INTO setting VALUES ('a', 1), ('b', 2);
+INSERT INTO shop.town VALUES ('Berlin', 'de'), ('Paris', 'fr');
+INSERT INTO shop.entry SELECT generate_series(1, 20);
 """
 QUESTIONS = (
     'SELECT count(*), sum(net), sum(gross), min(at), max(ratio) FROM shop."order"',
@@ -73,6 +82,8 @@ QUESTIONS = (
     "SELECT * FROM setting ORDER BY 1",
     "SELECT name FROM animal ORDER BY 1",
     "SELECT * FROM shop.country ORDER BY 1",
+    "SELECT * FROM shop.town ORDER BY 1",
+    "SELECT (SELECT sum(id) FROM shop.entry), (SELECT sum(entry) FROM shop.audit)",
     "SELECT sum(net) FROM shop.paid",
     "SELECT shop.gross(100)",
 )
@@ -105,6 +116,18 @@ def answers(home: Home, name: str) -> list[object]:
         return [connection.execute(question.encode()).fetchall() for question in QUESTIONS]
 
 
+def killed_at(home: Home, points: list[str], log: Path) -> None:
+    """Run the copy as often as there are points, and have it killed at each."""
+    home.env.update({"PGHERD_CRASH_AT": ",".join(points), "PGHERD_CRASH_LOG": str(log)})
+    try:
+        for _ in points:
+            done = home.run("copy-to", "laptop", "production", check=False, timeout=300)
+            assert done.returncode == -signal.SIGKILL, done.stderr
+        assert log.read_text().split() == points
+    finally:
+        del home.env["PGHERD_CRASH_AT"], home.env["PGHERD_CRASH_LOG"]
+
+
 def same_on_both_sides(home: Home) -> None:
     assert answers(home, "production") == answers(home, "laptop")
     done = home.run("check", "production", check=False)
@@ -113,9 +136,9 @@ def same_on_both_sides(home: Home) -> None:
 
 def test_a_database_goes_over_with_all_that_it_has(production: Home) -> None:
     done = production.run("copy-to", "laptop", "production", timeout=300)
-    assert "7 tables" in done.stdout
+    assert "10 tables" in done.stdout
     assert "counts and checksums are equal" in done.stdout
-    assert "of 22 parts" in done.stderr
+    assert "of 25 parts" in done.stderr
     same_on_both_sides(production)
     tables = production.query(
         "SELECT table_name::text, citus_table_type, distribution_column FROM citus_tables ORDER BY 1",
@@ -125,6 +148,7 @@ def test_a_database_goes_over_with_all_that_it_has(production: Home) -> None:
         ('shop."order"', "distributed", "customer"),
         ("shop.country", "reference", "<none>"),
         ("shop.customer", "distributed", "id"),
+        ("shop.town", "reference", "<none>"),
         ("visit", "distributed", "id"),
     ]
     with production.connect("production") as connection:
@@ -153,19 +177,11 @@ def test_a_copy_killed_again_and_again_ends_with_everything_once(production: Hom
         "copy:definitions:done",
         "copy:piece-1:done",
         "copy:piece-9:done",
+        "copy:compare:done",
         "copy:constraints:made",
         "copy:constraints:done",
-        "copy:compare:done",
     ]
-    log = tmp_path / "crashes"
-    production.env.update({"PGHERD_CRASH_AT": ",".join(points), "PGHERD_CRASH_LOG": str(log)})
-    try:
-        for _ in points:
-            done = production.run("copy-to", "laptop", "production", check=False, timeout=300)
-            assert done.returncode == -signal.SIGKILL, done.stderr
-        assert log.read_text().split() == points
-    finally:
-        del production.env["PGHERD_CRASH_AT"], production.env["PGHERD_CRASH_LOG"]
+    killed_at(production, points, tmp_path / "crashes")
     last = production.run("copy-to", "laptop", "production", check=False, timeout=300)
     assert "holds a complete copy" in last.stderr
     same_on_both_sides(production)
@@ -195,6 +211,102 @@ def test_rows_written_between_a_kill_and_the_next_attempt_are_copied_too(product
     same_on_both_sides(production)
     with production.connect("laptop") as connection:
         connection.execute("INSERT INTO shop.country VALUES ('fr', 'France')")
+
+
+def test_a_copy_killed_at_its_end_takes_changed_tables_anew_in_spite_of_foreign_keys_and_triggers(
+    production: Home, tmp_path: Path
+) -> None:
+    killed_at(production, ["copy:compare:done", "copy:constraints:made"], tmp_path / "crashes")
+    with production.connect("laptop") as connection:
+        connection.execute("UPDATE shop.country SET name = name || '!'")
+        connection.execute("UPDATE shop.town SET name = name || '!'")
+        connection.execute("INSERT INTO shop.entry VALUES (21)")
+        connection.execute("INSERT INTO animal VALUES ('dog')")
+    done = production.run("copy-to", "laptop", "production", timeout=300)
+    assert "counts and checksums are equal" in done.stdout
+    same_on_both_sides(production)
+    with production.connect("production") as connection:
+        connection.execute("INSERT INTO shop.entry VALUES (22)")
+        assert connection.execute("SELECT max(entry) FROM shop.audit").fetchone() == (22,)
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            connection.execute("INSERT INTO shop.town VALUES ('Oslo', 'no')")
+
+
+def test_rows_that_somebody_else_wrote_to_a_half_made_copy_are_not_removed(
+    production: Home, tmp_path: Path
+) -> None:
+    killed_at(production, ["copy:compare:done"], tmp_path / "crashes")
+    for name in ("laptop", "production"):
+        with production.connect(name) as connection:
+            connection.execute(f"UPDATE shop.customer SET country = '{name[:2]}' WHERE id = 8")
+    done = production.run("copy-to", "laptop", "production", check=False, timeout=300)
+    assert done.returncode == 2
+    assert "shop.customer of production has other rows than were copied" in done.stderr
+    with production.connect("production") as connection:
+        rows = connection.execute("SELECT country FROM shop.customer WHERE id = 8").fetchall()
+    assert rows == [("pr",)]
+
+
+def test_what_citus_would_refuse_at_the_end_is_told_before_anything_is_copied(production: Home) -> None:
+    with production.connect("laptop") as connection:
+        connection.execute("CREATE TRIGGER note AFTER INSERT ON shop.town EXECUTE FUNCTION shop.note()")
+        connection.execute("CREATE TABLE event (kind int); SELECT create_distributed_table('event', 'kind')")
+        connection.execute("INSERT INTO event VALUES (1), (NULL)")
+    try:
+        done = production.run("copy-to", "laptop", "production", check=False)
+    finally:
+        with production.connect("laptop") as connection:
+            connection.execute("DROP TRIGGER note ON shop.town; DROP TABLE event")
+    assert done.returncode == 2
+    assert "trigger note on shop.town can't be on a reference table there: drop it" in done.stderr
+    assert "public.event has rows without a value in kind, its distribution column" in done.stderr
+    with superuser(production, "coordinator", "production") as connection:
+        assert connection.execute("SELECT FROM pgherd.copy").fetchone() is None
+
+
+def test_a_local_table_may_reference_a_reference_table(production: Home) -> None:
+    with production.connect("laptop") as connection:
+        connection.execute("CREATE TABLE bill (id int PRIMARY KEY, country text REFERENCES shop.country)")
+        connection.execute("INSERT INTO bill VALUES (1, 'de')")
+    try:
+        production.run("copy-to", "laptop", "production", timeout=300)
+    finally:
+        with production.connect("laptop") as connection:
+            connection.execute("DROP TABLE bill")
+    with production.connect("production") as connection:
+        assert connection.execute("SELECT id, country FROM bill").fetchall() == [(1, "de")]
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            connection.execute("INSERT INTO bill VALUES (2, 'no')")
+
+
+def test_a_table_is_a_shard_if_citus_says_so_and_not_by_its_name(production: Home) -> None:
+    with production.connect("production") as connection:
+        connection.execute("CREATE TABLE kind (id int); SELECT create_reference_table('kind')")
+        connection.execute("CREATE TABLE event (id int); SELECT create_distributed_table('event', 'id')")
+    with superuser(production, "coordinator", "production") as connection:
+        connection.execute("SET citus.override_table_visibility TO off")
+        shards = dict(
+            connection.execute(
+                "SELECT logicalrelid::text, min(shardid) FROM pg_dist_shard GROUP BY 1"
+            ).fetchall()
+        )
+        event, kind = shards["event"], shards["kind"]
+        connection.execute("CREATE SCHEMA other")
+        for name in (f"event_{event}", f"orders_{event}", f"orders_{kind}", f"other.kind_{kind}"):
+            connection.execute(f"CREATE TABLE {name} (id int)")
+        connection.execute("CREATE TABLE left_over_1 (id int)")
+        connection.execute("INSERT INTO pg_dist_cleanup VALUES (0, 0, 1, 'public.left_over_1', 0, 1)")
+        connection.execute("SET search_path TO pg_catalog")
+        found = {row[0]: row[2] for row in connection.execute(layout._TABLES.encode()).fetchall()}
+        connection.execute("DELETE FROM pg_dist_cleanup WHERE record_id = 0")
+    assert found == {
+        "public.kind": "reference",
+        "public.event": "distributed",
+        f"public.event_{event}": "local",
+        f"public.orders_{event}": "local",
+        f"public.orders_{kind}": "local",
+        f"other.kind_{kind}": "local",
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 The destination remembers how far it is (``pgherd.copy``, ``pgherd.copy_piece``), each step in the transaction that
 does it, so a copy that was killed goes on where it was. While it runs the source's tables are locked against writers;
 readers go on. A copy that goes on later looks whether what is there already is still what the source has, and does
-anew what is not. The last step compares counts and checksums of all tables.
+anew what is not. Counts and checksums of all tables are compared before anything is made that acts on rows: until the
+last transaction, which makes constraints and triggers and ends the copy, any table can be emptied and filled anew.
 """
 
 from __future__ import annotations
@@ -163,15 +164,12 @@ class _Copy:
     def run(self, pg_dump: Path) -> Summary:
         definitions = copy_definitions.read(self._source.databases, self._frozen, self._tables, pg_dump)
         self._require_no_more("run the command again")
-        phase = self._phase(definitions)
-        if phase is None:
+        if not self._is_begun(definitions):
             self._begin(definitions)
-            phase = "rows"
         sent = self._rows()
-        if phase == "rows":
-            self._constraints(definitions)
         made = copy_rows.sequences(self._frozen, self._desk)
         self._compare(sent)
+        self._finish(definitions)
         return Summary(len(self._tables), sum(each.rows for each in sent.values()), made)
 
     def _require_no_more(self, way_out: str) -> None:
@@ -189,8 +187,12 @@ class _Copy:
         assert row is not None
         return str(row[0])
 
-    def _phase(self, definitions: Definitions) -> str | None:
-        """How far it is; None: nothing has been begun, and nothing is in the way.
+    @property
+    def _anew(self) -> str:
+        return f"to copy anew, delete {self._destination.name} and create it again"
+
+    def _is_begun(self, definitions: Definitions) -> bool:
+        """Whether there is a copy to go on with; if not, nothing is in the way of one.
 
         :raises BadInput: the destination is not for this copy
         """
@@ -199,18 +201,21 @@ class _Copy:
         if row is None:
             self._require_empty()
             problems = copy_definitions.problems(self._frozen, self._desk, definitions)
+            problems += copy_rows.without_key(self._source.databases, self._tables)
             if problems:
                 raise BadInput(*problems)
-            return None
+            return False
         source, digest, phase = row
-        anew = f"to copy anew, delete {there} and create it again"
+        anew = self._anew
         if source != self._identity():
             raise BadInput(f"{there} holds a copy of another cluster: {anew}")
         if phase == "done":
             raise BadInput(f"{there} holds a complete copy of {self._source.name} already: {anew}")
         if digest != definitions.digest:
             raise BadInput(f"definitions in {self._source.name} changed since the copy was begun: {anew}")
-        return str(phase)
+        if phase != "rows":
+            raise BadInput(f"{there} holds a copy that another version of pgherd began: {anew}")
+        return True
 
     def _require_empty(self) -> None:
         if others := self._destination.engine.layout():
@@ -229,20 +234,15 @@ class _Copy:
             crash_point("copy:definitions:made")
         crash_point("copy:definitions:done")
 
-    def _constraints(self, definitions: Definitions) -> None:
+    def _finish(self, definitions: Definitions) -> None:
+        """Make what acts on rows, and call the copy complete, at once: a copy that goes on never meets any of it."""
         self._tell("making indexes and constraints", 0, 0)
         with self._desk.transaction():
             copy_definitions.run(self._desk, self._destination.databases.owner, definitions.after)
-            self._set_phase("compare")
+            self._require_still_frozen()
+            self._desk.execute("UPDATE pgherd.copy SET phase = 'done', done_at = clock_timestamp()")
             crash_point("copy:constraints:made")
         crash_point("copy:constraints:done")
-
-    def _set_phase(self, phase: str) -> None:
-        self._desk.execute(
-            "UPDATE pgherd.copy SET phase = %(phase)s::text,"
-            " done_at = CASE %(phase)s::text WHEN 'done' THEN clock_timestamp() END",
-            {"phase": phase},
-        )
 
     # rows
 
@@ -263,7 +263,10 @@ class _Copy:
         return sent
 
     def _still_right(self, known: Mapping[tuple[str, str], Total]) -> dict[tuple[str, str], Total]:
-        """What an earlier run brought over, without the tables that were written to at the source since."""
+        """What an earlier run brought over, without the tables that were written to at the source since.
+
+        :raises BadInput: such a table has other rows at the destination than were brought
+        """
         if not known:
             return {}
         self._tell("looking whether what was copied before is still right", 0, 0)
@@ -273,8 +276,15 @@ class _Copy:
             for (name, relation), amount in known.items()
             if (piece := at.get((name, relation))) is None or self._now(name, piece) != amount
         }
+        there = self._destination
+        tables = {table.name: table for table in there.engine.layout()} if changed else {}
         for name in sorted(changed):
-            copy_rows.give_up(self._desk, name)
+            if name not in tables:
+                raise BadInput(f"{name} is gone from {there.name}: {self._anew}")
+            if not copy_rows.give_up(self._desk, there.databases, tables[name], self._columns[name]):
+                raise BadInput(
+                    f"{name} of {there.name} has other rows than were copied, somebody else wrote there: {self._anew}"
+                )
         return {key: amount for key, amount in known.items() if key[0] not in changed}
 
     def _now(self, name: str, piece: Piece) -> Total:
@@ -326,13 +336,16 @@ class _Copy:
                 found[table.name] += copy_rows.total(self._destination.databases, piece, listed)
                 done += 1
             self._tell(f"comparing {table.name}", done, pieces)
-        # Had it been lost meanwhile, somebody might have written at the source.
-        self._frozen.execute("SELECT 1")
         if different := copy_rows.differences(sent, found):
             raise PgherdError("; ".join(different) + f": delete {self._destination.name} and copy anew")
+        self._require_still_frozen()
+        crash_point("copy:compare:done")
+
+    def _require_still_frozen(self) -> None:
+        """:raises PgherdError: the source has tables by now that nobody copies"""
+        # Had the session been lost meanwhile, somebody might have written at the source.
+        self._frozen.execute("SELECT 1")
         there = self._destination.name
         self._require_no_more(
             f"drop it there and run the command again, or delete {there}, create it again and copy anew"
         )
-        self._set_phase("done")
-        crash_point("copy:compare:done")

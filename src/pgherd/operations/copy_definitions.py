@@ -148,13 +148,24 @@ def problems(source: Connection, destination: Connection, definitions: Definitio
         f"foreign table {name} can't be copied: drop it here, and make it anew there" for (name,) in foreign
     ]
     triggers = source.execute(
-        "SELECT t.tgname::text, t.tgrelid::regclass::text FROM pg_trigger t"
+        "SELECT t.tgname::text, t.tgrelid::regclass::text, d.kind FROM pg_trigger t"
         " JOIN pgherd.distributed_table d ON d.relation = t.tgrelid"
-        " WHERE NOT t.tgisinternal AND t.tgname NOT LIKE 'pgherd%' AND d.kind = 'distributed' ORDER BY 1"
+        " WHERE NOT t.tgisinternal AND t.tgname NOT LIKE 'pgherd%' ORDER BY 1, 2"
     ).fetchall()
     found += [
-        f"trigger {name} on {table} can't be on a distributed table there: drop it"
-        for name, table in triggers
+        f"trigger {name} on {table} can't be on a {kind} table there: drop it"
+        for name, table, kind in triggers
+    ]
+    keys = source.execute(
+        "SELECT k.conname::text, k.conrelid::regclass::text, k.confrelid::regclass::text FROM pg_constraint k"
+        " JOIN pgherd.distributed_table d ON d.relation = k.conrelid AND d.kind = 'reference'"
+        " WHERE k.contype = 'f' AND (k.confdeltype NOT IN ('a', 'r') OR k.confupdtype NOT IN ('a', 'r'))"
+        " AND k.confrelid NOT IN (SELECT relation FROM pgherd.distributed_table) ORDER BY 1, 2"
+    ).fetchall()
+    found += [
+        f"foreign key {name} from the reference table {table} to {other} can't CASCADE or SET there: make {other} a"
+        " reference table, too, or make the key anew with NO ACTION"
+        for name, table, other in keys
     ]
     if source.execute("SELECT FROM pg_largeobject_metadata LIMIT 1").fetchone() is not None:
         found.append("large objects can't be copied: keep them in bytea columns, or remove them")

@@ -12,6 +12,7 @@ from decimal import Decimal
 from threading import Event
 
 import psycopg
+from psycopg import sql
 
 from pgherd.engine.base import Piece, TableLayout
 from pgherd.errors import PgherdError
@@ -87,11 +88,42 @@ def known(connection: Connection) -> dict[tuple[str, str], Total]:
     return {(table, relation): Total(count, checksum) for table, relation, count, checksum in rows}
 
 
-def give_up(connection: Connection, table: str) -> None:
-    """Forget what was copied of a table that has changed at the source."""
+def give_up(connection: Connection, databases: Databases, table: TableLayout, listed: Sequence[str]) -> bool:
+    """Forget what was copied of a table that has changed at the source, and empty it.
+
+    :param table: as it is at the destination
+    :return: False: it has other rows than were copied, and is left as it is
+    """
+    itself = f"ONLY {table.name}"
+    place = itself if any(piece.relation == itself for piece in table.pieces) else table.name
     with connection.transaction():
-        connection.execute("DELETE FROM pgherd.copy_piece WHERE table_name = %s", [table])
-        connection.execute(f"TRUNCATE {table}".encode())
+        # First of all: whoever was killed may still be writing there, and notes it when it ends.
+        connection.execute(f"LOCK TABLE {place} IN EXCLUSIVE MODE".encode())
+        noted = sum(
+            (amount for (name, _), amount in known(connection).items() if name == table.name), Total()
+        )
+        there = sum((total(databases, piece, listed) for piece in table.pieces), Total())
+        if there.rows and there != noted:
+            return False
+        connection.execute("DELETE FROM pgherd.copy_piece WHERE table_name = %s", [table.name])
+        connection.execute(f"TRUNCATE {place}".encode())
+    return True
+
+
+def without_key(databases: Databases, tables: Sequence[TableLayout]) -> list[str]:
+    """Distributed tables with rows that Citus has no place for, one line each."""
+    return [
+        f"{table.name} has rows without a value in {table.key}, its distribution column: give them one, or delete them"
+        for table in tables
+        if table.kind == "distributed" and any(_lacks_key(databases, table, piece) for piece in table.pieces)
+    ]
+
+
+def _lacks_key(databases: Databases, table: TableLayout, piece: Piece) -> bool:
+    with session(databases, piece.group) as connection:
+        key = sql.Identifier(str(table.key)).as_string(connection)
+        query = f"SELECT EXISTS (SELECT FROM {piece.relation} WHERE {key} IS NULL)"
+        return connection.execute(query.encode()).fetchone() == (True,)
 
 
 def copy(
@@ -111,6 +143,8 @@ def copy(
     expected = total(source, piece, listed)
     with session(source, piece.group) as reader, session(destination) as writer, writer.transaction():
         if not _record(writer, table.name, piece.relation, expected):
+            if known(writer).get((table.name, piece.relation)) != expected:
+                raise PgherdError(f"{table.name} changed since it was copied: run the command again")
             return expected
         if not expected.rows:
             return expected

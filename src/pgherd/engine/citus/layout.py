@@ -9,6 +9,8 @@ from pgherd.engine.citus.session import superuser
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Databases
 
+# A table that is called like a shard is a user's all the same, unless Citus says that it is the shard: that it keeps it
+# here, or has yet to drop it here.
 _TABLES = r"""
 SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END,
        CASE WHEN t.partmethod = 'n' AND t.repmodel = 't' THEN 'reference'
@@ -26,8 +28,11 @@ SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY
                                                  'columnar', 'columnar_internal')
    AND NOT EXISTS (SELECT FROM pg_depend p
                     WHERE p.objid = c.oid AND p.classid = 'pg_class'::regclass AND p.deptype = 'e')
-   AND NOT EXISTS (SELECT FROM pg_dist_shard s
-                    WHERE s.shardid = substring(c.relname FROM '_(\d{5,18})$')::bigint AND s.logicalrelid <> c.oid)
+   AND NOT EXISTS (SELECT FROM pg_dist_shard s JOIN pg_dist_placement p ON p.shardid = s.shardid AND p.groupid = 0
+                    WHERE s.shardid = substring(c.relname FROM '_(\d{1,18})$')::bigint
+                      AND c.oid = to_regclass(shard_name(s.logicalrelid, s.shardid, false)))
+   AND NOT EXISTS (SELECT FROM pg_dist_cleanup o
+                    WHERE o.object_type = 1 AND o.node_group_id = 0 AND c.oid = to_regclass(o.object_name))
  ORDER BY t.colocationid, c.oid
 """
 

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS pgherd.copy (
     only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     source      text NOT NULL,                  -- the system identifier of its coordinator
     definitions text NOT NULL,                  -- their digest
-    phase       text NOT NULL,                  -- rows | constraints | compare | done
+    phase       text NOT NULL,                  -- rows | done
     begun_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     done_at     timestamptz
 );
