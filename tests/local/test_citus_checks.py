@@ -131,6 +131,18 @@ def test_a_placement_that_is_invalid(herd: Home) -> None:
     assert f"segment-1 has an invalid placement of shard {shard}" in found
 
 
+def test_functions_that_an_owner_makes_are_not_run_by_our_superuser(herd: Home) -> None:
+    made = ("citus_version() RETURNS text", "starts_with(name, text) RETURNS boolean")
+    with herd.connect() as owner:
+        for each in made:
+            owner.execute(
+                f"CREATE FUNCTION public.{each} LANGUAGE plpgsql AS 'BEGIN RAISE ''ran''; END'".encode()
+            )
+        assert findings(herd) == []
+        for each in made:
+            owner.execute(f"DROP FUNCTION public.{each.partition(' RETURNS')[0]}".encode())
+
+
 def test_a_reference_table_without_its_copy(herd: Home) -> None:
     where = (
         " FROM pg_dist_placement WHERE groupid = 2"
@@ -141,7 +153,7 @@ def test_a_reference_table_without_its_copy(herd: Home) -> None:
         desk.execute(f"DELETE{where}".encode())
         found = {each["check"]: each["message"] for each in findings(herd)}
         desk.execute("INSERT INTO pg_dist_placement SELECT (%s::pg_dist_placement).*", [row])
-    assert found["reference tables"] == "segment-2 has no copy of kind"
+    assert found["reference tables"] == "segment-2 has no copy of public.kind"
 
 
 def test_a_reference_table_whose_copy_has_other_rows(herd: Home) -> None:

@@ -41,7 +41,7 @@ _METADATA = {
 """What Citus keeps equal on all nodes: nothing of tables distributed by appending or by range, and the marks of
 sequences only until their table is local again."""
 _EXPECTED = """
-SELECT s.shardid, n.nspname, shard_name(s.logicalrelid, s.shardid, true)
+SELECT s.shardid, n.nspname, shard_name(s.logicalrelid, s.shardid)
   FROM pg_dist_placement p JOIN pg_dist_shard s USING (shardid) JOIN pg_class c ON c.oid = s.logicalrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE p.groupid = %s
@@ -82,13 +82,11 @@ def check(databases: Databases) -> list[Finding]:
     :raises Unavailable: the coordinator can't be asked
     """
     with superuser(databases) as desk:
-        desk.execute("SET search_path TO public, pg_catalog, pg_temp")
         segments = nodes.segments(databases)
         found = list(_nodes(desk, segments))
         for group in [COORDINATOR, *segments]:
             try:
                 with superuser(databases, group) as here:
-                    here.execute("SET search_path TO public, pg_catalog, pg_temp")
                     if versions.of(here).in_database is None:
                         found.append(_lost(group))
                         continue
@@ -150,6 +148,11 @@ def _version(node: _Node) -> Iterator[Finding]:
         yield node.finding(
             "version", f"runs {here}, the coordinator {there}", "install one version everywhere"
         )
+
+
+def _is_unfit(node: _Node) -> bool:
+    """Whether Citus itself refuses to work there: nothing can be asked of its tables."""
+    return bool(versions.problem(node.group, versions.of(node.here), versions.of(node.desk)))
 
 
 def _metadata(node: _Node) -> Iterator[Finding]:
@@ -247,7 +250,7 @@ def _reference_tables(node: _Node) -> Iterator[Finding]:
 
 
 def _copies(node: _Node) -> Iterator[Finding]:
-    if node.group == COORDINATOR:
+    if node.group == COORDINATOR or _is_unfit(node):
         return
     for table, copy in copies.tables(node.desk, node.group):
         if message := copies.difference(node.desk, node.here, table, copy):

@@ -16,8 +16,9 @@ SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY
        CASE WHEN t.partmethod = 'n' AND t.repmodel = 't' THEN 'reference'
             WHEN t.partmethod = 'h' OR t.colocationid > 0 THEN 'distributed' ELSE 'local' END,
        CASE t.partmethod WHEN 'h' THEN column_to_column_name(t.logicalrelid, t.partkey) END, t.colocationid,
-       ARRAY(SELECT jsonb_build_array(p.groupid, shard_name(s.logicalrelid, s.shardid, false))
-               FROM pg_dist_shard s
+       ARRAY(SELECT jsonb_build_array(p.groupid, CASE WHEN starts_with(f.name, 'public.') OR n.nspname <> 'public'
+                                                      THEN f.name ELSE 'public.' || f.name END)
+               FROM pg_dist_shard s CROSS JOIN LATERAL shard_name(s.logicalrelid, s.shardid) f (name)
                JOIN LATERAL (SELECT groupid FROM pg_dist_placement p WHERE p.shardid = s.shardid
                               ORDER BY groupid LIMIT 1) p ON true
               WHERE s.logicalrelid = c.oid ORDER BY s.shardid)
@@ -35,6 +36,7 @@ SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY
                     WHERE o.object_type = 1 AND o.node_group_id = 0 AND c.oid = to_regclass(o.object_name))
  ORDER BY t.colocationid, c.oid
 """
+"""Citus names the schema public before 13.1 only."""
 
 
 def layout(databases: Databases) -> Sequence[TableLayout]:
