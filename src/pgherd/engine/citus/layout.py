@@ -9,6 +9,8 @@ from pgherd.engine.citus.session import superuser
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Databases
 
+_NAME = """CASE WHEN n.nspname <> 'public' OR starts_with(f.name, 'public.') THEN f.name ELSE 'public.' || f.name END"""
+"""a shard's whole name: Citus tells the schema public before 13.1 only"""
 # A table that is called like a shard is a user's all the same, unless Citus says that it is the shard: that it keeps it
 # here, or has yet to drop it here.
 _TABLES = r"""
@@ -16,8 +18,7 @@ SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY
        CASE WHEN t.partmethod = 'n' AND t.repmodel = 't' THEN 'reference'
             WHEN t.partmethod = 'h' OR t.colocationid > 0 THEN 'distributed' ELSE 'local' END,
        CASE t.partmethod WHEN 'h' THEN column_to_column_name(t.logicalrelid, t.partkey) END, t.colocationid,
-       ARRAY(SELECT jsonb_build_array(p.groupid, CASE WHEN starts_with(f.name, 'public.') OR n.nspname <> 'public'
-                                                      THEN f.name ELSE 'public.' || f.name END)
+       ARRAY(SELECT jsonb_build_array(p.groupid, @NAME@)
                FROM pg_dist_shard s CROSS JOIN LATERAL shard_name(s.logicalrelid, s.shardid) f (name)
                JOIN LATERAL (SELECT groupid FROM pg_dist_placement p WHERE p.shardid = s.shardid
                               ORDER BY groupid LIMIT 1) p ON true
@@ -30,13 +31,13 @@ SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY
    AND NOT EXISTS (SELECT FROM pg_depend p
                     WHERE p.objid = c.oid AND p.classid = 'pg_class'::regclass AND p.deptype = 'e')
    AND NOT EXISTS (SELECT FROM pg_dist_shard s JOIN pg_dist_placement p ON p.shardid = s.shardid AND p.groupid = 0
+                    CROSS JOIN LATERAL shard_name(s.logicalrelid, s.shardid) f (name)
                     WHERE s.shardid = substring(c.relname FROM '_(\d{1,18})$')::bigint
-                      AND c.oid = to_regclass(shard_name(s.logicalrelid, s.shardid, false)))
+                      AND c.oid = to_regclass(@NAME@))
    AND NOT EXISTS (SELECT FROM pg_dist_cleanup o
                     WHERE o.object_type = 1 AND o.node_group_id = 0 AND c.oid = to_regclass(o.object_name))
  ORDER BY t.colocationid, c.oid
-"""
-"""Citus names the schema public before 13.1 only."""
+""".replace("@NAME@", _NAME)
 
 
 def layout(databases: Databases) -> Sequence[TableLayout]:
