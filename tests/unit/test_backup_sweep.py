@@ -171,4 +171,5 @@ def test_the_record_of_a_running_backup_survives_a_power_cut(
     monkeypatch.setattr(files, "write_bytes", noted)
     native.repository.remember_backup(BEGUN)
     native.repository.remember_backup(replace(BEGUN, bytes_done=1))
-    assert set(written) == {("backup.json", True)}
+    # Whoever renews a pin elsewhere in this process writes, too.
+    assert {each for each in written if each[0] == "backup.json"} == {("backup.json", True)}
