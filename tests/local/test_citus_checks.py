@@ -55,6 +55,7 @@ def sound(home: Home) -> None:
 def findings(home: Home) -> list[dict[str, Any]]:
     found = home.run("check", "shop", "-o", "json", check=False)
     assert found.returncode in (0, 1), found.stderr
+    assert found.stdout, found.stderr
     return list(json.loads(found.stdout))
 
 

@@ -99,6 +99,8 @@ def check(databases: Databases) -> list[Finding]:
 
 def _examined(node: _Node) -> list[Finding]:
     """All that is found on a node. A table that is dropped meanwhile makes Citus's own functions fail: once more."""
+    if _is_unfit(node):
+        return list(_version(node))
     try:
         return [finding for each in CHECKS for finding in each(node)]
     except (psycopg.errors.InternalError_, psycopg.errors.InvalidParameterValue):
@@ -151,7 +153,7 @@ def _version(node: _Node) -> Iterator[Finding]:
 
 
 def _is_unfit(node: _Node) -> bool:
-    """Whether Citus itself refuses to work there: nothing can be asked of its tables."""
+    """Whether Citus itself refuses to work there: nothing else can be asked of it."""
     return bool(versions.problem(node.group, versions.of(node.here), versions.of(node.desk)))
 
 
@@ -250,7 +252,7 @@ def _reference_tables(node: _Node) -> Iterator[Finding]:
 
 
 def _copies(node: _Node) -> Iterator[Finding]:
-    if node.group == COORDINATOR or _is_unfit(node):
+    if node.group == COORDINATOR:
         return
     for table, copy in copies.tables(node.desk, node.group):
         if message := copies.difference(node.desk, node.here, table, copy):
