@@ -7,7 +7,6 @@ are always some between prepared and committed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import psycopg
 
 from tests.local.test_citus_clone import declared, herd, scale, whole
 from tests.support import money
-from tests.support.citus import needs_citus, superuser
+from tests.support.citus import held_up, is_promoted, needs_citus, superuser
 from tests.support.home import Home, wait_for
 from tests.support.money import await_transfers, make_tables, movers
 
@@ -59,29 +58,6 @@ def slow(home: Home, delay: str) -> None:
         for name, setting in (("commit_siblings", "0"), ("commit_delay", delay)):
             connection.execute(f"ALTER SYSTEM SET {name} TO {setting}".encode())
         connection.execute("SELECT pg_reload_conf()")
-
-
-@contextmanager
-def held_up(home: Home) -> Iterator[None]:
-    """While this lasts no split commits: it can't tell this segment who is a node."""
-    with superuser(home, OTHERS[0]) as connection, connection.transaction():
-        connection.execute("LOCK TABLE pg_dist_local_group IN SHARE MODE")
-        yield
-
-
-def is_promoted(home: Home) -> bool:
-    """Whether the copy takes writes; who is asked is the server, as Patroni keeps its hands off."""
-    password = json.loads((home.path / "shop" / "credentials.json").read_text())["superuser"]
-    groups = {group["name"]: group["members"] for group in home.status()["groups"]}
-    for member in groups.get(NEW, []):
-        try:
-            with psycopg.connect(
-                host=member["host"], port=member["port"], user="postgres", password=password, dbname="app"
-            ) as connection:
-                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-        except psycopg.OperationalError:
-            return False
-    return False
 
 
 @contextmanager
@@ -134,11 +110,11 @@ def test_two_phase_commits_live_through_a_split_and_one_that_is_killed() -> None
             movers(dsn, 8, accounts=accounts, numbers=numbers) as ledger,
             open_transaction(home, row) as name,
         ):
-            with held_up(home):
+            with held_up(home, OTHERS[0]):
                 thread = scale(home, 4)
-                wait_for(lambda: is_promoted(home), "the copy is promoted", 200, every=0.2)
+                wait_for(lambda: is_promoted(home, NEW), "the copy is promoted", 200, every=0.2)
                 time.sleep(LONG)
-                assert is_promoted(home)
+                assert is_promoted(home, NEW)
                 assert prepared(home, name), "the copy has ended what its source is at work on"
                 daemon = home.supervisor()
                 assert daemon is not None

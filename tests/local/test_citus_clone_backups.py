@@ -3,16 +3,13 @@ the same history, whatever becomes of the copies that it is made by."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.local.test_citus_clone import MODE, ROWS, scale
-from tests.support.citus import citus_home, needs_citus, superuser
+from tests.support.citus import citus_home, held_up, is_promoted, needs_citus
 from tests.support.home import Home, wait_for
 from tests.support.repositories import assert_sound, await_first_backup, await_point_after, with_backups
 
@@ -42,29 +39,6 @@ def herd() -> Iterator[Home]:
         yield home
 
 
-@contextmanager
-def held_up(home: Home) -> Iterator[None]:
-    """While this lasts no split commits: it can't tell this segment who is a node."""
-    with superuser(home, SOURCE) as connection, connection.transaction():
-        connection.execute("LOCK TABLE pg_dist_local_group IN SHARE MODE")
-        yield
-
-
-def is_promoted(home: Home) -> bool:
-    """Whether the copy takes writes; who is asked is the server, as Patroni keeps its hands off."""
-    password = json.loads((home.path / "shop" / "credentials.json").read_text())["superuser"]
-    groups = {group["name"]: group["members"] for group in home.status()["groups"]}
-    for member in groups.get(NEW, []):
-        try:
-            with psycopg.connect(
-                host=member["host"], port=member["port"], user="postgres", password=password, dbname="app"
-            ) as connection:
-                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-        except psycopg.OperationalError:
-            return False
-    return False
-
-
 def files(home: Home, group: str) -> list[str]:
     """What is archived of a group's log."""
     return sorted(path.name for path in archive(home).glob(f"{group}/*/[!.]*"))
@@ -92,13 +66,13 @@ def add(home: Home, last: int) -> None:
 def test_a_copy_that_was_promoted_and_thrown_away_leaves_nothing_in_the_way_of_its_successors_backups(
     herd: Home,
 ) -> None:
-    with held_up(herd):
+    with held_up(herd, SOURCE):
         thread = scale(herd, 2)
-        wait_for(lambda: is_promoted(herd), "the copy is promoted", 200, every=0.2)
+        wait_for(lambda: is_promoted(herd, NEW), "the copy is promoted", 200, every=0.2)
         daemon = herd.supervisor()
         assert daemon is not None
         daemon.kill()
-        assert is_promoted(herd)
+        assert is_promoted(herd, NEW)
     # Made anew, and promoted again.
     herd.up(declared(herd, 2), timeout=400)
     thread.join()

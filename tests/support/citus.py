@@ -98,3 +98,26 @@ def superuser(home: Home, group: str = "coordinator", name: str = "shop") -> psy
         dbname="app",
         autocommit=True,
     )
+
+
+@contextmanager
+def held_up(home: Home, segment: str) -> Iterator[None]:
+    """While this lasts no split commits: it can't tell this segment who is a node."""
+    with superuser(home, segment) as connection, connection.transaction():
+        connection.execute("LOCK TABLE pg_dist_local_group IN SHARE MODE")
+        yield
+
+
+def is_promoted(home: Home, group: str) -> bool:
+    """Whether the copy takes writes; who is asked is the server, as Patroni keeps its hands off."""
+    password = json.loads((home.path / "shop" / "credentials.json").read_text())["superuser"]
+    groups = {each["name"]: each["members"] for each in home.status()["groups"]}
+    for member in groups.get(group, []):
+        try:
+            with psycopg.connect(
+                host=member["host"], port=member["port"], user="postgres", password=password, dbname="app"
+            ) as connection:
+                return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+        except psycopg.OperationalError:
+            return False
+    return False

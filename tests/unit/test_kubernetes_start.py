@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from pgherd.patroni.config import REMEMBERED
 from pgherd.platform.bench import Ending
 from pgherd.platform.kubernetes import endings, patroni_files
 from pgherd.platform.kubernetes.stands import Stands
+from tests.support.waiting import until
 from tests.unit.test_kubernetes_objects import objects
 
 PATRONI = """\
@@ -124,13 +125,6 @@ class Containers:
         """Patroni's and the server's process, of every container that came so far."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
-
-
-def until(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -6,20 +6,20 @@ from __future__ import annotations
 import psycopg
 from psycopg import sql
 
+from pgherd.engine.citus.layout import SHARD
 from pgherd.engine.citus.session import LOCK_TIMEOUT
 from pgherd.errors import one_line
 from pgherd.postgres.connections import Connection
 
-_TABLES = """
-SELECT format('%%I.%%I', n.nspname, c.relname), CASE WHEN starts_with(f.name, 'public.') OR n.nspname <> 'public'
-                                                   THEN f.name ELSE 'public.' || f.name END
+_TABLES = f"""
+SELECT format('%%I.%%I', n.nspname, c.relname), {SHARD}
   FROM pg_dist_partition t JOIN pg_dist_shard s USING (logicalrelid) JOIN pg_class c ON c.oid = s.logicalrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace, shard_name(s.logicalrelid, s.shardid) f (name)
  WHERE t.partmethod = 'n' AND t.repmodel = 't' AND 2 = (SELECT count(DISTINCT p.groupid) FROM pg_dist_placement p
                                                          WHERE p.shardid = s.shardid AND p.groupid IN (0, %s))
  ORDER BY 1
 """
-"""those of which both the coordinator and the node have a copy; Citus names the schema public before 13.1 only"""
+"""those of which both the coordinator and the node have a copy"""
 _SAFE = "SET LOCAL search_path TO pg_catalog, pg_temp"
 """no function of a user's is called"""
 _TEXTS = (

@@ -9,8 +9,8 @@ from pgherd.engine.citus.session import superuser
 from pgherd.model.topology import COORDINATOR
 from pgherd.postgres.connections import Databases
 
-_NAME = """CASE WHEN n.nspname <> 'public' OR starts_with(f.name, 'public.') THEN f.name ELSE 'public.' || f.name END"""
-"""a shard's whole name: Citus tells the schema public before 13.1 only"""
+SHARD = "CASE WHEN n.nspname <> 'public' OR starts_with(f.name, 'public.') THEN f.name ELSE 'public.' || f.name END"
+"""a shard's whole name, where ``f`` has what Citus says and ``n`` its schema: it tells public before 13.1 only"""
 # A table that is called like a shard is a user's all the same, unless Citus says that it is the shard: that it keeps it
 # here, or has yet to drop it here.
 _TABLES = r"""
@@ -37,7 +37,7 @@ SELECT format('%I.%I', n.nspname, c.relname), CASE c.relkind WHEN 'r' THEN 'ONLY
    AND NOT EXISTS (SELECT FROM pg_dist_cleanup o
                     WHERE o.object_type = 1 AND o.node_group_id = 0 AND c.oid = to_regclass(o.object_name))
  ORDER BY t.colocationid, c.oid
-""".replace("@NAME@", _NAME)
+""".replace("@NAME@", SHARD)
 
 
 def layout(databases: Databases) -> Sequence[TableLayout]:
