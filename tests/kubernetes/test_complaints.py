@@ -138,7 +138,7 @@ def test_an_engine_that_is_not_there_is_said(broken: Cluster) -> None:
     broken.apply(segments=1, standbys=0, engine="citus")
     advice = "name one that has it with spec.postgres.image"
     wait_for(
-        lambda: advice in broken.condition("Degraded")["message"] and advice in told(broken),
+        lambda: advice in broken.condition("Degraded").get("message", "") and advice in told(broken),
         "condition and event say so",
         SECONDS,
     )
@@ -158,7 +158,8 @@ def test_a_class_whose_volumes_can_not_grow_is_named_and_the_cluster_goes_on(bro
         broken.patch({"segments": {"storage": {"size": "2Gi"}}})
         wait_for(
             lambda: (
-                "allowVolumeExpansion" in broken.condition("Degraded")["message"] and "resize" in told(broken)
+                "allowVolumeExpansion" in broken.condition("Degraded").get("message", "")
+                and "resize" in told(broken)
             ),
             "condition and event say so",
             SECONDS,

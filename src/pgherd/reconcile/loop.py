@@ -181,7 +181,9 @@ class ClusterLoop(threading.Thread):
         seen = self._in_place.told(observe.observe(world, sizes=due))
         if due:
             self._sizes_at = time.monotonic()
-            self._last_backups, self._last_unfit = seen.backups, seen.unfit
+            self._last_backups = seen.backups
+        if seen.unfit is not None:
+            self._last_unfit = seen.unfit
         if seen.unread is not None:
             self._last_unread = seen.unread
         seen = replace(

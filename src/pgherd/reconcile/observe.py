@@ -127,7 +127,8 @@ def observe(world: World, *, sizes: bool = False) -> Observed:
             lambda: view_backups(method, world.databases, declaration.cluster, answering, schedules),
         )
         seen = replace(seen, backups=backups)
-    if sizes and COORDINATOR in known:
+    # Where members may begin what is known from a while ago does not do.
+    if COORDINATOR in known and (sizes or seen.has_beginnings()):
         seen = replace(seen, unfit=_unfit(world))
     if sizes or access.is_to_change(seen):
         declared = declaration.cluster.spec.postgres.host_based_authentication

@@ -120,8 +120,8 @@ class Observed:
     """groups that are being rebuilt from the backups, or were: how far that is"""
     backups: Mapping[str, Any] | None = None
     """``status.backups``; None: none are declared"""
-    unfit: Sequence[str] = ()
-    """what keeps nodes from working as one although each answers, a sentence each"""
+    unfit: Sequence[str] | None = None
+    """what keeps nodes from working as one although each answers, a sentence each; None: nobody was asked"""
     unread: Sequence[str] | None = None
     """declared pg_hba lines that running servers can't read, a sentence each; None: nobody was asked, or could be"""
     unanswered: Mapping[str, float] = field(default_factory=dict)
@@ -190,6 +190,13 @@ class Observed:
             return group == COORDINATOR or not self.admitted_before or group in self.admitted_before
         clone = self.catalogue.clones.get(group)
         return clone is None or clone.state != "copying" or self.primary(clone.source) is not None
+
+    def has_beginnings(self) -> bool:
+        """Whether a declared group has no data on any member yet."""
+        return any(
+            not any(state.view.has_data for state in self.of_group(group))
+            for group in range(1, self.declaration.cluster.spec.segments.count + 1)
+        )
 
     def beginnings(self) -> dict[int, Mapping[str, Any] | None]:
         """What Patroni is told in each wanted group that begins; None: nobody knows it now."""
