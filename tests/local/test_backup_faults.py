@@ -14,6 +14,7 @@ import pytest
 from pgherd.backup.gaps import file_name
 from pgherd.backup.records import now
 from pgherd.backup.wal import SEGMENT_BYTES, parse_lsn
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
@@ -26,7 +27,8 @@ from tests.support.repositories import (
     with_backups,
 )
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 ROWS = 20_000
 STEPS = (
@@ -58,7 +60,7 @@ def contents(home: Home, name: str = "shop") -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", standbys=0), timeout=300)
         make_items(home)

@@ -15,6 +15,7 @@ import pytest
 
 from pgherd.backup.records import now
 from pgherd.backup.wal import parse_lsn
+from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
@@ -29,10 +30,12 @@ from tests.support.repositories import (
 
 pytestmark = [
     pytest.mark.local,
+    pytest.mark.usefixtures("engine"),
     pytest.mark.skipif(
         os.geteuid() != 0, reason="a file system of limited size is mounted, which needs root"
     ),
 ]
+__all__ = ["engine"]
 
 LIMIT_MIB = 64
 SHAPE: dict[str, Any] = {"segments": 1, "standbys": 0, "shards": 2}
@@ -53,13 +56,13 @@ def small_disk(size: str) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def disk() -> Iterator[Path]:
+def disk(engine: str) -> Iterator[Path]:
     with small_disk("700M") as path:
         yield path
 
 
 @pytest.fixture(scope="module")
-def home(disk: Path) -> Iterator[Home]:
+def home(engine: str, disk: Path) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(disk / "repository", extra=f"{KEPT}, whenFull: drop", **SHAPE), timeout=300)
         with home.connect() as connection:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from pgherd.backup.records import now
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
@@ -23,18 +24,19 @@ from tests.support.repositories import (
 )
 from tests.support.throttle import Throttle, throttled
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 ROWS = 5_000
 
 
 @pytest.fixture(scope="module")
-def throttle(tmp_path_factory: pytest.TempPathFactory) -> Throttle:
+def throttle(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Throttle:
     return throttled(tmp_path_factory.mktemp("programs") / "bin")
 
 
 @pytest.fixture(scope="module")
-def home(throttle: Throttle) -> Iterator[Home]:
+def home(engine: str, throttle: Throttle) -> Iterator[Home]:
     with temporary_home({"PGHERD_BIN_DIR": str(throttle.directory)}) as home:
         home.up(with_backups(home.path.parent / "repository"), timeout=400)
         with home.connect() as connection:
@@ -125,11 +127,9 @@ def segments_at_the_end_of(home: Home, backup: str) -> int:
 def test_a_group_that_fails_over_is_copied_again_from_its_new_primary(
     home: Home, throttle: Throttle, tmp_path: Path
 ) -> None:
-    before = home.member("segment-1", "primary")["name"]
     with held(begin_copying(home, throttle)):
         backup = str(backups(home)[-1]["id"])
-        psutil.Process(home.postmaster(before)).kill()
-        home.await_another_primary("segment-1", before)
+        home.fail_over("segment-1")
     done = await_backup(home, throttle, backup)
     assert done["phase"] == "done", done["error"]
     groups = done["groups"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup.records import now
+from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import (
     await_first_backup,
@@ -16,7 +17,8 @@ from tests.support.repositories import (
     with_backups,
 )
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 
 def health(home: Home) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup.records import now
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
     await_first_backup,
@@ -20,7 +21,8 @@ from tests.support.repositories import (
 )
 from tests.support.throttle import throttled
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 SHAPE: dict[str, Any] = {"segments": 1, "standbys": 0, "shards": 2}
 KEPT = ", retention: {full: 1, days: 0}"

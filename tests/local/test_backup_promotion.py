@@ -12,17 +12,19 @@ import pytest
 
 from pgherd.backup.records import now
 from tests.support.control_file import IN_RECOVERY, SHUTTING_DOWN, set_state
+from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import assert_sound, await_first_backup, await_point_after, with_backups
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 HISTORY = "00000001.history"
 """the first timeline has none: nobody asks for it but who has just left that timeline"""
 
 
 @pytest.fixture
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     """On its first timeline: one for each test."""
     with temporary_home() as home:
         repository = with_backups(home.path.parent / "repository", segments=1, standbys=0, shards=2)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 
 from pgherd.backup.records import now
@@ -18,7 +19,8 @@ from pgherd.engine.registry import make_engine
 from pgherd.errors import Unavailable
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe
-from tests.support.home import Home, declaration, temporary_home, wait_for
+from tests.support.engines import engine
+from tests.support.home import Home, declaration, programs, temporary_home, wait_for
 from tests.support.money import audit, make_tables, movers
 from tests.support.repositories import (
     assert_sound,
@@ -30,7 +32,8 @@ from tests.support.repositories import (
     with_backups,
 )
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 STEPS = tuple(
     f"repair:{step}"
@@ -47,6 +50,11 @@ STEPS = tuple(
     )
 )
 ROWS = 2_000
+COPY_AGAIN = {
+    "fdw": ["SELECT pgherd.repair_table('kind')"],
+    "citus": ["SELECT undistribute_table('kind')", "SELECT create_reference_table('kind')"],
+}
+"""what makes the copies of a reference table anew"""
 
 
 def members(home: Home, group: str) -> list[Path]:
@@ -88,7 +96,7 @@ def make_item(home: Home) -> None:
 
 def await_told(home: Home, group: int) -> None:
     """Until Patroni's store has heard of what a group has written by now; its leader tells it once a second."""
-    platform = LocalPlatform(home.path)
+    platform = LocalPlatform(home.path, programs().directory)
     world = observe.connect(platform, "shop", make_engine)
     with world.databases.connect(group) as connection:
         row = connection.execute("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
@@ -113,7 +121,7 @@ def repair(home: Home, *arguments: str, group: str = "segment-1", **options: Any
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository"), timeout=300)
         with home.connect() as connection:
@@ -211,7 +219,24 @@ def test_a_standby_that_is_broken_is_copied_from_its_primary(home: Home) -> None
     assert home.status()["repairs"] == []
 
 
-def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accepted() -> None:
+def of_segment(
+    connection: psycopg.Connection[Any], port: int, items: set[tuple[Any, ...]]
+) -> set[tuple[Any, ...]]:
+    """Those items that are on the segment whose primary listens there."""
+    shards = connection.execute(
+        "SELECT shardid FROM citus_shards WHERE table_name = 'item'::regclass AND nodeport = %s", [port]
+    ).fetchall()
+    own = connection.execute(
+        "SELECT id FROM unnest(%s::bigint[]) AS id"
+        " WHERE get_shard_id_for_distribution_column('item'::regclass, id) = ANY (%s)",
+        [[item[0] for item in items], [shard[0] for shard in shards]],
+    ).fetchall()
+    here = {row[0] for row in own}
+    assert 0 < len(here) < len(items)
+    return {item for item in items if item[0] in here}
+
+
+def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accepted(engine: str) -> None:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", every="1h", standbys=0), timeout=300)
         with home.connect() as connection:
@@ -228,12 +253,7 @@ def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accept
             )
             connection.execute("INSERT INTO kind VALUES (1, 'late')")
             before = set(connection.execute("SELECT id, note FROM item").fetchall())
-            survivors = set(
-                connection.execute(
-                    "SELECT i.id, i.note FROM item i JOIN pg_foreign_table f ON f.ftrelid = i.tableoid"
-                    " JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE s.srvname = 'segment_2'"
-                ).fetchall()
-            )
+            survivors = of_segment(connection, home.member("segment-2", "primary")["port"], before)
         await_told(home, 1)
         kill_group(home, "segment-1")
         data = members(home, "segment-1")[0] / "data"
@@ -267,7 +287,8 @@ def test_what_may_be_missing_is_told_and_nothing_is_changed_until_that_is_accept
         assert after != before, "what was not archived is lost, and it was said so"
         # What another group knows of and this one has lost is told: the copy of a reference table.
         assert any("reference table public.kind" in each for each in repair_of(home)["findings"])
-        home.query("SELECT pgherd.repair_table('kind')")
+        for statement in COPY_AGAIN[engine]:
+            home.query(statement)
         assert_sound(home, "shop")
         home.query(
             f"INSERT INTO item SELECT g, 'new' FROM generate_series({2 * ROWS + 1}, {3 * ROWS}) g RETURNING 1"

@@ -11,10 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import await_first_backup, backups, condition, with_backups
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 ROWS = 5000
 STEPS = (
@@ -71,7 +73,7 @@ def of_schedule(home: Home, phase: str = "done") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(everything(home), timeout=500)
         make_tables(home)

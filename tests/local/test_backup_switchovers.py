@@ -16,6 +16,7 @@ from pgherd.engine.registry import make_engine
 from pgherd.model.topology import SUPERUSER
 from pgherd.platform.local.platform import LocalPlatform
 from pgherd.reconcile import observe
+from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.money import Ledger, audit, await_transfers, make_tables, movers
 from tests.support.repositories import (
@@ -27,7 +28,8 @@ from tests.support.repositories import (
     with_backups,
 )
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 SWITCHOVERS = 3
 MEMBERS = 3
@@ -39,7 +41,7 @@ SELECT last_failed_wal FROM pg_stat_archiver
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=2), timeout=400)
         with home.connect() as connection:

@@ -11,6 +11,7 @@ import pytest
 
 from pgherd.backup.records import now
 from pgherd.backup.wal import SEGMENT_BYTES, parse_lsn
+from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import (
     assert_sound,
@@ -20,13 +21,14 @@ from tests.support.repositories import (
     with_backups,
 )
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 ROWS = 1000
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", segments=1, standbys=0), timeout=300)
         with home.connect() as connection:

@@ -15,10 +15,12 @@ import pytest
 from pgherd.backup.records import now
 from tests.local.test_backup_pgbackrest import PASSPHRASE, REASON, with_pgbackrest, write_secret
 from tests.support.citus import superuser
+from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import await_first_backup, await_point_after, condition, with_backups
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 PAGE = 8192
 ALL_BUT_ROWS = {"copies": True, "pages": True, "catalogue": True, "rows": False, "relations": True}
@@ -41,7 +43,7 @@ def make_table(home: Home) -> None:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(engine: str) -> Iterator[Home]:
     with temporary_home() as home:
         home.up(with_backups(home.path.parent / "repository", standbys=0), timeout=300)
         make_table(home)

@@ -21,10 +21,12 @@ from pgherd.platform.local.platform import LocalPlatform
 from pgherd.platform.machine import Machine, Machines
 from pgherd.postgres.connections import Databases
 from pgherd.reconcile import observe
-from tests.support.home import declaration, temporary_home
+from tests.support.engines import engine
+from tests.support.home import declaration, programs, temporary_home
 from tests.support.money import SUM, await_transfers, make_tables, movers
 
-pytestmark = pytest.mark.local
+pytestmark = [pytest.mark.local, pytest.mark.usefixtures("engine")]
+__all__ = ["engine"]
 
 GROUPS = (0, 1)
 
@@ -70,10 +72,10 @@ def held(databases: Databases) -> list[str]:
 
 def test_a_busy_cluster_is_copied_up_to_one_point_and_its_log_is_held_no_longer_than_that() -> None:
     with temporary_home() as home:
-        home.up(declaration(segments=1, standbys=1, engine="fdw"), timeout=300)
+        home.up(declaration(segments=1, standbys=1), timeout=300)
         with home.connect() as connection:
             make_tables(connection)
-        platform = LocalPlatform(home.path)
+        platform = LocalPlatform(home.path, programs().directory)
         world = observe.connect(platform, "shop", make_engine)
         machine = LocalMachine(platform.programs())
         root = home.path / "copies"
