@@ -83,6 +83,7 @@ class Site:
     :param given_up: whether nobody will go on with it
     :param anew: whether what was made before is known to be gone
     :param is_unkept: whether nobody is left who keeps that repository, as is known
+    :param check_source: raises where a point may not be chosen there
     """
 
     platform: Platform
@@ -97,6 +98,7 @@ class Site:
     anew: bool = False
     given_up: Callable[[], bool] = lambda: False
     is_unkept: Callable[[], bool] = lambda: False
+    check_source: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -377,6 +379,7 @@ class Restore:
 
     def _choose(self) -> tuple[Point, dict[str, str] | None]:
         """The point that is meant, and the one after it."""
+        self._site.check_source()
         point, next_one = finding.find(self._site.method, self._site.wanted)
         return point, {"name": next_one.name, "time": next_one.time} if next_one else None
 
