@@ -46,7 +46,7 @@ from pgherd.backup.wal import timelines
 from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
-from pgherd.model.spec import PostgresCluster, RecoverySpec
+from pgherd.model.spec import DeclaredRecoverySpec, PostgresCluster
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.platform import base
 from pgherd.platform.base import NO_WAY_BACK, Lost, NothingBefore, Platform
@@ -92,7 +92,7 @@ class Site:
     make_engine: MAKE_ENGINE
     stopping: Callable[[], bool]
     source: str
-    recovery: RecoverySpec | None = None
+    recovery: DeclaredRecoverySpec | None = None
     id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
     anew: bool = False
@@ -106,7 +106,7 @@ class Site:
         return self.cluster.metadata.name
 
     @property
-    def wanted(self) -> RecoverySpec:
+    def wanted(self) -> DeclaredRecoverySpec:
         """What is declared."""
         if self.recovery is None:
             raise PgherdError(f"{self.name} is not declared to be made from a backup any more")
