@@ -303,3 +303,35 @@ def test_a_supervisor_that_refuses_to_start_is_told_at_once(
     with pytest.raises(PgherdError, match=r"the supervisor does not start: see .*supervisor\.log"):
         made.ensure_daemon()
     assert len(started) == 1
+
+
+def from_shop() -> Any:
+    return cluster("new", engine="fdw", bootstrap={"recovery": {"cluster": "shop"}})
+
+
+def test_a_cluster_from_the_backups_of_one_that_has_none_is_refused_before_it_is_declared(
+    client: Client, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=r"spec\.bootstrap\.recovery\.cluster: shop has no backups") as refused:
+        client.up(from_shop())
+    assert len(refused.value.problems) == 1
+    gone = cluster("new", engine="fdw", bootstrap={"recovery": {"cluster": "gone"}})
+    with pytest.raises(BadInput, match="there is no cluster gone here"):
+        client.up(gone)
+    assert "new" not in client._platform.clusters()
+    client._platform.declare(with_backups(tmp_path / "repository"))
+    client.up(from_shop())
+    assert "new" in client._platform.clusters()
+
+
+def test_what_a_cluster_was_made_of_may_go_and_it_can_still_be_declared_anew(
+    client: Client, tmp_path: Path
+) -> None:
+    client._platform.declare(with_backups(tmp_path / "repository"))
+    client.up(from_shop())
+    client._platform.forget("shop", purge=True)
+    client.up(from_shop())
+    control = Layout(tmp_path / "home").member(Member("new", 0, 0)).data / "global" / "pg_control"
+    control.parent.mkdir(parents=True)
+    control.write_text("")
+    client.up(cluster("new", engine="fdw", bootstrap={"recovery": {"cluster": "shop", "restorePoint": "p7"}}))

@@ -513,3 +513,41 @@ def test_one_that_worked_for_a_cluster_that_is_gone_leaves_the_next_one_of_its_n
             act()
     assert town.has(POD_PATH)
     assert (town.workshop.read_state() or {})["message"] == "the second one's"
+
+
+# the backups of another cluster, wherever these are
+
+
+def test_what_another_cluster_of_the_namespace_says_of_its_backups_is_waited_for_and_reaches_the_pods(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(town.platform, "announce", lambda name, what, failed: told.append((what, failed)))
+    found = town.kube.objects[CLUSTER_PATH]
+    spec = {**found["spec"], "bootstrap": {"recovery": {"cluster": "old", "restorePoint": "p1"}}}
+    town.kube.put(CLUSTER_PATH, {**found, "spec": spec})
+
+    def begin() -> object:
+        cluster = town.platform.declaration("shop").cluster
+        nothing: Any = None
+        return restoring.begin(town.platform, cluster, nothing, threading.Event(), nothing)
+
+    assert begin() is None
+    assert begin() is None
+    missing = (
+        "spec.bootstrap.recovery.cluster: there is no cluster old here: declare it, or name with repository"
+    )
+    [(event, is_bad)] = told
+    assert is_bad
+    assert missing in event
+    assert missing in restoring.operation_status(town.state)["message"]
+    backup = {"method": "pgbackrest", "repository": {"volume": {"claimName": "olds"}}}
+    raw = {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster", "metadata": {"uid": "other"}}
+    old = f"{GROUP}/postgresclusters/old"
+    town.kube.put(old, {**raw, "spec": {"engine": "fdw", "segments": {"count": 1}, "backup": backup}})
+    town.volume("olds")
+    assert begin() is not None
+    town.kube.remove(old)
+    with pytest.raises(Unavailable):
+        town.workshop.machine(FIRST)
+    assert volumes.mounted(town.kube.objects[POD_PATH]["spec"]) == ["olds"]

@@ -167,6 +167,7 @@ def test_a_cluster_that_is_gone_is_restored_from_the_repository_that_a_file_name
     recovery = made.spec.bootstrap.recovery
     assert recovery is not None
     assert (recovery.cluster, recovery.time, recovery.secret_ref) == ("lost", at(1.5), "keys")
+    assert recovery.repository is not None
     assert recovery.repository.kind == "s3"
     assert (made.metadata.name, made.spec.segments.count) == ("shop2", 2)
     refusals: tuple[tuple[str, dict[str, Any], str], ...] = (

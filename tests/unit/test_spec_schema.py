@@ -52,3 +52,18 @@ def test_rules_guard_what_may_not_change() -> None:
         rule["fieldPath"] for rule in rules if rule["message"] == "can't be changed"
     }
     assert all("self" in rule["rule"] for rule in rules)
+
+
+def test_what_may_be_left_out_is_not_filled_in_however_deep_it_is() -> None:
+    """A repository that is left out is another cluster's; an empty one would be none."""
+    recovery = spec.crd_schema()["properties"]["spec"]["properties"]["bootstrap"]["properties"]["recovery"]
+    assert recovery["required"] == ["cluster"]
+    assert "default" not in recovery["properties"]["repository"]
+
+
+def test_the_api_server_asks_of_a_repository_only_where_there_is_one() -> None:
+    rules = [each["rule"] for each in spec.crd_schema()["x-kubernetes-validations"]]
+    of_recovery = [rule for rule in rules if "bootstrap.recovery.repository" in rule]
+    assert len(of_recovery) == 4
+    for rule in of_recovery:
+        assert "has(self.spec.bootstrap.recovery.repository) ||" in rule

@@ -9,7 +9,7 @@ from functools import cache
 from pgherd.backup import choice, gaps
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.records import Point
-from pgherd.model.spec import RecoverySpec
+from pgherd.model.spec import DeclaredRecoverySpec
 
 
 def restorable(method: BackupMethod) -> list[Point]:
@@ -28,7 +28,7 @@ def restorable(method: BackupMethod) -> list[Point]:
     ]
 
 
-def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
+def find_point(method: BackupMethod, wanted: DeclaredRecoverySpec) -> Point:
     """The point that is meant.
 
     :raises BadInput: there is none, with the range that there is
@@ -36,7 +36,7 @@ def find_point(method: BackupMethod, wanted: RecoverySpec) -> Point:
     return find(method, wanted)[0]
 
 
-def find(method: BackupMethod, wanted: RecoverySpec) -> tuple[Point, Point | None]:
+def find(method: BackupMethod, wanted: DeclaredRecoverySpec) -> tuple[Point, Point | None]:
     """The point that is meant, and the next one that can be restored; None: it is the newest.
 
     :raises BadInput: there is none, with the range that there is

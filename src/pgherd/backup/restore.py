@@ -46,7 +46,7 @@ from pgherd.backup.wal import timelines
 from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, Withheld
 from pgherd.faults import crash_point
-from pgherd.model.spec import PostgresCluster, RecoverySpec
+from pgherd.model.spec import DeclaredRecoverySpec, PostgresCluster
 from pgherd.model.topology import COORDINATOR, Member, group_name
 from pgherd.platform import base
 from pgherd.platform.base import NO_WAY_BACK, Lost, NothingBefore, Platform
@@ -83,6 +83,7 @@ class Site:
     :param given_up: whether nobody will go on with it
     :param anew: whether what was made before is known to be gone
     :param is_unkept: whether nobody is left who keeps that repository, as is known
+    :param check_source: raises where a point may not be chosen there
     """
 
     platform: Platform
@@ -91,12 +92,13 @@ class Site:
     make_engine: MAKE_ENGINE
     stopping: Callable[[], bool]
     source: str
-    recovery: RecoverySpec | None = None
+    recovery: DeclaredRecoverySpec | None = None
     id: str | None = None
     live: Callable[[Callable[[int, int, int], None]], Point] | None = None
     anew: bool = False
     given_up: Callable[[], bool] = lambda: False
     is_unkept: Callable[[], bool] = lambda: False
+    check_source: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -104,7 +106,7 @@ class Site:
         return self.cluster.metadata.name
 
     @property
-    def wanted(self) -> RecoverySpec:
+    def wanted(self) -> DeclaredRecoverySpec:
         """What is declared."""
         if self.recovery is None:
             raise PgherdError(f"{self.name} is not declared to be made from a backup any more")
@@ -377,6 +379,7 @@ class Restore:
 
     def _choose(self) -> tuple[Point, dict[str, str] | None]:
         """The point that is meant, and the one after it."""
+        self._site.check_source()
         point, next_one = finding.find(self._site.method, self._site.wanted)
         return point, {"name": next_one.name, "time": next_one.time} if next_one else None
 

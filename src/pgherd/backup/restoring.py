@@ -6,11 +6,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import psycopg
 
-from pgherd.backup import looking, pins, planning, registry, repair, restore, wish
+from pgherd.backup import looking, pins, planning, registry, repair, restore, source, wish
 from pgherd.backup.amounts import pace_in
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.far_copy import RECEIVED, FarCopy, FarMethod, Place
@@ -23,6 +24,7 @@ from pgherd.engine.base import Engine
 from pgherd.errors import NoSuchCluster, PgherdError, Unavailable, one_line
 from pgherd.model.spec import PostgresCluster
 from pgherd.model.topology import Member
+from pgherd.platform import origin
 from pgherd.platform.base import NO_WAY_BACK, Platform
 from pgherd.platform.machine import Machines
 from pgherd.postgres.connections import Databases
@@ -271,14 +273,19 @@ def begin(
         return Restore(
             Site(platform, cluster, method, make_engine, stopping, clone.source, live=live, anew=anew)
         )
-    wanted = bootstrap.recovery if bootstrap is not None else None
-    if asked is not None:
-        wanted = planning.wanted(asked)
-    assert wanted is not None, "is_needed says that there is one"
+    found = source.remembered(platform, cluster, known) if asked is None else known
+    if found is None:
+        return None
+    recovery = asked or origin.recovery({**found, wish.KEY: wish.told(cluster)})
+    assert recovery is not None, "is_needed says that there is one"
+    wanted = planning.wanted(recovery)
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
-    site = Site(platform, cluster, method, make_engine, stopping, *own, anew=anew, given_up=given_up)
+    its = partial(source.require_its, method, wanted.cluster, origin.owner(found))
+    site = Site(
+        platform, cluster, method, make_engine, stopping, *own, anew=anew, given_up=given_up, check_source=its
+    )
     # Who keeps its own ones is its own keeper, and none begins before this has ended.
     is_own = bool(known.get("inPlace")) and looking.is_own(cluster, wanted)
     return Restore(replace(site, is_unkept=is_unkept) if is_own else site)
@@ -293,7 +300,7 @@ def unpin(platform: Platform, name: str) -> None:
         return
     workshop = platform.workshop(name)
     known = workshop.read_state() or {}
-    asked = known.get("recovery") or (known.get(wish.KEY) or {}).get("recovery")
+    asked = origin.recovery(known)
     if not known.get(pins.KEY) or asked is None or known.get("phase") in (*restore.ENDED, restore.FAILED):
         return
     wanted = planning.wanted(asked)

@@ -11,9 +11,9 @@ from typing import Any
 from pgherd.backup import pins
 from pgherd.errors import BadInput
 from pgherd.model.spec import PostgresCluster
-from pgherd.platform import base
+from pgherd.platform import base, origin
 
-KEY = "declared"
+KEY = origin.DECLARED
 """where it is in the state of a restore"""
 LOST = "lost"
 """in that state: groups whose places are to be removed before anything else is done"""

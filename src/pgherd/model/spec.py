@@ -14,7 +14,13 @@ from pydantic import BaseModel, ValidationError
 
 from pgherd.errors import BadInput
 from pgherd.model import spec_yaml
-from pgherd.model.spec_backup import BackupSpec, BootstrapSpec, RecoverySpec, RetentionSpec
+from pgherd.model.spec_backup import (
+    BackupSpec,
+    BootstrapSpec,
+    DeclaredRecoverySpec,
+    RecoverySpec,
+    RetentionSpec,
+)
 from pgherd.model.spec_hba import hba_problems, plain_text_problems
 from pgherd.model.spec_models import (
     API_VERSION,
@@ -56,6 +62,7 @@ __all__ = [
     "BackupSpec",
     "BootstrapSpec",
     "ClusterSpec",
+    "DeclaredRecoverySpec",
     "ExpansionSpec",
     "GroupSpec",
     "Metadata",
@@ -202,11 +209,8 @@ def with_platform_defaults(cluster: PostgresCluster, platform: str, *, kept: boo
     :raises BadInput: what is filled in does not go with what was declared
     """
     spec = cluster.spec
-    source = spec.bootstrap.clone if spec.bootstrap is not None else None
-    if source is not None and source.cluster == cluster.metadata.name:
-        raise BadInput(
-            "spec.bootstrap.clone.cluster: is the cluster itself: name the one that is to be copied"
-        )
+    if problem := _self_problem(cluster):
+        raise BadInput(problem)
     update: dict[str, Any] = {"engine": spec.engine or DEFAULT_ENGINE[platform]}
     if spec.expansion.mode == "clone" and update["engine"] == "fdw":
         raise BadInput(f"spec.expansion.mode: {NO_CLONES}")
@@ -236,31 +240,49 @@ def local_problems(spec: ClusterSpec) -> list[str]:
     return [
         f"{path}.repository.volume: is for kubernetes: on one machine name a path (a share that is mounted), s3, gcs "
         "or azure"
-        for path, declared in _repositories(spec)
-        if declared.repository.volume is not None
+        for path, repository in _repositories(spec)
+        if repository.volume is not None
     ]
 
 
-def _repositories(spec: ClusterSpec) -> list[tuple[str, BackupSpec | RecoverySpec]]:
+def _self_problem(cluster: PostgresCluster) -> str | None:
+    """That a cluster is to be made of itself."""
+    bootstrap, name = cluster.spec.bootstrap, cluster.metadata.name
+    clone, recovery = (bootstrap.clone, bootstrap.recovery) if bootstrap is not None else (None, None)
+    if clone is not None and clone.cluster == name:
+        return "spec.bootstrap.clone.cluster: is the cluster itself: name the one that is to be copied"
+    if recovery is not None and recovery.repository is None and recovery.cluster == name:
+        return (
+            "spec.bootstrap.recovery.cluster: is the cluster itself: name another one, or with repository where the "
+            "backups are of the one that had its name"
+        )
+    return None
+
+
+def _repositories(spec: ClusterSpec) -> list[tuple[str, RepositorySpec]]:
     """What names a repository, by path."""
     recovery = spec.bootstrap.recovery if spec.bootstrap is not None else None
     found = (("spec.backup", spec.backup), ("spec.bootstrap.recovery", recovery))
-    return [(path, declared) for path, declared in found if declared is not None]
+    return [
+        (path, declared.repository)
+        for path, declared in found
+        if declared is not None and declared.repository is not None
+    ]
 
 
 def kubernetes_problems(spec: ClusterSpec) -> list[str]:
     """What of backups is for one machine only."""
     problems = []
-    for path, declared in _repositories(spec):
-        remote = declared.repository.s3 or declared.repository.gcs or declared.repository.azure
-        if declared.repository.path is not None:
+    for path, repository in _repositories(spec):
+        remote = repository.s3 or repository.gcs or repository.azure
+        if repository.path is not None:
             problems.append(
                 f"{path}.repository.path: is for the local platform: on kubernetes name volume, s3, gcs or azure, and "
                 "method: pgbackrest"
             )
         elif remote is not None and remote.ca_file is not None:
             problems.append(
-                f"{path}.repository.{declared.repository.kind}.caFile: is for the local platform: on kubernetes put "
+                f"{path}.repository.{repository.kind}.caFile: is for the local platform: on kubernetes put "
                 "the certificate into the Secret of secretRef as ca.crt"
             )
     return problems

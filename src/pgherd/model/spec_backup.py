@@ -110,12 +110,17 @@ class BackupSpec(Model):
         return self
 
 
-class RecoverySpec(Model):
+class DeclaredRecoverySpec(Model):
     """From which backups, and up to where."""
 
     cluster: str = Field(description="The name of the cluster whose backups these are.")
     method: Method = Field(default="native", description="What they were made with.")
-    repository: RepositorySpec = Field(description="Where these backups are.")
+    repository: RepositorySpec | None = Field(
+        default=None,
+        description="Where these backups are. Left out: where spec.backup of that cluster says, with the same method, "
+        "secretRef and encrypt, as it is when this one begins to be made; on one machine a cluster of the same home, "
+        "on Kubernetes of the same namespace.",
+    )
     secret_ref: str | None = Field(default=None, min_length=1, max_length=400, description=_SECRET)
     encrypt: bool = Field(default=False, description="Whether they are encrypted.")
     restore_point: str | None = Field(default=None, description="Up to this restore point.")
@@ -131,11 +136,8 @@ class RecoverySpec(Model):
     )
 
     @model_validator(mode="after")
-    def _one_target(self) -> RecoverySpec:
-        problem = method_problem(
-            self.method, self.repository, self.secret_ref, compress=None, encrypt=self.encrypt
-        )
-        if problem:
+    def _one_target(self) -> DeclaredRecoverySpec:
+        if problem := self._place_problem():
             raise ValueError(problem)
         named = [each for each in (self.restore_point, self.time, self.backup) if each is not None]
         if len(named) > 1:
@@ -145,6 +147,34 @@ class RecoverySpec(Model):
         if not self.inclusive and not named:
             raise ValueError("inclusive: false needs restorePoint, time or backup: what shall be left out?")
         return self
+
+    def _place_problem(self) -> str | None:
+        if self.repository is not None:
+            return method_problem(
+                self.method, self.repository, self.secret_ref, compress=None, encrypt=self.encrypt
+            )
+        told = (
+            ("method", self.method != "native"),
+            ("secretRef", self.secret_ref),
+            ("encrypt", self.encrypt),
+        )
+        if given := [name for name, is_given in told if is_given]:
+            return (
+                f"{given[0]}: goes with repository: name that, too, or leave out both, and what spec.backup of "
+                f"{self.cluster} says is taken"
+            )
+        if "/" in self.cluster:
+            return (
+                "repository: may be left out only for a cluster of the same home, or namespace: name where the "
+                f"backups of {self.cluster} are"
+            )
+        return None
+
+
+class RecoverySpec(DeclaredRecoverySpec):
+    """The same, by whoever knows where these backups are."""
+
+    repository: RepositorySpec = Field(description="Where these backups are.")
 
 
 class CloneSpec(Model):
@@ -159,7 +189,9 @@ class CloneSpec(Model):
 class BootstrapSpec(Model):
     """Where a new cluster gets its data from."""
 
-    recovery: RecoverySpec | None = Field(default=None, description="From the backups of another cluster.")
+    recovery: DeclaredRecoverySpec | None = Field(
+        default=None, description="From the backups of another cluster."
+    )
     clone: CloneSpec | None = Field(
         default=None, description="From another cluster as it is when it is copied."
     )

@@ -41,6 +41,7 @@ RULES: tuple[Schema, ...] = (
     },
     {
         "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || !has(self.spec.bootstrap.recovery.repository)"
         " || !has(self.spec.bootstrap.recovery.repository.path)",
         "message": "a path is for the local platform: name volume, s3, gcs or azure, and method: pgbackrest",
         "fieldPath": ".spec.bootstrap",
@@ -53,9 +54,25 @@ RULES: tuple[Schema, ...] = (
     },
     {
         "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || !has(self.spec.bootstrap.recovery.repository)"
         " || !has(self.spec.bootstrap.recovery.repository.volume)"
         " || self.spec.bootstrap.recovery.method == 'pgbackrest'",
         "message": "a volume needs method: pgbackrest",
+        "fieldPath": ".spec.bootstrap",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || has(self.spec.bootstrap.recovery.repository)"
+        " || (self.spec.bootstrap.recovery.method == 'native' && !self.spec.bootstrap.recovery.encrypt"
+        " && !has(self.spec.bootstrap.recovery.secretRef))",
+        "message": "recovery: method, secretRef and encrypt go with repository: name that, too, or leave out all",
+        "fieldPath": ".spec.bootstrap",
+    },
+    {
+        "rule": "!has(self.spec.bootstrap) || !has(self.spec.bootstrap.recovery)"
+        " || has(self.spec.bootstrap.recovery.repository)"
+        " || self.spec.bootstrap.recovery.cluster != self.metadata.name",
+        "message": "recovery.cluster is the cluster itself: name the repository of the one that had its name",
         "fieldPath": ".spec.bootstrap",
     },
     {
@@ -150,11 +167,12 @@ def declaration_schema(model: type[BaseModel] = PostgresCluster) -> Schema:
 
 def _structural(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> Schema:
     """One generated schema, with references resolved and without what Kubernetes does not take."""
-    if "$ref" in schema:
-        resolved = definition(schema["$ref"].removeprefix("#/$defs/"))
-        schema = {**resolved, **{key: value for key, value in schema.items() if key != "$ref"}}
-    if "anyOf" in schema:
-        schema = _one_of(schema, definition)
+    while "$ref" in schema or "anyOf" in schema:
+        if "anyOf" in schema:
+            schema = _one_of(schema)
+        else:
+            resolved = definition(schema["$ref"].removeprefix("#/$defs/"))
+            schema = {**resolved, **{key: value for key, value in schema.items() if key != "$ref"}}
     result: Schema = {key: schema[key] for key in _KEEP if schema.get(key) is not None}
     if "const" in schema:
         result["enum"] = [schema["const"]]
@@ -171,13 +189,14 @@ def _structural(schema: Mapping[str, Any], definition: Callable[[str], Schema]) 
     return result | {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
 
 
-def _one_of(schema: Mapping[str, Any], definition: Callable[[str], Schema]) -> Schema:
+def _one_of(schema: Mapping[str, Any]) -> Schema:
     """A union as one schema: an optional value, a whole number or text, or anything scalar."""
     choices = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
     flat = [part for choice in choices for part in choice.get("anyOf", [choice])]
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
     if len(flat) == 1:
-        return {**_structural(flat[0], definition), **rest}
+        # Not structural yet: done twice, what may be left out is not known for that any more.
+        return {**flat[0], **rest}
     if {part.get("type") for part in flat} == {"integer", "string"}:
         return {**rest, "x-kubernetes-int-or-string": True}
     return {**rest, "x-kubernetes-preserve-unknown-fields": True}

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pgherd import __version__
+from pgherd.backup import source
 from pgherd.engine.base import Finding
 from pgherd.engine.registry import check_available, make_engine
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
@@ -75,6 +76,7 @@ class Client(BackupCommands):
         check_available(cluster)
         self._platform.check_supported(cluster)
         self._require_change(cluster)
+        source.require(self._platform, cluster)
         # Before the lock: a repository may answer late or never, and every cluster of the home would wait with us.
         backups.prepare(self._platform, cluster)
         with self._platform.locked():

@@ -47,7 +47,7 @@ def claim_of(repository: RepositorySpec | None) -> str | None:
 def claims_to_restore(cluster: PostgresCluster, asked: RepositorySpec | None = None) -> list[str]:
     """Those that who puts a cluster's data together may have to read.
 
-    :param asked: where a restore in place was asked to read
+    :param asked: where a restore in place was asked to read, or one that names no repository was found to
     """
     spec = cluster.spec
     source = spec.bootstrap.recovery if spec.bootstrap is not None else None

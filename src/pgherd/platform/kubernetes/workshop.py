@@ -17,6 +17,7 @@ from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.faults import crash_point
 from pgherd.model.spec import RepositorySpec
 from pgherd.model.topology import COORDINATOR, Endpoint, Member
+from pgherd.platform import origin
 from pgherd.platform.base import ENDED, FAILED, NothingBefore, Workshop
 from pgherd.platform.kubernetes import drills, epochs, names, patroni_files, rebuilt, views, zone
 from pgherd.platform.kubernetes.api import (
@@ -87,7 +88,7 @@ class PodWorkshop(Workshop):
         state = self.read_state() or {}
         if "settled" in state.get("steps", ()):
             return None
-        asked = state.get("recovery") or (state.get("declared") or {}).get("recovery")
+        asked = origin.recovery(state)
         if asked is None:
             return None
         repository = RepositorySpec.model_validate(asked["repository"], by_alias=True, by_name=False)
