@@ -29,6 +29,9 @@ KEYS_PER_WRITER = 64
 RETRY_SECONDS = 0.02
 GIVE_UP_SECONDS = 90
 
+LAST_PROCESSES_SECONDS = 1.0
+"""for how long after its postmaster's death a server's sessions may go on"""
+
 SCHEMA = """
 CREATE TABLE account (key int PRIMARY KEY, entries bigint NOT NULL DEFAULT 0);
 CREATE TABLE entry (key int NOT NULL, id bigint NOT NULL, note text NOT NULL, PRIMARY KEY (key, id));
@@ -113,6 +116,22 @@ class Journal:
 
         await_true(look, within, "a write after a failover", every=0.01)
         return min(found) - begun
+
+    def served_again_after(self, killed: float, keys: Collection[int]) -> float:
+        """Seconds from ``killed`` to the end of the longest silence about ``keys`` that began then, or a moment later.
+
+        A killed server's last processes may still acknowledge what comes to them: the first write is not the answer.
+        Called once the group is whole again.
+        """
+        acknowledged = sorted(
+            each.ended for each in list(self.writes) if each.key in keys and each.ended > killed
+        )
+        silences = zip([killed, *acknowledged], acknowledged, strict=False)
+        _, end = max(
+            (silence for silence in silences if silence[0] - killed <= LAST_PROCESSES_SECONDS),
+            key=lambda silence: silence[1] - silence[0],
+        )
+        return end - killed
 
 
 def is_explained(error: psycopg.Error) -> bool:

@@ -145,7 +145,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("ready after 'pgherd up'", _seconds(report.ready_s)),
         ("answers equal to a plain PostgreSQL's", f"{equal} of {len(report.comparisons)}"),
-        ("failover of a segment (kill -9 to next write)", _seconds(report.failover.get("segment-1"))),
+        ("failover of a segment (kill -9 until served again)", _seconds(report.failover.get("segment-1"))),
         ("failover of the coordinator", _seconds(report.failover.get("coordinator"))),
     ]
     for scaling in (report.expand, report.shrink):

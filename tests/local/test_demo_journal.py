@@ -13,7 +13,7 @@ import pytest
 from bench.demo.questions import QUESTIONS, ask, difference
 from bench.flights import create_tables, load
 from bench.support import Connection, PlainPostgres, await_true, percentile
-from bench.workload import Workload, audit, is_explained, stalls
+from bench.workload import Journal, Workload, Write, audit, is_explained, stalls
 
 pytestmark = pytest.mark.local
 
@@ -42,6 +42,13 @@ def wait_for_writes(workload: Workload, count: int) -> None:
     while len(workload.journal.writes) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_failover_lasts_until_the_longest_silence_ends() -> None:
+    journal = Journal()
+    for key, ended in ((1, 9.9), (1, 10.02), (2, 10.5), (1, 11.4), (1, 11.5), (1, 14.5)):
+        journal.writes.append(Write(key, len(journal.writes), ended - 0.01, ended, 1, 0.0))
+    assert journal.served_again_after(10.0, {1}) == pytest.approx(1.4), "not what a dying session said"
 
 
 def test_writers_survive_a_crash_and_the_audit_finds_every_row_and_every_loss(server: PlainPostgres) -> None:
