@@ -444,12 +444,14 @@ def test_another_point_that_is_declared_in_the_middle_of_a_restore_is_the_one_th
 
 
 def test_a_restore_that_is_stopped_goes_on_and_one_that_is_purged_leaves_nothing_to_the_next_one(
-    bank: Bank, store: Objects
+    bank: Bank,
 ) -> None:
+    """Where the backups are its declaration leaves to the bank's."""
     point, held = settled_point(bank, 10)
+    bootstrap = {"recovery": {"cluster": "bank", "restorePoint": point}}
     twice = Cluster(bank.namespace, "bank-twice")
     try:
-        twice.apply(standbys=0, bootstrap=from_bank(store, point))
+        twice.apply(standbys=0, bootstrap=bootstrap)
         begun = wait_for(lambda: restore_pods(twice), "the restore has begun", PATIENCE)
         # In the middle of it: a command takes longer to begin than a small restore does.
         bank.namespace.kubectl("annotate", "pgc", "bank-twice", "pgherd.io/stopped=true")
@@ -464,7 +466,7 @@ def test_a_restore_that_is_stopped_goes_on_and_one_that_is_purged_leaves_nothing
             "a purge is over when it is over"
         )
         assert not bank.namespace.exists("configmap", "bank-twice.recovery")
-        twice.apply(standbys=0, bootstrap=from_bank(store, point))
+        twice.apply(standbys=0, bootstrap=bootstrap)
         twice.wait_phase("Running", timeout=600.0)
         assert contents(bank, "bank-twice") == held, "it was restored anew, and not founded empty"
     finally:
