@@ -122,7 +122,7 @@ def test_points_restored_at_random_have_the_right_sum_and_no_later_row(
     assert held[-1] > held[0]
 
 
-def test_the_restored_cluster_is_one_of_its_own(home: Home, past: Ledger, tmp_path: Path) -> None:
+def test_the_restored_cluster_is_one_of_its_own(home: Home, past: Ledger) -> None:
     target = restorable(home)[-1]
     told = home.run("restore", "shop", "twin", "--time", target["time"], timeout=400)
     assert target["name"] in told.stderr
@@ -138,9 +138,8 @@ def test_the_restored_cluster_is_one_of_its_own(home: Home, past: Ledger, tmp_pa
     assert_sound(home, "twin")
     # It keeps backups of its own, beside those of its source, and can be restored from them in turn.
     await_first_backup(home, "twin")
-    lean = tmp_path / "lean.yaml"
-    lean.write_text(declaration(name="any", standbys=0))
-    home.run("restore", "twin", "third", "-f", str(lean), timeout=400)
+    bootstrap = "  bootstrap: {recovery: {cluster: twin}}\n"
+    home.up(declaration(name="third", standbys=0, extra=bootstrap), timeout=400)
     assert home.query("SELECT sum(balance) FROM account", "third") == [(0,)]
     for name in ("third", "twin"):
         home.run("delete", name, "--purge", "--yes")
