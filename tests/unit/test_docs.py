@@ -126,6 +126,16 @@ def test_each_command_that_the_program_advises_exists_with_its_options() -> None
     assert [(file, words) for file, words in sorted(advised) if unknown_words(words)] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_each_target_of_make_that_a_page_names_exists(page: str) -> None:
+    there = set(re.findall(r"^([a-z][-a-z0-9]*):", text("Makefile"), re.MULTILINE))
+    shown = re.findall(
+        r"^(?:[$#] )?make ([a-z][-a-z0-9]*)", "\n".join(blocks(page, "", "console")), re.MULTILINE
+    )
+    mentioned = re.findall(r"`make ([a-z][-a-z0-9]*)", prose(page))
+    assert {*shown, *mentioned} - there == set()
+
+
 def whole(document: str) -> str:
     """A declaration of which only a part is shown, made whole."""
     if re.match(r"\s+\w", document) or document.startswith(("backup:", "bootstrap:")):
