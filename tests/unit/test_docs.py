@@ -34,6 +34,7 @@ COMMAND = typer.main.get_command(app)
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _TYPED = re.compile(r"(?:^|[(\s])(?<!helm install )(?:kubectl )?pgherd ([^#\n]*)")
 _INLINE = re.compile(r"`(?:kubectl )?pgherd ([^`]+)`")
+_ADVICE = r"['`]pgherd (?=[a-z])"
 _END = re.compile(r'\\?\||\)"|; ')
 """where a command in a line of a shell, or of a table, ends"""
 
@@ -109,15 +110,19 @@ def test_each_command_that_a_page_mentions_exists_with_its_options(page: str) ->
 def advice() -> Iterator[tuple[str, str]]:
     """The commands that the program's own texts name, each with the file that does."""
     for file in sorted((ROOT / "src").rglob("*.py")):
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
+        source = file.read_text()
+        if not re.search(_ADVICE, source):
+            continue  # to parse all of them takes its time
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.JoinedStr | ast.Constant):
+                continue
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             said = "".join(
                 str(each.value) if isinstance(each, ast.Constant) else "NAME"
                 for each in parts
                 if isinstance(each, ast.Constant | ast.FormattedValue)
             )
-            yield from ((file.name, words) for words in re.findall(r"['`]pgherd ([a-z][^'`%]*)['`]", said))
+            yield from ((file.name, words) for words in re.findall(_ADVICE + r"([a-z][^'`%]*)['`]", said))
 
 
 def test_each_command_that_the_program_advises_exists_with_its_options() -> None:
