@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from pgherd.backup.records import now
+from tests.support.contents import make_items
 from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
@@ -40,9 +41,7 @@ def home(engine: str, throttle: Throttle) -> Iterator[Home]:
     with temporary_home({"PGHERD_BIN_DIR": str(throttle.directory)}) as home:
         home.up(with_backups(home.path.parent / "repository"), timeout=400)
         with home.connect() as connection:
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+            make_items(connection, ROWS)
         await_first_backup(home)
         yield home
 

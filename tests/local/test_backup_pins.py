@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pgherd.backup.records import now
+from tests.support.contents import make_items
 from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 from tests.support.repositories import (
@@ -62,9 +63,7 @@ def test_what_another_home_restores_stays_until_that_is_done_though_it_was_kille
         repository = source.path.parent / "repository"
         source.up(with_backups(repository, extra=KEPT, **SHAPE), timeout=300)
         with source.connect() as connection:
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            connection.execute("INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, 1000) g")
+            make_items(connection, 1000)
         first = str(await_first_backup(source)["id"])
         point = await_point_after(source, now())
         before = source.query("SELECT count(*), sum(id)::bigint FROM item")

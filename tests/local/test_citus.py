@@ -21,6 +21,7 @@ import pytest
 
 from tests.support import money
 from tests.support.citus import citus_home, needs_citus, superuser
+from tests.support.contents import make_items
 from tests.support.home import Home, declaration, wait_for
 from tests.support.money import Ledger, await_transfers, make_tables, movers
 from tests.support.writers import Journal, audit, make_table, writers
@@ -42,9 +43,7 @@ def herd() -> Iterator[Home]:
         home.up(declared(), timeout=300)
         with home.connect() as connection:
             make_table(connection)
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+            make_items(connection, ROWS)
             connection.execute("CREATE TABLE kind (id int PRIMARY KEY, name text)")
             connection.execute("SELECT create_reference_table('kind')")
             connection.execute("INSERT INTO kind VALUES (1, 'one'), (2, 'two')")

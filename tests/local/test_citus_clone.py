@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.citus import citus_home, needs_citus, superuser
+from tests.support.contents import make_items
 from tests.support.home import Home, declaration, wait_for
 from tests.support.writers import Journal, audit, make_table, writers
 
@@ -36,9 +37,7 @@ def herd(segments: int = 2, standbys: int = 0, env: dict[str, str] | None = None
         home.up(declared(segments, standbys), timeout=300)
         with home.connect() as connection:
             make_table(connection)
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+            make_items(connection, ROWS)
             connection.execute("CREATE TABLE kind (id int PRIMARY KEY, name text)")
             connection.execute("SELECT create_reference_table('kind')")
             connection.execute("INSERT INTO kind VALUES (1, 'one'), (2, 'two')")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.local.test_citus_clone import MODE, ROWS, scale
 from tests.support.citus import citus_home, held_up, is_promoted, needs_citus
+from tests.support.contents import make_items
 from tests.support.home import Home, wait_for
 from tests.support.repositories import assert_sound, await_first_backup, await_point_after, with_backups
 
@@ -32,9 +33,7 @@ def herd() -> Iterator[Home]:
     with citus_home() as home:
         home.up(declared(home, 1), timeout=400)
         with home.connect() as connection:
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+            make_items(connection, ROWS)
         await_first_backup(home)
         yield home
 

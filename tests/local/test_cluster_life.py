@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.support.contents import make_items
 from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home, wait_for
 
@@ -24,9 +25,7 @@ def home(engine: str) -> Iterator[Home]:
         home.up(declaration())
         home.query("SELECT 1")
         with home.connect() as connection:
-            connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-            connection.execute("SELECT create_distributed_table('item', 'id')")
-            connection.execute("INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, 500) g")
+            make_items(connection, 500)
         yield home
 
 

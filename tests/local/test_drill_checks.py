@@ -15,6 +15,7 @@ import pytest
 from pgherd.backup.records import now
 from tests.local.test_backup_pgbackrest import PASSPHRASE, REASON, with_pgbackrest, write_secret
 from tests.support.citus import superuser
+from tests.support.contents import make_items
 from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import await_first_backup, await_point_after, condition, with_backups
@@ -37,9 +38,7 @@ def done(drill: dict[str, Any]) -> dict[str, bool]:
 
 def make_table(home: Home) -> None:
     with home.connect() as connection:
-        connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-        connection.execute("SELECT create_distributed_table('item', 'id')")
-        connection.execute("INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, 2000) g")
+        make_items(connection, 2000)
 
 
 @pytest.fixture(scope="module")

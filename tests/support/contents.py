@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
+
 from tests.support.home import Home, wait_for
 from tests.support.writers import make_table
 
 ROWS = 3000
 
 
+def make_items(connection: psycopg.Connection[Any], count: int) -> None:
+    """A distributed table ``item`` of so many rows."""
+    connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
+    connection.execute("SELECT create_distributed_table('item', 'id')")
+    connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {count}) g")
+
+
 def fill(home: Home, engine: str = "fdw") -> None:
     """Citus does not move tables without a key online; there that one stays on the coordinator."""
     with home.connect() as connection:
         make_table(connection)
-        connection.execute("CREATE TABLE item (id bigint PRIMARY KEY, note text)")
-        connection.execute("SELECT create_distributed_table('item', 'id')")
-        connection.execute(f"INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, {ROWS}) g")
+        make_items(connection, ROWS)
         connection.execute("CREATE TABLE keyless (id int, note text)")
         if engine == "fdw":
             connection.execute("SELECT create_distributed_table('keyless', 'id')")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+def until(condition: Callable[[], object], what: str = "the condition", timeout: float = 30.0) -> None:
     """Until ``condition`` is truthy; it has so many seconds."""
     deadline = time.monotonic() + timeout
     while not condition():

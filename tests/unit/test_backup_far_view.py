@@ -11,6 +11,7 @@ import pytest
 
 from pgherd.backup import far_view
 from pgherd.backup.base import BackupMethod
+from tests.support.waiting import until
 
 
 def method(name: str, *, near: bool) -> BackupMethod:
@@ -21,13 +22,6 @@ def method(name: str, *, near: bool) -> BackupMethod:
         repository=SimpleNamespace(store=SimpleNamespace(near=near)),
     )
     return cast(BackupMethod, made)
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_near_repository_that_answers_is_seen_at_once() -> None:

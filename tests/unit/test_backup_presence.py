@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pgherd.backup.repository import Repository
 from pgherd.errors import Cancelled, PgherdError, Withheld
 from pgherd.platform.base import Programs
 from tests.support.backups import SYSTEM
+from tests.support.waiting import until
 
 DAMAGED = PgherdError("the copy is damaged")
 NOWHERE = "there is no repository at .*shop: see to it that its disk is mounted"
@@ -46,13 +46,6 @@ class Disk:
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(presence, "LOOK_SECONDS", 0.01)
     return Disk(tmp_path)
-
-
-def until(told: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not told():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_work_is_told_to_stop_while_the_repository_is_away(disk: Disk) -> None:

@@ -71,6 +71,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["check", "nope"], "nope"),
         (["switchover", "nope", "--group", "coordinator"], "nope"),
         (["status", "../etc"], "../etc"),
+        (["restore", "shop", "--confirm", "--in-place", "--yes"], "--confirm ends a restore in place"),
+        (["restore", "shop", "--confirm", "--time", "2026-11-21T09:15:00Z"], "leave --time out"),
+        (["restore", "shop", "other", "--confirm"], "leave NAME out"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from pgherd.platform.kubernetes import api, cache, names
 from pgherd.platform.kubernetes.api import CLUSTER, POD, Api
 from pgherd.platform.kubernetes.cache import Watched
 from tests.support.kube_api import Kube, Object, kube_api
+from tests.support.waiting import until
 
 PODS = "/api/v1/namespaces/prod/pods"
 CLUSTERS = "/apis/pgherd.io/v1alpha1/namespaces/prod/postgresclusters"
@@ -25,13 +25,6 @@ def a_pod(**labels: str) -> Object:
 
 def is_none(found: Callable[[], object]) -> bool:
     return found() is None
-
-
-def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def restore_points(
     if since := current().client().restore_points_since(name):
         say(
             f"from before {since} only those are listed that close a backup; the others can be restored, too, with "
-            "'pgherd restore --time' or --point"
+            f"'pgherd restore {name} NEW --time TIME' or --point"
         )
 
 
@@ -168,7 +168,8 @@ def restore(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Yes, take it back (with --in-place).")] = False,
     confirm: Annotated[
-        bool, typer.Option("--confirm", help="SOURCE is well as it is: remove what --in-place kept.")
+        bool,
+        typer.Option("--confirm", help="SOURCE is well as it is: remove what --in-place kept. Goes alone."),
     ] = False,
     no_wait: NoWait = False,
     timeout: Timeout = FOR_EVER,
@@ -177,6 +178,20 @@ def restore(
     limit, begun = seconds(timeout), time.monotonic()
     context = current()
     if confirm:
+        others = {
+            "NAME": target,
+            "--point": point,
+            "--time": moment,
+            "--backup": made,
+            "--exclusive": exclusive,
+            "--repository": repository,
+            "--file": file,
+            "--in-place": in_place,
+        }
+        if given := next((option for option, value in others.items() if value), None):
+            raise BadInput(
+                f"--confirm ends a restore in place, and removes what that kept: leave {given} out"
+            )
         context.client().confirm_restore(source)
         say(f"{source}: what it was before its restore is removed")
         return

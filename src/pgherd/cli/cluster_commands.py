@@ -326,7 +326,10 @@ def dsn(
     role: Annotated[Role, typer.Option(help="rw: the primary. ro: a standby where there is one.")] = Role.rw,
     group: Annotated[str, typer.Option(help="coordinator or segment-N.", metavar="GROUP")] = "coordinator",
 ) -> None:
-    """Print a libpq URI, password included. It names every member, so it stays right through a failover."""
+    """Print a libpq URI, password included. It names every member, so it stays right through a failover.
+
+    On Kubernetes it is for programs inside: the coordinator is named by its Service. From outside: psql.
+    """
     say(current().client().dsn(name, role=role, group=group))
 
 

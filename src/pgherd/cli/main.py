@@ -62,7 +62,7 @@ def options(
         Path | None,
         typer.Option(
             envvar="PGHERD_HOME",
-            help="Local: the directory of your clusters; left out, ~/.local/state/pgherd.",
+            help="Local: the directory of your clusters; left out, ~/.local/state/pgherd (or $XDG_STATE_HOME/pgherd).",
         ),
     ] = None,
     bin_dir: Annotated[

@@ -14,6 +14,7 @@ from pgherd.model.documents import KINDS
 from pgherd.model.spec_models import KIND
 from pgherd.model.spec_parameters import FLOORS, OWNED
 from pgherd.model.spec_schema import IMMUTABLE, Schema, declaration_schema
+from pgherd.patroni.config import BASE_PARAMETERS, NETWORK_PARAMETERS
 
 _WIDTH = 100
 _EXAMPLE = """\
@@ -57,7 +58,22 @@ def _spec_page() -> Iterator[str]:
         f"| `{name}` | at least {floor}: standbys and moves of shards use them |"
         for name, floor in FLOORS.items()
     )
+    yield from _parameters_set()
     yield from _other_kinds()
+
+
+def _parameters_set() -> Iterator[str]:
+    yield from ("", "## Parameters that pgherd sets", "")
+    yield "What is set where `spec.postgres.parameters` says nothing else. The engine raises some of these where moves"
+    yield "of shards need more (slots, senders, workers, locks), and citus has settings of its own; `SHOW` tells what"
+    yield "is in force at a member."
+    yield from ("", "| Parameter | Value |", "|---|---|")
+    yield from (f"| `{name}` | `{value}` |" for name, value in BASE_PARAMETERS.items())
+    yield from (f"| `{name}` | `{value}` (Kubernetes only) |" for name, value in NETWORK_PARAMETERS.items())
+    yield "| `shared_buffers`, `effective_cache_size` | 1/4 and 3/4 of `resources.memory` |"
+    yield "| `maintenance_work_mem`, `work_mem` | 1/16 and 1/400 of it, at most 2 GiB and 256 MiB |"
+    yield ""
+    yield "New databases have data checksums, encoding UTF8, and one collation that sorts alike everywhere: `C.UTF-8`."
 
 
 def _other_kinds() -> Iterator[str]:

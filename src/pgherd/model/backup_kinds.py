@@ -40,7 +40,7 @@ Tables = Annotated[
 Type = Literal["full", "differential", "incremental"]
 TYPE = (
     "full: everything. differential: what changed since the last full one. incremental: what changed since the last "
-    "one. The latter two need PostgreSQL 17 or later."
+    "one. With method native the latter two need PostgreSQL 17 or later."
 )
 
 

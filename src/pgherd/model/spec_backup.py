@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pgherd.model.spec_base import Model
 from pgherd.model.spec_quantity import parse_bytes, parse_duration
-from pgherd.model.spec_repository import RepositorySpec, method_problem
+from pgherd.model.spec_repository import KINDS, RepositorySpec, method_problem
 
 
 def duration_between(low: str, high: str) -> AfterValidator:
@@ -48,13 +48,14 @@ def check_moment(value: str) -> str:
 Method = Literal["native", "pgbackrest"]
 _METHOD = (
     "native: PostgreSQL's own tools write into a directory; differential and incremental backups need PostgreSQL 17 "
-    "or later. pgbackrest: pgBackRest, into a directory or an object store, compressed, encrypted if wanted; on one "
-    "machine it must be installed there."
+    "or later. pgbackrest: pgBackRest, into a directory, a volume or an object store, compressed, encrypted if wanted; "
+    "on one machine it must be installed there."
 )
 _SECRET = (
     "Where keys and passphrases are. On one machine the absolute path of a YAML file that only its owner may read, "
     "on Kubernetes the name of a Secret. Keys: access-key-id and secret-access-key (s3), session-token (s3, if need "
-    "be), service-account (gcs), account-key or sas-token (azure), passphrase (encrypt)."
+    "be), service-account (gcs), account-key or sas-token (azure), passphrase (encrypt), on Kubernetes ca.crt (the "
+    "authority of the store's certificate)."
 )
 
 
@@ -71,7 +72,9 @@ class BackupSpec(Model):
     """Backups of the whole cluster."""
 
     method: Method = Field(default="native", description=_METHOD)
-    repository: RepositorySpec = Field(description="Where backups are kept.")
+    repository: RepositorySpec = Field(
+        description=f"Where backups are kept: exactly one of {', '.join(KINDS)}."
+    )
     retention: RetentionSpec = Field(default_factory=RetentionSpec, description="How long backups are kept.")
     restore_point_every: Annotated[str, duration_between("1s", "1d")] = Field(
         default="1m",

@@ -190,7 +190,8 @@ class Metadata(Model):
 
     name: Annotated[str, AfterValidator(_check_name)] = Field(
         description="The cluster's name: lower-case letters, digits and hyphens, starting with a letter, "
-        f"at most {MAX_NAME} characters (member names are made of it)."
+        f"at most {MAX_NAME} characters (member names are made of it), and no ending of pgherd's own: -coordinator, "
+        "-segment-N, -ro, -ca."
     )
     namespace: str | None = Field(
         default=None, description="Kubernetes only: the namespace. Left out: the context's own."
@@ -401,13 +402,13 @@ class ClusterSpec(Model):
     )
     backup: BackupSpec | None = Field(
         default=None,
-        description="Backups and restore points of the whole cluster. On Kubernetes with method pgbackrest and an "
-        "object store only. Left out: there are none.",
+        description="Backups and restore points of the whole cluster. On Kubernetes with method pgbackrest, into an "
+        "object store or a volume. Left out: there are none.",
     )
     bootstrap: BootstrapSpec | None = Field(
         default=None,
-        description="Where a new cluster gets its data from; on Kubernetes from backups in an object store only. Left "
-        "out: it begins empty. Of no effect once the cluster has data.",
+        description="Where a new cluster gets its data from: from backups (on Kubernetes in an object store or on a "
+        "volume), or from a running cluster. Left out: it begins empty. Of no effect once the cluster has data.",
     )
     replace_lost_after: int = Field(
         default=300,

@@ -116,12 +116,12 @@ class RepositorySpec(Model):
 
     path: Annotated[str, AfterValidator(check_path)] | None = Field(
         default=None,
-        description="An absolute path: a directory, best on another disk or machine (a mount). Each cluster gets a "
-        "folder of its own in it, named like the cluster.",
+        description="On one machine only: an absolute path, of a directory best on another disk or machine (a mount). "
+        "Each cluster gets a folder of its own in it, named like the cluster.",
     )
     volume: VolumeSpec | None = Field(
         default=None,
-        description="On Kubernetes: a volume that all members mount. Each cluster gets a folder of its own in it, "
+        description="On Kubernetes only: a volume that all members mount. Each cluster gets a folder of its own in it, "
         "named like the cluster.",
     )
     s3: S3Spec | None = Field(default=None, description="A bucket of S3, or of a server that speaks like it.")

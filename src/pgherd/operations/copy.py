@@ -26,7 +26,7 @@ from pgherd.model.topology import COORDINATOR
 from pgherd.operations import copy_definitions, copy_rows, store
 from pgherd.operations.copy_definitions import Definitions
 from pgherd.operations.copy_rows import Total
-from pgherd.postgres.connections import Connection, Databases
+from pgherd.postgres.connections import Connection, Databases, system_of
 
 LOCK_MS = 500
 """how long writers at the source may queue behind one attempt to lock them out"""
@@ -182,11 +182,6 @@ class _Copy:
 
     # definitions
 
-    def _identity(self) -> str:
-        row = self._frozen.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
-        assert row is not None
-        return str(row[0])
-
     @property
     def _anew(self) -> str:
         return f"to copy anew, delete {self._destination.name} and create it again"
@@ -207,7 +202,7 @@ class _Copy:
             return False
         source, digest, phase = row
         anew = self._anew
-        if source != self._identity():
+        if source != system_of(self._frozen):
             raise BadInput(f"{there} holds a copy of another cluster: {anew}")
         if phase == "done":
             raise BadInput(f"{there} holds a complete copy of {self._source.name} already: {anew}")
@@ -229,7 +224,7 @@ class _Copy:
             copy_definitions.make(self._desk, self._destination.databases.owner, definitions, self._tables)
             self._desk.execute(
                 "INSERT INTO pgherd.copy (source, definitions, phase) VALUES (%s, %s, 'rows')",
-                [self._identity(), definitions.digest],
+                [system_of(self._frozen), definitions.digest],
             )
             crash_point("copy:definitions:made")
         crash_point("copy:definitions:done")

@@ -18,6 +18,7 @@ from pgherd.operations import steps
 from pgherd.operations.base import NotNowError, Work, names
 from pgherd.operations.journal import NewStep, Step
 from pgherd.operations.moves import Control, why_not_now
+from pgherd.postgres.connections import system_of
 
 LOOK_EVERY = 0.3
 """seconds between two looks at a copy"""
@@ -78,9 +79,7 @@ def _taken_names(work: Work, pairs: Sequence[Mapping[str, int]]) -> list[str]:
 
 def _system(work: Work, group: int) -> str:
     with work.context.databases.connect(group, database=SUPERUSER, read_only=True) as connection:
-        row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
-        assert row is not None, "it is no set of rows that could be empty"
-        return str(row[0])
+        return system_of(connection)
 
 
 def copies(work: Work, step: Step) -> str:

@@ -33,7 +33,7 @@ LOOPBACK = ("127.0.0.1/32",)
 
 _MEBIBYTE = 1024 * 1024
 
-_BASE_PARAMETERS: Mapping[str, str] = {
+BASE_PARAMETERS: Mapping[str, str] = {
     "autovacuum_max_workers": "2",
     "hot_standby": "on",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
@@ -53,9 +53,9 @@ _BASE_PARAMETERS: Mapping[str, str] = {
     # How long a standby or a subscription that lost its primary waits before the next try (5 s by default).
     "wal_retrieve_retry_interval": "200ms",
 }
+"""what is set in every member, below what the engine needs, and the user's own"""
 
-
-_NETWORK_PARAMETERS: Mapping[str, str] = {
+NETWORK_PARAMETERS: Mapping[str, str] = {
     # A node that dies says nothing: without these a commit would wait a minute for its dead standby.
     "tcp_keepalives_count": "3",
     "tcp_keepalives_idle": "5",
@@ -64,6 +64,7 @@ _NETWORK_PARAMETERS: Mapping[str, str] = {
     "wal_receiver_timeout": "8s",
     "wal_sender_timeout": "8s",
 }
+"""the same where members are on several machines"""
 
 
 def standbys(cluster: PostgresCluster, group_id: int) -> int:
@@ -118,7 +119,7 @@ def dynamic_config(
             "remove_data_directory_on_diverged_timelines": True,
             "parameters": _parameters(
                 cluster,
-                {**_memory(cluster, group_id, local), **({} if local else _NETWORK_PARAMETERS)},
+                {**_memory(cluster, group_id, local), **({} if local else NETWORK_PARAMETERS)},
                 engine_parameters,
                 preload,
             ),
@@ -152,7 +153,7 @@ def _parameters(
 ) -> dict[str, str]:
     user = {name.lower(): _text(value) for name, value in cluster.spec.postgres.parameters.items()}
     engine = {name: _text(value) for name, value in engine_parameters.items()}
-    parameters = {**_BASE_PARAMETERS, **surroundings, **engine, **user}
+    parameters = {**BASE_PARAMETERS, **surroundings, **engine, **user}
     libraries = [*preload, *_split(parameters.pop("shared_preload_libraries", ""))]
     if libraries:
         parameters["shared_preload_libraries"] = ",".join(dict.fromkeys(libraries))

@@ -118,3 +118,10 @@ class Databases:
         except psycopg.OperationalError as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no answer"
             raise Unavailable(f"group {group} can't be reached: {reason}") from error
+
+
+def system_of(connection: Connection) -> str:
+    """The identifier of the database system that a connection leads to; a physical copy has its source's."""
+    row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+    assert row is not None, "it is no set of rows that could be empty"
+    return str(row[0])

@@ -56,7 +56,9 @@ class Backups(Repairs):
         self._require_backups(name)
         for known in self._listed(name, "backups"):
             if known["phase"] in records.OPEN_PHASES:
-                raise BadInput(f"backup {known['id']} is not done yet: 'pgherd backups' shows how far it is")
+                raise BadInput(
+                    f"backup {known['id']} is not done yet: 'pgherd backups {name}' shows how far it is"
+                )
         stamp = f"{name[:NAME_BYTES].rstrip('-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self._declare(stamp, {"cluster": name, "type": kind})
         return stamp

@@ -82,13 +82,15 @@ def check(databases: Databases) -> list[Finding]:
     :raises Unavailable: the coordinator can't be asked
     """
     with superuser(databases) as desk:
-        segments = nodes.segments(databases)
+        segments, coordinator = nodes.segments(databases), versions.of(desk)
         found = list(_nodes(desk, segments))
         for group in [COORDINATOR, *segments]:
             try:
                 with superuser(databases, group) as here:
-                    if versions.of(here).in_database is None:
-                        found.append(_lost(group))
+                    if told := _unfit(group, versions.of(here), coordinator):
+                        # Citus itself refuses to work there: nothing else can be asked of it.
+                        message, _, way_out = told.rpartition(": ")
+                        found.append(Finding(group, "version", message, way_out))
                         continue
                     found.extend(_examined(_Node(group, here, desk)))
             except (Unavailable, psycopg.OperationalError) as error:
@@ -99,8 +101,6 @@ def check(databases: Databases) -> list[Finding]:
 
 def _examined(node: _Node) -> list[Finding]:
     """All that is found on a node. A table that is dropped meanwhile makes Citus's own functions fail: once more."""
-    if _is_unfit(node):
-        return list(_version(node))
     try:
         return [finding for each in CHECKS for finding in each(node)]
     except (psycopg.errors.InternalError_, psycopg.errors.InvalidParameterValue):
@@ -134,27 +134,17 @@ def _members(desk: Connection) -> dict[int, set[Endpoint]]:
     return found
 
 
-def _lost(group: int) -> Finding:
-    message, _, way_out = versions.lost(group).rpartition(": ")
-    return Finding(group, "version", message, way_out)
+def _unfit(group: int, here: versions.Versions, coordinator: versions.Versions) -> str | None:
+    return versions.lost(group) if here.in_database is None else versions.problem(group, here, coordinator)
 
 
 def _version(node: _Node) -> Iterator[Finding]:
-    seen = versions.of(node.here)
-    if problem := versions.problem(node.group, seen, versions.of(node.desk)):
-        message, _, way_out = problem.rpartition(": ")
-        yield Finding(node.group, "version", message, way_out)
     query = "SELECT citus_version()"
     here, there = value(node.here, query), value(node.desk, query)
     if here != there:
         yield node.finding(
             "version", f"runs {here}, the coordinator {there}", "install one version everywhere"
         )
-
-
-def _is_unfit(node: _Node) -> bool:
-    """Whether Citus itself refuses to work there: nothing else can be asked of it."""
-    return bool(versions.problem(node.group, versions.of(node.here), versions.of(node.desk)))
 
 
 def _metadata(node: _Node) -> Iterator[Finding]:
