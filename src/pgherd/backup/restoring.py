@@ -327,7 +327,8 @@ class _Clone:
         copy = Native(platform.workshop(name).scratch() / self.source, platform.programs, with_log=True)
 
         def live(report: Callable[[int, int, int], None]) -> Point:
-            engine, databases = self.running(self.source)
+            platform.declaration(self.source)  # who declares it where it is not is told at once
+            engine, databases = self._standing()
             made = NearCopy(engine, databases, copy, platform.programs(), self.stopping)
             return made.make(self.source, report)
 
