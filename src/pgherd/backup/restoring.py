@@ -282,7 +282,7 @@ def begin(
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
-    its = partial(source.require_its, method, wanted.cluster, origin.owner(found))
+    its = partial(source.require_its, platform, cluster, method, origin.owner(found))
     site = Site(
         platform, cluster, method, make_engine, stopping, *own, anew=anew, given_up=given_up, check_source=its
     )
