@@ -369,6 +369,25 @@ def test_on_one_machine_a_source_that_is_still_being_made_is_waited_for_too(segm
         live(lambda *_: None)
 
 
+def test_on_one_machine_too_what_can_be_no_copy_is_refused_before_anything_is_copied() -> None:
+    platform: Any = SimpleNamespace(
+        declaration=lambda name: running(3),
+        workshop=lambda name: SimpleNamespace(scratch=lambda: Path("/nowhere")),
+        programs=lambda: NOBODY,
+    )
+    engine, databases = SimpleNamespace(name="fdw", segments=lambda: [1, 2, 3]), SimpleNamespace(database="b")
+    world: Any = (engine, databases)
+    clone = restoring._Clone(platform, clone_of("shop"), "shop", lambda name: world, lambda: False)
+    _, live = clone.near()
+    with pytest.raises(BadInput) as refused:
+        live(lambda *_: None)
+    assert list(refused.value.problems) == [
+        "spec.engine: must be fdw as in the backup, got citus",
+        "spec.database: must be b as in the backup, got app",
+        "spec.segments.count: must be 3 as in the backup, got 2",
+    ]
+
+
 def test_on_one_machine_a_source_that_is_not_there_is_told_at_once() -> None:
     def declaration(name: str) -> Any:
         raise NoSuchCluster(f"no cluster {name!r}")

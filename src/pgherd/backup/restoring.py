@@ -329,6 +329,10 @@ class _Clone:
         def live(report: Callable[[int, int, int], None]) -> Point:
             platform.declaration(self.source)  # who declares it where it is not is told at once
             engine, databases = self._standing()
+            # Before all of it is copied, which may take hours.
+            planning.check_shape(
+                self.cluster, engine.name, databases.database, max(engine.segments(), default=0)
+            )
             made = NearCopy(engine, databases, copy, platform.programs(), self.stopping)
             return made.make(self.source, report)
 
