@@ -220,6 +220,15 @@ def test_what_makes_no_sense_of_the_other_one_is_not_told_as_if_it_were_of_the_n
     assert "spec.engine" in home.waits
 
 
+def test_one_that_goes_between_two_looks_is_not_taken_for_one_whose_backups_may_be_anybodys(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.declare_source()
+    monkeypatch.setattr(home.platform, "owner", lambda name: Owner(""))
+    assert home.begin() is None
+    assert "shop is being deleted: it is waited for" in home.waits
+
+
 def test_what_another_cluster_of_its_name_left_there_is_not_taken_for_its_backups(home: Home) -> None:
     home.declare_source()
     home.repository("elsewhere/shop/1234")

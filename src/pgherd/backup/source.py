@@ -8,7 +8,7 @@ from typing import Any
 from pgherd.backup import pauses, registry, wish
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Catalogue
-from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Refused, one_line
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Refused, Unavailable, one_line
 from pgherd.model.spec import DeclaredRecoverySpec, PostgresCluster
 from pgherd.platform import origin
 from pgherd.platform.base import Platform
@@ -51,6 +51,9 @@ def find(platform: Platform, cluster: PostgresCluster) -> dict[str, Any]:
             f"{_FIELD}: {source} has no backups: declare its spec.backup, or name with repository where backups of it "
             "are"
         )
+    if not owner:
+        # Between two looks; whose its backups must be is not known, and any others would be taken for them.
+        raise Unavailable(f"{_FIELD}: {source} is being deleted")
     return {"recovery": registry.source_of(backup, source), "owner": owner}
 
 
