@@ -20,54 +20,76 @@ def merged(into: Any, changes: Mapping[str, Any]) -> Any:
     return into
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"spec": {"segments": {"count": 0}}}, "spec.segments.count"),
-        ({"spec": {"segments": {"count": 9}}}, "spec.segments.count: Invalid value"),
-        ({"spec": {"shardCount": 0}}, "spec.shardCount"),
-        ({"spec": {"engine": "oracle"}}, "spec.engine"),
-        ({"spec": {"durability": "hope"}}, "spec.durability"),
-        ({"spec": {"coordinator": {"antiAffinity": "maybe"}}}, "spec.coordinator.antiAffinity"),
-        ({"spec": {"postgres": {"version": 9}}}, "spec.postgres.version"),
-        ({"metadata": {"name": "a-segment-1"}}, "metadata.name must not end in"),
-        ({"metadata": {"name": "a-coordinator"}}, "metadata.name must not end in"),
-        ({"metadata": {"name": "a-ro"}}, "metadata.name must not end in"),
-        ({"metadata": {"name": "a-ca"}}, "metadata.name must not end in"),
-        ({"metadata": {"name": "a-0-leader"}}, "metadata.name must not end in"),
-        ({"metadata": {"name": "a" * 41}}, "metadata.name"),
-        ({"metadata": {"name": "1a"}}, "metadata.name"),
-        ({"spec": {"colour": "red"}}, "spec.colour"),
-        ({"spec": {"backup": {"repository": {"path": "/mnt"}}}}, "a path is for the local platform"),
-        (
-            {"spec": {"bootstrap": {"recovery": {"cluster": "shop", "repository": {"path": "/mnt"}}}}},
-            "spec.bootstrap.*a path is for the local platform",
-        ),
-        (
-            {"spec": {"backup": {"repository": {"volume": {"claimName": "backups"}}}}},
-            "spec.backup.method.*a volume needs method: pgbackrest",
-        ),
-        (
-            {
-                "spec": {
-                    "bootstrap": {
-                        "recovery": {"cluster": "shop", "repository": {"volume": {"claimName": "backups"}}}
-                    }
+def recovered(**recovery: Any) -> dict[str, Any]:
+    return {"spec": {"bootstrap": {"recovery": recovery}}}
+
+
+GO_TOGETHER = "spec.bootstrap.*method, secretRef and encrypt go with repository"
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"spec": {"segments": {"count": 0}}}, "spec.segments.count"),
+    ({"spec": {"segments": {"count": 9}}}, "spec.segments.count: Invalid value"),
+    ({"spec": {"shardCount": 0}}, "spec.shardCount"),
+    ({"spec": {"engine": "oracle"}}, "spec.engine"),
+    ({"spec": {"durability": "hope"}}, "spec.durability"),
+    ({"spec": {"coordinator": {"antiAffinity": "maybe"}}}, "spec.coordinator.antiAffinity"),
+    ({"spec": {"postgres": {"version": 9}}}, "spec.postgres.version"),
+    ({"metadata": {"name": "a-segment-1"}}, "metadata.name must not end in"),
+    ({"metadata": {"name": "a-coordinator"}}, "metadata.name must not end in"),
+    ({"metadata": {"name": "a-ro"}}, "metadata.name must not end in"),
+    ({"metadata": {"name": "a-ca"}}, "metadata.name must not end in"),
+    ({"metadata": {"name": "a-0-leader"}}, "metadata.name must not end in"),
+    ({"metadata": {"name": "a" * 41}}, "metadata.name"),
+    ({"metadata": {"name": "1a"}}, "metadata.name"),
+    ({"spec": {"colour": "red"}}, "spec.colour"),
+    ({"spec": {"backup": {"repository": {"path": "/mnt"}}}}, "a path is for the local platform"),
+    (
+        {"spec": {"bootstrap": {"recovery": {"cluster": "shop", "repository": {"path": "/mnt"}}}}},
+        "spec.bootstrap.*a path is for the local platform",
+    ),
+    (
+        {"spec": {"backup": {"repository": {"volume": {"claimName": "backups"}}}}},
+        "spec.backup.method.*a volume needs method: pgbackrest",
+    ),
+    (
+        {
+            "spec": {
+                "bootstrap": {
+                    "recovery": {"cluster": "shop", "repository": {"volume": {"claimName": "backups"}}}
                 }
-            },
-            "spec.bootstrap.*a volume needs method: pgbackrest",
-        ),
-        (
-            {"spec": {"backup": {"method": "pgbackrest", "repository": {"volume": {"prefix": "a"}}}}},
-            "spec.backup.repository.volume.claimName: Required value",
-        ),
-        ({"spec": {"bootstrap": {"clone": {"cluster": "wrong"}}}}, "clone.cluster is the cluster itself"),
-        (
-            {"spec": {"engine": "fdw", "expansion": {"mode": "clone"}}},
-            "spec.expansion.mode.*clone needs spec.engine citus",
-        ),
-    ],
-)
+            }
+        },
+        "spec.bootstrap.*a volume needs method: pgbackrest",
+    ),
+    (
+        {"spec": {"backup": {"method": "pgbackrest", "repository": {"volume": {"prefix": "a"}}}}},
+        "spec.backup.repository.volume.claimName: Required value",
+    ),
+    ({"spec": {"bootstrap": {"clone": {"cluster": "wrong"}}}}, "clone.cluster is the cluster itself"),
+    (recovered(cluster="shop", method="pgbackrest"), GO_TOGETHER),
+    (recovered(cluster="shop", secretRef="keys"), GO_TOGETHER),
+    (recovered(cluster="shop", encrypt=True), GO_TOGETHER),
+    (recovered(cluster="wrong"), "spec.bootstrap.*recovery.cluster is the cluster itself"),
+    (
+        {"spec": {"engine": "fdw", "expansion": {"mode": "clone"}}},
+        "spec.expansion.mode.*clone needs spec.engine citus",
+    ),
+]
+FIXED: list[tuple[dict[str, Any], str]] = [
+    ({"engine": "citus"}, "spec.engine"),
+    ({"database": "other"}, "spec.database"),
+    ({"shardCount": 16}, "spec.shardCount"),
+    ({"postgres": {"version": 16}}, "spec.postgres.version"),
+    (
+        {"coordinator": {"storage": {"storageClassName": "b"}}},
+        "spec.coordinator.storage.storageClassName",
+    ),
+    ({"segments": {"storage": {"storageClassName": "b"}}}, "spec.segments.storage.storageClassName"),
+    ({"coordinator": {"storage": {"size": "512Mi"}}}, "spec.coordinator.storage.size"),
+    ({"segments": {"storage": {"size": "512Mi"}}}, "spec.segments.storage.size"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), WRONG)
 def test_a_wrong_resource_is_refused_with_its_path(
     namespace: Namespace, change: dict[str, Any], says: str
 ) -> None:
@@ -76,22 +98,29 @@ def test_a_wrong_resource_is_refused_with_its_path(
         namespace.apply(manifest)
 
 
+S3 = {"s3": {"bucket": "safe", "region": "eu-central-1"}}
+
+
 @pytest.mark.parametrize(
-    ("change", "path"),
+    "change",
     [
-        ({"engine": "citus"}, "spec.engine"),
-        ({"database": "other"}, "spec.database"),
-        ({"shardCount": 16}, "spec.shardCount"),
-        ({"postgres": {"version": 16}}, "spec.postgres.version"),
-        (
-            {"coordinator": {"storage": {"storageClassName": "b"}}},
-            "spec.coordinator.storage.storageClassName",
-        ),
-        ({"segments": {"storage": {"storageClassName": "b"}}}, "spec.segments.storage.storageClassName"),
-        ({"coordinator": {"storage": {"size": "512Mi"}}}, "spec.coordinator.storage.size"),
-        ({"segments": {"storage": {"size": "512Mi"}}}, "spec.segments.storage.size"),
+        recovered(cluster="shop"),
+        recovered(cluster="shop", restorePoint="p1", inclusive=False),
+        recovered(cluster="right", method="pgbackrest", repository=S3, secretRef="keys", encrypt=True),
     ],
 )
+def test_what_a_cluster_is_made_of_may_be_said_in_short_and_in_full(
+    namespace: Namespace, change: dict[str, Any]
+) -> None:
+    cluster = Cluster(namespace, "right")
+    manifest = merged(copy.deepcopy(cluster.declaration()), change)
+    # Never reconciled: a cluster that is stopped from the beginning needs no members.
+    manifest["metadata"]["annotations"] = {"pgherd.io/stopped": "true"}
+    namespace.apply(manifest)
+    cluster.delete()
+
+
+@pytest.mark.parametrize(("change", "path"), FIXED)
 def test_what_may_not_change_is_refused(namespace: Namespace, change: dict[str, Any], path: str) -> None:
     cluster = Cluster(namespace, "fixed")
     storage = {"storage": {"size": "1Gi", "storageClassName": "a"}}

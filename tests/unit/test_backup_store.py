@@ -493,14 +493,14 @@ def test_keys_are_read_from_a_file_of_their_owner(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_secret_is_refused(tmp_path: Path, text: str, mode: int, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(Refused, match=told):
         secret_file.load(secret(tmp_path, text, mode))
 
 
 def test_a_secret_is_named_by_its_absolute_path_and_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="absolute path"):
         secret_file.load("my-secret")
-    with pytest.raises(BadInput, match="can't be read: no such file"):
+    with pytest.raises(Refused, match="can't be read: no such file"):
         secret_file.load(str(tmp_path / "none.yaml"))
 
 

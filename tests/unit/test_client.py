@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pgherd.backup import finding, planning, registry, restore
+from pgherd.backup import finding, planning, registry, restore, source, wish
 from pgherd.cli.main import run
 from pgherd.errors import BadInput, NoSuchCluster, PgherdError
 from pgherd.model.spec import from_mapping, to_mapping
@@ -335,3 +335,22 @@ def test_what_a_cluster_was_made_of_may_go_and_it_can_still_be_declared_anew(
     control.parent.mkdir(parents=True)
     control.write_text("")
     client.up(cluster("new", engine="fdw", bootstrap={"recovery": {"cluster": "shop", "restorePoint": "p7"}}))
+
+
+@pytest.mark.parametrize("going_on", ["settled", "in place"])
+def test_what_is_going_on_may_be_declared_again_when_what_it_is_made_of_is_gone(
+    client: Client, tmp_path: Path, going_on: str
+) -> None:
+    client._platform.declare(with_backups(tmp_path / "repository"))
+    client.up(from_shop())
+    workshop = client._platform.workshop("new")
+    found = source.find(client._platform, from_shop())
+    told = {"declared": wish.told(from_shop()), "found": found, "steps": ["copied", "settled"]}
+    own = {"inPlace": True, "recovery": {"cluster": "new", "repository": {"path": "/mnt"}}}
+    workshop.write_state({"phase": "copying", **(told if going_on == "settled" else own)})
+    client._platform.forget("shop", purge=True)
+    other = {"cluster": "new" if going_on == "in place" else "shop", "repository": {"path": "/mnt"}}
+    client.up(cluster("new", engine="fdw", bootstrap={"recovery": other}))
+    client.up(from_shop())
+    now = client._platform.declaration("new").cluster
+    assert wish.told(now) == wish.told(from_shop())

@@ -18,7 +18,7 @@ from pgherd.backup.catalogue import Catalogue
 from pgherd.backup.far_copy import FarCopy, FarMethod, Place, _described, run
 from pgherd.backup.held_log import HeldLog
 from pgherd.backup.live_copy import LiveCopy
-from pgherd.backup.pauses import after_pause, is_worth_a_try
+from pgherd.backup.pauses import Awaited, after_pause, is_worth_a_try
 from pgherd.backup.records import GroupBackup, GroupPoint, Point
 from pgherd.backup.store import MemoryStore
 from pgherd.errors import BadInput, Cancelled, NoSuchCluster, PgherdError, Unavailable
@@ -353,6 +353,54 @@ def test_a_source_that_is_not_there_is_waited_for(declared: Any, told: str) -> N
         live(lambda *_: None)
     known = after_pause(waits.value, {"tries": 3})
     assert (known["tries"], known["waits"]) == (0, str(waits.value)), "that is no try"
+
+
+@pytest.mark.parametrize("segments", [0, 1])
+def test_on_one_machine_a_source_that_is_still_being_made_is_waited_for_too(segments: int) -> None:
+    platform: Any = SimpleNamespace(
+        declaration=lambda name: running(2),
+        workshop=lambda name: SimpleNamespace(scratch=lambda: Path("/nowhere")),
+        programs=lambda: NOBODY,
+    )
+    world: Any = (SimpleNamespace(segments=lambda: [1, 2][:segments]), NOBODY)
+    clone = restoring._Clone(platform, clone_of("shop"), "shop", lambda name: world, lambda: False)
+    _, live = clone.near()
+    with pytest.raises(Awaited, match=f"shop is to have 2 segments, and has {segments} now: it is waited"):
+        live(lambda *_: None)
+
+
+def test_on_one_machine_too_what_can_be_no_copy_is_refused_before_anything_is_copied() -> None:
+    platform: Any = SimpleNamespace(
+        declaration=lambda name: running(3),
+        workshop=lambda name: SimpleNamespace(scratch=lambda: Path("/nowhere")),
+        programs=lambda: NOBODY,
+    )
+    engine, databases = SimpleNamespace(name="fdw", segments=lambda: [1, 2, 3]), SimpleNamespace(database="b")
+    world: Any = (engine, databases)
+    clone = restoring._Clone(platform, clone_of("shop"), "shop", lambda name: world, lambda: False)
+    _, live = clone.near()
+    with pytest.raises(BadInput) as refused:
+        live(lambda *_: None)
+    assert list(refused.value.problems) == [
+        "spec.engine: must be fdw as in the backup, got citus",
+        "spec.database: must be b as in the backup, got app",
+        "spec.segments.count: must be 3 as in the backup, got 2",
+    ]
+
+
+def test_on_one_machine_a_source_that_is_not_there_is_told_at_once() -> None:
+    def declaration(name: str) -> Any:
+        raise NoSuchCluster(f"no cluster {name!r}")
+
+    platform: Any = SimpleNamespace(
+        declaration=declaration,
+        workshop=lambda name: SimpleNamespace(scratch=lambda: Path("/nowhere")),
+        programs=lambda: NOBODY,
+    )
+    clone = restoring._Clone(platform, clone_of("shop"), "shop", lambda name: NOBODY, lambda: False)
+    _, live = clone.near()
+    with pytest.raises(NoSuchCluster):
+        live(lambda *_: None)
 
 
 # what is declared

@@ -551,3 +551,34 @@ def test_what_another_cluster_of_the_namespace_says_of_its_backups_is_waited_for
     with pytest.raises(Unavailable):
         town.workshop.machine(FIRST)
     assert volumes.mounted(town.kube.objects[POD_PATH]["spec"]) == ["olds"]
+
+
+def test_another_secret_that_the_other_cluster_names_by_now_moves_no_pod_and_is_the_one_that_is_read(
+    town: Town,
+) -> None:
+    found = town.kube.objects[CLUSTER_PATH]
+    spec = {**found["spec"], "bootstrap": {"recovery": {"cluster": "old", "restorePoint": "p1"}}}
+    town.kube.put(CLUSTER_PATH, {**found, "spec": spec})
+    raw = {"apiVersion": "pgherd.io/v1alpha1", "kind": "PostgresCluster"}
+
+    def declare(secret: str, generation: int) -> None:
+        spec = {"engine": "fdw", "segments": {"count": 1}, "backup": {**DECLARED, "secretRef": secret}}
+        metadata = {"uid": "other", "generation": generation}
+        town.kube.put(f"{GROUP}/postgresclusters/old", {**raw, "metadata": metadata, "spec": spec})
+
+    def begun() -> Any:
+        nothing: Any = None
+        cluster = town.platform.declaration("shop").cluster
+        return restoring.begin(town.platform, cluster, nothing, threading.Event(), nothing)
+
+    declare("keys", 1)
+    assert begun()._site.wanted.secret_ref == "keys"
+    town.workshop.write_state({**town.state, "phase": "copying", "point": {}, "steps": ["copied:0"]})
+    before = town.workshop._source()
+    assert before is not None
+    declare("renewed", 2)
+    assert begun()._site.wanted.secret_ref == "renewed"
+    assert town.state["steps"] == ["copied:0"]
+    after = town.workshop._source()
+    assert after is not None
+    assert after.mark == before.mark, "no pod is made anew"

@@ -142,6 +142,93 @@ def test_its_first_backup_is_waited_for(home: Home) -> None:
     home.begun()._site.check_source()
 
 
+def test_as_long_as_nothing_was_there_what_is_declared_of_the_other_one_by_now_counts(home: Home) -> None:
+    home.declare_source("mistyped")
+    with pytest.raises(Awaited, match=r"no backup yet at .*mistyped"):
+        home.begun().run()
+    home.declare_source("second")
+    assert home.begun()._site.method.location == str(home.folder / "second" / "shop")
+    with pytest.raises(Awaited, match=r"no backup yet at .*second"):
+        home.begun().run()
+    home.workshop.write_state({**home.state, "point": {"name": "p1"}, "steps": ["copied"]})
+    home.declare_source("third")
+    assert home.begun()._site.method.location == str(home.folder / "second" / "shop")
+
+
+def test_one_that_was_declared_anew_before_its_first_backup_is_the_one_that_is_meant(home: Home) -> None:
+    home.declare_source()
+    with pytest.raises(Awaited):
+        home.begun().run()
+    home.platform.forget("shop", purge=True)
+    home.declare_source()
+    home.repository(home.platform.owner("shop").id)
+    home.begun()._site.check_source()
+
+
+def test_a_store_that_is_silent_leads_nobody_elsewhere(home: Home) -> None:
+    home.declare_source("first")
+    home.begun()
+    home.workshop.write_state({**home.state, "phase": "copying", "tries": 1, "waits": "it does not answer"})
+    home.declare_source("second")
+    assert home.begun()._site.method.location == str(home.folder / "first" / "shop")
+
+
+def test_nobody_is_told_to_wait_for_the_backup_of_a_cluster_that_is_gone(home: Home) -> None:
+    home.declare_source()
+    with pytest.raises(Awaited):
+        home.begun().run()
+    home.platform.forget("shop", purge=True)
+    with pytest.raises(Awaited, match="there is no cluster shop here: declare it, or name with repository"):
+        home.begun().run()
+    assert f"no backup yet at {home.folder}/first/shop" in home.waits
+
+
+BUCKET: dict[str, Any] = {
+    "method": "pgbackrest",
+    "repository": {"s3": {"bucket": "safe", "region": "eu-central-1"}},
+}
+
+
+def test_other_keys_that_the_other_one_gets_for_the_same_backups_are_used_at_any_step(home: Home) -> None:
+    home.declare_source(**BUCKET, secretRef="/etc/old.yaml")
+    home.begun()
+    home.workshop.write_state(
+        {**home.state, "phase": "copying", "point": {"name": "p1"}, "steps": ["copied:0"]}
+    )
+    home.declare_source(**BUCKET, secretRef="/etc/new.yaml")
+    assert home.begun()._site.wanted.secret_ref == "/etc/new.yaml"
+    assert home.state["steps"] == ["copied:0"], "what is done is not done again"
+    assert home.state["found"]["recovery"]["secretRef"] == "/etc/new.yaml", "pods are given it, too"
+
+
+def test_keys_that_are_away_are_waited_for_and_others_may_be_named(home: Home) -> None:
+    home.declare_source(**BUCKET, secretRef=str(home.folder / "none.yaml"))
+    with pytest.raises(Awaited, match=r"none\.yaml can't be read"):
+        home.begun().run()
+    assert "none.yaml can't be read: no such file or directory: it is waited for" in home.waits
+    assert home.state["phase"] == "copying"
+    home.declare_source("second")
+    assert home.begun()._site.method.location == str(home.folder / "second" / "shop")
+
+
+def test_what_makes_no_sense_of_the_other_one_is_not_told_as_if_it_were_of_the_new_one(home: Home) -> None:
+    home.declare_source()
+    path = home.folder / "home" / "shop" / "cluster.yaml"
+    path.write_text(path.read_text().replace("engine: fdw", "engine: oracle"))
+    assert home.begin() is None
+    assert "recovery.cluster: what is declared of shop makes no sense (" in home.waits
+    assert "spec.engine" in home.waits
+
+
+def test_one_that_goes_between_two_looks_is_not_taken_for_one_whose_backups_may_be_anybodys(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.declare_source()
+    monkeypatch.setattr(home.platform, "owner", lambda name: Owner(""))
+    assert home.begin() is None
+    assert "shop is being deleted: it is waited for" in home.waits
+
+
 def test_what_another_cluster_of_its_name_left_there_is_not_taken_for_its_backups(home: Home) -> None:
     home.declare_source()
     home.repository("elsewhere/shop/1234")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from pgherd.model import spec
+from pgherd.model import spec, spec_schema
 from pgherd.model.spec_models import MAX_SEGMENTS
+from tests.kubernetes import test_refusals
 
 
 def walk(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,3 +69,12 @@ def test_the_api_server_asks_of_a_repository_only_where_there_is_one() -> None:
     assert len(of_recovery) == 4
     for rule in of_recovery:
         assert "has(self.spec.bootstrap.recovery.repository) ||" in rule
+
+
+def test_the_real_api_server_is_asked_to_refuse_whatever_a_rule_forbids() -> None:
+    for rule in spec_schema.RULES:
+        told = f"{rule.get('fieldPath', '').removeprefix('.')}: Invalid value: {rule['message']}"
+        assert any(re.search(says, told) for _, says in test_refusals.WRONG), rule["message"]
+    stays = {".".join(("spec", *path)) for path in spec_schema.IMMUTABLE}
+    grows = {f"spec.{group}.storage.size" for group in ("coordinator", "segments")}
+    assert {path for _, path in test_refusals.FIXED} == stays | grows

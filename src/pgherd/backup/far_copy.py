@@ -235,9 +235,7 @@ class FarCopy(LiveCopy):
 
     def _require_fit(self, systems: Mapping[int, str]) -> None:
         """:raises BadInput: what is declared can't be a copy of this"""
-        groups = {group: GroupPoint(system, 0, "0/0", {}) for group, system in systems.items()}
-        there = Point("", now(), groups, self._engine.name, self._databases.database, 0)
-        planning.check_fits(self._cluster, there)
+        planning.check_shape(self._cluster, self._engine.name, self._databases.database, max(systems))
 
     def _require_same_version(self, group: int, here: int) -> None:
         with self._databases.connect(group, database=SUPERUSER) as connection:

@@ -117,10 +117,18 @@ def check_fits(cluster: PostgresCluster, point: Point) -> None:
 
     :raises BadInput: with every difference
     """
-    spec, segments = cluster.spec, max(point.groups)
+    check_shape(cluster, point.engine, point.database, max(point.groups))
+
+
+def check_shape(cluster: PostgresCluster, engine: str, database: str, segments: int) -> None:
+    """The same, by what has to fit.
+
+    :raises BadInput: with every difference
+    """
+    spec = cluster.spec
     pairs = (
-        ("spec.engine", spec.engine, point.engine),
-        ("spec.database", spec.database, point.database),
+        ("spec.engine", spec.engine, engine),
+        ("spec.database", spec.database, database),
         ("spec.segments.count", spec.segments.count, segments),
     )
     problems = [

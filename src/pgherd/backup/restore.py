@@ -39,7 +39,7 @@ from pgherd.backup.amounts import Amount, Amounts
 from pgherd.backup.base import BackupMethod
 from pgherd.backup.catalogue import Away
 from pgherd.backup.histories import have_archived
-from pgherd.backup.pauses import NO_PAUSE, after_pause, is_worth_a_try, reason_of
+from pgherd.backup.pauses import NO_PAUSE, Awaited, after_pause, is_worth_a_try, reason_of
 from pgherd.backup.private_server import PrivateServer, is_open, is_paused_or_open
 from pgherd.backup.records import Point
 from pgherd.backup.wal import timelines
@@ -189,7 +189,7 @@ class Restore:
     def _obstacle(self, error: Exception) -> Withheld | None:
         """What is waited for: a repository that is away, or refuses us, makes copies and logs look damaged."""
         found = error if isinstance(error, Withheld) else None
-        if found is None and isinstance(error, PgherdError | OSError):
+        if found is None and isinstance(error, PgherdError | OSError) and not isinstance(error, Awaited):
             found = presence.obstacle(self._site.method)
         # Where there was none when the point was to be chosen a path may be mistyped, and what a clone is made of is
         # on the members' own disk.

@@ -282,7 +282,7 @@ def begin(
     workshop = platform.workshop(name)
     method = registry.open_method(platform, wanted, wanted.cluster, workshop.scratch(), workshop.machines())
     own = (wanted.cluster, wanted, known.get("id"))
-    its = partial(source.require_its, method, wanted.cluster, origin.owner(found))
+    its = partial(source.require_its, platform, cluster, method, origin.owner(found))
     site = Site(
         platform, cluster, method, make_engine, stopping, *own, anew=anew, given_up=given_up, check_source=its
     )
@@ -327,7 +327,12 @@ class _Clone:
         copy = Native(platform.workshop(name).scratch() / self.source, platform.programs, with_log=True)
 
         def live(report: Callable[[int, int, int], None]) -> Point:
-            engine, databases = self.running(self.source)
+            platform.declaration(self.source)  # who declares it where it is not is told at once
+            engine, databases = self._standing()
+            # Before all of it is copied, which may take hours.
+            planning.check_shape(
+                self.cluster, engine.name, databases.database, max(engine.segments(), default=0)
+            )
             made = NearCopy(engine, databases, copy, platform.programs(), self.stopping)
             return made.make(self.source, report)
 

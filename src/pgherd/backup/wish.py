@@ -44,10 +44,12 @@ def leads_elsewhere(state: Mapping[str, Any], cluster: PostgresCluster) -> bool:
 
 
 def _target(declared: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        kind: {name: value for name, value in what.items() if name not in _ACCESS}
-        for kind, what in declared.items()
-    }
+    return {kind: without_access(what) for kind, what in declared.items()}
+
+
+def without_access(recovery: Mapping[str, Any]) -> dict[str, Any]:
+    """What is brought back, without how to get at it."""
+    return {name: value for name, value in recovery.items() if name not in _ACCESS}
 
 
 def require_open(state: Mapping[str, Any], cluster: PostgresCluster) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pgherd.errors import BadInput
+from pgherd.errors import BadInput, Refused
 
 WHERE = "spec.backup.secretRef"
 
@@ -18,7 +18,8 @@ WHERE = "spec.backup.secretRef"
 def load(path: str) -> Mapping[str, str]:
     """What the file says.
 
-    :raises BadInput: it is not there, others may read it, or it is no mapping of texts
+    :raises BadInput: its name makes no sense
+    :raises Refused: it is not there, others may read it, or it is no mapping of texts: whoever renews keys may be at it
     """
     if not path.startswith("/"):
         raise BadInput(f"{WHERE}: must be the absolute path of a file on this platform, got {path!r}")
@@ -27,15 +28,15 @@ def load(path: str) -> Mapping[str, str]:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(1 << 20)
     except OSError as error:
-        raise BadInput(f"{WHERE}: {path} can't be read: {(error.strerror or str(error)).lower()}") from None
+        raise Refused(f"{WHERE}: {path} can't be read: {(error.strerror or str(error)).lower()}") from None
     if stat.S_IMODE(mode) & 0o077:
-        raise BadInput(f"{WHERE}: others may read {path}: 'chmod 600 {path}'")
+        raise Refused(f"{WHERE}: others may read {path}: 'chmod 600 {path}'")
     try:
         found: Any = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise BadInput(f"{WHERE}: {path} must be YAML, each key a text such as 'passphrase: ...'")
+        raise Refused(f"{WHERE}: {path} must be YAML, each key a text such as 'passphrase: ...'")
     return {str(key): value for key, value in found.items()}
 
 
