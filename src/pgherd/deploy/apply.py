@@ -299,8 +299,9 @@ def _require_alone(api: Api, settings: Settings) -> None:
             what = f"namespace {watched}" if watched else "all namespaces"
             raise BadInput(
                 f"the operator in namespace {other} looks after {what}, and two would work on the same clusters at"
-                f" once: bring that one up to date ('pgherd install -n {other}'), take it away ('pgherd"
-                f" uninstall -n {other} --keep-clusters --yes'), or have each look after a namespace of its own (--watch-namespace)"
+                f" once: bring that one up to date ('pgherd install -n {other}'), take it away ('pgherd uninstall -n"
+                f" {other} --keep-clusters --yes'), or have each look after a namespace of its own"
+                " (--watch-namespace)"
             )
 
 
