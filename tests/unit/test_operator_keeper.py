@@ -133,6 +133,34 @@ def test_neither_a_damaged_authority_nor_a_namespace_that_goes_too_keeps_a_clust
     assert Keeper(platform, "shop").wind_down(10.0)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    "damaged",
+    [{"state.json": "{"}, {"state.json": '{"epoch": "x"}'}, {"repairs.json": "{"}, {"repairs.json": "[1]"}],
+)
+def test_notes_that_nobody_can_read_keep_no_cluster_from_going(
+    place: tuple[Kube, KubernetesPlatform], damaged: dict[str, str], kept: bool
+) -> None:
+    """To delete the cluster is the way out that they are told with."""
+    kube, platform = place
+    core, member = "/api/v1/namespaces/prod", "shop-segment-1-0"
+    notes = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"labels": names.labels("shop")}}
+    kube.put(f"{core}/configmaps/shop.recovery", {**notes, "data": damaged})
+    spec = {**RESOURCE["spec"], "deletionPolicy": "Retain" if kept else "Delete"}  # type: ignore[dict-item]
+    kube.put(PATH, {**RESOURCE, "spec": spec})
+    with pytest.raises(PgherdError, match=r"ConfigMap shop\.recovery is damaged.* or delete the cluster"):
+        platform.members("shop")
+    kube.put(PATH, {**kube.objects[PATH], "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+    labels = {"labels": names.labels("shop", 1)}
+    running = {"containerStatuses": [{"name": "postgres", "state": {"running": {}}}]}
+    kube.put(f"{core}/pods/{member}", {"metadata": labels, "spec": {}, "status": running})
+    kube.put(f"{core}/persistentvolumeclaims/data1-{member}", {"metadata": labels})
+    assert Keeper(platform, "shop").wind_down(10.0)
+    assert f"{core}/pods/{member}" not in kube.objects
+    assert (f"{core}/persistentvolumeclaims/data1-{member}" in kube.objects) == kept
+    assert (f"{core}/configmaps/shop.recovery" in kube.objects) == kept
+
+
 def test_an_authority_that_can_not_be_had_is_told_of_a_cluster_that_is_to_run(
     place: tuple[Kube, KubernetesPlatform],
 ) -> None:
