@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
+from lightkube.resources.apps_v1 import Deployment
+from lightkube.resources.core_v1 import Node
 
 from pgherd import __version__
 from pgherd.cli.main import run
-from pgherd.deploy import manifests, rbac
+from pgherd.deploy import apply, manifests, rbac
 from pgherd.deploy.manifests import Settings
 from pgherd.errors import BadInput
 from pgherd.model.spec import crd_schema
@@ -114,6 +118,59 @@ def test_two_installations_share_no_name_outside_their_namespaces() -> None:
         return {each["metadata"]["name"] for kind in kinds for each in of_kind(kind, settings)}
 
     assert global_names("a") & global_names("b") == {"pgherd-view", "pgherd-edit"}
+
+
+class Applied(Exception):
+    """It came to applying."""
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "told"),
+    [
+        ("", "", "all namespaces"),
+        ("", "shop", "all namespaces"),
+        ("shop", "", "namespace shop"),
+        ("shop", "shop", "namespace shop"),
+        ("shop", "bank", None),
+    ],
+)
+def test_a_second_operator_for_the_same_clusters_is_refused(
+    there: str, wanted: str, told: str | None
+) -> None:
+    """Each installation has a lease of its own: it keeps nobody else from working at the same time."""
+    settings = [
+        Settings(namespace="a", watch_namespace=there),
+        Settings(namespace="b", watch_namespace=wanted),
+    ]
+
+    def applied(*_: Any, **__: Any) -> None:
+        raise Applied
+
+    def others(*_: Any, **__: Any) -> list[Any]:
+        return [Deployment.from_dict(each) for made in settings for each in of_kind("Deployment", made)]
+
+    client = SimpleNamespace(list=others, patch=applied, delete=applied)
+    api = cast("Any", SimpleNamespace(asking=nullcontext, client=client))
+    if told is None:
+        with pytest.raises(Applied):
+            apply.install(api, settings[1])
+        return
+    with pytest.raises(BadInput, match=f"the operator in namespace a looks after {told}, and two would work"):
+        apply.install(api, settings[1])
+
+
+def test_a_node_that_stays_fenced_when_the_operator_goes_is_named() -> None:
+    nodes = [Node.from_dict({"metadata": {"name": "n2"}})]
+    client = SimpleNamespace(
+        list=lambda kind, **_: nodes if kind is Node else [], delete=lambda *_, **__: None
+    )
+    told: list[str] = []
+    api = cast("Any", SimpleNamespace(asking=nullcontext, client=client))
+    apply.uninstall(api, Settings(), even_with_clusters=False, progress=told.append)
+    assert told == [
+        "node n2 stays fenced: once it is back, 'kubectl taint node n2 node.kubernetes.io/out-of-service-' and "
+        "'kubectl label node n2 pgherd.io/fenced-' let it work again"
+    ]
 
 
 def test_members_run_the_image_that_the_operator_would_choose() -> None:

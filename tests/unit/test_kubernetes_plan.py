@@ -178,6 +178,33 @@ def test_who_has_to_be_replaced_does_not_restart_before() -> None:
     assert plan(look(changes=both[:1])) == [p.Switchover(shop(1, 0), shop(1, 1))]
 
 
+GOING = "its volume claim data-shop-segment-1-0 is being deleted"
+
+
+def test_a_member_is_not_replaced_whose_data_would_go_with_its_pod() -> None:
+    """Somebody deleted its volume claim: Kubernetes keeps that, and its rows, for as long as the pod is there."""
+    alone = cluster(standbys=0)
+    for state in (outdated(1, 0), seen_as(member(1, 0, running=False), outdated=True, tried=True)):
+        assert p.ReplaceMember(shop(1, 0)) in plan(look(alone, changes=[state]))
+        assert not rolled(plan(look(alone, changes=[seen_as(state, doomed=GOING)])))
+
+
+def test_one_whose_data_its_primary_has_is_built_anew_by_its_replacement() -> None:
+    both = [seen_as(outdated(1, ordinal), doomed=GOING) for ordinal in range(2)]
+    assert plan(look(changes=both)) == [p.ReplaceMember(shop(1, 1))]
+    assert plan(look(changes=both[:1])) == [p.Switchover(shop(1, 0), shop(1, 1))]
+
+
+def test_a_stop_ends_no_group_of_which_data_would_go_with_it() -> None:
+    going = seen_as(member(1, 0), doomed=GOING)
+    stopped = plan(look(cluster(standbys=0), changes=[going], stopped=True))
+    assert stopped == [p.StopMember(shop(0, 0)), p.StopMember(shop(2, 0))]
+    # Nor the standby, which would lack what is committed after its end.
+    both = plan(look(changes=[going], stopped=True))
+    assert both == [p.StopMember(shop(0, 1)), p.StopMember(shop(2, 1))]
+    assert p.StopMember(shop(1, 0)) in plan(look(cluster(standbys=0), changes=[going], deleting=True))
+
+
 def test_who_is_not_outdated_restarts_before_others_are_replaced() -> None:
     raised = {"max_connections": (100, 200)}
     steps = plan(look(changes=[outdated(1, 0), member(1, 1, pending=raised)]))

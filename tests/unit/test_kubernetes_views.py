@@ -98,6 +98,16 @@ def test_what_a_container_said_last_tells_why_it_is_started_over_and_over() -> N
     )
 
 
+def test_a_claim_that_is_being_deleted_lasts_as_long_as_the_pod() -> None:
+    going = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    claim = {**a_claim(), "metadata": {**a_claim()["metadata"], **going}}
+    view = seen(pods=[a_pod()], claims=[claim])["shop-segment-1-0"]
+    assert view.doomed == "its volume claim data-shop-segment-1-0 is being deleted"
+    assert not seen(pods=[a_pod()], claims=[a_claim()])["shop-segment-1-0"].doomed
+    ending = {**a_pod(), "metadata": {**a_pod()["metadata"], **going}}
+    assert not seen(pods=[ending], claims=[claim])["shop-segment-1-0"].doomed, "it ends already"
+
+
 def test_a_pod_of_an_older_template_is_outdated() -> None:
     assert seen(pods=[a_pod()], templates={1: "newer"})["shop-segment-1-0"].outdated
 
@@ -234,6 +244,14 @@ def test_a_certificate_of_another_authority_or_damaged_is_not_good() -> None:
     assert not ours.is_good({**ours.issue(hosts, NOW), "tls.key": "x"}, hosts, NOW)
     with pytest.raises(ValueError, match=r"ca\.key"):
         certificates.Authority.of({"ca.crt": ours.certificate})
+
+
+def test_an_authority_whose_key_is_anothers_signs_nothing() -> None:
+    """Nobody would trust what it signs: every connection of the cluster would end."""
+    ours, theirs = (certificates.make_authority("shop", NOW) for _ in range(2))
+    with pytest.raises(ValueError, match="the key is not the certificate's"):
+        certificates.Authority.of({"ca.crt": ours.certificate, "ca.key": theirs.key})
+    assert certificates.Authority.of(ours.values()) == ours
 
 
 def test_an_event_is_found_again_by_what_it_says() -> None:

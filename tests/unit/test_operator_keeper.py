@@ -11,7 +11,8 @@ from typing import Any, cast
 import kopf
 import pytest
 
-from pgherd.errors import BadInput, NoSuchCluster, Unavailable
+from pgherd.errors import BadInput, NoSuchCluster, PgherdError, Unavailable
+from pgherd.model.topology import Credentials
 from pgherd.operator import keeper as module
 from pgherd.operator.backups import Desk
 from pgherd.operator.keeper import Keeper
@@ -112,6 +113,89 @@ def test_a_loop_that_brought_its_cluster_to_the_end_says_so(
     blind = ClusterLoop(platform, "shop", threading.Event())
     blind.run()
     assert not blind.has_forgotten
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_neither_a_damaged_authority_nor_a_namespace_that_goes_too_keeps_a_cluster_from_going(
+    place: tuple[Kube, KubernetesPlatform], monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    kube, platform = place
+
+    def create(namespace: str, obj: Any) -> Any:
+        raise PgherdError(f"could not create it: namespace {namespace} is being terminated")
+
+    kube.put(PATH, {**RESOURCE, "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "uid": "one"}})
+    if is_damaged:
+        authority = {"apiVersion": "v1", "kind": "Secret", "metadata": {"labels": names.labels("shop")}}
+        kube.put("/api/v1/namespaces/prod/secrets/shop-ca", {**authority, "data": {"ca.crt": "AAAA"}})
+    else:
+        monkeypatch.setattr(platform.api, "create", create)
+    assert Keeper(platform, "shop").wind_down(10.0)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    "damaged",
+    [{"state.json": "{"}, {"state.json": '{"epoch": "x"}'}, {"repairs.json": "{"}, {"repairs.json": "[1]"}],
+)
+def test_notes_that_nobody_can_read_keep_no_cluster_from_going(
+    place: tuple[Kube, KubernetesPlatform], damaged: dict[str, str], kept: bool
+) -> None:
+    """To delete the cluster is the way out that they are told with."""
+    kube, platform = place
+    core, member = "/api/v1/namespaces/prod", "shop-segment-1-0"
+    notes = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"labels": names.labels("shop")}}
+    kube.put(f"{core}/configmaps/shop.recovery", {**notes, "data": damaged})
+    spec = {**RESOURCE["spec"], "deletionPolicy": "Retain" if kept else "Delete"}  # type: ignore[dict-item]
+    kube.put(PATH, {**RESOURCE, "spec": spec})
+    with pytest.raises(PgherdError, match=r"ConfigMap shop\.recovery is damaged.* or delete the cluster"):
+        platform.members("shop")
+    kube.put(PATH, {**kube.objects[PATH], "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+    labels = {"labels": names.labels("shop", 1)}
+    running = {"containerStatuses": [{"name": "postgres", "state": {"running": {}}}]}
+    kube.put(f"{core}/pods/{member}", {"metadata": labels, "spec": {}, "status": running})
+    kube.put(f"{core}/persistentvolumeclaims/data1-{member}", {"metadata": labels})
+    assert Keeper(platform, "shop").wind_down(10.0)
+    assert f"{core}/pods/{member}" not in kube.objects
+    assert (f"{core}/persistentvolumeclaims/data1-{member}" in kube.objects) == kept
+    assert (f"{core}/configmaps/shop.recovery" in kube.objects) == kept
+
+
+def test_an_authority_that_can_not_be_had_is_told_of_a_cluster_that_is_to_run(
+    place: tuple[Kube, KubernetesPlatform],
+) -> None:
+    kube, platform = place
+    kube.put(PATH, {**RESOURCE, "metadata": {"uid": "one"}})
+    kube.put(
+        "/api/v1/namespaces/prod/secrets/shop-ca",
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"labels": names.labels("shop")}, "data": {}},
+    )
+    with pytest.raises(PgherdError, match=r"Secret shop-ca is damaged .*: restore it from a copy"):
+        platform.connection_options("shop")
+
+
+def test_a_stop_that_waits_for_a_member_goes_on_looking(
+    place: tuple[Kube, KubernetesPlatform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube, platform = place
+    monkeypatch.setattr(platform, "credentials", lambda name: Credentials("a", "b", "c", "d"))
+    kube.put(PATH, {**RESOURCE, "metadata": {"annotations": {names.STOPPED_ANNOTATION: "true"}}})
+    labels = {"labels": names.labels("shop", 1)}
+    running = {"containerStatuses": [{"name": "postgres", "state": {"running": {}}}]}
+    core, member = "/api/v1/namespaces/prod", "shop-segment-1-0"
+    kube.put(f"{core}/pods/{member}", {"metadata": labels, "spec": {}, "status": running})
+    going = {**labels, "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    kube.put(f"{core}/persistentvolumeclaims/data-{member}", {"metadata": going})
+    loop = ClusterLoop(platform, "shop", threading.Event())
+    loop.round()
+    assert not loop._rests
+    assert f"{core}/pods/{member}" in kube.objects
+    assert kube.objects[PATH]["status"]["phase"] == "Updating"
+    kube.remove(f"{core}/persistentvolumeclaims/data-{member}")
+    loop.round()
+    assert f"{core}/pods/{member}" not in kube.objects
+    loop.round()
+    assert loop._rests
 
 
 class Lagging(Direct):

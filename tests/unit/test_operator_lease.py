@@ -61,6 +61,24 @@ def test_a_second_one_waits_until_the_first_was_silent_for_as_long_as_a_lease_la
     assert kube.objects[PATH]["spec"]["leaseTransitions"] == 1
 
 
+def test_a_lease_that_was_removed_is_not_free_while_its_holder_may_not_have_heard_of_that(
+    server: tuple[Kube, Api],
+) -> None:
+    kube, api = server
+    clock = Clock()
+    first, second = candidate(api, "first", clock), candidate(api, "second", clock)
+    first.take()
+    assert second.take() == "first"
+    kube.remove(PATH)
+    clock.now += LEASE_SECONDS
+    assert second.take() not in ("first", "second")
+    assert PATH not in kube.objects
+    clock.now += 0.1
+    assert second.take() == "second", "a holder that did not make it anew has ended"
+    kube.remove(PATH)
+    assert second.renew() == "second", "whose own it is need not wait"
+
+
 def test_of_two_that_see_it_free_one_gets_it(server: tuple[Kube, Api]) -> None:
     kube, api = server
     clock = Clock()

@@ -97,6 +97,19 @@ def test_a_primary_whose_database_does_not_answer_is_a_problem_of_its_group_alon
     assert condition(told, "Degraded")["message"] == "the database of segment-2 does not answer"
 
 
+def test_whose_volume_somebody_deleted_is_told_before_its_data_are_gone() -> None:
+    going = member(1, 0)
+    going = MemberState(replace(going.view, doomed="its volume claim data-x is being deleted"), going.patroni)
+    told = status(look(changes=[going]), previous={"phase": "Running"})
+    says = "shop-segment-1-0 has its data only until it ends (its volume claim data-x is being deleted): "
+    assert told["phase"] == "Degraded"
+    assert condition(told, "Degraded")["message"].startswith(says)
+    stopping = status(look(changes=[going], stopped=True), previous={"phase": "Running"})
+    assert (stopping["phase"], condition(stopping, "Degraded")["status"]) == ("Updating", "True")
+    assert condition(stopping, "Progressing")["message"].startswith(says), "what the stop waits for"
+    assert condition(status(look(changes=[going], deleting=True)), "Degraded")["status"] == "False"
+
+
 def test_a_size_that_could_not_be_asked_is_not_zero() -> None:
     assert [group["bytes"] for group in status(look())["groups"]] == [0, None, None]
     assert [group["shards"] for group in status(look(catalogue=False))["groups"]] == [0, None, None]

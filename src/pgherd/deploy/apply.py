@@ -12,12 +12,13 @@ from lightkube.models.core_v1 import ContainerStatus
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.coordination_v1 import Lease
-from lightkube.resources.core_v1 import Event, Pod
+from lightkube.resources.core_v1 import Event, Node, Pod
 from lightkube.resources.rbac_authorization_v1 import Role, RoleBinding
 from lightkube.types import PatchType
 
 from pgherd.deploy.manifests import (
     NAME,
+    WATCHED,
     Manifest,
     Settings,
     definitions,
@@ -28,6 +29,7 @@ from pgherd.deploy.manifests import (
     people_roles,
 )
 from pgherd.errors import BadInput, PgherdError, one_line
+from pgherd.platform.kubernetes.fence import FENCED, OUT_OF_SERVICE
 from pgherd.remote.api import Api, NotFound, NotInstalled, PostgresClusterResource
 
 FIELD_MANAGER = "pgherd-install"
@@ -39,11 +41,14 @@ Progress = Callable[[str], None]
 def install(api: Api, settings: Settings, progress: Progress = lambda text: None) -> None:
     """Apply everything; what is there is brought up to date. Returns when the API server has it all.
 
+    :raises BadInput: another operator looks after the same clusters
     :raises PgherdError: the API server refuses something
     """
+    _require_alone(api, settings)
     if not settings.fencing:
         for manifest in fencing_roles(settings):
             _delete(api, manifest)
+        _tell_of_fences(api, progress)
     for manifest in manifests(settings):
         # A namespace that is there belongs to somebody, who may not want our label on it.
         if manifest["kind"] != "Namespace" or not _exists(api, manifest):
@@ -203,7 +208,24 @@ def uninstall(
     for manifest in reversed(manifests(replace(settings, fencing=True))):
         if manifest not in kept and _delete(api, manifest):
             removed.append(f"{manifest['kind']} {manifest['metadata']['name']}")
+    _tell_of_fences(api, progress)
     return removed + _remove_rights_in_namespaces(api, settings) + _remove_leases(api, settings)
+
+
+def _tell_of_fences(api: Api, progress: Progress) -> None:
+    """A fence keeps every pod off its node, and nobody takes it down any more. Who may not look is told nothing."""
+    try:
+        with api.asking():
+            found = [
+                each.metadata.name for each in api.client.list(Node, labels={FENCED: "true"}) if each.metadata
+            ]
+    except PgherdError:
+        return
+    for name in found:
+        progress(
+            f"node {name} stays fenced: once it is back, 'kubectl taint node {name} {OUT_OF_SERVICE['key']}-' and "
+            f"'kubectl label node {name} {FENCED}-' let it work again"
+        )
 
 
 def _remove_leases(api: Api, settings: Settings) -> list[str]:
@@ -250,10 +272,37 @@ def existing_clusters(api: Api) -> list[str]:
 
 def other_installations(api: Api, settings: Settings) -> list[str]:
     """Namespaces of other operators in the same Kubernetes cluster."""
+    return sorted(_others(api, settings))
+
+
+def _others(api: Api, settings: Settings) -> dict[str, str]:
+    """Where the other operators are, and the namespace that each looks after; empty: all."""
     with api.asking():
         found = list(api.client.list(Deployment, namespace="*", labels={"app.kubernetes.io/name": NAME}))
-    namespaces = {str(each.metadata.namespace) for each in found if each.metadata}
-    return sorted(namespaces - {settings.namespace})
+    there = {str(each.metadata.namespace): _watched(each) for each in found if each.metadata}
+    return {namespace: watched for namespace, watched in there.items() if namespace != settings.namespace}
+
+
+def _watched(deployment: Deployment) -> str:
+    pod = deployment.spec.template.spec if deployment.spec else None
+    variables = [each for container in (pod.containers if pod else ()) for each in container.env or ()]
+    return next((each.value or "" for each in variables if each.name == WATCHED), "")
+
+
+def _require_alone(api: Api, settings: Settings) -> None:
+    """The lease that keeps two from working at once is of one installation.
+
+    :raises BadInput: another operator looks after the same clusters
+    """
+    for other, watched in sorted(_others(api, settings).items()):
+        if not watched or not settings.watch_namespace or watched == settings.watch_namespace:
+            what = f"namespace {watched}" if watched else "all namespaces"
+            raise BadInput(
+                f"the operator in namespace {other} looks after {what}, and two would work on the same clusters at"
+                f" once: bring that one up to date ('pgherd install -n {other}'), take it away ('pgherd uninstall -n"
+                f" {other} --keep-clusters --yes'), or have each look after a namespace of its own"
+                " (--watch-namespace)"
+            )
 
 
 def _delete(api: Api, manifest: Manifest) -> bool:

@@ -20,6 +20,8 @@ NAMESPACE = "pgherd-system"
 IMAGE = f"localhost/pgherd-operator:{__version__}"
 POSTGRES_IMAGE = "localhost/pgherd-postgres:17"
 PROBE_PORT = 8080
+WATCHED = "PGHERD_WATCH_NAMESPACE"
+"""the variable that tells the operator which namespace it looks after; empty: all"""
 MAX_REPLICAS = 5
 UID = 65532
 """the uid of the operator's process; the image asks for no particular one"""
@@ -289,7 +291,7 @@ def _container(settings: Settings) -> Manifest:
         "env": [
             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "PGHERD_POSTGRES_IMAGE", "value": settings.postgres_image},
-            {"name": "PGHERD_WATCH_NAMESPACE", "value": settings.watch_namespace},
+            {"name": WATCHED, "value": settings.watch_namespace},
         ],
         "ports": [{"name": "probe", "containerPort": PROBE_PORT}],
         "readinessProbe": {**probe, "periodSeconds": 2},

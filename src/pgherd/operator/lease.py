@@ -107,6 +107,8 @@ class Lease:
         sent = self._clock()
         found = self._api.get(LEASE, self._namespace, self._name)
         if found is None:
+            if self._may_be_held():
+                return "who had it before it was removed"
             made = self._api.create(self._namespace, self._new())
         else:
             holder = str((found.get("spec") or {}).get("holderIdentity") or "")
@@ -116,6 +118,7 @@ class Lease:
         if made is None:
             return "somebody who was faster"
         self._version, self._renewed = made["metadata"]["resourceVersion"], sent
+        self._seen = (None, sent)
         return self._identity
 
     def renew(self) -> str:
@@ -168,6 +171,11 @@ class Lease:
             self._seen = (record, self._clock())
         lasts = (found.get("spec") or {}).get("leaseDurationSeconds") or LEASE_SECONDS
         return bool(self._clock() - self._seen[1] > lasts)
+
+    def _may_be_held(self) -> bool:
+        """Whether another's lease was there a moment ago: whoever removed it, its holder has not heard of that yet."""
+        record, at = self._seen
+        return record is not None and self._clock() - at <= LEASE_SECONDS
 
     def _change(self, found: Object, spec: dict[str, Any]) -> Object | None:
         """Change it as it was found; None if somebody else did meanwhile."""

@@ -90,6 +90,8 @@ class MemberView:
     """of an outdated one: whether it could run in what is declared now; None: nobody knows yet"""
     obstacle: str = ""
     """why it could not, or not yet"""
+    doomed: str = ""
+    """why its data go when what it runs in ends; empty: they stay"""
 
 
 @dataclass(frozen=True)

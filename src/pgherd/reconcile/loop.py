@@ -150,7 +150,8 @@ class ClusterLoop(threading.Thread):
             self.has_forgotten = True
             raise NoSuchCluster(self.cluster)
         # Who comes next would begin the making anew beside one that has not heard of the stop yet.
-        is_over = seen.declaration.stopped and not steps and not seen.is_being_made
+        runs = seen.is_being_made or any(state.view.running for state in seen.members.values())
+        is_over = seen.declaration.stopped and not steps and not runs
         self._rests = is_over and self._note_end()
         return self._pause(steps)
 

@@ -85,6 +85,10 @@ def _wind_down(seen: Observed) -> list[Step]:
     # Standbys first: a primary's shutdown then never sets off a promotion. Whose place is silent can't be waited for:
     # all others would go on taking writes. It is asked again and again, and nothing is over before it has ended.
     running = [state for state in seen.members.values() if state.view.running]
+    if not seen.declaration.deleting:
+        # A stop keeps data: a group goes on of which some would go with its end.
+        kept = {state.member.group for state in running if seen.must_go_on(state)}
+        running = [state for state in running if state.member.group not in kept]
     standbys = [state for state in running if not state.is_primary]
     waits = any(state.view.lost is None for state in standbys)
     if running:

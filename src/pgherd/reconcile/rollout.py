@@ -38,7 +38,7 @@ def _repairs(seen: Observed) -> list[Step]:
         and state.member.group in wanted
     ]
     # A lone member whose process is back in a moment must not be taken out of the image in which it can run.
-    return [step for state in broken for step in _renewal(state)]
+    return [step for state in broken for step in _renewal(seen, state)]
 
 
 def _is_down(seen: Observed, state: MemberState) -> bool:
@@ -51,7 +51,9 @@ def _is_down(seen: Observed, state: MemberState) -> bool:
     return has_failed and primary is not None and primary.member != state.member
 
 
-def _renewal(state: MemberState) -> list[Step]:
+def _renewal(seen: Observed, state: MemberState) -> list[Step]:
+    if seen.must_go_on(state):
+        return []
     if state.view.tried is None:
         return [TryMember(state.member)]
     return [ReplaceMember(state.member)] if state.view.tried else []
@@ -161,9 +163,9 @@ def _replacement(seen: Observed, group: int) -> list[Step]:
         return []
     standbys = [state for state in outdated if not state.is_primary]
     if standbys:
-        return _renewal(standbys[0]) if seen.primary(group) is not None else []
+        return _renewal(seen, standbys[0]) if seen.primary(group) is not None else []
     if len(states) == 1:
-        return _renewal(outdated[0])
+        return _renewal(seen, outdated[0])
     heirs = heirs_of(seen, outdated[0])
     return [Switchover(outdated[0].member, heirs[0].member)] if heirs else []
 

@@ -143,6 +143,11 @@ class Observed:
         leaders = [state for state in self.of_group(group) if state.is_primary]
         return leaders[0] if len(leaders) == 1 else None
 
+    def must_go_on(self, state: MemberState) -> bool:
+        """Whether data would be lost with a member's end: they go with it, and nobody else leads its group."""
+        primary = self.primary(state.member.group)
+        return bool(state.view.doomed) and (primary is None or primary.member == state.member)
+
     def standbys_wanted(self, group: int) -> int:
         """How many standbys the declaration asks for in this group."""
         spec = self.declaration.cluster.spec

@@ -227,6 +227,7 @@ def find_problems(seen: Observed) -> list[str]:
             problems.append(
                 f"{state.member.name} stays as it is, it could not run as declared ({state.view.obstacle})"
             )
+    problems.extend(_doomed(seen))
     for group in seen.wanted_groups():
         problems.extend(_unprotected(seen, group))
     if seen.catalogue is None and not problems:
@@ -235,11 +236,23 @@ def find_problems(seen: Observed) -> list[str]:
 
 
 def _held_up(seen: Observed) -> list[str]:
-    """Members of which nobody can tell whether they have ended: a stop and a deletion wait for them."""
-    return [
+    """Members of which nobody can tell whether they have ended: a stop and a deletion wait for them, a stop also for
+    those that must not end."""
+    kept = [] if seen.declaration.deleting else _doomed(seen)
+    return kept + [
         f"{state.member.name} is not known to have ended ({state.view.note or 'its place is silent'})"
         for state in seen.members.values()
         if state.view.running and state.view.lost is not None
+    ]
+
+
+def _doomed(seen: Observed) -> list[str]:
+    """Members whose data would go with what they run in."""
+    return [
+        f"{state.member.name} has its data only until it ends ({state.view.doomed}): let it end only while another"
+        " member, if need be a new standby, leads its group, and it is built anew"
+        for state in seen.members.values()
+        if state.view.doomed and state.member in seen.wanted_members()
     ]
 
 

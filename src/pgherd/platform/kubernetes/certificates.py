@@ -63,6 +63,8 @@ class Authority:
         key = serialization.load_pem_private_key(self.key.encode(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ValueError("the key is not an elliptic one")
+        if key.public_key() != certificate.public_key():
+            raise ValueError("the key is not the certificate's")
         return certificate, key
 
     def issue(self, hosts: Sequence[str], now: datetime) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 An object is applied anew when what we say of it changed, or when somebody else changed it: its ``generation`` with its
 labels and owners (where Kubernetes counts changes of the specification) or its ``resourceVersion`` is not what our last
-application left.
+application left. What somebody else has under one of our names is never touched.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 from pgherd.errors import PgherdError
 from pgherd.faults import crash_point
 from pgherd.model.spec import parse_bytes
-from pgherd.platform.kubernetes.api import STATEFUL_SET, Api, Kind, Object, kind_of
+from pgherd.platform.kubernetes import names
+from pgherd.platform.kubernetes.api import CLUSTER, STATEFUL_SET, Api, Kind, Object, kind_of
 from pgherd.platform.kubernetes.cache import Reader
 
 _COUNTED = frozenset({"StatefulSet", "PodDisruptionBudget", "NetworkPolicy"})
 """kinds whose ``generation`` grows with each change of the specification, and only then"""
+_FIXED = ("serviceName", "podManagementPolicy", "selector")
+"""what can't be changed in a StatefulSet, besides its volumes"""
 
 
 class Applier:
@@ -44,7 +47,7 @@ class Applier:
     def ensure(self, namespace: str, objects: Sequence[Mapping[str, Any]]) -> list[str]:
         """Make the world say what these objects say; returns what was applied, as ``Kind name``.
 
-        :raises PgherdError: refused
+        :raises PgherdError: refused, or somebody else has an object of this name
         """
         return [f"{obj['kind']} {obj['metadata']['name']}" for obj in objects if self._ensure(namespace, obj)]
 
@@ -56,10 +59,14 @@ class Applier:
         with self._guard:
             if live is not None and self._done.get(key) == (said, _mark(live)):
                 return False
-        if kind == STATEFUL_SET and live is not None and _is_fixed_otherwise(live, obj):
-            # What is fixed in it differs: it is made anew around the pods, which go on.
-            self._api.delete(kind, namespace, name, orphan=True)
-            crash_point("statefulset:orphaned")
+            is_known = key in self._done
+        if not is_known:
+            self._require_ours(namespace, live, obj)
+        if live is not None and _is_fixed_otherwise(live, obj):
+            # What is fixed in it differs: it is made anew, a StatefulSet around the pods, which go on.
+            self._api.delete(kind, namespace, name, orphan=kind == STATEFUL_SET)
+            if kind == STATEFUL_SET:
+                crash_point("statefulset:orphaned")
             return True
         applied = self._api.apply(namespace, obj)
         self._reader.put(kind, applied)
@@ -69,6 +76,22 @@ class Applier:
         if before == said and (live is None or _version(live) != _version(applied)):
             self._restored(obj, "somebody removed it" if live is None else "somebody changed it")
         return True
+
+    def _require_ours(self, namespace: str, live: Object | None, obj: Mapping[str, Any]) -> None:
+        """An application may have its own Service, or account, of the cluster's name.
+
+        :param live: as it is at hand: what has no label of ours is not, nor is who made it
+        :raises PgherdError: somebody else has an object of this name
+        """
+        kind, name = kind_of(obj), obj["metadata"]["name"]
+        if live is not None and _is_ours(live, obj):
+            return
+        found = self._api.get(kind, namespace, name)
+        if found is not None and not _is_ours(found, obj):
+            raise PgherdError(
+                f"{kind.name} {name} of namespace {namespace} is not pgherd's: remove it, or give the cluster another "
+                "name"
+            )
 
     def removed(self, namespace: str, kind: Kind, name: str) -> None:
         """An object was taken away by us."""
@@ -98,9 +121,39 @@ def _version(obj: Object) -> str:
     return str(obj["metadata"]["resourceVersion"])
 
 
-def _is_fixed_otherwise(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a StatefulSet's volumes, which can't be changed in it, are not as wanted."""
+def _is_ours(found: Object, wanted: Mapping[str, Any]) -> bool:
+    """By the cluster's label, by its owner, or by who made it: of these somebody may have removed some."""
+    metadata = found["metadata"]
+    cluster = (wanted["metadata"].get("labels") or {}).get(names.CLUSTER_LABEL)
+    owners = ((each.get("kind"), each.get("name")) for each in metadata.get("ownerReferences") or [])
+    makers = (each.get("manager") for each in metadata.get("managedFields") or [])
+    return (
+        (metadata.get("labels") or {}).get(names.CLUSTER_LABEL) == cluster
+        or (CLUSTER.name, cluster) in owners
+        or names.FIELD_MANAGER in makers
+    )
 
+
+def _is_fixed_otherwise(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether what can't be changed in an object is not as wanted: volumes were declared otherwise, or somebody has
+    made it himself."""
+    match wanted["kind"]:
+        case "StatefulSet":
+            now, told = live["spec"], wanted["spec"]
+            others = any(now.get(field, told[field]) != told[field] for field in _FIXED)
+            return others or _are_volumes_otherwise(live, wanted)
+        case "RoleBinding":
+            return bool(live["roleRef"] != wanted["roleRef"])
+        case "Service":
+            headless = wanted["spec"].get("clusterIP")
+            return headless is not None and live["spec"].get("clusterIP") != headless
+        case "ConfigMap" | "Secret":
+            data = live.get("data") or {}
+            return live.get("immutable") is True and not wanted["data"].items() <= data.items()
+    return False
+
+
+def _are_volumes_otherwise(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     def volume(obj: Mapping[str, Any]) -> tuple[str, int, str | None]:
         claim = obj["spec"]["volumeClaimTemplates"][0]
         size = parse_bytes(claim["spec"]["resources"]["requests"]["storage"])

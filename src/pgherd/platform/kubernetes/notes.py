@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.platform.kubernetes import names, rebuilt
-from pgherd.platform.kubernetes.api import CONFIG_MAP, Object, is_conflict
+from pgherd.platform.kubernetes.api import CLUSTER, CONFIG_MAP, Object, is_conflict
 
 if TYPE_CHECKING:
     from pgherd.platform.kubernetes.keeping import KeepsBackups
@@ -96,6 +96,9 @@ class Notes:
     def state_in(self, found: Object | None) -> dict[str, Any] | None:
         """What such a ConfigMap says of the cluster."""
         state = self._parsed(found, STATE_KEY)
+        if isinstance(state, dict) and not isinstance(state.get("epoch") or 0, int):
+            self._require_going()
+            return None
         return state if isinstance(state, dict) else None
 
     def repairs_in(self, found: Object | None) -> rebuilt.Records:
@@ -103,7 +106,8 @@ class Notes:
         try:
             return rebuilt.records_from(self._parsed(found, REPAIRS_KEY))
         except ValueError:
-            raise self._damaged() from None
+            self._require_going()
+            return {}
 
     def _found(self, *, asked: bool) -> Object | None:
         if asked:
@@ -114,10 +118,18 @@ class Notes:
         try:
             return json.loads(((found or {}).get("data") or {}).get(key, "null"))
         except ValueError:
-            raise self._damaged() from None
+            self._require_going()
+            return None
 
-    def _damaged(self) -> PgherdError:
-        return PgherdError(
+    def _require_going(self) -> None:
+        """Whose cluster goes need not know which volumes are its own: nothing is started any more.
+
+        :raises PgherdError: it stays
+        """
+        resource = self._platform.look_up(CLUSTER, self._cluster)
+        if resource is not None and "deletionTimestamp" in resource["metadata"]:
+            return
+        raise PgherdError(
             f"ConfigMap {self._name} is damaged: nobody can tell any more how far the making of {self._cluster} from a "
             "backup is, or which volumes are its own; bring it back from a copy, or delete the cluster"
         )

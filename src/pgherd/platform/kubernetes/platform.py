@@ -43,6 +43,7 @@ from pgherd.platform.kubernetes.opinions import Opinion, Opinions, Witnesses, as
 from pgherd.platform.kubernetes.reach import volume_reach
 from pgherd.platform.kubernetes.trust import Trust
 from pgherd.platform.kubernetes.upkeep import Upkeep
+from pgherd.platform.kubernetes.wishes import is_purging, is_stopped, is_winding_down
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class KubernetesPlatform(KeepsBackups):
             problems=accepted.problems,
             stopped=stopped,
             deleting=deleting,
-            purge=_is_purging(found),
+            purge=is_purging(found),
             generation=metadata["generation"],
         )
         if stopped or not accepted.waits:
@@ -246,17 +247,26 @@ class KubernetesPlatform(KeepsBackups):
         try:
             return self._trust.credentials(name)
         except PgherdError:
-            if not _is_winding_down(self.resource_of(name)):
+            if not is_winding_down(self.resource_of(name)):
                 raise
             return NO_PASSWORDS  # to stop or to go needs none
 
-    def authority(self, name: str) -> str | None:
-        """File of the cluster's own certificate authority."""
-        return self._trust.authority_file(name)
+    def authority(self, name: str) -> str:
+        """File of the cluster's own certificate authority.
+
+        :raises PgherdError: it is damaged, or can't be made
+        """
+        try:
+            return self._trust.authority_file(name)
+        except PgherdError:
+            if not is_winding_down(self.resource_of(name)):
+                raise
+            # As it was last, if at all: to stop or to go needs none, and where all goes none can be made any more.
+            return names.authority_file(name, self.namespace)
 
     def connection_options(self, name: str) -> Mapping[str, str]:
         """Encrypted, to members whose names the cluster's own authority vouches for."""
-        return {"sslmode": "verify-full", "sslrootcert": self._trust.authority_file(name)}
+        return {"sslmode": "verify-full", "sslrootcert": self.authority(name)}
 
     def read_status(self, name: str) -> dict[str, Any] | None:
         """The status written last, or None."""
@@ -284,7 +294,7 @@ class KubernetesPlatform(KeepsBackups):
         found = self.resource_of(name)
         if "deletionTimestamp" not in found["metadata"]:
             return None
-        return _is_purging(found)
+        return is_purging(found)
 
     def revision(self, name: str) -> object:
         """Grows with everything that is watched of the cluster and matters to it."""
@@ -295,7 +305,7 @@ class KubernetesPlatform(KeepsBackups):
         resource = self._reader.get(CLUSTER, self.namespace, name)
         if resource is None:
             return {}
-        winding_down = _is_winding_down(resource)
+        winding_down = is_winding_down(resource)
         state = self.restored(name, resource, winding_down=winding_down)
         # Of what is put in place of these nothing may start before they are gone altogether.
         winding_down = winding_down or epochs.is_under_way(state)
@@ -311,7 +321,7 @@ class KubernetesPlatform(KeepsBackups):
             epoch=own.of,
             halted=halted,
             winding_down=winding_down,
-            put_together=restore_pods.members_of(name, pods_now) if _is_winding_down(resource) else (),
+            put_together=restore_pods.members_of(name, pods_now) if is_winding_down(resource) else (),
             templates=views.fingerprints(name, sets),
             hint=(lambda name, uid: "") if winding_down else self._hints.of,
             silent=self._nodes.silent({node for pod in pods_now if (node := views.doubtful_node(pod))}),
@@ -399,7 +409,7 @@ class KubernetesPlatform(KeepsBackups):
         self.api.delete(STATEFUL_SET, self.namespace, member.scope, orphan=True)
         for trial in trials.names_of(member):
             self.api.delete(POD, self.namespace, trial, grace=0)
-        if _is_winding_down(self.resource_of(member.cluster)):
+        if is_winding_down(self.resource_of(member.cluster)):
             self.end_restore_pods(member.cluster, member)
         self._applier.removed(self.namespace, STATEFUL_SET, member.scope)
         # Whose data is destroyed anyway need not take its time for a last checkpoint.
@@ -578,20 +588,6 @@ class KubernetesPlatform(KeepsBackups):
             self._applier.removed(self.namespace, kind, name)
         self.api.delete(SECRET, self.namespace, names.tls_secret(cluster.metadata.name, group))
         self.forget_store(cluster, group, epoch)
-
-
-def is_stopped(found: Object) -> bool:
-    """Whether its members are to be gone, data kept."""
-    return (found["metadata"].get("annotations") or {}).get(names.STOPPED_ANNOTATION) == "true"
-
-
-def _is_purging(found: Object) -> bool:
-    # Of what is declared now, whatever else of it is refused.
-    return bool((found.get("spec") or {}).get("deletionPolicy") == "Delete")
-
-
-def _is_winding_down(found: Object) -> bool:
-    return is_stopped(found) or "deletionTimestamp" in found["metadata"]
 
 
 def _members(cluster: str, objects: Sequence[Object]) -> list[Member]:

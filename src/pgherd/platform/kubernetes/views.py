@@ -131,7 +131,17 @@ def _view(
         note=advised(_note(pod, claim, group_set, lost, held, complaint)),
         lost=lost,
         outdated=pod is not None and _is_outdated(pod, template, group_set),
+        doomed=_doomed(pod, claim),
     )
+
+
+def _doomed(pod: Object | None, claim: Object | None) -> str:
+    """A claim that somebody deleted stays, and what is on its volume, for as long as a pod has it."""
+    if pod is None or "deletionTimestamp" in pod["metadata"]:
+        return ""
+    if claim is None or "deletionTimestamp" not in claim["metadata"]:
+        return ""
+    return f"its volume claim {claim['metadata']['name']} is being deleted"
 
 
 def _is_outdated(pod: Object, template: str | None, group_set: Object | None) -> bool:
