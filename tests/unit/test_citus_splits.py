@@ -109,6 +109,16 @@ def test_a_copy_that_was_given_up_while_it_was_promoted_becomes_no_segment() -> 
     assert "INSERT INTO pgherd.segment (group_id) VALUES (%s)" in taken.changed()
 
 
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_copy_that_was_given_up_is_not_forgotten_once_it_is_begun_anew(begun_anew: bool) -> None:
+    """Somebody who cleans up saw it before; an operation has taken its row since."""
+    desk = Server({"FOR UPDATE": [] if begun_anew else [()], "SELECT group_id": [(3,)], "count(*)": [(0,)]})
+    clone.remove_undone(databases({0: desk}, 0, 1))
+    forgotten = [text for text in desk.changed() if text.startswith("DELETE")]
+    assert ("DELETE FROM pgherd.clone WHERE group_id = %s" in forgotten) is not begun_anew
+    assert bool(forgotten) is not begun_anew
+
+
 def test_a_copy_begins_with_nothing_left_of_a_segment_of_its_number() -> None:
     node = ("10.0.0.1", 5003, False)
     desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(0,)], "FROM pg_dist_node": [node]})
