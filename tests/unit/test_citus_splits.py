@@ -119,6 +119,18 @@ def test_a_copy_that_was_given_up_is_not_forgotten_once_it_is_begun_anew(begun_a
     assert bool(forgotten) is not begun_anew
 
 
+@pytest.mark.parametrize(("group", "lossy", "skips"), [(2, True, True), (2, False, False), (0, True, False)])
+def test_sequences_of_a_group_that_lost_the_end_of_its_log_give_no_value_again(
+    group: int, lossy: bool, skips: bool
+) -> None:
+    """Rows on other nodes may have it. Values of a coordinator's are no range of its own."""
+    rebuilt = Server({})
+    restored.settle_rebuilt(databases({}), group, databases({group: rebuilt}), lossy=lossy)
+    found = [values for text, values in rebuilt.heard if "setval" in text]
+    first, last = numbering.range_of(group)
+    assert found == ([{"first": first, "last": last, "margin": numbering.MARGIN}] if skips else [])
+
+
 def test_a_copy_begins_with_nothing_left_of_a_segment_of_its_number() -> None:
     node = ("10.0.0.1", 5003, False)
     desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(0,)], "FROM pg_dist_node": [node]})
