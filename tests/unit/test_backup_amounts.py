@@ -77,6 +77,10 @@ def test_nobody_can_tell_how_fast_it_goes_before_anything_is_copied() -> None:
     assert pace_in({}) == (None, None)
 
 
+def test_a_clock_that_was_put_back_gives_no_pace() -> None:
+    assert pace(ago(-60), 5 * MB, 10 * MB) == (None, None)
+
+
 def open_backup(**changes: Any) -> Backup:
     amounts: dict[str, Any] = {"bytes_done": 100 * MB, "bytes_total": 400 * MB, "message": COPYING}
     return replace(backup(1, phase="running"), started_at=ago(10), **{**amounts, **changes})

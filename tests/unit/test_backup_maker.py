@@ -383,6 +383,30 @@ def test_a_coordinator_that_fails_over_when_it_is_asked_for_segments_costs_no_co
     assert len(groups.made) == 3
 
 
+@pytest.mark.parametrize("wanted", [(2,), (1, 2)])
+def test_a_backup_of_a_segment_alone_that_leaves_meanwhile_is_not_done(
+    wanted: tuple[int, ...], groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a copy, and with no group named, it would pass for the last one of all groups."""
+    monkeypatch.setattr(maker, "RETRY_SECONDS", 0.0)
+    work = job(groups)
+
+    def away(backup: str, group: int, *of: Any) -> GroupBackup:
+        if group == 2:
+            work.engine.segments = lambda: (1,)  # type: ignore[method-assign]
+            raise Unavailable("segment-2 can't be reached")
+        return back_up(backup, group, *of)
+
+    back_up = groups.back_up
+    monkeypatch.setattr(groups, "back_up", away)
+    done = Maker(work, maker.request(groups.repository, "full", wanted)).run()
+    if len(wanted) > 1:
+        assert (done.phase, done.wanted, [*done.groups]) == ("done", (1,), [1])
+    else:
+        assert (done.phase, done.wanted, done.again) == ("failed", (2,), False)
+        assert done.error == "segment-2 takes no part any more: nothing is left to copy"
+
+
 def test_a_group_that_stays_away_fails_the_backup_in_the_end(
     groups: Groups, failover: Failover, monkeypatch: pytest.MonkeyPatch
 ) -> None:

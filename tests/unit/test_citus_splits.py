@@ -109,6 +109,28 @@ def test_a_copy_that_was_given_up_while_it_was_promoted_becomes_no_segment() -> 
     assert "INSERT INTO pgherd.segment (group_id) VALUES (%s)" in taken.changed()
 
 
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_copy_that_was_given_up_is_not_forgotten_once_it_is_begun_anew(begun_anew: bool) -> None:
+    """Somebody who cleans up saw it before; an operation has taken its row since."""
+    desk = Server({"FOR UPDATE": [] if begun_anew else [()], "SELECT group_id": [(3,)], "count(*)": [(0,)]})
+    clone.remove_undone(databases({0: desk}, 0, 1))
+    forgotten = [text for text in desk.changed() if text.startswith("DELETE")]
+    assert ("DELETE FROM pgherd.clone WHERE group_id = %s" in forgotten) is not begun_anew
+    assert bool(forgotten) is not begun_anew
+
+
+@pytest.mark.parametrize(("group", "lossy", "skips"), [(2, True, True), (2, False, False), (0, True, False)])
+def test_sequences_of_a_group_that_lost_the_end_of_its_log_give_no_value_again(
+    group: int, lossy: bool, skips: bool
+) -> None:
+    """Rows on other nodes may have it. Values of a coordinator's are no range of its own."""
+    rebuilt = Server({})
+    restored.settle_rebuilt(databases({}), group, databases({group: rebuilt}), lossy=lossy)
+    found = [values for text, values in rebuilt.heard if "setval" in text]
+    first, last = numbering.range_of(group)
+    assert found == ([{"first": first, "last": last, "margin": numbering.MARGIN}] if skips else [])
+
+
 def test_a_copy_begins_with_nothing_left_of_a_segment_of_its_number() -> None:
     node = ("10.0.0.1", 5003, False)
     desk = Server({"FROM pgherd.clone": [], "FROM pgherd.segment": [(0,)], "FROM pg_dist_node": [node]})

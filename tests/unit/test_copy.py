@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from decimal import Decimal
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -254,6 +255,43 @@ def test_a_part_that_an_attempt_killed_before_ended_after_all_counts_only_if_it_
     ):
         brought = copy_rows.copy(None, None, table("a"), Piece(0, "a"), ["x"], Event())  # type: ignore[arg-type]
         assert brought == total(9)
+
+
+# a disk that is full
+
+
+def test_a_full_disk_is_no_server_that_is_away_and_nobody_fills_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = psycopg.errors.DiskFull('could not extend file "base/5/1": No space left on device')
+    tried: list[str] = []
+
+    def bring(*of: Any) -> Total:
+        tried.append("a")
+        raise full
+
+    monkeypatch.setattr(copy_rows, "copy", bring)
+    monkeypatch.setattr(copy, "PAUSE_SECONDS", 0.0)
+    it = going_on(Desk(), table("a"), there=[])
+    it._columns = {"a": ["x"]}
+    with pytest.raises(psycopg.errors.DiskFull):
+        it._piece(table("a"), Piece(0, "a"))
+    assert tried == ["a"]
+
+    def alone(destination: copy.Side) -> Any:
+        raise full
+
+    monkeypatch.setattr(copy, "_alone", alone)
+    monkeypatch.setattr("pgherd.operations.copy.store.current", lambda databases: None)
+
+    def ready(name: str, engine: str) -> copy.Side:
+        ready: Any = SimpleNamespace(name=engine, is_initialised=lambda group: True)
+        return copy.Side(name, None, ready)  # type: ignore[arg-type]
+
+    with pytest.raises(
+        PgherdError, match=r"^a disk is full \(.*No space left.*\): make room there, and run the"
+    ):
+        copy.copy(ready("laptop", "fdw"), ready("production", "citus"), Path("pg_dump"), lambda *told: None)
 
 
 # what the destination would refuse

@@ -13,6 +13,7 @@ from pgherd.backup import repair, restoring
 from pgherd.backup.base import NoBackups
 from pgherd.backup.catalogue import Away
 from pgherd.errors import BadInput, PgherdError
+from pgherd.model.topology import Endpoint
 from pgherd.platform.local.platform import LocalPlatform
 from tests.support.bench import Bench
 from tests.support.platform import cluster
@@ -234,3 +235,34 @@ def test_what_an_ended_repair_has_left_behind_is_removed(tmp_path: Path, phase: 
     platform.align(cluster(engine="fdw", segments=2), {})
     assert not bench.data.exists()
     assert restoring.repairs(platform, "shop")[GROUP]["phase"] == phase
+
+
+@pytest.mark.parametrize(
+    ("group", "complete", "tells"), [(0, False, True), (0, True, False), (1, False, False)]
+)
+def test_a_coordinator_that_lost_the_end_of_its_log_is_told_to_give_values_again(
+    group: int, complete: bool, tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = SimpleNamespace(endpoint=Endpoint("127.0.0.1", 5433))
+    for name in ("start", "controlled", "wait", "stop"):
+        setattr(server, name, lambda *of: None)
+
+    class Settling(repair.Repair):
+        def _server(self) -> Any:
+            return server
+
+        def _settings(self, *of: Any) -> Any:
+            return {}
+
+    lab = Lab()
+    site = lab.site
+    site.group, site.databases = group, SimpleNamespace(database="app", credentials=None)
+    site.engine = SimpleNamespace(settle_rebuilt=lambda *of, **how: ["one was undone"])
+    site.bench.end_processes = lambda: None
+    monkeypatch.setattr("pgherd.backup.settle.disable_subscriptions", lambda databases, group: [])
+    it = Settling(site)
+    it._state = {"id": "1", "steps": [], "verdict": {"complete": complete}}
+    it._settle()
+    first, *more = lab.bench.state["done"]
+    assert first == "one was undone"
+    assert [each.startswith("the coordinator's sequences are where") for each in more] == [True] * tells

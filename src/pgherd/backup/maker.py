@@ -216,13 +216,24 @@ class Maker:
             self._patiently(look)
 
     def _has_left(self, group: int) -> bool:
-        """A segment that was retired meanwhile: what it held is on the others, and copied there."""
+        """A segment that was retired meanwhile: what it held is on the others, and copied there.
+
+        :raises PgherdError: it was the only one to be copied
+        """
+        try:
+            if group in self._taking_part():
+                return False
+        except PgherdError:
+            return False
+        left = tuple(each for each in self._backup.wanted if each != group)
+        if not left:
+            # Without any the record would mean a backup of all groups, and with no copy a good one.
+            raise PgherdError(f"{group_name(group)} takes no part any more: nothing is left to copy")
+        logger.info("backup %s: %s takes no part any more", self._backup.id, group_name(group))
         with suppress(PgherdError):
-            if group not in self._taking_part():
-                logger.info("backup %s: %s takes no part any more", self._backup.id, group_name(group))
-                self._amounts.forget(group)
-                self._change(wanted=tuple(each for each in self._backup.wanted if each != group))
-                return True
+            self._change(wanted=left)
+            self._amounts.forget(group)
+            return True
         return False
 
     def _copy_once(self, group: int) -> None:

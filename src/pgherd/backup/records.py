@@ -36,7 +36,9 @@ def pace(since: str | None, done: int, total: int) -> tuple[int | None, int | No
     """Bytes per second since then, and the seconds that are left; None where nobody can tell yet."""
     if since is None or done <= 0:
         return None, None
-    seconds = max(seconds_since(since), 0.001)
+    seconds = seconds_since(since)
+    if seconds <= 0:
+        return None, None  # a clock was put back
     rate = int(done / seconds)
     return rate, int(max(total - done, 0) / rate) if rate else None
 

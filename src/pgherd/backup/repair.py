@@ -449,6 +449,7 @@ class Repair:
             if self._is_lossy:
                 # Their publishers consider sent what was received and is lost now: they would leave it out.
                 done += settle.disable_subscriptions(private, site.group)
+                done += settle.sequences_left_behind(site.group)
         finally:
             server.stop()
         self._pass("settled", done=done)

@@ -84,6 +84,16 @@ def disable_subscriptions(databases: Databases, group: int) -> list[str]:
     return done
 
 
+def sequences_left_behind(group: int) -> list[str]:
+    """What is to be told of the sequences of a group the end of whose log is lost; see the module."""
+    if group != COORDINATOR:
+        return []
+    return [
+        "the coordinator's sequences are where its log ended, and give values again that rows on segments may have:"
+        " setval() them behind those"
+    ]
+
+
 def _operations(databases: Databases, reason: str, in_place: bool) -> list[str]:
     with databases.connect(COORDINATOR, autocommit=False) as connection:
         connection.execute("SET LOCAL session_replication_role = replica")

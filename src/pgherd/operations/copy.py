@@ -76,6 +76,10 @@ def copy(source: Side, destination: Side, pg_dump: Path, tell: Tell, *, parallel
     try:
         with _alone(destination) as desk, _frozen(source, tell) as (frozen, tables):
             return _Copy(source, destination, desk, frozen, tables, tell, parallel).run(pg_dump)
+    except psycopg.errors.DiskFull as error:
+        raise PgherdError(
+            f"a disk is full ({one_line(error)}): make room there, and run the command again: it goes on"
+        ) from error
     except (Unavailable, psycopg.OperationalError) as error:
         raise Unavailable(
             f"a server is away ({one_line(error)}): run the command again, it goes on"

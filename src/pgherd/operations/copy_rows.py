@@ -200,4 +200,5 @@ def differences(expected: Mapping[str, Total], found: Mapping[str, Total]) -> li
 
 def is_lost(error: BaseException) -> bool:
     """Whether a connection broke, rather than a server refused."""
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    is_full = isinstance(error, psycopg.errors.DiskFull)  # each attempt would fill it anew
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not is_full

@@ -228,12 +228,13 @@ def _prepared(world: World, seen: Observed, group: int) -> bool | None:
         return None
 
 
-def _unfit(world: World) -> Sequence[str]:
+def _unfit(world: World) -> Sequence[str] | None:
+    """None: nobody can tell now, and what was known before goes on to hold."""
     try:
         return world.engine.unfit()
     except (PgherdError, psycopg.Error) as error:
         logger.info("nodes can't be compared: %s", error)
-        return ()
+        return None
 
 
 def _with_catalogue(world: World, seen: Observed, *, sizes: bool) -> Observed:

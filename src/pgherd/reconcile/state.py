@@ -121,7 +121,8 @@ class Observed:
     backups: Mapping[str, Any] | None = None
     """``status.backups``; None: none are declared"""
     unfit: Sequence[str] | None = None
-    """what keeps nodes from working as one although each answers, a sentence each; None: nobody was asked"""
+    """what keeps nodes from working as one although each answers, a sentence each; None: nobody was asked, or
+    could be"""
     unread: Sequence[str] | None = None
     """declared pg_hba lines that running servers can't read, a sentence each; None: nobody was asked, or could be"""
     unanswered: Mapping[str, float] = field(default_factory=dict)

@@ -248,8 +248,8 @@ def _copies(node: _Node) -> Iterator[Finding]:
         if message := copies.difference(node.desk, node.here, table, copy):
             name = table.replace("'", "''")
             fix = (
-                f"SELECT undistribute_table('{name}', cascade_via_foreign_keys => true), then"
-                f" create_reference_table('{name}'): the coordinator's rows stay"
+                f"SELECT undistribute_table('{name}'), then create_reference_table('{name}'): the coordinator's rows"
+                " stay; drop foreign keys from and to it before, and make them anew after that"
             )
             yield node.finding("copies", message, fix)
 

@@ -157,12 +157,8 @@ def remove_undone(databases: Databases) -> int:
             "SELECT group_id FROM pgherd.clone WHERE state = %s", [UNDONE]
         ).fetchall():
             if not databases.addresses().get(group):
-                _forget_node(desk, group)
                 with desk.transaction():
-                    desk.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
-                    desk.execute(
-                        "DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group]
-                    )
+                    _forget_undone(desk, group)
         remaining = int(value(desk, "SELECT count(*) FROM pgherd.cleanup WHERE kind = %s", [CLONE]))
     # The last: a segment that is down must not keep copies alive that nobody wants.
     own_sequences(databases)
@@ -187,6 +183,16 @@ def _forget_leftovers(desk: Connection, group: int) -> None:
     """What was to be dropped on an earlier node of this number went with it. Citus goes by the number and the name: it
     would drop a shard of the same name that is in use."""
     desk.execute("DELETE FROM pg_dist_cleanup WHERE node_group_id = %s", [group])
+
+
+def _forget_undone(desk: Connection, group: int) -> None:
+    """No-op if an operation has begun it anew meanwhile."""
+    query = "SELECT FROM pgherd.clone WHERE group_id = %s AND state = %s FOR UPDATE"
+    if desk.execute(query, [group, UNDONE]).fetchone() is None:
+        return
+    _forget_node(desk, group)
+    desk.execute("DELETE FROM pgherd.clone WHERE group_id = %s", [group])
+    desk.execute("DELETE FROM pgherd.cleanup WHERE kind = %s AND group_id = %s", [CLONE, group])
 
 
 # the copy as a standby

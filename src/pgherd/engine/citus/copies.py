@@ -27,7 +27,13 @@ _TEXTS = (
     "SET LOCAL extra_float_digits TO 3; SET LOCAL bytea_output TO hex"
 )
 """the same text of the same value everywhere"""
-_OPEN = "SELECT FROM pg_prepared_xacts WHERE gid LIKE 'citus\\_%' AND database = current_database() LIMIT 1"
+_OPEN = """\
+SELECT FROM pg_prepared_xacts x JOIN pg_locks t ON t.transactionid = x.transaction AND t.pid IS NULL
+  JOIN pg_locks l ON l.virtualtransaction = t.virtualtransaction AND l.pid IS NULL
+ WHERE x.gid LIKE 'citus\\_%%' AND x.database = current_database() AND l.relation = to_regclass(%s)
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1"""
+"""Of this copy only: where many write to other tables something is prepared at any moment. Which locks are whose their
+own lock on their number tells: what else pg_locks says of it is not the same before and after a restart."""
 
 _BUSY = (
     psycopg.errors.LockNotAvailable,
@@ -57,7 +63,8 @@ def difference(desk: Connection, here: Connection, table: str, copy: str) -> str
             # Citus takes it on all nodes: wherever they write, they have ended everywhere.
             desk.execute(f"LOCK TABLE {table} IN SHARE MODE".encode())
             desk.execute(b"SET LOCAL statement_timeout TO 0")
-            if _rows(desk, copy) == _rows(here, copy) or _is_open(desk) or _is_open(here):
+            # First: nothing new is prepared while they are locked, but what was may end at any moment.
+            if _is_open(desk, copy) or _is_open(here, copy) or _rows(desk, copy) == _rows(here, copy):
                 return None
     except _BUSY as error:
         return f"can't be compared with the coordinator in reference table {table}: {one_line(error)}"
@@ -78,6 +85,6 @@ def _rows(connection: Connection, copy: str) -> tuple[int, str]:
     return int(found[0]), str(found[1])
 
 
-def _is_open(connection: Connection) -> bool:
+def _is_open(connection: Connection, copy: str) -> bool:
     """What is prepared is decided, and on its way here: whoever wrote it is done with it."""
-    return connection.execute(_OPEN.encode()).fetchone() is not None
+    return connection.execute(_OPEN.encode(), [copy]).fetchone() is not None

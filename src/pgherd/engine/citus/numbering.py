@@ -16,7 +16,7 @@ from pgherd.postgres.connections import Connection, Databases
 _BITS = 48
 """Citus gives each node's sequences the values from ``group << 48`` on"""
 MARGIN = 1 << 32
-"""values that clients of a segment may take between our look and its end"""
+"""values that clients of a segment may take between our look and its end, or in a part of its log that is lost"""
 UNKNOWN = 1 << 40
 """values that a segment counts as having given which does not say how many: 256 such ones fit into a range"""
 
@@ -25,6 +25,12 @@ _OURS = "SELECT schemaname, sequencename FROM pg_sequences WHERE min_value = %s 
 _SKIP = """\
 SELECT setval(format('%%I.%%I', schemaname, sequencename)::regclass, %(used)s) FROM pg_sequences
  WHERE min_value = %(first)s AND max_value = %(last)s AND (last_value IS NULL OR last_value < %(used)s)"""
+
+
+_SKIP_LOST = """\
+SELECT setval(format('%%I.%%I', schemaname, sequencename)::regclass,
+              least(coalesce(last_value, %(first)s - 1) + %(margin)s, %(last)s))
+  FROM pg_sequences WHERE min_value = %(first)s AND max_value = %(last)s"""
 
 
 def range_of(group: int) -> tuple[int, int]:
@@ -73,6 +79,13 @@ def skip_used(databases: Databases, desk: Connection, group: int) -> None:
     if (behind := used(desk, group)) is not None:
         with superuser(databases, group) as node:
             node.execute(_SKIP.encode(), {"first": first, "last": last, "used": behind})
+
+
+def skip_lost(node: Connection, group: int) -> None:
+    """Let a segment's sequences go on behind what they gave in a part of its log that is lost: rows that have such
+    values may be on other nodes. May be done again."""
+    first, last = range_of(group)
+    node.execute(_SKIP_LOST.encode(), {"first": first, "last": last, "margin": MARGIN})
 
 
 def begin_anew(databases: Databases, desk: Connection, group: int, source: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pgherd.engine.citus import numbering
 from pgherd.model.topology import COORDINATOR, Endpoints, group_name
 from pgherd.postgres.connections import Connection, Databases
 
@@ -59,6 +60,8 @@ def settle_rebuilt(databases: Databases, group: int, rebuilt: Databases, *, loss
                 )
             else:
                 done.append(f"{gid} was undone, {group_name(origin)} never committed it")
+        if lossy and group != COORDINATOR:
+            numbering.skip_lost(connection, group)
     return done
 
 
