@@ -15,6 +15,8 @@ from pgherd.backup.base import BackupMethod, NoBackups, Verified
 from pgherd.backup.pgbackrest import PgBackRest
 from pgherd.backup.pgbackrest_program import Runner
 from pgherd.backup.restore import Restore, Site
+from pgherd.engine.citus.engine import CitusEngine
+from pgherd.engine.fdw.engine import FdwEngine
 from pgherd.errors import Cancelled, PgherdError, Unavailable
 from pgherd.platform.local import files
 from pgherd.platform.local.layout import Layout
@@ -30,6 +32,19 @@ from pgherd.supervisor import drill
 from tests.support.backups import point
 from tests.support.platform import cluster
 from tests.unit.test_pgbackrest_verify import DIFF, START, report
+
+# what pg_amcheck is told
+
+
+def test_pg_amcheck_installs_its_extension_where_it_is_whatever_the_engine() -> None:
+    """Citus lets nobody else than the coordinator create one, unless it is told to stay out of it."""
+    nobody: Any = None
+    assert module.amcheck_options(FdwEngine(nobody), 16) == {}
+    assert module.amcheck_options(FdwEngine(nobody), 17) == {"PGOPTIONS": "-c event_triggers=off"}
+    alone = "-c citus.enable_ddl_propagation=off"
+    assert module.amcheck_options(CitusEngine(nobody), 16) == {"PGOPTIONS": alone}
+    assert module.amcheck_options(CitusEngine(nobody), 17) == {"PGOPTIONS": f"-c event_triggers=off {alone}"}
+
 
 # what pg_checksums says
 

@@ -105,6 +105,9 @@ class Engine(ABC):
     restart_seconds: int = 0
     """how long a primary that crashed may take to come back where it is, before a standby takes over; 0: one takes
     over at once"""
+    alone_options: str = ""
+    """what a session says as it begins, in the form of ``PGOPTIONS``, that works on one server as if it were no part
+    of a cluster"""
 
     def preload_libraries(self) -> Sequence[str]:
         """What every member needs in ``shared_preload_libraries``."""

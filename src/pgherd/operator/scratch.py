@@ -122,7 +122,7 @@ class Scratch(Ground):
                 *(*drilling.AMCHECK, f"--host={patroni_files.SOCKET_PATH}", f"--username={SUPERUSER}"),
                 world.databases.database,
             ],
-            environment=drilling.amcheck_options(machine.major),
+            environment=drilling.amcheck_options(world.engine, machine.major),
             stopping=self._stopping,
             watch=watch,
         )

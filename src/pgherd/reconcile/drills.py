@@ -24,6 +24,7 @@ import psycopg
 
 from pgherd.backup import points, records
 from pgherd.backup.base import BackupMethod, Verified
+from pgherd.engine.base import Engine
 from pgherd.errors import BadInput, Cancelled, PgherdError, Unavailable, one_line
 from pgherd.faults import crash_point
 from pgherd.model import spec as declaration
@@ -205,9 +206,10 @@ def lean(cluster: PostgresCluster, scratch: str, **more: Any) -> dict[str, Any]:
     return {**raw, "metadata": {"name": scratch}, "spec": {**spec, **more}}
 
 
-def amcheck_options(major: int) -> dict[str, str]:
-    """The environment of ``pg_amcheck``."""
-    return {"PGOPTIONS": _QUIET} if major >= 17 else {}
+def amcheck_options(engine: Engine, major: int) -> dict[str, str]:
+    """The environment of ``pg_amcheck``, which installs its extension on each server by itself."""
+    said = [each for each in (_QUIET if major >= 17 else "", engine.alone_options) if each]
+    return {"PGOPTIONS": " ".join(said)} if said else {}
 
 
 class Drill:

@@ -110,7 +110,8 @@ class _Home(Ground):
             *(*drilling.AMCHECK, f"--host={parameters['host']}", f"--port={parameters['port']}"),
             *(f"--username={SUPERUSER}", parameters["dbname"]),
         ]
-        environment = {"PGPASSWORD": parameters["password"], **drilling.amcheck_options(programs.major)}
+        options = drilling.amcheck_options(world.engine, programs.major)
+        environment = {"PGPASSWORD": parameters["password"], **options}
         tools.run(command, environment=environment, stopping=lambda: False, watch=watch)
 
 

@@ -60,6 +60,7 @@ class CitusEngine(Engine):
     # A session that waits for its standby when its server is killed commits its part on this disk only, and then what
     # it has prepared on other nodes. Only this disk can tell: a standby that took over would make that a half.
     restart_seconds = 60
+    alone_options = "-c citus.enable_ddl_propagation=off"
 
     def __init__(self, databases: Databases) -> None:
         self.databases = databases
