@@ -15,7 +15,7 @@ from tests.kubernetes.small_volume import small_volume
 from tests.kubernetes.test_backup_faults import Mint, silent
 from tests.kubernetes.test_backups import PATIENCE, declared
 from tests.kubernetes.test_backups import store as store
-from tests.support.disks import fill
+from tests.support.disks import full
 from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
 from tests.support.objects import Objects
 from tests.support.points import moment, newest
@@ -156,12 +156,9 @@ def test_a_full_volume_is_told_with_what_to_do_and_clears_by_itself(namespace: N
         with hoard.dsn() as dsn, movers(dsn) as ledger:
             await_transfers(ledger, 20)
             known = {row["id"] for row in hoard.rows("backups")}
-            ballast = fill(disk)
-            try:
+            with full(disk):
                 assert_fullness_is_told(hoard)
                 await_transfers(ledger, 20)
-            finally:
-                ballast.unlink()
             hoard.await_health()
             pause(ledger)
             after = hoard.await_point_after(newest(ledger))
