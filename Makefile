@@ -116,3 +116,8 @@ e2e: install ## tests on a real Kubernetes: KUBECONFIG's, or the lab's (as root)
 
 e2e-beside: install ## of these what may run side by side and does not take long: what .ci/run runs
 	$(ON_KUBERNETES) $(SIDE_BY_SIDE) -m "not alone and not long"
+
+.PHONY: e2e-points
+
+e2e-points: install ## as test-points, on a real Kubernetes with pgBackRest and an S3 server: 20 points, two at a time
+	PGHERD_RESTORES=20 PGHERD_WRITE_SECONDS=40 $(BIN)/pytest tests/kubernetes/test_backup_points.py -p no:cacheprovider

@@ -60,28 +60,6 @@ class Mint(Bank):
             self.cluster.psql(member, "SELECT pg_logical_emit_message(false, 'mint', repeat('x', 1000))")
             self.cluster.psql(member, "SELECT pg_switch_wal()")
 
-    def ask(self, name: str, kind: str = "full") -> None:
-        """Declare a backup."""
-        self.namespace.apply(
-            {
-                "apiVersion": "pgherd.io/v1alpha1",
-                "kind": "PostgresBackup",
-                "metadata": {"name": name},
-                "spec": {"cluster": self.name, "type": kind},
-            }
-        )
-
-    def asked(self, name: str) -> dict[str, Any]:
-        """What became of it so far."""
-        return dict(self.namespace.get("pgb", name).get("status") or {})
-
-    def await_end(self, name: str) -> dict[str, Any]:
-        def ended() -> dict[str, Any] | None:
-            found = self.asked(name)
-            return found if found.get("phase") in ("Done", "Failed") else None
-
-        return dict(wait_for(ended, f"backup {name} ends", PATIENCE, every=1))
-
     def is_offered(self, backup: str) -> bool:
         """Whether anything of a backup is offered to be restored."""
         phases = {row["id"]: row["phase"] for row in self.rows("backups")}
@@ -103,6 +81,15 @@ class Mint(Bank):
     @contextmanager
     def copying(self, group: str, backup: str, kind: str = "full") -> Iterator[int]:
         """A backup under way, whose copy of this group stands still as long as the block lasts; its process."""
+        self.ask(backup, kind)
+        with self.standing_copy(group) as process:
+            wait_for(lambda: self.asked(backup).get("phase") == "Running", "it is told", 60)
+            assert not self.is_offered(backup)
+            yield process
+
+    @contextmanager
+    def standing_copy(self, group: str) -> Iterator[int]:
+        """The next copy of this group, which stands still as long as the block lasts; its process."""
         uid = self.namespace.get("pod", str(self.cluster.leader(group)))["metadata"]["uid"]
 
         def begun() -> int | None:
@@ -112,11 +99,8 @@ class Mint(Bank):
                     return pid
             return None
 
-        self.ask(backup, kind)
         process = int(wait_for(begun, f"{group} is being copied", PATIENCE, every=0.02))
         try:
-            wait_for(lambda: self.asked(backup).get("phase") == "Running", "it is told", 60)
-            assert not self.is_offered(backup)
             yield process
         finally:
             with suppress(ProcessLookupError):
@@ -240,12 +224,8 @@ def test_a_container_that_is_killed_while_it_is_copied_is_waited_for(mint: Mint)
 
 
 def test_a_group_that_fails_over_while_it_is_copied_is_copied_from_its_new_primary(mint: Mint) -> None:
-    before = str(mint.cluster.leader("coordinator"))
     with mint.copying("coordinator", "failed-over"):
-        mint.namespace.kubectl("delete", "pod", before, "--wait=false")
-        wait_for(
-            lambda: mint.cluster.leader("coordinator") not in (None, "", before), "another one leads", 90
-        )
+        mint.fail_over("coordinator")
     done = ended_well(mint, "failed-over")
     assert done["groups"]["0"]["timeline"] > 1
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from tests.kubernetes.conftest import installed
 from tests.kubernetes.kube import ENGINE, Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done, pgherd
 from tests.kubernetes.test_operator import LOG, RESTART, patched, survived
-from tests.support.money import ACCOUNTS, Ledger, audit, await_transfers, make_tables, move, movers, pause
+from tests.support.money import ACCOUNTS, await_transfers, make_tables, move, movers, pause
 from tests.support.objects import BUCKET, KEY, SECRET, Objects, objects
+from tests.support.points import audit_point, inside, newest
 from tests.support.repositories import stir
 
 pytestmark = pytest.mark.kubernetes
@@ -107,6 +107,34 @@ class Bank:
 
         return dict(wait_for(done, f"{self.name} has a backup", PATIENCE))
 
+    def ask(self, name: str, kind: str = "full") -> None:
+        """Declare a backup."""
+        self.namespace.apply(
+            {
+                "apiVersion": "pgherd.io/v1alpha1",
+                "kind": "PostgresBackup",
+                "metadata": {"name": name},
+                "spec": {"cluster": self.name, "type": kind},
+            }
+        )
+
+    def asked(self, name: str) -> dict[str, Any]:
+        """What became of it so far."""
+        return dict(self.namespace.get("pgb", name).get("status") or {})
+
+    def await_end(self, name: str) -> dict[str, Any]:
+        def ended() -> dict[str, Any] | None:
+            found = self.asked(name)
+            return found if found.get("phase") in ("Done", "Failed") else None
+
+        return dict(wait_for(ended, f"backup {name} ends", PATIENCE, every=1))
+
+    def fail_over(self, group: str) -> None:
+        """A group's primary goes, and another member leads."""
+        before = self.cluster.leader(group)
+        self.namespace.kubectl("delete", "pod", str(before), "--wait=false")
+        wait_for(lambda: self.cluster.leader(group) not in (None, "", before), "another one leads", 90)
+
     @contextmanager
     def dsn(self, name: str = "") -> Iterator[str]:
         """A way in, through a tunnel of this process."""
@@ -169,14 +197,6 @@ def bank(namespace: Namespace, store: Objects) -> Iterator[Bank]:
         namespace.kubectl("delete", "pgb,pgbs", "--all", check=False)
 
 
-def newest(ledger: Ledger) -> str:
-    return max(ledger.acknowledged.values()).isoformat(timespec="milliseconds")
-
-
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
 def test_backups_are_healthy_and_told_everywhere(bank: Bank) -> None:
     def told() -> bool:
         last = (bank.cluster.status.get("backups") or {}).get("lastBackup") or {}
@@ -207,21 +227,17 @@ def test_a_point_under_moving_money_is_restored_into_a_new_cluster(bank: Bank) -
         assert "is done (3 groups" in done.out, done
         await_transfers(ledger, 100)
         pause(ledger)
-        last = newest(ledger)
-        bank.await_point_after(last)
+        bank.await_point_after(newest(ledger))
     assert not ledger.errors, ledger.errors[:3]
-    begun = min(ledger.began.values()).isoformat()
     offered = bank.restorable()
-    inside = [n for n, row in enumerate(offered) if n and begun < row["time"] < last]
-    assert len(inside) >= 3, offered
-    chosen = random.choice(inside)
+    among = inside(offered, ledger)
+    assert len(among) >= 3, offered
+    chosen = random.choice(among)
     point = offered[chosen]
     restored = bank.run("restore", bank.name, "bank-copy", "--point", point["name"], timeout=600.0)
     assert "bank-copy: restored after " in restored.out, restored
     with bank.connected("bank-copy") as connection:
-        transfers = audit(
-            connection, ledger, since=moment(offered[chosen - 1]["time"]), until=moment(point["time"])
-        )
+        transfers = audit_point(connection, ledger, offered, chosen)
     assert 0 < transfers < len(ledger.acknowledged)
     # Of a member that is too busy to answer a look it is told that it is starting.
     wait_for(

@@ -16,11 +16,12 @@ from pgherd.platform.kubernetes import drills
 from tests.kubernetes.damage import damage
 from tests.kubernetes.kube import Cluster, Namespace, wait_for
 from tests.kubernetes.pgherd import Done
-from tests.kubernetes.test_backups import PATIENCE, Bank, crashing, declared, newest
+from tests.kubernetes.test_backups import PATIENCE, Bank, crashing, declared
 from tests.kubernetes.test_backups import store as store
 from tests.kubernetes.test_operator import patched, survived
 from tests.support.money import ACCOUNTS, SUM, await_transfers, make_tables, movers, pause
 from tests.support.objects import Objects
+from tests.support.points import newest
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.long]
 

@@ -17,12 +17,13 @@ from pgherd.platform.kubernetes.epochs import Own
 from pgherd.platform.kubernetes.restore_pods import RESTORE_LABEL
 from tests.kubernetes.kube import Namespace, wait_for
 from tests.kubernetes.pgherd import Done
-from tests.kubernetes.test_backups import PATIENCE, Bank, declared, newest
+from tests.kubernetes.test_backups import PATIENCE, Bank, declared
 from tests.kubernetes.test_backups import store as store
 from tests.kubernetes.test_operator import around, survived
 from tests.kubernetes.test_restore_in_place import dying
 from tests.support.money import audit, await_transfers, make_tables, movers, pause
 from tests.support.objects import Objects
+from tests.support.points import newest
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.long]
 

@@ -29,13 +29,12 @@ from tests.kubernetes.test_backups import (
     Bank,
     crashing,
     declared,
-    moment,
-    newest,
 )
 from tests.kubernetes.test_backups import store as store
 from tests.kubernetes.test_operator import around, patched, survived
 from tests.support.money import audit, await_transfers, make_tables, movers, pause
 from tests.support.objects import SECRET, Objects
+from tests.support.points import moment, newest
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.long]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import datetime
 
 import psycopg
 import pytest
@@ -14,7 +12,8 @@ import pytest
 from pgherd.backup.records import now
 from tests.support.citus import citus_home, needs_citus
 from tests.support.home import Home, wait_for
-from tests.support.money import audit, make_tables, movers
+from tests.support.money import make_tables, movers
+from tests.support.points import audit_point, choose, inside, newest
 from tests.support.repositories import (
     assert_sound,
     await_first_backup,
@@ -52,17 +51,14 @@ def superuser(home: Home, group: str, name: str = "shop") -> psycopg.Connection[
 def test_points_under_two_phase_commits_have_the_right_sum(herd: Home) -> None:
     with movers(herd.dsn()) as ledger:
         time.sleep(write_seconds(6))
-    await_point_after(herd, max(ledger.acknowledged.values()).isoformat(timespec="milliseconds"))
+    await_point_after(herd, newest(ledger))
     assert not ledger.errors, ledger.errors[:3]
     offered = restorable(herd)
-    begun, ended = min(ledger.began.values()).isoformat(), max(ledger.acknowledged.values()).isoformat()
-    inside = [n for n, point in enumerate(offered) if n and begun < point["time"] < ended]
     held = []
-    for n in random.sample(inside, restores(1)):
+    for n in choose(offered, inside(offered, ledger), restores(1)):
         herd.run("restore", "shop", "then", "--point", offered[n]["name"], timeout=400)
         with herd.connect("then") as connection:
-            since, until = (datetime.fromisoformat(offered[each]["time"]) for each in (n - 1, n))
-            held.append(audit(connection, ledger, since=since, until=until))
+            held.append(audit_point(connection, ledger, offered, n))
             # It writes to its own nodes, and to those of its source it does not.
             connection.execute("UPDATE account SET balance = 0")
         assert herd.query("SELECT sum(balance) > 0 FROM account") == [(True,)]

@@ -15,6 +15,7 @@ import pytest
 
 from pgherd.backup.records import now
 from pgherd.backup.wal import parse_lsn
+from tests.support.disks import fill
 from tests.support.engines import engine
 from tests.support.home import Home, temporary_home, wait_for
 from tests.support.repositories import (
@@ -71,19 +72,6 @@ def home(engine: str, disk: Path) -> Iterator[Home]:
             connection.execute("INSERT INTO item SELECT g, 'first' FROM generate_series(1, 1000) g")
         await_first_backup(home)
         yield home
-
-
-def fill(disk: Path) -> Path:
-    """Until nothing more goes onto it."""
-    ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        chunk = bytes(1 << 20)
-        try:
-            while True:
-                file.write(chunk)
-                file.flush()
-        except OSError:
-            return ballast
 
 
 def segment(home: Home) -> psycopg.Connection[tuple[object, ...]]:

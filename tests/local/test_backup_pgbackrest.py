@@ -6,11 +6,9 @@ Skipped, counted, where no pgBackRest is installed that knows the server's versi
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,9 @@ from pgherd.backup.records import now
 from pgherd.errors import BadInput, PgherdError
 from pgherd.model.spec import RepositorySpec
 from tests.support.home import Home, declaration, programs, temporary_home, wait_for
-from tests.support.money import audit, await_transfers, make_tables, movers, pause
+from tests.support.money import await_transfers, make_tables, movers, pause
 from tests.support.objects import BUCKET, KEY, SECRET, Objects, objects
+from tests.support.points import audit_point, choose, inside, kind, newest
 from tests.support.repositories import (
     assert_sound,
     await_first_backup,
@@ -117,33 +116,25 @@ def test_points_under_moving_money_have_the_right_sum_and_no_later_row(home: Hom
     with movers(home.dsn()) as ledger:
         time.sleep(write_seconds(4))
         pause(ledger)
-        await_point_after(home, max(ledger.acknowledged.values()).isoformat(timespec="milliseconds"))
+        await_point_after(home, newest(ledger))
         before = home.member("segment-1", "primary")["name"]
         psutil.Process(home.postmaster(before)).kill()
         home.await_another_primary("segment-1", before)
         ledger.paused.clear()
         await_transfers(ledger, 10)
         time.sleep(write_seconds(3))
-    await_point_after(home, max(ledger.acknowledged.values()).isoformat(timespec="milliseconds"))
+    await_point_after(home, newest(ledger))
     assert not ledger.errors, ledger.errors[:3]
     offered = restorable(home)
-    begun, ended = min(ledger.began.values()).isoformat(), max(ledger.acknowledged.values()).isoformat()
-    inside = [n for n, point in enumerate(offered) if n and begun < point["time"] < ended]
-    by_timeline = {offered[n]["lsns"]["1"]["timeline"]: n for n in random.sample(inside, len(inside))}
-    assert sorted(by_timeline) == [1, 2], "there are points from before and from after the failover"
-    chosen = {*by_timeline.values()}
-    rest = [n for n in inside if n not in chosen]
-    chosen |= {*random.sample(rest, max(restores(2) - len(chosen), 0))}
+    chosen = choose(offered, inside(offered, ledger), restores(2))
+    assert {timeline for timeline, _ in (kind(offered[n]) for n in chosen)} == {1, 2}, (
+        "there are points from before and from after the failover"
+    )
     for n in sorted(chosen):
         point = offered[n]
         home.run("restore", "shop", "then", "--point", point["name"], "-f", lean(tmp_path), timeout=400)
         with home.connect("then") as connection:
-            audit(
-                connection,
-                ledger,
-                since=datetime.fromisoformat(offered[n - 1]["time"]),
-                until=datetime.fromisoformat(point["time"]),
-            )
+            audit_point(connection, ledger, offered, n)
         assert_sound(home, "then")
         assert not (home.path / "then" / "source").exists(), "its passphrase is not left here"
         home.run("delete", "then", "--purge", "--yes")

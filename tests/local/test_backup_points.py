@@ -8,18 +8,17 @@ grows while money moves, and points from before, during and after that are resto
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.engines import engine
 from tests.support.home import Home, declaration, temporary_home
 from tests.support.money import Ledger, audit, await_transfers, make_tables, movers, pause
+from tests.support.points import audit_point, choose, inside, kind, newest
 from tests.support.repositories import (
     assert_sound,
     await_first_backup,
@@ -54,7 +53,7 @@ def past(home: Home) -> Ledger:
     with movers(home.dsn()) as ledger:
         time.sleep(SECONDS)
         pause(ledger)
-        await_point_after(home, latest(ledger))
+        await_point_after(home, newest(ledger))
         home.fail_over("segment-1")
         ledger.paused.clear()
         await_transfers(ledger, 10)
@@ -63,44 +62,24 @@ def past(home: Home) -> Ledger:
             home.run("scale", "shop", "--segments", "3", timeout=600)
             await_transfers(ledger, 10)
             time.sleep(SECONDS)
-    await_point_after(home, latest(ledger))
+    await_point_after(home, newest(ledger))
     assert not ledger.errors, ledger.errors[:3]
     assert len(ledger.acknowledged) > 100
     return ledger
-
-
-def latest(ledger: Ledger) -> str:
-    return max(ledger.acknowledged.values()).isoformat(timespec="milliseconds")
-
-
-def pick(offered: list[dict[str, Any]], inside: list[int]) -> set[int]:
-    """As many points as are to be restored: at random, and one of every kind that there must be."""
-
-    def kind(n: int) -> tuple[int, int]:
-        return int(offered[n]["lsns"]["1"]["timeline"]), int(offered[n]["groups"])
-
-    kinds = {kind(n) for n in inside}
-    assert {timeline for timeline, _ in kinds} == {1, 2}, (
-        "there are points from before and after the failover"
-    )
-    assert {groups for _, groups in kinds} == ({3, 4} if IS_LONG else {3}), (
-        "and from before and after it grew"
-    )
-    chosen = {random.choice([n for n in inside if kind(n) == each]) for each in kinds}
-    placements = {offered[n]["placement"] for n in inside}
-    chosen |= {random.choice([n for n in inside if offered[n]["placement"] == each]) for each in placements}
-    rest = [n for n in inside if n not in chosen]
-    return chosen | set(random.sample(rest, min(max(RESTORES - len(chosen), 0), len(rest))))
 
 
 def test_points_restored_at_random_have_the_right_sum_and_no_later_row(
     home: Home, past: Ledger, tmp_path: Path
 ) -> None:
     offered = restorable(home)
-    begun, ended = min(past.began.values()).isoformat(), max(past.acknowledged.values()).isoformat()
-    inside = [n for n, point in enumerate(offered) if n and begun < point["time"] < ended]
-    chosen = pick(offered, inside)
-    assert len(chosen) >= RESTORES
+    chosen = choose(offered, inside(offered, past), RESTORES)
+    kinds = {kind(offered[n]) for n in chosen}
+    assert {timeline for timeline, _ in kinds} == {1, 2}, (
+        "there are points from before and after the failover"
+    )
+    assert {groups for _, groups in kinds} == ({3, 4} if IS_LONG else {3}), (
+        "and from before and after it grew"
+    )
     lean = tmp_path / "lean.yaml"
     held = []
     for n in sorted(chosen):
@@ -108,14 +87,7 @@ def test_points_restored_at_random_have_the_right_sum_and_no_later_row(
         lean.write_text(declaration(name="any", segments=point["groups"] - 1, standbys=0))
         home.run("restore", "shop", "then", "--point", point["name"], "-f", str(lean), timeout=400)
         with home.connect("then") as connection:
-            held.append(
-                audit(
-                    connection,
-                    past,
-                    since=datetime.fromisoformat(offered[n - 1]["time"]),
-                    until=datetime.fromisoformat(point["time"]),
-                )
-            )
+            held.append(audit_point(connection, past, offered, n))
         assert_sound(home, "then")
         home.run("delete", "then", "--purge", "--yes")
     assert held == sorted(held), "a later point holds more"

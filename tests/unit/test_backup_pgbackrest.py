@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pgherd.backup.pgbackrest_config import Settings
 from pgherd.backup.pgbackrest_log import FRESH_SECONDS, SETTLED_SECONDS, ArchivedLog
 from pgherd.backup.records import GroupPoint
 from pgherd.backup.store import DirectoryStore
+from pgherd.backup.wal import SEGMENT_BYTES
 from pgherd.model.spec import RepositorySpec
 
 SYSTEM = "7412345678901234567"
@@ -100,7 +102,7 @@ def test_an_encrypted_repository_gets_the_passphrase_of_the_secret() -> None:
 
 
 FILE = "000000010000000000000004"
-LEFT = (sys.executable, "-I", "-S", script.__file__, "left")
+SCRIPT = (sys.executable, "-I", "-S", script.__file__)
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def archiving(data: Path, path: str, cwd: Path | None = None) -> list[str]:
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    command = config.archive_command([str(program), "--config=/x/pgbackrest.conf"], LEFT, 2)
+    command = config.archive_command([str(program), "--config=/x/pgbackrest.conf"], SCRIPT, 2)
     ready = command.replace("%p", path).replace("%f", Path(path).name).replace("%%", "%")
     done = subprocess.run(ready, shell=True, cwd=cwd or data, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
@@ -155,6 +157,41 @@ def test_pgbackrest_is_not_given_the_file_in_which_a_timeline_was_left(data: Pat
     assert archiving(data, f"pg_wal/{FILE}") == []
 
 
+def test_past_its_limit_who_gets_no_answer_is_ended_and_the_next_one_sees_how_much_waits(data: Path) -> None:
+    """pgBackRest looks at that once, as its process in the background begins, and a store may be silent for hours."""
+    ready = data / "pg_wal" / "archive_status"
+    ready.mkdir()
+    command = config.archive_command(["sh", "-c", "exit 82"], SCRIPT, 2, let_go=2 * SEGMENT_BYTES)
+    command = command.replace("%p", f"pg_wal/{FILE}").replace("%f", FILE)
+
+    def background(role: str, locks: Path) -> subprocess.Popen[bytes]:
+        words = [f"--lock-path={locks}", role]
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+
+    own = data.parent / "spool" / "lock"
+    silent = background("archive-push:async", own)
+    others = [
+        background("archive-push:async", data.parents[1] / "lock"),
+        background("archive-get:async", own),
+    ]
+    try:
+        for number in range(3):
+            assert silent.poll() is None, "no more waits than may"
+            (ready / f"{number:024X}.ready").touch()
+            assert subprocess.run(["sh", "-c", command], cwd=data, check=False).returncode == 82
+        assert silent.wait(10) == -signal.SIGTERM
+        assert [other.poll() for other in others] == [None, None]
+    finally:
+        for each in (silent, *others):
+            each.kill()
+            each.wait()
+
+
+def test_where_nothing_is_let_go_nobody_is_ended(data: Path) -> None:
+    for limits in ({}, {"shared": "/mnt/shop", "let_go": 4096}):
+        assert "hurry" not in config.archive_command(["pgbackrest"], SCRIPT, 2, **limits)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("answer", "told"), [(0, 0), (1, 1), (39, 255), (103, 255), (125, 255)])
 def test_only_a_file_that_is_not_there_is_the_end_of_the_log(tmp_path: Path, answer: int, told: int) -> None:
     """PostgreSQL takes every code up to 125 for a file that is not there, and opens where the log seems to end."""
@@ -165,7 +202,7 @@ def test_only_a_file_that_is_not_there_is_the_end_of_the_log(tmp_path: Path, ans
 
 def test_no_secret_is_on_a_command_line() -> None:
     for command in (
-        config.archive_command(["/usr/bin/pgbackrest", "--config=/x.conf"], LEFT, 0),
+        config.archive_command(["/usr/bin/pgbackrest", "--config=/x.conf"], SCRIPT, 0),
         config.restore_command(["/usr/bin/pgbackrest", "--config=/x.conf"], 0, SYSTEM),
     ):
         assert "key" not in command

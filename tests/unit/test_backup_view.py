@@ -173,3 +173,32 @@ def test_what_waits_for_a_repository_that_is_away_is_told_in_bytes_before_anythi
     assert away.startswith(f"there is no repository at {root}")
     assert failing.startswith("segment-2 can't archive 0000000100000000000000AB: 32 MiB of its log wait")
     assert waits == "48 MiB of the log of segment-1 wait for it"
+
+
+def test_that_a_repository_is_full_is_told_with_the_way_out_of_who_can_not_archive(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def archiving(*those: object) -> dict[int, dict[str, Any]]:
+        waits = {"waiting": 2, "failing": True, "failed": "0000000100000000000000AB", "let_go": None}
+        return {0: {**waits, "system": SYSTEM, "mode": "always"}}
+
+    def told(room: int | None) -> list[str]:
+        monkeypatch.setattr(seen.repository.store, "room", lambda: room)
+        return [each for each in seen.look()["problems"] if "full" in each]
+
+    assert told(1 << 20) == []
+    monkeypatch.setattr("pgherd.backup.view._archiving", archiving)
+    location = seen.method.location
+    full = f"{location} is full, 1 MiB are left: make room there, and what waits comes by itself"
+    assert told(1 << 20) == [full]
+    assert (told(1 << 30), told(None)) == ([], [])
+    assert seen.look()["problems"][0].startswith("coordinator can't archive 0000000100000000000000AB")
+
+
+def test_stores_know_how_much_more_fits_in(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    room = store.room()
+    assert room is not None
+    assert room > 0
+    assert SealedStore(store, "open sesame").room() is not None
+    assert DirectoryStore(tmp_path / "away").room() is None

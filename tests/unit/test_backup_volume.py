@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,12 @@ def test_a_file_is_replaced_as_a_whole_however_late_its_writer_is_killed(
     os.utime(aside, (1, 1))
     store.sweep("")
     assert not aside.exists()
+
+
+def test_it_is_known_how_much_more_fits_in(store: VolumeStore, root: Path) -> None:
+    room = store.room()
+    assert room is not None
+    assert abs(room - shutil.disk_usage(root).free) < 1 << 30
 
 
 def test_a_part_that_is_missing_is_no_content(store: VolumeStore, root: Path) -> None:

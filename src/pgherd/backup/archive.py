@@ -3,6 +3,7 @@
     archive.py push [--owner ID] [--let-go BYTES] FOLDER PATH NAME     FOLDER/SYSTEM/NAME gets the content of PATH
     archive.py fetch FOLDER NAME PATH                                  the other way round
     archive.py left PATH NAME                                          whether nobody archives PATH (see below)
+    archive.py hurry BYTES LOCKS                                       ends who gets no answer (see below)
 
 Runs by itself, by its path (``python -I -S``), with nothing but the standard library: it is started for every file and
 must neither be slow nor depend on how pgherd is installed. PostgreSQL starts it in the member's data directory;
@@ -21,10 +22,15 @@ same. The file of the timeline that begins there holds the same up to there.
 With ``--let-go`` a file that the repository does not take is let go once more than so many bytes wait, the oldest
 first: PostgreSQL is told that it is archived, and a note says so until the repository takes files again. What is
 missing is seen in the repository itself.
+
+pgBackRest, which lets go by itself, looks at how much waits when its process in the background begins, and never again:
+one that a store keeps without an answer tries one file after the other, for hours. ``hurry`` ends it, and the next one
+looks.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -66,6 +72,8 @@ def main(arguments: list[str]) -> int:
             push_or_let_go(None if limit is None else int(limit), folder, path, name, given.get("--owner"))
         elif command == "left":
             return 0 if is_left_inside(folder, rest[0]) else 1
+        elif command == "hurry":
+            hurry(int(folder), rest[0])
         else:
             return 0 if fetch(folder, rest[0], rest[1]) else 1
     except (OSError, Refused) as error:
@@ -114,6 +122,21 @@ def _forget_note() -> None:
 
 def _waiting() -> int:
     return SEGMENT_BYTES * sum(name.endswith(".ready") for name in os.listdir(READY))
+
+
+def hurry(limit: int, locks: str) -> None:
+    """Once more than ``limit`` bytes wait in the data directory that this process works in: end pgBackRest's process in
+    the background that has these locks. A file comes to the repository whole or not at all, whenever it ends."""
+    if _waiting() <= limit:
+        return
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                words = file.read().decode(errors="replace").split("\0")
+            if f"--lock-path={locks}" in words and any(word.startswith("archive-push:") for word in words):
+                os.kill(int(process), signal.SIGTERM)
+        except OSError:
+            continue  # it has ended, or is somebody else's
 
 
 def _note(name: str, reason: str) -> None:

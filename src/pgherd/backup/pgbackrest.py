@@ -52,6 +52,7 @@ class Place:
     :param owner: tells who asks
     :param shared: where it is, if members archive into it as files, one after the other
     :param is_current: whether the keys are still those that are declared, as far as members get theirs from here
+    :param let_go: with so many bytes waiting a member lets go of what the repository does not take; None: never
     """
 
     location: str
@@ -62,6 +63,7 @@ class Place:
     owner: Callable[[], Owner] = Owner
     shared: str | None = None
     is_current: Callable[[], bool] = lambda: True
+    let_go: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class PgBackRest(BackupMethod):
 
     def parameters(self, group: int) -> Mapping[str, str]:
         runner = self._runner
-        command = config.archive_command(runner.command, runner.left, group, self._place.shared)
+        place = self._place
+        command = config.archive_command(runner.command, runner.script, group, place.shared, place.let_go)
         return {"archive_mode": "always", "archive_command": command}
 
     # the program

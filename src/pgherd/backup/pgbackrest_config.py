@@ -163,7 +163,11 @@ def parse_stanza(name: str) -> tuple[int, str] | None:
 
 
 def archive_command(
-    command: Sequence[str], left: Sequence[str], group: int, shared: str | None = None
+    command: Sequence[str],
+    script: Sequence[str],
+    group: int,
+    shared: str | None = None,
+    let_go: int | None = None,
 ) -> str:
     """What every member of a group runs for each file of its log.
 
@@ -172,7 +176,8 @@ def archive_command(
         file aside under one and the same name, whoever writes it: of two at once the second empties what the first one
         is about to put in its place, and if it dies then, a file is left that is not whole. So it is one after the
         other there
-    :param left: tells of a file, by path and name, whether its timeline was left in it (``archive.py left``)
+    :param script: ``archive.py``: it tells of a file whether its timeline was left in it, and ends who gets no answer
+    :param let_go: see :class:`Settings`
 
     The database system is read where the file is, as the stanza's name holds it: a member that belongs to another
     one by mistake can't archive into this one's. A file in which its timeline was left is passed over (``archive``).
@@ -181,8 +186,11 @@ def archive_command(
     own = _OWN_LOCK if shared else _OWN
     alone = f"flock -w {LOCK_SECONDS} {_shell([f'{shared}/.archive-{group_name(group)}'])} " if shared else ""
     push = f'{alone}{_shell(command)} --stanza="{name}" {own} archive-push "%p"'
+    if let_go is not None and not shared:
+        hurry = f"{_shell([*script, 'hurry', str(let_go)])} {_BESIDE}/lock"
+        push = f"{{ {push} || {{ code=$?; {hurry}; exit $code; }}; }}"
     # Patroni, which archives what a member that died had not, runs it somewhere else, with an absolute path.
-    return f'cd "$(dirname "%p")/.." && {{ {_shell(left)} "%p" %f || {push}; }}'
+    return f'cd "$(dirname "%p")/.." && {{ {_shell([*script, "left"])} "%p" %f || {push}; }}'
 
 
 def restore_command(command: Sequence[str], group: int, system: str) -> str:

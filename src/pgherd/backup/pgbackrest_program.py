@@ -72,11 +72,11 @@ class Runner(ABC):
     """Who runs pgBackRest: on this machine, or where the members are.
 
     :ivar command: the program with its configuration, as members name it
-    :ivar left: what tells members whether a timeline was left in a file of the log
+    :ivar script: what helps members archive (``archive.py``)
     """
 
     command: Sequence[str]
-    left: Sequence[str]
+    script: Sequence[str]
 
     def check(self) -> None:
         """Refuse a pgBackRest that won't do.
@@ -154,8 +154,8 @@ def _failed(said: str) -> PgherdError:
     return Withheld(said) if is_away(said) else PgherdError(said)
 
 
-def _left(python: str, script: str) -> Sequence[str]:
-    return (python, "-I", "-S", script, "left")
+def _script(python: str, path: str) -> Sequence[str]:
+    return (python, "-I", "-S", path)
 
 
 class Here(Runner):
@@ -165,7 +165,7 @@ class Here(Runner):
     :param programs: asked for when one is needed
     """
 
-    left = _left(sys.executable, archive.__file__)
+    script = _script(sys.executable, archive.__file__)
 
     def __init__(self, folder: Path, programs: Callable[[], Programs]) -> None:
         self._folder = folder
@@ -212,7 +212,7 @@ class WithMembers(Runner):
     def __init__(self, machines: Machines) -> None:
         self._machines = machines
         self.command = ["pgbackrest", f"--config={machines.folder / CONFIG}"]
-        self.left = _left("python3", str(machines.folder / SCRIPT))
+        self.script = _script("python3", str(machines.folder / SCRIPT))
 
     def prepare(self, settings: Settings) -> None:
         script = Path(archive.__file__).read_text(encoding="utf-8")

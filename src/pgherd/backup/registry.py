@@ -153,6 +153,7 @@ class _Source:
             owner,
             shared,
             lambda: not self.kept or self.platform.secret_stamp(self.secret) == stamp,
+            self.let_go,
         )
 
     def runner(self) -> Runner:

@@ -106,6 +106,9 @@ class SealedStore(Store):
     def remove(self, name: str) -> None:
         self._inner.remove(name)
 
+    def room(self) -> int | None:
+        return self._inner.room()
+
     def locked(self) -> AbstractContextManager[None]:
         return self._inner.locked()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -103,6 +104,10 @@ class Store(ABC):
     def locked(self) -> AbstractContextManager[None]:
         """Keep other writers out."""
 
+    def room(self) -> int | None:
+        """How many bytes more fit in; None: nobody can tell."""
+        return None
+
     def create(self) -> None:
         """See to it that something can be written here.
 
@@ -127,6 +132,12 @@ class DirectoryStore(Store):
             return self._content(name)
         except Damaged:
             return b""
+
+    def room(self) -> int | None:
+        try:
+            return shutil.disk_usage(self.root).free
+        except OSError:
+            return None
 
     def is_damaged(self, name: str) -> bool:
         try:

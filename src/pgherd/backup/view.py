@@ -51,11 +51,8 @@ def view(
     found: dict[str, Any] = {"method": method.name, "repository": method.location}
     asked = [(group_name(group), state) for group, state in sorted(archiving.items())]
     waiting = {who: state["waiting"] * SEGMENT_BYTES for who, state in asked}
-    problems = [
-        problem
-        for who, state in [*asked, *_standbys_archiving(databases, sorted(archiving))]
-        for problem in _archiving_problems(who, state, declared)
-    ]
+    members = [*asked, *_standbys_archiving(databases, sorted(archiving))]
+    problems = [problem for who, state in members for problem in _archiving_problems(who, state, declared)]
     try:
         coordinator = archiving.get(COORDINATOR)
         if coordinator is not None:
@@ -65,6 +62,8 @@ def view(
             method.repository.require_own()
         points, damaged = method.repository.points_and_damage(days=2)
         held, drills = method.repository.held(), method.repository.drills()
+        if any(state["failing"] and state["waiting"] for _, state in members):
+            problems = [*_fullness(method), *problems]
     except (PgherdError, OSError) as error:
         problems += [text for who, state in asked if (text := _waits(who, state))]
         return {**found, "waitingBytes": waiting, "problems": [str(error), *problems]}
@@ -171,6 +170,16 @@ def _archiving_problems(who: str, state: dict[str, Any], declared: BackupSpec) -
             f"({declared.wal_limit}): its disk fills up"
         )
     return problems
+
+
+def _fullness(method: BackupMethod) -> list[str]:
+    """Why a repository that answers takes no file."""
+    room = method.repository.store.room()
+    if room is None or room >= SEGMENT_BYTES:
+        return []
+    return [
+        f"{method.location} is full, {room >> 20} MiB are left: make room there, and what waits comes by itself"
+    ]
 
 
 def _waits(who: str, state: dict[str, Any]) -> str:

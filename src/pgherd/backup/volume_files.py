@@ -12,6 +12,7 @@ time, so that it fits whoever asks. File names are relative to ROOT, contents ar
     add NAME TOKEN PART             the file is replaced by its content with PART behind it; prints ! as above
     names FOLDER                    prints the files directly in a folder, with their versions, as JSON
     folders FOLDER                  prints the names of the folders directly in a folder, as JSON
+    room                            prints how many bytes more fit in
     remove NAME                     a file, or a folder with everything in it
     sweep FOLDER                    what removals and writes directly in a folder have left that were cut short; it may
                                     be a pattern
@@ -109,6 +110,9 @@ class Files:
             sorted(each.name for each in entries if each.is_dir() and each.name[0] != ".")
         ).encode()
 
+    def room(self) -> bytes:
+        return str(shutil.disk_usage(self.root).free).encode()
+
     def remove(self, name: str) -> bytes:
         path = self.root / name
         if path.is_symlink() or path.is_file():
@@ -201,7 +205,7 @@ COMMANDS = {
     "create": "make",
     "read": "read",
     **dict.fromkeys(("put", "keep", "add"), "write"),
-    **dict.fromkeys(("names", "folders"), "list"),
+    **dict.fromkeys(("names", "folders", "room"), "list"),
     "remove": "remove",
     "sweep": "clean up",
 }

@@ -82,6 +82,9 @@ class VolumeStore(Store):
     def sweep(self, folder: str) -> None:
         self._ask("sweep", folder, seconds=REMOVAL_SECONDS)
 
+    def room(self) -> int | None:
+        return int(self._ask("room"))
+
     def locked(self) -> AbstractContextManager[None]:
         return self._lock.held()
 
