@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 
 from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import Endpoint
@@ -92,6 +94,22 @@ def answering(status: int, body: str) -> Iterator[Endpoint]:
 @pytest.fixture
 def client() -> PatroniClient:
     return PatroniClient("secret", timeout=0.5)
+
+
+def test_who_waits_long_for_an_answer_is_patient_with_a_handshake_too(
+    client: PatroniClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[urllib3.Timeout] = []
+
+    def request(*asked: object, timeout: urllib3.Timeout, **how: object) -> SimpleNamespace:
+        limits.append(timeout)
+        return SimpleNamespace(status=200, data=json.dumps(PRIMARY).encode())
+
+    monkeypatch.setattr(client._http, "request", request)
+    nobody = Endpoint("127.0.0.1", 1)
+    client.member_status(nobody)
+    client.restart(nobody)
+    assert [(each.connect_timeout, each.read_timeout) for each in limits] == [(0.5, 0.5), (10.0, 60.0)]
 
 
 def test_a_primary_says_who_follows_it_and_what_waits_for_a_restart(client: PatroniClient) -> None:

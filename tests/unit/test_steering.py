@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from pgherd.errors import PgherdError
+from pgherd.errors import PgherdError, Unavailable
 from pgherd.reconcile import access, observe, steering
 from pgherd.reconcile.state import Observed
 from tests.support.looks import look, member
@@ -40,6 +40,20 @@ def test_no_server_is_ended_that_could_not_read_its_access_rules(
             world, "segment-1", None
         )
     assert not told
+
+
+def test_a_restart_whose_end_nobody_saw_names_the_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "observe", lambda world: look())
+    monkeypatch.setattr(access, "require_readable", lambda *asked: None)
+    monkeypatch.setattr(steering, "group_number", lambda world, group: 1)
+
+    def restart(rest: object) -> None:
+        raise Unavailable("Patroni at 127.0.0.1:34155 does not answer: TimeoutError")
+
+    patroni = SimpleNamespace(restart=restart)
+    world = cast(observe.World, SimpleNamespace(name="shop", patroni=patroni, databases=None))
+    with pytest.raises(Unavailable, match="shop-segment-1-1 may not have been restarted: Patroni at 127"):
+        steering.restart(world, "segment-1")
 
 
 def findings(monkeypatch: pytest.MonkeyPatch, *looks: Observed) -> tuple[list[str], list[Observed]]:

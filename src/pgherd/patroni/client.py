@@ -18,6 +18,9 @@ from pgherd.errors import PgherdError, Unavailable
 from pgherd.model.topology import Endpoint
 from pgherd.patroni.config import REST_USER, RETRY_SECONDS, TTL_SECONDS
 
+CONNECT_SECONDS = 10.0
+"""how long a call that may take longer than the usual waits to be connected"""
+
 Role = Literal["primary", "standby", "unknown"]
 State = Literal[
     "running", "starting", "restarting", "creating", "stopping", "stopped", "crashed", "failed", "unknown"
@@ -270,7 +273,9 @@ class PatroniClient:
         body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> tuple[int, str]:
-        limits = urllib3.Timeout(connect=min(1.0, self._timeout), read=timeout or self._timeout)
+        # Who waits for half a minute for an answer does not give up on a busy machine that is slow to shake hands.
+        connect = min(1.0, self._timeout) if timeout is None else min(CONNECT_SECONDS, timeout)
+        limits = urllib3.Timeout(connect=connect, read=timeout or self._timeout)
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         try:
             response = self._http.request(

@@ -166,7 +166,10 @@ def restart(
     for number in reversed(numbers):
         for state in sorted(seen.of_group(number), key=lambda state: state.is_primary):
             progress(f"restarting {state.member.name}")
-            world.patroni.restart(state.view.rest)
+            try:
+                world.patroni.restart(state.view.rest)
+            except Unavailable as error:
+                raise Unavailable(f"{state.member.name} may not have been restarted: {error}") from error
             _await_running(world, state.member.name)
 
 
