@@ -163,7 +163,8 @@ def test_two_containers_never_share_a_volume(shop: Cluster, breakable: None) -> 
             namespace.kubectl("delete", "pod", member, "--grace-period=0", "--force")
             wait_for(lambda: namespace.get("pod", member)["metadata"]["uid"] != old, "there is a new pod", 60)
             new = namespace.get("pod", member)["metadata"]["uid"]
-            wait_for(partial(waits, namespace, member, new, old), "it waits for the volume", 60)
+            # A busy node takes its time to start it, and two minutes to end the other one by force.
+            wait_for(partial(waits, namespace, member, new, old), "it waits for the volume", 110)
             at_work.go_on(timeout=90)
         finally:
             signal_all(stuck, signal.SIGCONT)
